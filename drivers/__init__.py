@@ -1,0 +1,1 @@
+"""Network drivers: pure functions from records to plans, found by name."""

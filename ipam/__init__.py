@@ -1,0 +1,1 @@
+"""IPAM drivers: where addresses come from, found by name."""

@@ -1,0 +1,1 @@
+"""netlibd: the library kept warm, for what must outlive a call."""

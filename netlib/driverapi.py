@@ -1,0 +1,52 @@
+"""The contract of a network driver: a pure function from records to plans, found by name (``netlib.drivers``).
+
+A driver says how a link reaches the sandbox and what its ports and firewall need. Addresses and routes of an endpoint, the
+default route, resolv.conf and hosts are the core's, the same for every driver. Abilities beyond that are small Protocols of
+their own, never flags.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
+
+from netlib.model import Endpoint, Network, Sandbox, Scope
+from netlib.plan import Plan
+
+
+class NoOptions(Struct, frozen=True):
+    """The options of a driver that has none."""
+
+
+class Driver(Protocol):
+    """What every network driver provides. The option structs name fields by Docker's keys (``msgspec`` ``rename``)."""
+
+    name: str
+    scope: Scope
+    network_options: type[Struct]
+    endpoint_options: type[Struct]
+
+    def network_plan(self, network: Network) -> Plan:
+        """The objects of the network itself; they live as long as its record."""
+        ...
+
+    def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
+        """The objects that bring *endpoint*'s link into *sandbox*, and its ports and firewall."""
+        ...
+
+
+@runtime_checkable
+class Addressless(Protocol):
+    """A driver whose endpoints have no link and no addresses of ours; ``joins_netns`` is whose netns the sandbox is."""
+
+    def sandbox_netns(self) -> str | None:
+        """The path of the netns a sandbox on this network must use ("" is the host's), or None for one of its own."""
+        ...
+
+
+@runtime_checkable
+class ValidatesNetwork(Protocol):
+    """A driver that can refuse a network request beyond its options' types."""
+
+    def validate_network(self, network: Network) -> None:
+        """Raise ConfigError with one sentence; nothing has been changed yet."""
+        ...

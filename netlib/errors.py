@@ -1,0 +1,140 @@
+"""Every error that netlib raises on purpose, and the exit code it ends a command with.
+
+::
+
+    NetlibError                      something a caller can act on; .exit_code for commands (125, as Docker's)
+    ├── ConfigError                  the request itself is wrong: a value, an option, a name
+    │   └── UnknownOption            an option that the driver does not have
+    ├── NotFound                     no such network, sandbox, endpoint, container, driver
+    ├── Conflict                     the request is fine, something that exists stands against it
+    │   ├── AlreadyExists            the name is taken
+    │   ├── InUse                    it has users, and the message lists them
+    │   ├── AddressTaken             an address is leased, and the message says to whom
+    │   └── PortTaken                a host port is held, and the message says by whom
+    ├── PoolExhausted                no address (or no subnet) is left
+    ├── KernelError                  the kernel refused; .errno is its reason
+    │   ├── FeatureMissing           this kernel lacks a feature that the request needs
+    │   ├── ObjectMissing            a link, route or netns that an action needs is not there
+    │   └── NeedsRecreate            an attribute cannot be changed on the living object
+    ├── NotPermitted                 root (or a capability) is needed
+    ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
+    ├── TeardownError                a removal went to its end, and these things would not go
+    ├── StoreError                   the state folder cannot be read or written as it must be
+    │   └── WrongHost                the store describes another network namespace than this one
+    └── DaemonError                  netlibd could not be started or reached, or broke off
+"""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "AddressTaken",
+    "AlreadyExists",
+    "ConfigError",
+    "Conflict",
+    "DaemonError",
+    "DeadlineExceeded",
+    "FeatureMissing",
+    "InUse",
+    "KernelError",
+    "NeedsRecreate",
+    "NetlibError",
+    "NotFound",
+    "NotPermitted",
+    "ObjectMissing",
+    "PoolExhausted",
+    "PortTaken",
+    "StoreError",
+    "TeardownError",
+    "UnknownOption",
+    "WrongHost",
+]
+
+
+class NetlibError(Exception):
+    """Root of the tree: one clear sentence that names the thing, what was found and what to do."""
+
+    exit_code = 125
+
+
+class ConfigError(NetlibError):
+    """A value in the request is malformed or contradicts another one."""
+
+
+class UnknownOption(ConfigError):
+    """An option that the named driver does not have."""
+
+
+class NotFound(NetlibError):
+    """The thing named in the request does not exist."""
+
+
+class Conflict(NetlibError):
+    """Something that exists stands against the request."""
+
+
+class AlreadyExists(Conflict):
+    """The name (or the attachment) is there already."""
+
+
+class InUse(Conflict):
+    """The thing still has users; the message lists them."""
+
+
+class AddressTaken(Conflict):
+    """The address is leased; the message says to whom."""
+
+
+class PortTaken(Conflict):
+    """The host port is held; the message says by whom."""
+
+
+class PoolExhausted(NetlibError):
+    """No address is left in the pool, or no subnet in the pools."""
+
+
+class KernelError(NetlibError):
+    """The kernel refused an action; ``errno`` is its reason, 0 where it gave none."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class FeatureMissing(KernelError):
+    """This kernel was built without something that the request needs."""
+
+
+class ObjectMissing(KernelError):
+    """A link, route or netns that the action needs is not there."""
+
+
+class NeedsRecreate(KernelError):
+    """The attribute cannot be changed while the object lives; remove and create it again."""
+
+
+class NotPermitted(NetlibError):
+    """The caller lacks root or a capability."""
+
+
+class DeadlineExceeded(NetlibError):
+    """A lock or an answer did not come in time."""
+
+
+class TeardownError(NetlibError):
+    """A removal went on to its end; ``failures`` holds what would not go, in the order met."""
+
+    def __init__(self, failures: Sequence[NetlibError]) -> None:
+        super().__init__("; ".join(str(failure) for failure in failures))
+        self.failures = tuple(failures)
+
+
+class StoreError(NetlibError):
+    """The state folder cannot be used: unreadable, newer than this program, or damaged."""
+
+
+class WrongHost(StoreError):
+    """The store describes another network namespace than the one it was opened from."""
+
+
+class DaemonError(NetlibError):
+    """netlibd could not be started or reached, or broke off in the middle of an answer."""

@@ -1,0 +1,112 @@
+"""The handle through which kernel objects act: one conversation per netns, opened at first use, closed with the handle.
+
+A handle serves one operation in one thread. Sockets are opened inside the netns and used from home: a netlink socket belongs
+to the netns in which it was opened. None outlives the operation, for an open socket pins its netns.
+"""
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from netlib.errors import ObjectMissing
+from netlib.kernel.netns import entered
+from netlib.kernel.translate import doing
+from netlib.model import HOST, NetnsRef
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+    from netlib.firewall.nftables import Nftables
+
+__all__ = ["HOST", "Kernel", "Rtnl"]
+
+
+class Rtnl:
+    """A netlink route conversation with one netns; names in, names out."""
+
+    def __init__(self, netns: NetnsRef) -> None:
+        from pyroute2 import IPRoute  # 110 ms of imports, only when something is changed
+
+        self.netns = netns
+        with entered(netns), doing(f"open a netlink socket in {netns.label}"):
+            self.raw: IPRoute = IPRoute()
+
+    def find_link(self, ifname: str) -> Any | None:
+        """The kernel's message about a link (``["index"]``, ``.get("IFLA_…")``), or None."""
+        try:
+            with doing(f"look up link {ifname} in {self.netns.label}"):
+                found = self.raw.link("get", ifname=ifname)
+        except ObjectMissing:
+            return None
+        return found[0] if found else None
+
+    def get_link(self, ifname: str) -> Any:
+        """As :meth:`find_link`; ObjectMissing when there is none."""
+        link = self.find_link(ifname)
+        if link is None:
+            raise ObjectMissing(f"no link {ifname} in {self.netns.label}")
+        return link
+
+    def index(self, ifname: str) -> int:
+        """The ifindex of a link; ObjectMissing when there is none."""
+        return int(self.get_link(ifname)["index"])
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+class Kernel:
+    """What kernel objects get to act with; ``tag`` (``netlib:<store>:<record>``) marks what is made through it as ours."""
+
+    def __init__(self, tag: str = "") -> None:
+        self.tag = tag
+        self._conversations: dict[NetnsRef, Rtnl] = {}
+        self._firewalls: dict[NetnsRef, Nftables] = {}
+        self._fds: dict[NetnsRef, int] = {}
+
+    def rtnl(self, netns: NetnsRef = HOST) -> Rtnl:
+        """The route conversation with *netns*; ObjectMissing when that netns is gone."""
+        conversation = self._conversations.get(netns)
+        if conversation is None:
+            conversation = self._conversations[netns] = Rtnl(netns)
+        return conversation
+
+    def firewall(self, netns: NetnsRef = HOST) -> "Nftables":
+        """The firewall backend of *netns*; a libnftables context belongs to the netns it is opened in."""
+        firewall = self._firewalls.get(netns)
+        if firewall is None:
+            from netlib.firewall.nftables import Nftables
+
+            firewall = self._firewalls[netns] = Nftables(netns)
+        return firewall
+
+    def netns_fd(self, netns: NetnsRef) -> int:
+        """A descriptor of *netns* for netlink attributes; it lives as long as the handle."""
+        fd = self._fds.get(netns)
+        if fd is None:
+            from netlib.kernel.netns import opened
+
+            with opened(netns) as temporary:
+                fd = self._fds[netns] = os.dup(temporary)
+        return fd
+
+    def forget(self, netns: NetnsRef) -> None:
+        """Close what is open into the netns at that path, whatever its identity, so that it can end."""
+        for key in [key for key in {*self._conversations, *self._firewalls, *self._fds} if key.path == netns.path]:
+            if key in self._conversations:
+                self._conversations.pop(key).close()
+            if key in self._firewalls:
+                self._firewalls.pop(key).close()
+            if key in self._fds:
+                os.close(self._fds.pop(key))
+
+    def close(self) -> None:
+        """Close every socket; the handle can be used again and opens new ones."""
+        for netns in list({*self._conversations, *self._firewalls, *self._fds}):
+            self.forget(netns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,194 @@
+"""Network namespaces: entering, recognising, making and removing them.
+
+One rule: a thread that entered a netns comes home on every path. ``os.setns`` is new in Python 3.12, so the calls go through
+ctypes, here and nowhere else.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.translate import doing, kernel_error
+from netlib.model import NetnsRef
+from netlib.plan import Key, KernelObject
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+NETNS_DIR = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_SHARED, _MS_REC, _MNT_DETACH = 4096, 1 << 20, 16384, 2
+_SO_NETNS_COOKIE = 71
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, action: str) -> None:
+    if result != 0:
+        raise kernel_error(ctypes.get_errno(), action)
+
+
+def setns(fd: int) -> None:
+    """Move this thread into the netns that *fd* refers to."""
+    _check(_libc.setns(fd, _CLONE_NEWNET), "enter the network namespace")
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's random id of this boot, first 12 hexadecimal digits."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:12]
+
+
+def current_identity() -> str:
+    """Who the netns of this thread is: ``<boot id>:<SO_NETNS_COOKIE>`` (never reused within a boot)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+    return f"{boot_id()}:{cookie}"
+
+
+def identity_of(fd: int) -> str:
+    """Who the netns behind an open file descriptor is."""
+    with entered_fd(fd):
+        return current_identity()
+
+
+@contextmanager
+def entered_fd(fd: int) -> Iterator[None]:
+    """Be in the netns of *fd* inside the block; at home again after it, whatever happened."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd)
+        try:
+            yield
+        finally:
+            setns(home)
+    finally:
+        os.close(home)
+
+
+@contextmanager
+def opened(netns: NetnsRef) -> Iterator[int]:
+    """A file descriptor of *netns*; ObjectMissing when the path is gone or leads to another netns by now."""
+    try:
+        fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise kernel_error(error.errno, f"open network namespace {netns.label}", error.strerror) from error
+    try:
+        if netns.identity:
+            try:
+                found = identity_of(fd)
+            except KernelError as error:  # EINVAL: a plain file, left by a boot or a crash before the mount
+                raise ObjectMissing(f"{netns.path} is no network namespace", error.errno) from error
+            if found != netns.identity:
+                raise ObjectMissing(f"network namespace {netns.label} is gone: another one is at {netns.path} now")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def entered(netns: NetnsRef) -> Iterator[None]:
+    """Be in *netns* inside the block; the host (an empty path) is where the thread already is."""
+    if netns.is_host:
+        yield
+        return
+    with opened(netns) as fd, entered_fd(fd):
+        yield
+
+
+def create_netns(path: Path) -> None:
+    """Make a new netns and pin it at *path*, as ``ip netns add`` does, so that ``ip netns`` sees it.
+
+    The parent folder becomes a shared mount, so that mounts in it are seen by containers' mount namespaces and undone there.
+    """
+    with doing(f"create network namespace {path}"):
+        _prepare_netns_dir(path.parent)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    failures: list[BaseException] = []
+
+    def pin() -> None:  # in a thread of its own: it takes the new netns with it when it ends
+        try:
+            _check(_libc.unshare(_CLONE_NEWNET), f"create network namespace {path}")
+            source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
+            _check(_libc.mount(source, str(path).encode(), b"none", _MS_BIND, None), f"pin network namespace {path}")
+        except BaseException as error:  # carried to the caller's thread
+            failures.append(error)
+
+    thread = threading.Thread(target=pin, name="netns")
+    thread.start()
+    thread.join()
+    if failures:
+        path.unlink(missing_ok=True)
+        raise failures[0]
+
+
+def _prepare_netns_dir(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    name = str(folder).encode()
+    if _libc.mount(b"", name, b"none", _MS_SHARED | _MS_REC, None) == 0:
+        return
+    _check(_libc.mount(name, name, b"none", _MS_BIND | _MS_REC, None), f"make {folder} a mount point")
+    _check(_libc.mount(b"", name, b"none", _MS_SHARED | _MS_REC, None), f"share the mounts of {folder}")
+
+
+def delete_netns(path: Path) -> None:
+    """Unpin the netns at *path* and delete the file; a no-op when neither is there.
+
+    The netns itself ends when the last process and socket in it do.
+    """
+    if not path.exists():
+        return
+    while _libc.umount2(str(path).encode(), _MNT_DETACH) == 0:  # one mount may lie on another
+        pass
+    with doing(f"delete network namespace {path}"):
+        path.unlink(missing_ok=True)
+
+
+class OwnedNetns(KernelObject, tag="netns"):
+    """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox."""
+
+    path: str
+    identity: str = ""
+
+    @property
+    def key(self) -> Key:
+        return Key("netns", self.path, "self")
+
+    def ensure(self, kernel: "Kernel") -> None:
+        """Make it; raise AlreadyExists-like KernelError when something else is at the path."""
+        path = Path(self.path)
+        if path.is_mount() or self._is_nsfs(path):
+            return
+        path.unlink(missing_ok=True)  # an empty file: left by a crash between its creation and the mount
+        create_netns(path)
+
+    def remove(self, kernel: "Kernel") -> None:
+        kernel.forget(NetnsRef(self.path))
+        delete_netns(Path(self.path))
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        return None if self._is_nsfs(Path(self.path)) else f"network namespace {self.path} is missing"
+
+    def commands(self) -> Iterable[str]:
+        yield f"ip netns add {Path(self.path).name}"
+
+    @staticmethod
+    def _is_nsfs(path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            identity_of(fd)
+        except KernelError:
+            return False
+        finally:
+            os.close(fd)
+        return True

@@ -1,0 +1,205 @@
+"""The three nouns of the Container Network Model, and what they are made of, as frozen records.
+
+A record holds what was asked and the facts that only the world knew; everything the kernel holds follows from it. Nothing
+in here reads the kernel, the store or the clock.
+"""
+
+import ipaddress
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+    IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+    IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+else:  # msgspec takes one custom type in a union; these are the common ancestors (netlib.codec reads the text)
+    IPAddress = ipaddress._BaseAddress
+    IPNetwork = ipaddress._BaseNetwork
+    IPInterface = ipaddress._BaseAddress
+
+__all__ = [
+    "HOST",
+    "AddressPool",
+    "Endpoint",
+    "IPAddress",
+    "IPInterface",
+    "IPNetwork",
+    "Link",
+    "NetnsRef",
+    "Network",
+    "Phase",
+    "PortMapping",
+    "Protocol",
+    "ResolverConfig",
+    "Sandbox",
+    "Scope",
+]
+
+
+class Phase(StrEnum):
+    """Where a record stands; only ``READY`` ones are seen by lookups and names."""
+
+    CREATING = "creating"
+    READY = "ready"
+    REMOVING = "removing"
+
+
+class Scope(StrEnum):
+    """How far a network reaches: this host, or every host of the cluster."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+class Protocol(StrEnum):
+    """Transport of a published port."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class NetnsRef(Struct, frozen=True):
+    """A network namespace: the path it is reached by and, once known, who it truly is.
+
+    ``identity`` is ``<boot id>:<SO_NETNS_COOKIE>``; inode numbers are reused at once, cookies never within a boot. An
+    empty path is the namespace that the store describes, called the host here.
+    """
+
+    path: str
+    identity: str = ""
+
+    @property
+    def is_host(self) -> bool:
+        return not self.path
+
+    @property
+    def label(self) -> str:
+        """How people and keys call it: ``host`` or the last part of a path in ``/run/netns``, else the path."""
+        if not self.path:
+            return "host"
+        return self.path.removeprefix("/run/netns/")
+
+
+HOST = NetnsRef("")
+
+
+class AddressPool(Struct, frozen=True, kw_only=True):
+    """One subnet of a network: where dynamic addresses come from, and what is kept out of them."""
+
+    subnet: IPNetwork
+    gateway: IPAddress | None = None
+    ip_range: IPNetwork | None = None
+    auxiliary: dict[str, IPAddress] = {}
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.subnet.version
+
+    @property
+    def gateway_interface(self) -> IPInterface | None:
+        """The gateway with the length of the subnet, as it stands on the bridge."""
+        return ipaddress.ip_interface(f"{self.gateway}/{self.subnet.prefixlen}") if self.gateway else None
+
+
+class Network(Struct, frozen=True, kw_only=True):
+    """Endpoints that reach each other directly, through one driver."""
+
+    id: str
+    name: str
+    driver: str
+    created: float  # seconds since the epoch
+    scope: Scope = Scope.LOCAL
+    pools: tuple[AddressPool, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    internal: bool = False
+    ipv4: bool = True
+    ipv6: bool = False
+    ipam_driver: str = "default"
+    ipam_options: dict[str, str] = {}
+    predefined: bool = False
+
+    @property
+    def resolves_names(self) -> bool:
+        """User-defined networks resolve their members' names; the predefined ones do not, as in Docker."""
+        return not self.predefined
+
+    def pool(self, family: int) -> AddressPool | None:
+        """The first pool of *family* (4 or 6)."""
+        return next((pool for pool in self.pools if pool.family == family), None)
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:12]
+
+
+class PortMapping(Struct, frozen=True, kw_only=True):
+    """One container port published on one host port; ``host_ip`` None means every address of the host."""
+
+    container_port: int
+    host_port: int
+    protocol: Protocol = Protocol.TCP
+    host_ip: IPAddress | None = None
+
+
+class Link(Struct, frozen=True):
+    """Docker's ``--link name:alias``: inside this endpoint's sandbox, *alias* means the sandbox called *name*."""
+
+    name: str
+    alias: str
+
+
+class ResolverConfig(Struct, frozen=True, kw_only=True):
+    """What a sandbox asked of its resolver; empty means: as on the host."""
+
+    servers: tuple[IPAddress, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    extra_hosts: tuple[tuple[str, IPAddress], ...] = ()
+
+
+class Sandbox(Struct, frozen=True, kw_only=True):
+    """One container's network stack: a netns, and what its resolver is told."""
+
+    id: str
+    name: str
+    created: float  # seconds since the epoch
+    netns: NetnsRef
+    owned: bool  # we made the netns, and it goes with the sandbox
+    hostname: str = ""
+    domainname: str = ""
+    resolver: ResolverConfig = ResolverConfig()
+    dns_port: int = 0  # where netlibd listens on 127.0.0.11 inside an owned netns
+    files_dir: str = ""  # folder of its resolv.conf, hosts and hostname
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:12]
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """One sandbox's place in one network: link, addresses, names, ports."""
+
+    id: str
+    network: str  # id
+    sandbox: str  # id
+    created: float  # seconds since the epoch
+    ifname: str = ""  # empty where the driver gives no link (host, none)
+    mac: str = ""
+    addresses: tuple[IPInterface, ...] = ()
+    aliases: tuple[str, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    links: tuple[Link, ...] = ()
+    gw_priority: int = 0
+    options: dict[str, str] = {}
+
+    def address(self, family: int) -> IPInterface | None:
+        """The first address of *family* (4 or 6), with its prefix length."""
+        return next((address for address in self.addresses if address.version == family), None)
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:12]

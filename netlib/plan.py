@@ -1,0 +1,113 @@
+"""What a plan is: an ordered tuple of small frozen objects, each one thing that the kernel (or a folder of ours) holds.
+
+Drivers answer with plans; the core writes them down, applies them in order and removes them in reverse. A plan never
+reads the kernel: what had to be known first is in the record, or is *observed* once, before the object is written down.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+
+class Key(NamedTuple):
+    """Identity of a kernel object: its other fields are attributes, and changing one is an ``ensure``."""
+
+    kind: str
+    netns: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.netns or 'host'}/{self.name}"
+
+
+class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """One thing the kernel holds for us: names, never ifindexes.
+
+    Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``shared`` ones are held by
+    several records at once and are changed under a lock per key. ``batch`` names the room that can take a run of neighbouring
+    objects as one transaction ("firewall"); such objects' ``ensure`` and ``remove`` are one-element batches.
+    """
+
+    shared: ClassVar[bool] = False
+    batch: ClassVar[str] = ""
+
+    @property
+    def key(self) -> Key:
+        raise NotImplementedError
+
+    def observed(self, kernel: "Kernel") -> Self:
+        """Return this object with what must be known before it is written down (a prior value, an adoption)."""
+        return self
+
+    def ensure(self, kernel: "Kernel") -> None:
+        """Make it so; a no-op when it is so. Raise NeedsRecreate when the living object cannot be changed into it."""
+        raise NotImplementedError
+
+    def remove(self, kernel: "Kernel") -> None:
+        """Make it gone; a no-op when it is gone."""
+        raise NotImplementedError
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        """Say how the kernel differs from this object, or None."""
+        raise NotImplementedError
+
+    def commands(self) -> Iterable[str]:
+        """The command lines that a person would type for it."""
+        raise NotImplementedError
+
+
+class Plan(tuple[KernelObject, ...]):
+    """An ordered tuple of kernel objects with unique keys; ``Plan(a, b) + Plan(c)`` is a plan."""
+
+    __slots__ = ()
+
+    def __new__(cls, *objects: KernelObject) -> Self:
+        seen: set[Key] = set()
+        for item in objects:
+            if item.key in seen:
+                raise ValueError(f"two objects of one plan have the key {item.key}")
+            seen.add(item.key)
+        return super().__new__(cls, objects)
+
+    def __add__(self, other: Iterable[KernelObject]) -> "Plan":  # type: ignore[override]
+        return Plan(*self, *other)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return tuple(item.key for item in self)
+
+    def of(self, kind: type[Any]) -> tuple[Any, ...]:
+        """The objects of class *kind*, in order."""
+        return tuple(item for item in self if isinstance(item, kind))
+
+    def runs(self) -> Iterator[tuple[KernelObject, ...]]:
+        """Split into runs to apply at once: neighbours of one ``batch`` and netns together, all others alone."""
+        run: list[KernelObject] = []
+        for item in self:
+            if run and not (item.batch and item.batch == run[-1].batch and item.key.netns == run[-1].key.netns):
+                yield tuple(run)
+                run = []
+            run.append(item)
+        if run:
+            yield tuple(run)
+
+
+class Change(NamedTuple):
+    """What turns one plan into another: ensure these in order, then remove those in reverse."""
+
+    ensure: Plan
+    remove: Plan
+
+
+def plan_change(old: Plan, new: Plan) -> Change:
+    """Compare by key: an object with the same key and other attributes is one ``ensure``, never a removal."""
+    before = {item.key: item for item in old}
+    wanted = set(new.keys)
+    return Change(
+        ensure=Plan(*(item for item in new if before.get(item.key) != item)),
+        remove=Plan(*(item for item in old if item.key not in wanted)),
+    )

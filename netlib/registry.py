@@ -1,0 +1,81 @@
+"""Finding things by name without importing what is not asked for.
+
+Built-in drivers and kernel objects resolve from the tables below; other drivers through entry points
+(``netlib.drivers``, ``netlib.ipam_drivers``), which are scanned only when a name is not built in.
+"""
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from netlib.driverapi import Driver
+from netlib.errors import NotFound, StoreError
+from netlib.ipamapi import IpamDriver
+from netlib.plan import KernelObject
+
+_DRIVERS = {
+    "bridge": "drivers.bridge:BridgeDriver",
+    "host": "drivers.host:HostDriver",
+    "none": "drivers.none:NoneDriver",
+}
+_IPAM_DRIVERS = {"default": "ipam.default:DefaultIpam"}
+_OBJECTS = {
+    "netns": "netlib.kernel.netns:OwnedNetns",
+    "bridge": "netlib.kernel.links:Bridge",
+    "veth": "netlib.kernel.links:Veth",
+    "bridge_port": "netlib.kernel.links:BridgePort",
+    "link_up": "netlib.kernel.links:LinkUp",
+    "address": "netlib.kernel.addresses:Address",
+    "route": "netlib.kernel.routes:RouteEntry",
+    "sysctl": "netlib.kernel.sysctl:Sysctl",
+    "file": "netlib.kernel.files:TextFile",
+    "folder": "netlib.kernel.files:Folder",
+    "firewall_base": "netlib.firewall.objects:FirewallBase",
+    "firewall_network": "netlib.firewall.objects:BridgedNetwork",
+    "masquerade": "netlib.firewall.objects:Masquerade",
+    "published_port": "netlib.firewall.objects:PublishedPort",
+    "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
+    "dns_redirect": "netlib.firewall.objects:DnsRedirect",
+}
+
+
+@cache
+def driver(name: str) -> Driver:
+    """The network driver called *name*; NotFound lists the ones there are."""
+    return cast(Driver, _resolve("network driver", name, _DRIVERS, "netlib.drivers")())
+
+
+@cache
+def ipam_driver(name: str) -> IpamDriver:
+    """The IPAM driver called *name*; NotFound lists the ones there are."""
+    return cast(IpamDriver, _resolve("IPAM driver", name, _IPAM_DRIVERS, "netlib.ipam_drivers")())
+
+
+@cache
+def object_class(tag: str) -> type[KernelObject]:
+    """The class of kernel object that the store calls *tag*."""
+    target = _OBJECTS.get(tag)
+    if target is None:
+        raise StoreError(f"the store holds an object of type {tag!r}, which this netlib does not know; upgrade netlib")
+    return cast(type[KernelObject], _load(target))
+
+
+def object_tags() -> tuple[str, ...]:
+    """Every tag that a stored object may have."""
+    return tuple(_OBJECTS)
+
+
+def _resolve(what: str, name: str, builtin: dict[str, str], group: str) -> Any:
+    if name in builtin:
+        return _load(builtin[name])
+    found = {point.name: point for point in entry_points(group=group)}
+    if name not in found:
+        known = ", ".join(sorted({*builtin, *found}))
+        raise NotFound(f"{what} {name!r} not found; there are: {known}")
+    return found[name].load()
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""The bundled runtime: namespaces, mounts, cgroups, a minder per container, logs."""

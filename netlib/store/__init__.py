@@ -1,0 +1,1 @@
+"""Where records are kept: SQLite for this host (``sqlite.py``), its tables (``schema.py``), typed rows (``records.py``)."""

@@ -1,0 +1,209 @@
+"""Typed rows inside one transaction: records, their objects, published ports, the journal.
+
+The IPAM tables are the IPAM drivers' own affair; they reach them through :attr:`Transaction.db`.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from netlib.codec import decode, encode
+from netlib.model import Endpoint, Network, Phase, PortMapping, Sandbox
+from netlib.plan import Key, KernelObject, Plan
+from netlib.registry import object_class
+
+_R = TypeVar("_R", bound=Struct)
+
+JOURNAL_ROWS = 10_000
+_KINDS: dict[type[Any], str] = {Network: "network", Sandbox: "sandbox", Endpoint: "endpoint"}
+_CLASSES: dict[str, type[Any]] = {kind: cls for cls, kind in _KINDS.items()}
+
+
+def register_kind(kind: str, cls: type[Any]) -> None:
+    """Let a room above the core keep records of its own (the runtime's containers)."""
+    _KINDS[cls], _CLASSES[kind] = kind, cls
+
+
+class Row(NamedTuple, Generic[_R]):
+    """One record with what the store knows about it."""
+
+    id: str
+    kind: str
+    name: str
+    phase: Phase
+    boot: str
+    value: _R
+
+
+class JournalEntry(NamedTuple):
+    """One operation as ``netlib log`` shows it."""
+
+    time: float  # seconds since the epoch
+    operation: str
+    subject: str
+    outcome: str
+    seconds: float
+    detail: list[str]
+
+
+_COLUMNS = "id, kind, name, phase, boot, body"
+
+
+class Transaction:
+    """Every question and every change that the core has for the store."""
+
+    def __init__(self, db: sqlite3.Connection, boot: str) -> None:
+        self.db = db
+        self.boot = boot
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def insert(self, value: Any, *, name: str, phase: Phase = Phase.CREATING, network: str | None = None, sandbox: str | None = None) -> None:
+        """Write a new record. ``sqlite3.IntegrityError`` when its kind has that name; callers look first."""
+        self.db.execute(
+            "INSERT INTO record (id, kind, name, phase, network, sandbox, boot, body) VALUES (?,?,?,?,?,?,?,?)",
+            (value.id, _KINDS[type(value)], name, phase, network, sandbox, self.boot, encode(value)),
+        )
+
+    def replace(self, value: Any, *, name: str | None = None) -> None:
+        """Write a record's new body, and its new name where one is given."""
+        self.db.execute("UPDATE record SET body=?, name=coalesce(?, name) WHERE id=?", (encode(value), name, value.id))
+
+    def set_phase(self, record: str, phase: Phase) -> None:
+        """Move a record on, and stamp it with this boot."""
+        self.db.execute("UPDATE record SET phase=?, boot=? WHERE id=?", (phase, self.boot, record))
+
+    def delete(self, record: str) -> None:
+        """Delete a record with its objects and ports."""
+        self.db.execute("DELETE FROM record WHERE id=?", (record,))
+
+    def find(self, cls: type[_R], reference: str) -> Row[_R] | None:
+        """The record of that name or id; an id may be shortened as long as one record alone has it."""
+        kind = _KINDS[cls]
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? AND name=?", (kind, reference)).fetchone()
+        if row is None:
+            rows = self.db.execute(
+                f"SELECT {_COLUMNS} FROM record WHERE id>=? AND id<? AND kind=? LIMIT 2", (reference, reference + "g", kind)
+            ).fetchall()
+            if len(rows) != 1 or not reference:
+                return None
+            row = rows[0]
+        return self._row(row)
+
+    def by_id(self, record: str) -> Row[Any] | None:
+        """The record with that full id, of whatever kind."""
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE id=?", (record,)).fetchone()
+        return self._row(row) if row else None
+
+    def all(self, cls: type[_R]) -> list[Row[_R]]:
+        """Every record of a kind, by name."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? ORDER BY name", (_KINDS[cls],))
+        return [self._row(row) for row in rows]
+
+    def endpoints_of_network(self, network: str) -> list[Row[Endpoint]]:
+        """The endpoints in a network (by id), in whatever phase."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE network=? AND kind='endpoint' ORDER BY name", (network,))
+        return [self._row(row) for row in rows]
+
+    def endpoints_of_sandbox(self, sandbox: str) -> list[Row[Endpoint]]:
+        """The endpoints of a sandbox (by id), in whatever phase."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE sandbox=? AND kind='endpoint' ORDER BY name", (sandbox,))
+        return [self._row(row) for row in rows]
+
+    def in_flight(self) -> list[Row[Any]]:
+        """Records that are not ready: being worked on, or left by a crash."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE phase<>'ready'")
+        return [self._row(row) for row in rows]
+
+    def of_other_boots(self) -> list[Row[Any]]:
+        """Records whose kernel objects went with an earlier boot."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>?", (self.boot,))
+        return [self._row(row) for row in rows]
+
+    def _row(self, row: tuple[Any, ...]) -> Row[Any]:
+        record, kind, name, phase, boot, body = row
+        return Row(record, kind, name, Phase(phase), boot, decode(body, _CLASSES[kind]))
+
+    # --- objects ---------------------------------------------------------------------------------------------------
+
+    def write_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
+        """Write down what is about to be applied for *record*, replacing what stood there."""
+        self.db.execute("DELETE FROM object WHERE record=?", (record,))
+        self.db.executemany(
+            "INSERT INTO object (record, seq, key, body) VALUES (?,?,?,?)",
+            [(record, seq, str(item.key), encode(item)) for seq, item in enumerate(objects)],
+        )
+
+    def objects(self, record: str) -> Plan:
+        """What was written down for *record*, in order."""
+        rows = self.db.execute("SELECT body FROM object WHERE record=? ORDER BY seq", (record,))
+        return Plan(*(decode_object(body) for (body,) in rows))
+
+    def holder(self, key: Key, *, besides: str) -> tuple[str, KernelObject] | None:
+        """Another record that holds *key*, and the object as it wrote it down."""
+        row = self.db.execute("SELECT record, body FROM object WHERE key=? AND record<>? LIMIT 1", (str(key), besides)).fetchone()
+        return (row[0], decode_object(row[1])) if row else None
+
+    def all_objects(self) -> Iterator[tuple[str, KernelObject]]:
+        """Every object written down, with the id of its record."""
+        for record, body in self.db.execute("SELECT record, body FROM object ORDER BY record, seq"):
+            yield record, decode_object(body)
+
+    # --- published ports -------------------------------------------------------------------------------------------
+
+    def claim_port(self, mapping: PortMapping, owner: str) -> None:
+        """Write down that *owner* (an endpoint's id) publishes a host port; :meth:`port_holder` first."""
+        self.db.execute(
+            "INSERT INTO port (protocol, number, host_ip, owner) VALUES (?,?,?,?)",
+            (mapping.protocol, mapping.host_port, str(mapping.host_ip or ""), owner),
+        )
+
+    def port_holder(self, mapping: PortMapping) -> str | None:
+        """The id of the endpoint whose published port *mapping* would clash with (every address clashes with each)."""
+        rows = self.db.execute("SELECT host_ip, owner FROM port WHERE protocol=? AND number=?", (mapping.protocol, mapping.host_port))
+        mine = str(mapping.host_ip or "")
+        return next((owner for host_ip, owner in rows if not mine or not host_ip or host_ip == mine), None)
+
+    def ports(self) -> list[PortMapping]:
+        """Every host port that is published, as (protocol, number, address); the container's side is left 0."""
+        from ipaddress import ip_address
+
+        rows = self.db.execute("SELECT protocol, number, host_ip FROM port ORDER BY protocol, number")
+        return [
+            PortMapping(container_port=0, host_port=number, protocol=protocol, host_ip=ip_address(host_ip) if host_ip else None)
+            for protocol, number, host_ip in rows
+        ]
+
+    # --- meta and journal ------------------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the store itself."""
+        row = self.db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Write a fact about the store itself."""
+        self.db.execute("INSERT INTO meta VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value=excluded.value", (key, value))
+
+    def log(self, entry: JournalEntry) -> None:
+        """Add an operation to the journal and let the oldest one beyond the limit go."""
+        cursor = self.db.execute(
+            "INSERT INTO journal (time, operation, subject, outcome, seconds, detail) VALUES (?,?,?,?,?,?)",
+            (entry.time, entry.operation, entry.subject, entry.outcome, entry.seconds, encode(entry.detail)),
+        )
+        self.db.execute("DELETE FROM journal WHERE id<=?", ((cursor.lastrowid or 0) - JOURNAL_ROWS,))
+
+    def journal(self, limit: int) -> list[JournalEntry]:
+        """The last *limit* operations, oldest first."""
+        rows = self.db.execute("SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+        return [JournalEntry(*row[:5], decode(row[5], list[str])) for row in reversed(rows)]
+
+
+def decode_object(body: bytes) -> KernelObject:
+    """Read an object that was written down, by the class that its ``type`` names."""
+    from msgspec.json import decode as plain
+
+    kind: KernelObject = decode(body, object_class(plain(body)["type"]))
+    return kind

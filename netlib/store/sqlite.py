@@ -1,0 +1,125 @@
+"""The local store: one SQLite file in WAL mode, one connection per thread, none across a fork.
+
+Its one rule: every write is ``BEGIN IMMEDIATE``. A deferred transaction that reads and then writes fails under
+contention (673 of 1,000 times with 50 processes); an immediate one waits its turn.
+"""
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
+from netlib.store.records import Transaction
+from netlib.store.schema import MIGRATIONS
+
+BUSY_SECONDS = 30.0
+
+
+class Store:
+    """Records, objects, leases and ports of one host, in ``<state_dir>/netlib.db``, readable by its owner only."""
+
+    def __init__(self, state_dir: Path, *, boot: str) -> None:
+        """Remember where the file is; it is opened (and made) at the first transaction.
+
+        *boot* is the boot id that new rows are stamped with.
+        """
+        self.path = state_dir / "netlib.db"
+        self._boot = boot
+        self._local = threading.local()
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written; looking does not make the file."""
+        return self.path.exists()
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A consistent view of one moment. Writing inside it is an error of the program."""
+        yield from self._transaction("BEGIN")
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """One atomic change: committed when the block ends, rolled back when it raises.
+
+        Raises DeadlineExceeded when another process keeps the write lock for 30 s.
+        """
+        yield from self._transaction("BEGIN IMMEDIATE")
+
+    def close(self) -> None:
+        """Close this thread's connection; the next transaction opens a new one."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            connection.close()
+        self._local.connection = None
+
+    def _transaction(self, begin: str) -> Iterator[Transaction]:
+        connection = self._connection()
+        try:
+            connection.execute(begin)
+        except sqlite3.OperationalError as error:
+            raise self._translated(error) from error
+        try:
+            yield Transaction(connection, self._boot)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            connection.execute("ROLLBACK")
+            raise self._translated(error) from error
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            return connection
+        # A connection inherited over a fork is dropped without closing it: closing would release the parent's locks.
+        self._local.inherited = connection
+        connection = self._open()
+        self._local.connection, self._local.pid = connection, os.getpid()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+                folder.chmod(0o700)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except PermissionError as error:
+            raise NotPermitted(f"state folder {folder}: no permission to write there; run as root or pass --state-dir") from error
+        except OSError as error:
+            raise StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one") from error
+        try:
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            self._migrate(connection)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == len(MIGRATIONS):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
+        if version > len(MIGRATIONS):
+            connection.execute("ROLLBACK")
+            raise StoreError(f"{self.path} was written by a newer netlib (schema {version}, this one knows {len(MIGRATIONS)}); upgrade netlib")
+        for number in range(version, len(MIGRATIONS)):
+            for statement in MIGRATIONS[number].split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={number + 1}")
+        connection.execute("COMMIT")
+
+    def _translated(self, error: sqlite3.Error) -> StoreError | DeadlineExceeded:
+        if "locked" in str(error) or "busy" in str(error):
+            return DeadlineExceeded(f"{self.path} is kept locked for writing by another process for more than {BUSY_SECONDS:.0f} s")
+        return StoreError(f"{self.path}: {error}")
