@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from netlib.model import Endpoint, Network, Sandbox, Scope
+from netlib.model import Endpoint, IPAddress, Network, Sandbox, Scope
 from netlib.plan import Plan
 
 
@@ -49,4 +49,22 @@ class ValidatesNetwork(Protocol):
 
     def validate_network(self, network: Network) -> None:
         """Raise ConfigError with one sentence; nothing has been changed yet."""
+        ...
+
+
+@runtime_checkable
+class NamesLinks(Protocol):
+    """A driver that chooses the prefix of links inside sandboxes (``eth`` else)."""
+
+    def ifname_prefix(self, network: Network) -> str:
+        """The prefix; the core adds the lowest free number."""
+        ...
+
+
+@runtime_checkable
+class BindsPorts(Protocol):
+    """A driver whose network says on which host address ports are published when the request does not."""
+
+    def default_host_ip(self, network: Network) -> IPAddress | None:
+        """That address, or None for every one."""
         ...

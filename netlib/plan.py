@@ -4,10 +4,12 @@ Drivers answer with plans; the core writes them down, applies them in order and 
 reads the kernel: what had to be known first is in the record, or is *observed* once, before the object is written down.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from msgspec import Struct
+
+from netlib.model import HOST, NetnsRef
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
@@ -24,16 +26,21 @@ class Key(NamedTuple):
         return f"{self.kind}/{self.netns or 'host'}/{self.name}"
 
 
-class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type"):
+class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     """One thing the kernel holds for us: names, never ifindexes.
 
     Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``shared`` ones are held by
-    several records at once and are changed under a lock per key. ``batch`` names the room that can take a run of neighbouring
-    objects as one transaction ("firewall"); such objects' ``ensure`` and ``remove`` are one-element batches.
+    several records at once and are changed under a lock per key. ``batch`` names what can be changed together in one request
+    ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of such neighbours. ``observations`` names
+    the fields that :meth:`observed` fills; a later holder of the key takes them over from the first one.
     """
 
     shared: ClassVar[bool] = False
     batch: ClassVar[str] = ""
+    observations: ClassVar[tuple[str, ...]] = ()
+    survives_boot: ClassVar[bool] = False  # it lies on disk, and must be removed even when the kernel that held the rest is gone
+
+    netns: NetnsRef = HOST
 
     @property
     def key(self) -> Key:
@@ -54,6 +61,22 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type"):
     def drift(self, kernel: "Kernel") -> str | None:
         """Say how the kernel differs from this object, or None."""
         raise NotImplementedError
+
+    @classmethod
+    def ensure_many(cls, kernel: "Kernel", run: Sequence["KernelObject"]) -> None:
+        """Make a run of one ``batch`` and netns so, in order; one by one unless the room has something better."""
+        for item in run:
+            item.ensure(kernel)
+
+    @classmethod
+    def remove_many(cls, kernel: "Kernel", run: Sequence["KernelObject"]) -> None:
+        """Make a run of one ``batch`` and netns gone, in the order given."""
+        for item in run:
+            item.remove(kernel)
+
+    def carries(self, other: "KernelObject") -> bool:
+        """Whether *other* vanishes with this object by the kernel's own doing (an address with its link)."""
+        return False
 
     def commands(self) -> Iterable[str]:
         """The command lines that a person would type for it."""

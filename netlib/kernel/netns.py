@@ -6,6 +6,7 @@ ctypes, here and nowhere else.
 
 import ctypes
 import os
+import shlex
 import socket
 import struct
 import threading
@@ -59,6 +60,12 @@ def identity_of(fd: int) -> str:
         return current_identity()
 
 
+def identity_of_path(path: str) -> str:
+    """Who the netns pinned at *path* is; ObjectMissing when there is none."""
+    with opened(NetnsRef(path)) as fd:
+        return identity_of(fd)
+
+
 @contextmanager
 def entered_fd(fd: int) -> Iterator[None]:
     """Be in the netns of *fd* inside the block; at home again after it, whatever happened."""
@@ -101,6 +108,17 @@ def entered(netns: NetnsRef) -> Iterator[None]:
         return
     with opened(netns) as fd, entered_fd(fd):
         yield
+
+
+def command_in(netns: NetnsRef, command: str) -> str:
+    """The command line that runs *command* in *netns*, as a person would type it."""
+    if netns.is_host:
+        return command
+    if "/" in netns.label:
+        return f"nsenter --net={shlex.quote(netns.path)} {command}"
+    if command.startswith("ip "):
+        return f"ip -n {netns.label} {command.removeprefix('ip ')}"
+    return f"ip netns exec {netns.label} {command}"
 
 
 def create_netns(path: Path) -> None:
@@ -175,6 +193,10 @@ class OwnedNetns(KernelObject, tag="netns"):
 
     def drift(self, kernel: "Kernel") -> str | None:
         return None if self._is_nsfs(Path(self.path)) else f"network namespace {self.path} is missing"
+
+    def carries(self, other: KernelObject) -> bool:
+        """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own."""
+        return other.netns.path == self.path
 
     def commands(self) -> Iterable[str]:
         yield f"ip netns add {Path(self.path).name}"

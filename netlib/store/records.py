@@ -4,7 +4,7 @@ The IPAM tables are the IPAM drivers' own affair; they reach them through :attr:
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
@@ -48,6 +48,7 @@ class JournalEntry(NamedTuple):
     detail: list[str]
 
 
+_CORE = "('network', 'sandbox', 'endpoint')"  # rooms above the core look after their own kinds
 _COLUMNS = "id, kind, name, phase, boot, body"
 
 
@@ -74,6 +75,10 @@ class Transaction:
     def set_phase(self, record: str, phase: Phase) -> None:
         """Move a record on, and stamp it with this boot."""
         self.db.execute("UPDATE record SET phase=?, boot=? WHERE id=?", (phase, self.boot, record))
+
+    def stamp(self, record: str, boot: str) -> None:
+        """Say in which boot a record's objects were applied; empty for not yet."""
+        self.db.execute("UPDATE record SET boot=? WHERE id=?", (boot, record))
 
     def delete(self, record: str) -> None:
         """Delete a record with its objects and ports."""
@@ -114,12 +119,12 @@ class Transaction:
 
     def in_flight(self) -> list[Row[Any]]:
         """Records that are not ready: being worked on, or left by a crash."""
-        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE phase<>'ready'")
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE phase<>'ready' AND kind IN {_CORE}")
         return [self._row(row) for row in rows]
 
     def of_other_boots(self) -> list[Row[Any]]:
         """Records whose kernel objects went with an earlier boot."""
-        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>?", (self.boot,))
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>? AND kind IN {_CORE}", (self.boot,))
         return [self._row(row) for row in rows]
 
     def _row(self, row: tuple[Any, ...]) -> Row[Any]:
@@ -141,10 +146,16 @@ class Transaction:
         rows = self.db.execute("SELECT body FROM object WHERE record=? ORDER BY seq", (record,))
         return Plan(*(decode_object(body) for (body,) in rows))
 
-    def holder(self, key: Key, *, besides: str) -> tuple[str, KernelObject] | None:
-        """Another record that holds *key*, and the object as it wrote it down."""
-        row = self.db.execute("SELECT record, body FROM object WHERE key=? AND record<>? LIMIT 1", (str(key), besides)).fetchone()
-        return (row[0], decode_object(row[1])) if row else None
+    def holder(self, key: Key, *, besides: Collection[str]) -> tuple[str, KernelObject] | None:
+        """A record, not one of *besides*, that holds *key*, and the object as it wrote it down."""
+        for record, body in self.db.execute("SELECT record, body FROM object WHERE key=?", (str(key),)):
+            if record not in besides:
+                return record, decode_object(body)
+        return None
+
+    def drop_object(self, records: Iterable[str], key: Key) -> None:
+        """Cross one object off *records*; the rest of what is written down for them stays."""
+        self.db.executemany("DELETE FROM object WHERE key=? AND record=?", [(str(key), record) for record in records])
 
     def all_objects(self) -> Iterator[tuple[str, KernelObject]]:
         """Every object written down, with the id of its record."""

@@ -1,0 +1,134 @@
+"""The bridge driver: one Linux bridge per network, one veth pair per endpoint, ports and isolation by the firewall.
+
+Options by Docker's keys; ``netlib.bridge.hairpin`` (ours) lets a container reach its own published port through the host.
+"""
+
+import ipaddress
+
+from msgspec import Struct, field
+
+from netlib.errors import ConfigError
+from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, PublishedPort
+from netlib.kernel.addresses import Address
+from netlib.kernel.links import Bridge, BridgePort, Veth
+from netlib.kernel.sysctl import Sysctl
+from netlib.model import Endpoint, IPAddress, Network, PortMapping, Sandbox, Scope
+from netlib.names import bridge_ifname, check_ifname, check_mtu, veth_ifname
+from netlib.options import decoded_options
+from netlib.plan import KernelObject, Plan
+
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+
+
+class BridgeOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """``-o`` keys of a bridge network."""
+
+    name: str = field(name="com.docker.network.bridge.name", default="")
+    masquerade: bool = field(name="com.docker.network.bridge.enable_ip_masquerade", default=True)
+    icc: bool = field(name="com.docker.network.bridge.enable_icc", default=True)
+    host_binding: str = field(name="com.docker.network.bridge.host_binding_ipv4", default="")
+    mtu: int = field(name="com.docker.network.driver.mtu", default=0)
+    prefix: str = field(name="com.docker.network.container_iface_prefix", default="eth")
+    hairpin: bool = field(name="netlib.bridge.hairpin", default=True)
+
+
+class BridgeEndpointOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """``--driver-opt`` keys of an endpoint in a bridge network."""
+
+    ifname: str = field(name="com.docker.network.endpoint.ifname", default="")
+
+
+class BridgeDriver:
+    """Wires sandboxes to a bridge with veth pairs."""
+
+    name = "bridge"
+    scope = Scope.LOCAL
+    network_options = BridgeOptions
+    endpoint_options = BridgeEndpointOptions
+
+    def validate_network(self, network: Network) -> None:
+        """Refuse a bridge name or an MTU that the kernel would not take."""
+        options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
+        if options.name:
+            check_ifname(options.name)
+        check_ifname(f"{options.prefix}0")
+        if options.mtu:
+            check_mtu(options.mtu, ipv6=network.ipv6)
+        if options.host_binding:
+            try:
+                ipaddress.IPv4Address(options.host_binding)
+            except ValueError:
+                raise ConfigError(
+                    f"network {network.name!r}: com.docker.network.bridge.host_binding_ipv4={options.host_binding} is no IPv4 address"
+                ) from None
+
+    def ifname_prefix(self, network: Network) -> str:
+        """``container_iface_prefix``, or eth."""
+        return decoded_options(BridgeOptions, network.options, f"network {network.name!r}").prefix
+
+    def default_host_ip(self, network: Network) -> IPAddress | None:
+        """``host_binding_ipv4``, or every address."""
+        binding = decoded_options(BridgeOptions, network.options, f"network {network.name!r}").host_binding
+        return ipaddress.ip_address(binding) if binding else None
+
+    def network_plan(self, network: Network) -> Plan:
+        """The bridge with its gateway addresses, forwarding, and the network's place in the firewall."""
+        options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
+        bridge = bridge_ifname(network)
+        subnets = tuple(pool.subnet for pool in network.pools)
+        outward = not network.internal
+        return Plan(
+            FirewallBase(),
+            *(forwarding for forwarding in _forwarding(network) if outward),
+            Bridge(ifname=bridge, mac=_bridge_mac(network), mtu=options.mtu),
+            *(Address(ifname=bridge, address=pool.gateway_interface) for pool in network.pools if pool.gateway_interface),
+            BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
+            *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if outward and options.masquerade),
+            *((ForwardAllowance(bridge=bridge),) if outward else ()),
+        )
+
+    def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
+        """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox, and publish its ports."""
+        options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
+        bridge = bridge_ifname(network)
+        host_ifname = veth_ifname(endpoint)
+        return Plan(
+            Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
+            BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin),
+            *_published(endpoint, bridge),
+        )
+
+
+def _forwarding(network: Network) -> tuple[Sysctl, ...]:
+    families = {pool.family for pool in network.pools}
+    names = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+    return tuple(Sysctl(name=names[family], value="1") for family in sorted(families))
+
+
+def _published(endpoint: Endpoint, bridge: str) -> tuple[KernelObject, ...]:
+    ports = tuple(
+        PublishedPort(
+            bridge=bridge,
+            address=address.ip,
+            container_port=mapping.container_port,
+            host_port=mapping.host_port,
+            protocol=mapping.protocol,
+            host_ip=mapping.host_ip,
+        )
+        for mapping in endpoint.ports
+        for address in endpoint.addresses
+        if mapping.host_ip is None or mapping.host_ip.version == address.version
+    )
+    if not any(_on_loopback(mapping) for mapping in endpoint.ports):
+        return ports
+    # Lets the kernel route what the host itself sends to 127.0.0.1 out to the bridge; the firewall base drops such packets from elsewhere.
+    return (Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *ports)
+
+
+def _on_loopback(mapping: PortMapping) -> bool:
+    return mapping.host_ip is None or mapping.host_ip in _LOOPBACK
+
+
+def _bridge_mac(network: Network) -> str:
+    """A MAC that stays: a bridge without one of its own takes the lowest of its ports', and changes it as they come and go."""
+    return "02:42:" + ":".join(network.id[i : i + 2] for i in range(0, 8, 2))

@@ -1,0 +1,26 @@
+"""The none driver: a netns of its own with lo and nothing else."""
+
+from netlib.driverapi import NoOptions
+from netlib.model import Endpoint, Network, Sandbox, Scope
+from netlib.plan import Plan
+
+
+class NoneDriver:
+    """Leaves a sandbox alone with its loopback."""
+
+    name = "none"
+    scope = Scope.LOCAL
+    network_options = NoOptions
+    endpoint_options = NoOptions
+
+    def sandbox_netns(self) -> str | None:
+        """One of its own."""
+        return None
+
+    def network_plan(self, network: Network) -> Plan:
+        """Nothing."""
+        return Plan()
+
+    def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
+        """Nothing: lo comes with the sandbox."""
+        return Plan()

@@ -1,0 +1,388 @@
+"""The verbs of the Container Network Model: networks, sandboxes and endpoints made, joined, looked at and removed.
+
+A controller serves one thread. Every verb checks the whole request first, then works through :mod:`netlib.lifecycle`; it
+leaves the kernel as asked or as it was. Verbs that only look change nothing in the kernel.
+"""
+
+import random
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from msgspec.structs import replace
+
+from netlib import recovery
+from netlib.config import Config
+from netlib.dns.resolvconf import HostResolver, parse_resolv_conf
+from netlib.driverapi import Addressless
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
+from netlib.host import Host
+from netlib.kernel.addresses import Address
+from netlib.kernel.links import LinkUp
+from netlib.kernel.netns import NETNS_DIR, identity_of_path
+from netlib.kernel.routes import host_routes
+from netlib.kernel.sysctl import Sysctl
+from netlib.lifecycle import Lifecycle
+from netlib.model import HOST, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
+from netlib.names import check_hostname, check_sandbox_name, new_id
+from netlib.operations import Engine, Observer
+from netlib.plan import KernelObject, Plan
+from netlib.registry import driver
+from netlib.requests import ConnectRequest, NetworkRequest, endpoint_record, network_record
+from netlib.sandboxes import Attachment, is_served, netns_plan, sandbox_plan
+from netlib.store.records import JournalEntry, Row, Transaction
+
+HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+_DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
+
+
+class Watcher(Protocol):
+    """Who serves what outlives a call (names, held ports); netlibd, unless the caller brings another."""
+
+    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
+        """Read these records (ids) again; *needed* says that somebody must serve them from now on."""
+        ...
+
+
+class Controller:
+    """All verbs over one store, as a context manager::
+
+        with netlib.Controller() as controller:
+            controller.create_network("web")
+            box = controller.create_sandbox("box")
+            controller.connect("web", "box")
+    """
+
+    def __init__(self, config: Config | None = None, *, watcher: Watcher | None = None, observer: Observer | None = None) -> None:
+        """Open the store of *config* and finish what a crash left in it.
+
+        *watcher* None means netlibd, started when it is needed. *observer* is told of every object that is made or removed.
+        Raises NotPermitted without root, WrongHost when the store describes another netns.
+        """
+        self.config = config or Config.from_environment()
+        self._trail: list[str] = []
+        self._observer = observer
+        self.host = Host(self.config)
+        self.store = self.host.store
+        self.locks = self.host.locks
+        self.engine = Engine(self.store, self.locks, self.host.tag, self._observe)
+        self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
+        if watcher is None:
+            from netlib.client import DaemonWatcher
+
+            watcher = DaemonWatcher(self.config)
+        self._watcher = watcher
+        self.recover()
+
+    def close(self) -> None:
+        """Close the store's connection of this thread."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def recover(self) -> None:
+        """Finish or undo what dead processes left; one indexed query when there is nothing."""
+        recovery.finish_in_flight(self.lifecycle)
+
+    # --- networks --------------------------------------------------------------------------------------------------
+
+    def networks(self) -> list[Network]:
+        """Every network that is ready, by name."""
+        with self.store.read() as tx:
+            return [row.value for row in tx.all(Network) if row.phase is Phase.READY]
+
+    def network(self, reference: str) -> Network:
+        """The network with that name, id or unambiguous beginning of an id; NotFound else."""
+        with self.store.read() as tx:
+            return self._network(tx, reference).value
+
+    def create_network(self, name: str, *, driver: str = "bridge", **wanted: Any) -> Network:
+        """Create a network; the keywords are the fields of :class:`netlib.requests.NetworkRequest`.
+
+        Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError; after any of them nothing is changed.
+        """
+        request = NetworkRequest(name=name, driver=driver, **wanted)
+        network_id = new_id()
+        with self._operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
+            avoid = host_routes()
+            with self.engine.kernel(network_id) as kernel:
+                return self.lifecycle.create_network(
+                    kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, avoid)
+                )
+
+    def remove_network(self, reference: str) -> None:
+        """Remove a network without endpoints; InUse lists who is in it."""
+        network = self.network(reference)
+        if network.predefined:
+            raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
+        with self._operation("network rm", network.name), self.lifecycle.working_on([network.id], f"removing network {network.name}"):
+            with self.store.write() as tx:
+                row = self._network(tx, network.id)
+                users = [self._sandbox_name(tx, item.value) for item in tx.endpoints_of_network(network.id)]
+                if users:
+                    raise InUse(
+                        f"network {network.name!r} has active endpoints: {', '.join(sorted(users))}; "
+                        "disconnect them by `netlib network disconnect`, or remove them"
+                    )
+                tx.set_phase(network.id, Phase.REMOVING)  # from here on nobody joins
+            self.lifecycle.take_down([row])
+
+    # --- sandboxes -------------------------------------------------------------------------------------------------
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Every sandbox that is ready, by name."""
+        with self.store.read() as tx:
+            return [row.value for row in tx.all(Sandbox) if row.phase is Phase.READY]
+
+    def sandbox(self, reference: str) -> Sandbox:
+        """The sandbox with that name, id or unambiguous beginning of an id; NotFound else."""
+        with self.store.read() as tx:
+            return self._sandbox(tx, reference).value
+
+    def create_sandbox(
+        self,
+        name: str,
+        *,
+        netns: str | None = None,
+        hostname: str = "",
+        domainname: str = "",
+        resolver: ResolverConfig = ResolverConfig(),
+        sandbox_id: str = "",
+    ) -> Sandbox:
+        """Create a sandbox: with a netns of its own in ``/run/netns`` (*netns* None), the host's (``""``), or that at a path.
+
+        Raises AlreadyExists when the name, or a netns of that name, is there.
+        """
+        check_sandbox_name(name)
+        if hostname:
+            check_hostname(hostname)
+        sandbox_id = sandbox_id or new_id()
+        path = str(NETNS_DIR / name) if netns is None else netns
+        sandbox = Sandbox(
+            id=sandbox_id,
+            name=name,
+            created=time.time(),
+            netns=NetnsRef(path) if netns is None else NetnsRef(path, identity_of_path(path)) if path else HOST,
+            owned=netns is None,
+            hostname=hostname or sandbox_id[:12],
+            domainname=domainname,
+            resolver=resolver,
+            dns_port=random.choice(_DNS_PORTS),
+            files_dir=str(self.config.sandbox_dir / sandbox_id),
+        )
+        with self._operation("sandbox create", name), self.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"):
+            self._check_free(sandbox)
+            with self.engine.kernel(sandbox_id) as kernel:
+                return self.lifecycle.create_sandbox(kernel, sandbox, netns_plan(sandbox), lambda: self._identified(sandbox))
+
+    def remove_sandbox(self, reference: str) -> None:
+        """Remove a sandbox with its endpoints, its files and, where it is ours, its netns."""
+        self.remove_sandboxes([reference])
+
+    def remove_sandboxes(self, references: Sequence[str]) -> None:
+        """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
+        with self.store.read() as tx:
+            boxes = [self._sandbox(tx, reference) for reference in references]
+        names = ", ".join(row.name for row in boxes)
+        ids = [row.id for row in boxes]
+        with self._operation("sandbox rm", names), self.lifecycle.working_on(ids, f"removing {names}"):
+            with self.store.read() as tx:
+                present = [row for item in ids if (row := tx.by_id(item)) is not None]
+                endpoints = [row for box in present for row in tx.endpoints_of_sandbox(box.id)]
+            self.lifecycle.take_down([*endpoints, *present])
+        self._watcher.changed(sandboxes=ids, networks={row.value.network for row in endpoints}, needed=False)
+
+    # --- endpoints -------------------------------------------------------------------------------------------------
+
+    def endpoints(self, *, network: str | None = None, sandbox: str | None = None) -> list[Endpoint]:
+        """The endpoints of one network or of one sandbox, by whatever reference."""
+        with self.store.read() as tx:
+            if network is not None:
+                rows = tx.endpoints_of_network(self._network(tx, network).id)
+            elif sandbox is not None:
+                rows = tx.endpoints_of_sandbox(self._sandbox(tx, sandbox).id)
+            else:
+                rows = tx.all(Endpoint)
+            return [row.value for row in rows if row.phase is Phase.READY]
+
+    def connect(self, network: str, sandbox: str, **wanted: Any) -> Endpoint:
+        """Join a sandbox to a network; the keywords are the fields of :class:`netlib.requests.ConnectRequest`.
+
+        Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError; after
+        any of them nothing is changed.
+        """
+        request = ConnectRequest(**wanted)
+        with self.store.read() as tx:
+            home, box = self._network(tx, network), self._sandbox(tx, sandbox)
+        endpoint_id = new_id()
+        purpose = f"connecting {box.name} to {home.name}"
+        with self._operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
+            with self.lifecycle.working_on([box.id], purpose):
+                self.lifecycle.materialise(kernel, home)
+                endpoint = self.lifecycle.create_endpoint(
+                    kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
+                )
+        served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
+        self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
+        return endpoint
+
+    def disconnect(self, network: str, sandbox: str) -> None:
+        """Take a sandbox out of a network; NotFound when it is not in it."""
+        with self.store.read() as tx:
+            home, box = self._network(tx, network), self._sandbox(tx, sandbox)
+        with self._operation("network disconnect", f"{box.name} {home.name}"):
+            with self.lifecycle.working_on([box.id], f"disconnecting {box.name} from {home.name}"):
+                with self.store.read() as tx:
+                    rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
+                if not rows:
+                    raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
+                self.lifecycle.take_down(rows)
+        self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    def plan_of(self, reference: str) -> Plan:
+        """What a network or a sandbox (with its endpoints) is made of: as written down, or as it would be at first use."""
+        with self.store.read() as tx:
+            network = tx.find(Network, reference)
+            if network is not None:
+                return tx.objects(network.id) or driver(network.value.driver).network_plan(network.value)
+            box = self._sandbox(tx, reference)
+            parts = [tx.objects(row.id) for row in tx.endpoints_of_sandbox(box.id)]
+            unique = {item.key: item for plan in (tx.objects(box.id), *parts) for item in plan}
+            return Plan(*unique.values())
+
+    def explain(self, reference: str) -> list[str]:
+        """The commands that a person would type to make a network or a sandbox with its endpoints."""
+        return [line for item in self.plan_of(reference) for line in item.commands()]
+
+    def check(self, reference: str) -> list[tuple[str, str]]:
+        """Compare a network or a sandbox (with its endpoints) with the kernel: (object, how it differs), empty when all is well."""
+        with self.store.read() as tx:
+            network = tx.find(Network, reference)
+            box = None if network else self._sandbox(tx, reference)
+            records = [network.id] if network else [box.id, *(row.id for row in tx.endpoints_of_sandbox(box.id))] if box else []
+        return recovery.drift(self.lifecycle, records)
+
+    def journal(self, limit: int = 50) -> list[JournalEntry]:
+        """The last *limit* operations with their objects, oldest first."""
+        with self.store.read() as tx:
+            return tx.journal(limit)
+
+    def reset(self) -> None:
+        """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
+        with self.store.read() as tx:
+            rows: list[Row[Any]] = [*tx.all(Endpoint), *tx.all(Sandbox), *tx.all(Network)]
+        with self._operation("system reset", f"{len(rows)} records"), self.lifecycle.working_on([row.id for row in rows], "resetting"):
+            self.lifecycle.take_down(rows)
+        self._watcher.changed(sandboxes=[row.id for row in rows if row.kind == "sandbox"], networks=[], needed=False)
+        self.host.prepare()
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _operation(self, verb: str, subject: str) -> Iterator[None]:
+        """Recover first, then write one journal line with what was made and removed, and how it ended."""
+        self.recover()
+        self._trail.clear()
+        started, clock = time.time(), time.perf_counter()
+        outcome = "ok"
+        try:
+            yield
+        except NetlibError as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail))
+            with self.store.write() as tx:
+                tx.log(entry)
+
+    def _observe(self, moment: str, item: KernelObject) -> None:
+        if moment in ("ensured", "removed"):
+            self._trail.append(f"{'+' if moment == 'ensured' else '-'} {item.key}")
+        if self._observer is not None:
+            self._observer(moment, item)
+
+    def _network(self, tx: Transaction, reference: str) -> Row[Network]:
+        row = tx.find(Network, reference)
+        if row is None or row.phase is not Phase.READY:
+            raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
+        return row
+
+    def _sandbox(self, tx: Transaction, reference: str) -> Row[Sandbox]:
+        row = tx.find(Sandbox, reference)
+        if row is None or row.phase is not Phase.READY:
+            raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
+        return row
+
+    @staticmethod
+    def _sandbox_name(tx: Transaction, endpoint: Endpoint) -> str:
+        row = tx.by_id(endpoint.sandbox)
+        return row.name if row else endpoint.sandbox[:12]
+
+    def _check_free(self, sandbox: Sandbox) -> None:
+        with self.store.read() as tx:
+            taken = tx.find(Sandbox, sandbox.name)
+        if taken is not None and taken.name == sandbox.name:
+            raise AlreadyExists(f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one")
+        if sandbox.owned and Path(sandbox.netns.path).exists():
+            raise AlreadyExists(f"a network namespace {sandbox.name!r} that is not ours exists; choose another name, or `ip netns del` it")
+
+    def _identified(self, sandbox: Sandbox) -> Sandbox:
+        if not sandbox.owned:
+            return sandbox
+        return replace(sandbox, netns=NetnsRef(sandbox.netns.path, identity_of_path(sandbox.netns.path)))
+
+    def _attachments(self, tx: Transaction, sandbox: Sandbox) -> list[Attachment]:
+        endpoints = [row.value for row in tx.endpoints_of_sandbox(sandbox.id) if row.phase is not Phase.REMOVING]
+        found = [(network.value, endpoint) for endpoint in endpoints if (network := tx.by_id(endpoint.network)) is not None]
+        return sorted(found, key=lambda pair: pair[1].ifname)
+
+    def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
+        return sandbox_plan(sandbox, self._attachments(tx, sandbox), _host_resolver())
+
+    def _draft_endpoint(
+        self, tx: Transaction, endpoint_id: str, network_id: str, sandbox_id: str, request: ConnectRequest
+    ) -> tuple[Endpoint, Plan]:
+        network, box = self._network(tx, network_id).value, self._sandbox(tx, sandbox_id).value
+        attachments = self._attachments(tx, box)
+        if any(other.id == network.id for other, _ in attachments):
+            raise AlreadyExists(f"{box.name!r} is already connected to network {network.name!r}")
+        known = driver(network.driver)
+        linked = not isinstance(known, Addressless)
+        host_wanted = isinstance(known, Addressless) and known.sandbox_netns() == ""
+        if host_wanted != box.netns.is_host:
+            raise ConfigError(
+                f"{box.name!r} {'shares the netns of the host' if box.netns.is_host else 'has a netns of its own'}, "
+                f"so it cannot join network {network.name!r} ({network.driver}); create it anew on that network"
+            )
+        endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked)
+        plan = known.join_plan(network, endpoint, box)
+        return endpoint, plan + _inside(endpoint, box) if linked else plan
+
+
+def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
+    """What the core adds to every endpoint with a link: its addresses, and the link up."""
+    netns = sandbox.netns
+    without_ipv6 = endpoint.address(6) is None
+    return [
+        *([Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", netns=netns)] if without_ipv6 else []),
+        *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
+        LinkUp(ifname=endpoint.ifname, netns=netns),
+    ]
+
+
+def _host_resolver() -> HostResolver:
+    try:
+        return parse_resolv_conf(HOST_RESOLV_CONF.read_text())
+    except FileNotFoundError:
+        return parse_resolv_conf("")
+
+

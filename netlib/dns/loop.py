@@ -1,0 +1,140 @@
+"""One thread, one epoll, one heap of timers: what the sockets of the resolver run on.
+
+Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.call` alone.
+"""
+
+import heapq
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from typing import Any, TypeVar
+
+from netlib.errors import DaemonError, DeadlineExceeded
+
+_T = TypeVar("_T")
+Handler = Callable[[int], None]
+
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+_EVENTS_PER_WAKE = 64
+_CALL_SECONDS = 10.0  # the longest wait for the loop's attention; a wake's work takes milliseconds
+
+
+class Timer:
+    """Something to be done at a time; ``cancel`` leaves it in the heap, with nothing to do."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class Loop:
+    """Runs handlers as their descriptors become ready. A handler may be called with nothing to read and must bear that."""
+
+    def __init__(self, name: str) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._serial = count()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._running = True
+        self._lock = threading.Lock()  # of _calls and _running together: nobody waits for a loop that has ended
+        self.watch(self._wake_fd, self._run_calls)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # --- for handlers ----------------------------------------------------------------------------------------------
+
+    def watch(self, fd: int, handler: Handler, events: int = READABLE) -> None:
+        """Call *handler* with the events whenever *fd* is ready."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def rewatch(self, fd: int, events: int) -> None:
+        """Wait for other events of a descriptor that is watched."""
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Watch *fd* no longer; to be done before it is closed."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Do *action* once, *seconds* from now."""
+        timer = Timer(action)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), timer))
+        return timer
+
+    # --- for other threads -----------------------------------------------------------------------------------------
+
+    def call(self, action: Callable[[], _T]) -> _T:
+        """Run *action* in the loop's thread and give back what it returns or raises."""
+        future: Future[_T] = Future()
+        with self._lock:
+            if not self._running:
+                raise DaemonError("the DNS server is closed")
+            self._calls.append((action, future))
+            os.eventfd_write(self._wake_fd, 1)
+        try:
+            return future.result(_CALL_SECONDS)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the DNS thread did not answer for {_CALL_SECONDS:.0f} s") from error
+
+    def stop(self) -> None:
+        """End the thread and wait for it; a no-op when it has ended."""
+        with self._lock:
+            if self._running:
+                self._running = False
+                os.eventfd_write(self._wake_fd, 1)
+        self._thread.join(_CALL_SECONDS)
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._running:
+                for fd, events in self._epoll.poll(self._patience(), _EVENTS_PER_WAKE):
+                    handler = self._handlers.get(fd)  # one handled before it may have closed this one
+                    if handler is not None:
+                        handler(events)
+                self._run_timers()
+        finally:
+            with self._lock:
+                self._running = False
+                abandoned = list(self._calls)
+                self._calls.clear()
+                self._epoll.close()
+                os.close(self._wake_fd)
+            for _, future in abandoned:
+                future.set_exception(DaemonError("the DNS server was closed"))
+
+    def _patience(self) -> float:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            action = heapq.heappop(self._timers)[2].action
+            if action is not None:
+                action()
+
+    def _run_calls(self, events: int) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            return
+        while self._calls:
+            action, future = self._calls.popleft()
+            try:
+                future.set_result(action())
+            except BaseException as error:  # carried to the caller's thread
+                future.set_exception(error)

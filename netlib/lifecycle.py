@@ -1,0 +1,234 @@
+"""The life of records: made with their objects, changed, taken down, each so that a crash anywhere can be finished or undone.
+
+Every flow has the same three beats: one transaction writes down what is about to be true, the kernel follows, one transaction
+says that it is true (or that it is gone).
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from netlib.errors import NetlibError, TeardownError
+from netlib.kernel.handle import Kernel
+from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.operations import Engine
+from netlib.plan import KernelObject, Plan
+from netlib.registry import driver, ipam_driver
+from netlib.store.records import Row, Transaction
+
+SandboxPlanner = Callable[[Transaction, Sandbox], Plan]
+
+
+class Lifecycle:
+    """Creates, materialises and takes down records through one engine."""
+
+    def __init__(self, engine: Engine, plan_sandbox: SandboxPlanner) -> None:
+        self.engine = engine
+        self.store = engine.store
+        self._plan_sandbox = plan_sandbox
+
+    @contextmanager
+    def working_on(self, records: Iterable[str], purpose: str) -> Iterator[None]:
+        """Hold the locks of *records* (ids), so that recovery leaves them alone and nobody else works on them."""
+        with ExitStack() as stack:
+            for record in sorted(set(records)):
+                stack.enter_context(self.engine.locks.hold(record_lock(record), purpose))
+            yield
+
+    def create_network(self, kernel: Kernel, network_id: str, draft: Callable[[Transaction], Network]) -> Network:
+        """Write the network that *draft* answers with, apply its plan, and call it ready."""
+        with self.store.write() as tx:
+            network = draft(tx)
+            plan = self.engine.observed(tx, kernel, network_id, driver(network.driver).network_plan(network))
+            tx.insert(network, name=network.name)
+            tx.write_objects(network_id, plan)
+        with self._or_forget(network_id):
+            self.engine.ensure(kernel, network_id, plan)
+        with self.store.write() as tx:
+            tx.set_phase(network_id, Phase.READY)
+        return network
+
+    def materialise(self, kernel: Kernel, row: Row[Network]) -> None:
+        """See that a ready network's objects are in the kernel: at its first use, and at the first one after a boot."""
+        if self._is_materialised(row):
+            return
+        with self.working_on([row.id], f"setting up network {row.name}"):
+            with self.store.write() as tx:
+                present = tx.by_id(row.id)
+                if present is None or present.phase is not Phase.READY or self._is_materialised(present):
+                    return
+                plan = self.engine.observed(tx, kernel, row.id, driver(row.value.driver).network_plan(row.value))
+                tx.write_objects(row.id, plan)
+            try:
+                self.engine.ensure(kernel, row.id, plan)
+            except TeardownError:
+                raise
+            except NetlibError:
+                with self.store.write() as tx:
+                    tx.write_objects(row.id, ())
+                raise
+            with self.store.write() as tx:
+                tx.set_phase(row.id, Phase.READY)
+
+    def create_sandbox(self, kernel: Kernel, sandbox: Sandbox, netns: Plan, finish: Callable[[], Sandbox]) -> Sandbox:
+        """Write *sandbox*, make its netns, complete it by *finish* (its netns' identity), apply the rest."""
+        with self.store.write() as tx:
+            tx.insert(sandbox, name=sandbox.name)
+            tx.write_objects(sandbox.id, netns)
+        with self._or_forget(sandbox.id):
+            self.engine.ensure(kernel, sandbox.id, netns)
+            try:
+                sandbox = finish()
+                with self.store.write() as tx:
+                    plan = self.engine.observed(tx, kernel, sandbox.id, self._plan_sandbox(tx, sandbox), own=netns)
+                    tx.replace(sandbox)
+                    tx.write_objects(sandbox.id, plan)
+                self.engine.ensure(kernel, sandbox.id, Plan(*plan[len(netns) :]))
+            except NetlibError:
+                self.engine.remove(kernel, [sandbox.id], netns)
+                raise
+        with self.store.write() as tx:
+            tx.set_phase(sandbox.id, Phase.READY)
+        return sandbox
+
+    def create_endpoint(
+        self, kernel: Kernel, endpoint_id: str, sandbox: str, draft: Callable[[Transaction], tuple[Endpoint, Plan]]
+    ) -> Endpoint:
+        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; the sandbox's lock is held."""
+        with self.store.write() as tx:
+            endpoint, plan = draft(tx)
+            plan = self.engine.observed(tx, kernel, endpoint_id, plan)
+            tx.insert(endpoint, name=f"{endpoint.network}/{sandbox}", network=endpoint.network, sandbox=sandbox)
+            tx.write_objects(endpoint_id, plan)
+            for mapping in endpoint.ports:
+                tx.claim_port(mapping, endpoint_id)
+            old, new = self._rewrite_sandbox(tx, kernel, sandbox)
+        try:
+            self.engine.ensure(kernel, endpoint_id, plan)
+            try:
+                self.engine.update(kernel, sandbox, old, new)
+            except NetlibError:
+                self.engine.remove(kernel, [endpoint_id], plan)
+                raise
+        except TeardownError:
+            with self.store.write() as tx:
+                tx.set_phase(endpoint_id, Phase.REMOVING)
+            raise
+        except NetlibError:
+            with self.store.write() as tx:
+                self.forget(tx, tx.by_id(endpoint_id))
+                tx.write_objects(sandbox, old)
+            raise
+        with self.store.write() as tx:
+            tx.set_phase(endpoint_id, Phase.READY)
+            tx.write_objects(sandbox, new)
+        return endpoint
+
+    def take_down(self, rows: Sequence[Row[Any]]) -> None:
+        """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
+
+        Goes on over failures; what would not go stays written down in phase ``removing``, and one TeardownError lists it.
+        """
+        if not rows:
+            return
+        ids = [row.id for row in rows]
+        touched = {row.value.sandbox for row in rows if isinstance(row.value, Endpoint)} - set(ids)
+        with self.engine.kernel(ids[0]) as kernel:
+            changes: dict[str, tuple[Plan, Plan]] = {}
+            with self.store.write() as tx:
+                for row in rows:
+                    tx.set_phase(row.id, Phase.REMOVING)
+                objects = {row.id: tx.objects(row.id) for row in rows}
+                for sandbox in sorted(touched):
+                    if tx.by_id(sandbox) is not None:
+                        changes[sandbox] = self._rewrite_sandbox(tx, kernel, sandbox)
+            failures = self._tear(kernel, rows, objects, changes)
+            with self.store.write() as tx:
+                for row in rows:
+                    if not failures:
+                        self.forget(tx, row)
+                for sandbox, (_, new) in changes.items():
+                    if not failures:
+                        tx.write_objects(sandbox, new)
+        if failures:
+            raise TeardownError(failures)
+
+    def replan_sandbox(self, kernel: Kernel, sandbox: str) -> None:
+        """Bring a sandbox to what its records ask for now, whatever a crash left of it; its lock is held."""
+        with self.store.write() as tx:
+            if tx.by_id(sandbox) is None:
+                return
+            old, new = self._rewrite_sandbox(tx, kernel, sandbox)
+        wanted = set(new.keys)
+        self.engine.ensure(kernel, sandbox, new)
+        self.engine.remove(kernel, [sandbox], [item for item in old if item.key not in wanted])
+        with self.store.write() as tx:
+            tx.write_objects(sandbox, new)
+
+    def _tear(
+        self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan], changes: dict[str, tuple[Plan, Plan]]
+    ) -> list[NetlibError]:
+        failures: list[NetlibError] = []
+        for sandbox, (old, new) in changes.items():
+            try:
+                self.engine.update(kernel, sandbox, old, new)
+            except NetlibError as error:
+                failures.append(error)
+        for kind in (Endpoint, Sandbox, Network):  # users before what they use
+            group = [row for row in rows if isinstance(row.value, kind)]
+            try:
+                self.engine.remove(kernel, [row.id for row in group], [item for row in group for item in objects[row.id]])
+            except TeardownError as error:
+                failures.extend(error.failures)
+        return failures
+
+    def _rewrite_sandbox(self, tx: Transaction, kernel: Kernel, sandbox: str) -> tuple[Plan, Plan]:
+        """Write down a sandbox's present objects and its coming ones together; answer with (present, coming)."""
+        row = tx.by_id(sandbox)
+        assert row is not None
+        old = tx.objects(sandbox)
+        new = self.engine.observed(tx, kernel, sandbox, self._plan_sandbox(tx, row.value), own=old)
+        tx.write_objects(sandbox, _union(old, new))
+        return old, new
+
+    def _is_materialised(self, row: Row[Network]) -> bool:
+        with self.store.read() as tx:
+            return row.boot == tx.boot
+
+    @contextmanager
+    def _or_forget(self, record: str) -> Iterator[None]:
+        """Delete the record when its creation failed and went back whole; keep it as ``removing`` when something is left."""
+        try:
+            yield
+        except TeardownError:
+            with self.store.write() as tx:
+                tx.set_phase(record, Phase.REMOVING)
+            raise
+        except NetlibError:
+            with self.store.write() as tx:
+                self.forget(tx, tx.by_id(record))
+            raise
+
+    @staticmethod
+    def forget(tx: Transaction, row: Row[Any] | None) -> None:
+        """Delete a record and give back what it leased."""
+        if row is None:
+            return
+        if isinstance(row.value, Endpoint):
+            network = tx.by_id(row.value.network)
+            if network is not None:
+                ipam_driver(network.value.ipam_driver).release_address(tx, network.id, row.id)
+        elif isinstance(row.value, Network):
+            ipam_driver(row.value.ipam_driver).release_pool(tx, row.id)
+        tx.delete(row.id)
+
+
+def record_lock(record: str) -> str:
+    """The name of the lock that whoever works on a record holds."""
+    return f"record:{record}"
+
+
+def _union(old: Plan, new: Plan) -> Collection[KernelObject]:
+    wanted = {item.key: item for item in new}
+    present = set(old.keys)
+    return [*(wanted.get(item.key, item) for item in old), *(item for item in new if item.key not in present)]

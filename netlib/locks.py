@@ -1,0 +1,108 @@
+"""Locks between processes: one flock'ed file per record or shared key being worked on.
+
+Its rules: a lock is held only while somebody works, its file says who holds it, every wait has a deadline whose error names
+the holder, and a forked child never keeps a lock alive (flock survives its owner when a child inherited the descriptor).
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
+
+DEADLINE_SECONDS = 60.0
+_held: set[int] = set()
+
+
+def _close_inherited() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+class Locks:
+    """The locks of one host, as files in ``<run_dir>/locks``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def hold(self, name: str, purpose: str, *, seconds: float = DEADLINE_SECONDS) -> Iterator[None]:
+        """Hold the lock *name* during the block; wait for it up to *seconds*.
+
+        Raises DeadlineExceeded naming who holds it.
+        """
+        deadline = time.monotonic() + seconds
+        pause = 0.0005
+        while (fd := self._try(name, purpose)) is None:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{purpose}: waited {seconds:.0f} s for {self._holder(name)}; try again when it is done")
+            time.sleep(pause)  # flock has no deadline of its own; the pause doubles up to 20 ms
+            pause = min(pause * 2, 0.02)
+        try:
+            yield
+        finally:
+            self._release(name, fd)
+
+    @contextmanager
+    def attempt(self, name: str, purpose: str) -> Iterator[bool]:
+        """Hold the lock *name* during the block if nobody has it; yields whether it is held."""
+        fd = self._try(name, purpose)
+        try:
+            yield fd is not None
+        finally:
+            if fd is not None:
+                self._release(name, fd)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+
+    def _try(self, name: str, purpose: str) -> int | None:
+        path = self._path(name)
+        fd = self._open(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have deleted the file between our open and our flock: then this lock guards nothing.
+            if os.fstat(fd).st_nlink == 0:
+                os.close(fd)
+                return None
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        _held.add(fd)
+        os.truncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
+        return fd
+
+    def _open(self, path: Path) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            try:
+                return os.open(path, flags, 0o600)
+            except FileNotFoundError:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return os.open(path, flags, 0o600)
+        except PermissionError as error:
+            raise NotPermitted(f"run folder {self.folder.parent}: no permission to write there; run as root or pass --run-dir") from error
+        except OSError as error:
+            raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
+
+    def _release(self, name: str, fd: int) -> None:
+        if fd not in _held:  # a forked child, in which it was closed already
+            return
+        self._path(name).unlink(missing_ok=True)
+        _held.discard(fd)
+        os.close(fd)
+
+    def _holder(self, name: str) -> str:
+        try:
+            return self._path(name).read_text() or "another process"
+        except FileNotFoundError:
+            return "another process"

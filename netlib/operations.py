@@ -1,0 +1,171 @@
+"""Applying plans so that nothing is ever half done: the engine under every verb.
+
+The rules, each in one place here: an object is written down before it is applied; a failure at step *k* undoes *k*, *k-1*, … 0; a
+removal follows what was written down, goes on over failures and reports them all; an object goes only when no other record
+holds its key; a shared object is ensured and removed under a lock of its key.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from msgspec.structs import replace
+
+from netlib.errors import Conflict, NetlibError, TeardownError
+from netlib.kernel.handle import Kernel
+from netlib.locks import Locks
+from netlib.plan import KernelObject, Plan, plan_change
+from netlib.store.records import Transaction
+from netlib.store.sqlite import Store
+
+Observer = Callable[[str, KernelObject], None]
+"""Told ``"ensure"``/``"ensured"`` and ``"remove"``/``"removed"`` around each object: progress for people, faults for tests."""
+
+
+def _silent(moment: str, item: KernelObject) -> None:
+    pass
+
+
+class Engine:
+    """Brings plans into the kernel and out of it, on behalf of records in one store."""
+
+    def __init__(self, store: Store, locks: Locks, store_tag: str, observer: Observer | None = None) -> None:
+        self.store = store
+        self.locks = locks
+        self.store_tag = store_tag
+        self._tell = observer or _silent
+
+    def kernel(self, record: str) -> Kernel:
+        """A handle whose tag says that what it makes belongs to *record*."""
+        return Kernel(tag=f"netlib:{self.store_tag}:{record[:12]}")
+
+    def observed(self, tx: Transaction, kernel: Kernel, record: str, plan: Plan, *, own: Plan | None = None) -> Plan:
+        """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.
+
+        What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only else is
+        the kernel asked. Raises Conflict naming both when another record holds a key with other attributes.
+        """
+        mine = {item.key: item for item in own or ()}
+        result: list[KernelObject] = []
+        for item in plan:
+            holder = tx.holder(item.key, besides=[record])
+            known = mine.get(item.key) or (holder[1] if holder else None)
+            if known is None:
+                item = item.observed(kernel)
+            elif item.observations:
+                item = replace(item, **{field: getattr(known, field) for field in item.observations})
+            if holder is not None and holder[1] != item:
+                other = tx.by_id(holder[0])
+                name = f"{other.kind} {other.name!r}" if other else holder[0]
+                raise Conflict(f"{item.key} is held by {name} with other settings; use the same ones, or another name")
+            result.append(item)
+        return Plan(*result)
+
+    def ensure(self, kernel: Kernel, record: str, plan: Plan) -> None:
+        """Apply *plan* in order; when a step fails, remove what it left half-made and then all before it, and raise.
+
+        A TeardownError (the failure first) means that the way back failed as well, and something is left.
+        """
+        begun: list[KernelObject] = []
+        try:
+            for run in plan.runs():
+                with self._locked(run):
+                    begun.extend(run)
+                    self._ensure_run(kernel, run)
+        except NetlibError as error:
+            self._go_back(error, lambda: self.remove(kernel, [record], begun))
+            raise
+
+    def update(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
+        """Turn what is applied (*old*) into *new*; on failure turn it back, and raise as :meth:`ensure` does."""
+        change = plan_change(old, new)
+        try:
+            for run in change.ensure.runs():
+                with self._locked(run):
+                    self._ensure_run(kernel, run)
+            self.remove(kernel, [record], change.remove)
+        except NetlibError as error:
+            self._go_back(error, lambda: self._restore(kernel, record, old, new))
+            raise
+
+    def remove(self, kernel: Kernel, records: Collection[str], objects: Iterable[KernelObject]) -> None:
+        """Remove *objects* of *records*, last first; raise one TeardownError listing what would not go.
+
+        Objects that another record holds stay. Firewall state goes first, in one transaction; links next, in one request; what
+        vanishes with them (their addresses) is not removed one by one.
+        """
+        items = list({item.key: item for item in objects}.values())
+        carriers = [item for item in items if type(item).carries is not KernelObject.carries]
+        going = [item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers)]
+        failures: list[NetlibError] = []
+        for run in _removal_runs(going):
+            with self._locked(run):
+                free = self._free(records, run)
+                for item in free:
+                    self._tell("remove", item)
+                try:
+                    if free:
+                        type(free[0]).remove_many(kernel, free)
+                        for item in free:
+                            self._tell("removed", item)
+                    self._let_go(records, run)
+                except TeardownError as error:
+                    failures.extend(error.failures)
+                except NetlibError as error:
+                    failures.append(error)
+        if failures:
+            raise TeardownError(failures)
+
+    def _ensure_run(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
+        for item in run:
+            self._tell("ensure", item)
+        type(run[0]).ensure_many(kernel, run)
+        for item in run:
+            self._tell("ensured", item)
+
+    def _restore(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
+        self.remove(kernel, [record], plan_change(new, old).remove)
+        for run in old.runs():
+            with self._locked(run):
+                self._ensure_run(kernel, run)
+
+    @staticmethod
+    def _go_back(error: NetlibError, way_back: Callable[[], None]) -> None:
+        try:
+            way_back()
+        except TeardownError as failure:
+            raise TeardownError([error, *failure.failures]) from error
+        except NetlibError as failure:
+            raise TeardownError([error, failure]) from error
+
+    @contextmanager
+    def _locked(self, run: Iterable[KernelObject]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for key in sorted(str(item.key) for item in run if item.shared):
+                stack.enter_context(self.locks.hold(f"key:{key}", f"changing {key}"))
+            yield
+
+    def _free(self, records: Collection[str], run: Iterable[KernelObject]) -> list[KernelObject]:
+        with self.store.read() as tx:
+            return [item for item in run if tx.holder(item.key, besides=records) is None]
+
+    def _let_go(self, records: Collection[str], run: Iterable[KernelObject]) -> None:
+        """Cross shared objects off while their lock is held: of two last holders that leave at once, one sees itself last."""
+        shared = [item.key for item in run if item.shared]
+        if shared:
+            with self.store.write() as tx:
+                for key in shared:
+                    tx.drop_object(records, key)
+
+
+def _removal_runs(going: Sequence[KernelObject]) -> list[list[KernelObject]]:
+    """Runs to remove, in order: batches first (a port closed early harms nobody), then the rest one by one."""
+    batches: dict[tuple[str, str], list[KernelObject]] = {}
+    alone: list[list[KernelObject]] = []
+    for item in going:
+        if item.batch:
+            batches.setdefault((item.batch, item.netns.path), []).append(item)
+        else:
+            alone.append([item])
+    return [*(batches[key] for key in sorted(batches)), *alone]
+
+

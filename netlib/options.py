@@ -1,0 +1,29 @@
+"""Driver options: from the strings that a user types to the typed struct that the driver declares."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from netlib.errors import ConfigError, UnknownOption
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def decoded_options(kind: type[_S], options: Mapping[str, str], subject: str) -> _S:
+    """Read *options* into *kind*, whose field names are the option keys.
+
+    Raises UnknownOption (listing the keys there are) or ConfigError naming the key, its value and what it should be.
+    """
+    fields = {item.encode_name: item for item in msgspec.structs.fields(kind)}
+    for key in options:
+        if key not in fields:
+            known = ", ".join(sorted(fields)) or "none at all"
+            raise UnknownOption(f"{subject}: unknown option {key!r}; there are: {known}")
+    try:
+        return msgspec.convert(dict(options), kind, strict=False)
+    except msgspec.ValidationError as error:
+        key = next((key for key in options if f"$.{key}`" in str(error)), "")
+        wanted = getattr(fields[key].type, "__name__", "value") if key else "value"
+        words = {"bool": "true or false", "int": "a whole number"}.get(wanted, f"a {wanted}")
+        raise ConfigError(f"{subject}: option {key}={options.get(key, '')!r} must be {words}") from error

@@ -1,0 +1,113 @@
+"""After a crash or a boot: finish or undo what was left, and find what nobody wrote down.
+
+An in-flight record is taken only when its lock is free, for then its worker is dead; it is read again under the lock. Whether
+it was being made or removed, it is taken down: nobody was told yet that it is there. A sandbox that lost an endpoint this way
+is planned anew.
+"""
+
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from netlib.config import Config
+from netlib.errors import NetlibError, TeardownError, WrongHost
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import boot_id, current_identity
+from netlib.lifecycle import Lifecycle, record_lock
+from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.plan import Plan
+from netlib.store.records import Row, Transaction
+from netlib.store.sqlite import Store
+
+_PURPOSE = "recovering what a crash left"
+
+
+def check_host(store: Store) -> bool:
+    """See that this netns is the one the store describes, and claim it for a new store; True after a boot.
+
+    Raises WrongHost: one store describes one netns (boot id and cookie), as two would undo each other's work.
+    """
+    here = current_identity()
+    with store.read() as tx:
+        known = tx.meta("netns")
+    if known == here:
+        return False
+    if known is not None and known.split(":")[0] == boot_id():
+        raise WrongHost(
+            f"{store.path} describes another network namespace than this one; "
+            "pass --state-dir and --run-dir (or NETLIB_STATE_DIR and NETLIB_RUN_DIR) for a store of its own"
+        )
+    with store.write() as tx:
+        tx.set_meta("netns", here)
+    return known is not None
+
+
+def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
+    """Take down every record that a dead process left in flight; answer with what would not go."""
+    with lifecycle.store.read() as tx:
+        rows = tx.in_flight()
+    failures: list[NetlibError] = []
+    order: dict[type[Any], int] = {Endpoint: 0, Sandbox: 1, Network: 2}
+    for row in sorted((row for row in rows if type(row.value) in order), key=lambda row: order[type(row.value)]):
+        lock = record_lock(row.value.sandbox if isinstance(row.value, Endpoint) else row.id)
+        with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
+            if not held:
+                continue
+            with lifecycle.store.read() as tx:
+                present = tx.by_id(row.id)
+            if present is not None and present.phase is not Phase.READY:
+                failures.extend(_take_down(lifecycle, present))
+    return failures
+
+
+def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
+    with lifecycle.store.read() as tx:
+        endpoints = tx.endpoints_of_sandbox(row.id) if isinstance(row.value, Sandbox) else []
+    try:
+        lifecycle.take_down([*endpoints, row])
+        if isinstance(row.value, Endpoint):
+            with lifecycle.engine.kernel(row.value.sandbox) as kernel:
+                lifecycle.replan_sandbox(kernel, row.value.sandbox)
+    except TeardownError as error:
+        return list(error.failures)
+    return []
+
+
+def forget_former_boot(store: Store, config: Config) -> None:
+    """After a boot: what the kernel held is gone with it, so sandboxes and endpoints are, and their leases and files.
+
+    Networks stay; their objects are made again at their next use. Nothing is removed from the kernel here: a sysctl that
+    reads as we once set it may be the administrator's now.
+    """
+    with Kernel() as kernel, store.write() as tx:
+        for row in sorted(tx.of_other_boots(), key=lambda row: not isinstance(row.value, Endpoint)):
+            if isinstance(row.value, Network) and row.phase is Phase.READY:
+                tx.write_objects(row.id, ())
+            elif isinstance(row.value, Endpoint | Sandbox | Network):
+                for item in reversed(tx.objects(row.id)):
+                    if item.survives_boot:
+                        item.remove(kernel)
+                Lifecycle.forget(tx, row)
+        kept = {row.id for row in tx.all(Sandbox)}
+    if config.sandbox_dir.is_dir():
+        for folder in config.sandbox_dir.iterdir():
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
+
+def written_down(tx: Transaction) -> set[str]:
+    """The keys of all objects that some record holds."""
+    return {str(item.key) for _, item in tx.all_objects()}
+
+
+def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:
+    """Compare what is written down for *records* with the kernel; answer with (key, how it differs)."""
+    found: list[tuple[str, str]] = []
+    for record in records:
+        with lifecycle.store.read() as tx:
+            plan: Plan = tx.objects(record)
+        with lifecycle.engine.kernel(record) as kernel:
+            found.extend((str(item.key), difference) for item in plan if (difference := item.drift(kernel)))
+    return found
+
+

@@ -1,0 +1,279 @@
+"""From what a user asks to the record that says it: checked, addresses and ports assigned, inside the caller's transaction.
+
+Everything that can be refused is refused here, before anything is written or touched.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from netlib.driverapi import BindsPorts, NamesLinks, ValidatesNetwork
+from netlib.errors import AlreadyExists, ConfigError, PortTaken
+from netlib.ipamapi import PoolRequest
+from netlib.kernel.sockets import probe_port
+from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Sandbox
+from netlib.names import (
+    check_alias,
+    check_ifname,
+    check_labels,
+    check_mac,
+    check_network_name,
+    endpoint_mac,
+    parse_address,
+    parse_subnet,
+)
+from netlib.options import decoded_options
+from netlib.ports import PortRequest
+from netlib.registry import driver, ipam_driver
+from netlib.store.records import Transaction
+
+Addressable = str | IPv4Address | IPv6Address
+EPHEMERAL = range(32768, 61000)  # Docker's choice as well: the kernel's own range for ports that nobody asked for by number
+
+
+class NetworkRequest(Struct, frozen=True, kw_only=True):
+    """What ``network create`` is asked for; lists run in the order given, and belong to the subnet that contains them."""
+
+    name: str
+    driver: str = "bridge"
+    subnets: Sequence[Any] = ()
+    gateways: Sequence[Any] = ()
+    ip_ranges: Sequence[Any] = ()
+    auxiliary: Mapping[str, Any] = {}
+    internal: bool = False
+    ipv4: bool = True
+    ipv6: bool = False
+    options: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
+    ipam_driver: str = "default"
+    ipam_options: Mapping[str, str] = {}
+
+
+class ConnectRequest(Struct, frozen=True, kw_only=True):
+    """What ``network connect`` is asked for."""
+
+    ifname: str = ""
+    ip: Any = None
+    ip6: Any = None
+    mac: str = ""
+    aliases: Sequence[str] = ()
+    ports: Sequence[PortRequest] = ()
+    links: Sequence[Link] = ()
+    gw_priority: int = 0
+    options: Mapping[str, str] = {}
+
+
+def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
+    """Sort gateways, ranges and auxiliary addresses to their subnets; add the families that are asked for without one."""
+    subnets = [parse_subnet(text) for text in request.subnets]
+    gateways = _by_subnet("gateway", [parse_address(item) for item in request.gateways], subnets)
+    ranges = _by_subnet("ip-range", [parse_subnet(item) for item in request.ip_ranges], subnets)
+    auxiliary: dict[IPNetwork, dict[str, IPAddress]] = {}
+    for label, item in request.auxiliary.items():
+        address = parse_address(item)
+        auxiliary.setdefault(next(iter(_by_subnet(f"aux-address {label}", [address], subnets))), {})[label] = address
+    pools = [
+        PoolRequest(
+            family=subnet.version,
+            subnet=subnet,
+            gateway=gateways.get(subnet),
+            ip_range=ranges.get(subnet),
+            auxiliary=auxiliary.get(subnet, {}),
+        )
+        for subnet in subnets
+    ]
+    for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
+        if wanted and not any(pool.family == family for pool in pools):
+            pools.append(PoolRequest(family=family))
+    return sorted(pools, key=lambda pool: pool.family)
+
+
+def network_record(
+    tx: Transaction, network_id: str, created: float, request: NetworkRequest, avoid: Sequence[IPNetwork], *, predefined: bool = False
+) -> Network:
+    """Check *request*, reserve its pools, and answer with its record."""
+    check_network_name(request.name)
+    known = driver(request.driver)
+    taken = tx.find(Network, request.name)
+    if taken is not None and taken.name == request.name:
+        raise AlreadyExists(f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`")
+    check_labels(request.labels)
+    decoded_options(known.network_options, request.options, f"network {request.name!r}")
+    wanted = pool_requests(request)
+    network = Network(
+        id=network_id,
+        name=request.name,
+        driver=request.driver,
+        created=created,
+        scope=known.scope,
+        options=dict(request.options),
+        labels=dict(request.labels),
+        internal=request.internal,
+        ipv4=any(pool.family == 4 for pool in wanted),
+        ipv6=any(pool.family == 6 for pool in wanted),
+        ipam_driver=request.ipam_driver,
+        ipam_options=dict(request.ipam_options),
+        predefined=predefined,
+    )
+    if isinstance(known, ValidatesNetwork):
+        known.validate_network(network)
+    ipam = ipam_driver(request.ipam_driver)
+    pools = tuple(ipam.request_pool(tx, network_id, pool, avoid) for pool in wanted)
+    return replace(network, pools=pools)
+
+
+def endpoint_record(
+    tx: Transaction, endpoint_id: str, created: float, network: Network, sandbox: Sandbox, request: ConnectRequest, *, linked: bool
+) -> Endpoint:
+    """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
+
+    *linked* says whether the network's driver gives endpoints a link; without one there is nothing to address or publish.
+    """
+    subject = f"endpoint of {sandbox.name!r} in network {network.name!r}"
+    decoded_options(driver(network.driver).endpoint_options, request.options, subject)
+    for alias in request.aliases:
+        check_alias(alias)
+    endpoint = Endpoint(
+        id=endpoint_id,
+        network=network.id,
+        sandbox=sandbox.id,
+        created=created,
+        aliases=tuple(dict.fromkeys(request.aliases)),
+        links=tuple(request.links),
+        gw_priority=request.gw_priority,
+        options=dict(request.options),
+    )
+    if not linked:
+        if request.ip or request.ip6 or request.mac:
+            raise ConfigError(f"{subject}: a {network.driver} network has no addresses to choose; leave --ip, --ip6 and --mac-address out")
+        return endpoint
+    return replace(
+        endpoint,
+        ifname=_ifname(tx, network, sandbox, request),
+        mac=_mac(tx, network, endpoint_id, request.mac),
+        addresses=_addresses(tx, endpoint_id, network, request, subject),
+        ports=_ports(tx, network, request.ports),
+    )
+
+
+def _by_subnet(what: str, items: Sequence[Any], subnets: Sequence[IPNetwork]) -> dict[IPNetwork, Any]:
+    found: dict[IPNetwork, Any] = {}
+    for item in items:
+        home = next((subnet for subnet in subnets if _contains(subnet, item)), None)
+        if home is None:
+            have = ", ".join(map(str, subnets)) or "none was given"
+            raise ConfigError(f"{what} {item} lies in none of the subnets ({have}); pass the --subnet that contains it")
+        if home in found:
+            raise ConfigError(f"{what} {item}: subnet {home} has {found[home]} already; give one each")
+        found[home] = item
+    return found
+
+
+def _contains(subnet: IPNetwork, item: Any) -> bool:
+    if item.version != subnet.version:
+        return False
+    first = getattr(item, "network_address", item)
+    last = getattr(item, "broadcast_address", item)
+    return bool(first >= subnet.network_address and last <= subnet.broadcast_address)
+
+
+def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: ConnectRequest) -> str:
+    used = {row.value.ifname for row in tx.endpoints_of_sandbox(sandbox.id)}
+    wanted = request.ifname or request.options.get("com.docker.network.endpoint.ifname", "")
+    if wanted:
+        check_ifname(wanted)
+        if wanted in used or wanted == "lo":
+            raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname")
+        return wanted
+    known = driver(network.driver)
+    prefix = known.ifname_prefix(network) if isinstance(known, NamesLinks) else "eth"
+    return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
+
+
+def _mac(tx: Transaction, network: Network, endpoint_id: str, wanted: str) -> str:
+    if not wanted:
+        return endpoint_mac(endpoint_id)
+    mac = check_mac(wanted)
+    for row in tx.endpoints_of_network(network.id):
+        if row.value.mac == mac:
+            owner = tx.by_id(row.value.sandbox)
+            raise AlreadyExists(
+                f"MAC address {mac} is in use in network {network.name!r} by {owner.name if owner else row.value.sandbox!r}; choose another"
+            )
+    return mac
+
+
+def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRequest, subject: str) -> tuple[IPInterface, ...]:
+    ipam = ipam_driver(network.ipam_driver)
+    leased: list[IPInterface] = []
+    for family, flag, text in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
+        wanted = parse_address(text) if text else None
+        if wanted is not None and wanted.version != family:
+            raise ConfigError(f"{subject}: {flag} {wanted} is an IPv{wanted.version} address; pass an IPv{family} one")
+        pool = _pool_for(network, family, wanted)
+        if pool is not None:
+            leased.append(ipam.request_address(tx, network.id, pool.subnet, owner, wanted))
+        elif wanted is not None:
+            raise ConfigError(f"{subject}: the network has no IPv{family} subnet for {flag} {wanted}; create it with one")
+    return tuple(leased)
+
+
+def _pool_for(network: Network, family: int, wanted: IPAddress | None) -> AddressPool | None:
+    pools = [pool for pool in network.pools if pool.family == family]
+    if wanted is not None:
+        pools = [pool for pool in pools if wanted in pool.subnet] or pools
+    return pools[0] if pools else None
+
+
+def _ports(tx: Transaction, network: Network, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
+    known = driver(network.driver)
+    default = known.default_host_ip(network) if isinstance(known, BindsPorts) else None
+    chosen: list[PortMapping] = []
+    for request in requests:
+        host_ip = request.host_ip if request.host_ip is not None else default
+        chosen.append(_port(tx, request, host_ip, chosen))
+    return tuple(chosen)
+
+
+def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chosen: Sequence[PortMapping]) -> PortMapping:
+    numbers: Sequence[int] = range(request.host_port_first, request.host_port_last + 1)
+    if request.host_port_first == 0:
+        start = random.randrange(len(EPHEMERAL))
+        numbers = [*EPHEMERAL[start:], *EPHEMERAL[:start]]
+    refusal: PortTaken | None = None
+    for number in numbers:
+        mapping = PortMapping(
+            container_port=request.container_port, host_port=number, protocol=request.protocol, host_ip=host_ip
+        )
+        try:
+            _check_port(tx, mapping, chosen)
+        except PortTaken as error:
+            refusal = error
+            continue
+        return mapping
+    assert refusal is not None
+    if len(numbers) > 1:
+        raise PortTaken(f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}")
+    raise refusal
+
+
+def _check_port(tx: Transaction, mapping: PortMapping, chosen: Sequence[PortMapping]) -> None:
+    place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
+    for other in chosen:
+        if (other.host_port, other.protocol) == (mapping.host_port, mapping.protocol) and (
+            other.host_ip is None or mapping.host_ip is None or other.host_ip == mapping.host_ip
+        ):
+            raise PortTaken(f"{place} is asked for twice in this request; publish it once")
+    holder = tx.port_holder(mapping)
+    if holder is not None:
+        row = tx.by_id(holder)
+        sandbox = tx.by_id(row.value.sandbox) if row else None
+        name = sandbox.name if sandbox else holder[:12]
+        raise PortTaken(f"{place} is already published by {name!r}; choose another host port, or disconnect that one")
+    probe_port(mapping)
+
+

@@ -1,0 +1,91 @@
+"""What a sandbox needs as a whole, from all its endpoints together: default route, resolver, hosts and hostname files.
+
+Pure: re-planned at every connect and disconnect, and compared with what is applied.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from netlib.dns.resolvconf import HostResolver, hosts_file, sandbox_resolv_conf
+from netlib.firewall.objects import DnsRedirect
+from netlib.kernel.files import Folder, TextFile
+from netlib.kernel.links import LinkUp
+from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.routes import RouteEntry
+from netlib.kernel.sysctl import Sysctl
+from netlib.model import Endpoint, Network, Sandbox
+from netlib.plan import KernelObject, Plan
+
+Attachment = tuple[Network, Endpoint]
+
+RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
+_ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+# A resolver query from a fresh socket leaves a conntrack entry each; at 30 s, the default, 25,738 piled up in 4 s.
+_UDP_TIMEOUT_SECONDS = "5"
+
+
+def netns_plan(sandbox: Sandbox) -> Plan:
+    """The netns itself, where it is ours: applied first, so that its identity is known to all that follows."""
+    return Plan(OwnedNetns(path=sandbox.netns.path)) if sandbox.owned else Plan()
+
+
+def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> Plan:
+    """Everything of the sandbox that belongs to no single endpoint."""
+    objects: list[KernelObject] = [*netns_plan(sandbox)]
+    if sandbox.owned:
+        objects.append(LinkUp(ifname="lo", netns=sandbox.netns))
+        if is_served(attachments):
+            objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))
+            objects.append(Sysctl(name="net/netfilter/nf_conntrack_udp_timeout", value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns))
+    for family in (4, 6):
+        objects.extend(_default_route(sandbox, attachments, family))
+    return Plan(*objects, *_files(sandbox, attachments, host))
+
+
+def is_served(attachments: Sequence[Attachment]) -> bool:
+    """Whether the embedded resolver answers this sandbox: on any network that resolves names, or for its links."""
+    return any(network.resolves_names and endpoint.ifname or endpoint.links for network, endpoint in attachments)
+
+
+def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
+    """Whose gateway is the default one: the highest priority, ties by network name; internal networks have none."""
+    able = [
+        (network, endpoint)
+        for network, endpoint in attachments
+        if not network.internal and endpoint.address(family) and (pool := network.pool(family)) and pool.gateway
+    ]
+    return min(able, key=lambda pair: (-pair[1].gw_priority, pair[0].name), default=None)
+
+
+def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: int) -> tuple[RouteEntry, ...]:
+    chosen = gateway_attachment(attachments, family)
+    if chosen is None:
+        return ()
+    network, endpoint = chosen
+    pool = network.pool(family)
+    assert pool is not None
+    return (RouteEntry(destination=_ANYWHERE[family], gateway=pool.gateway, ifname=endpoint.ifname, netns=sandbox.netns),)
+
+
+def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> tuple[KernelObject, ...]:
+    folder = Path(sandbox.files_dir)
+    addresses = tuple(address.ip for _, endpoint in attachments for address in endpoint.addresses)
+    resolv_conf = sandbox_resolv_conf(
+        sandbox.resolver, host, embedded=RESOLVER_ADDRESS if is_served(attachments) else None, in_host_netns=sandbox.netns.is_host
+    )
+    hosts = hosts_file(sandbox.hostname, sandbox.domainname, addresses, sandbox.resolver.extra_hosts)
+    objects: list[KernelObject] = [
+        Folder(path=str(folder)),
+        TextFile(path=str(folder / "resolv.conf"), content=resolv_conf),
+        TextFile(path=str(folder / "hosts"), content=hosts),
+        TextFile(path=str(folder / "hostname"), content=f"{sandbox.hostname}\n"),
+    ]
+    if sandbox.owned:  # `ip netns exec NAME` binds these over the host's
+        seen_by_ip = Path("/etc/netns") / Path(sandbox.netns.path).name
+        objects += [
+            Folder(path=str(seen_by_ip), mode=0o755),
+            TextFile(path=str(seen_by_ip / "resolv.conf"), content=resolv_conf),
+            TextFile(path=str(seen_by_ip / "hosts"), content=hosts),
+        ]
+    return tuple(objects)
