@@ -11,7 +11,7 @@ from netlib.errors import ConfigError
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, PublishedPort
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import Bridge, BridgePort, Veth
-from netlib.kernel.sysctl import Sysctl
+from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
 from netlib.model import Endpoint, IPAddress, Network, PortMapping, Sandbox, Scope
 from netlib.names import bridge_ifname, check_ifname, check_mtu, veth_ifname
 from netlib.options import decoded_options
@@ -94,15 +94,18 @@ class BridgeDriver:
         host_ifname = veth_ifname(endpoint)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
-            BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin),
+            BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc),
             *_published(endpoint, bridge),
         )
 
 
-def _forwarding(network: Network) -> tuple[Sysctl, ...]:
-    families = {pool.family for pool in network.pools}
-    names = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-    return tuple(Sysctl(name=names[family], value="1") for family in sorted(families))
+def _forwarding(network: Network) -> tuple[KernelObject, ...]:
+    objects: list[KernelObject] = []
+    if network.pool(4):
+        objects.append(Sysctl(name="net/ipv4/ip_forward", value="1"))
+    if network.pool(6):
+        objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
+    return tuple(objects)
 
 
 def _published(endpoint: Endpoint, bridge: str) -> tuple[KernelObject, ...]:

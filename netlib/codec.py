@@ -13,8 +13,8 @@ import msgspec
 from netlib.errors import StoreError
 
 _T = TypeVar("_T")
-_ADDRESS: Any = ipaddress._BaseAddress  # type: ignore[attr-defined]
-_NETWORK: Any = ipaddress._BaseNetwork  # type: ignore[attr-defined]
+_ADDRESS: Any = ipaddress._BaseAddress
+_NETWORK: Any = ipaddress._BaseNetwork
 
 
 def _encode_custom(value: Any) -> Any:

@@ -27,7 +27,7 @@ from netlib.kernel.routes import host_routes
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
 from netlib.model import HOST, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
-from netlib.names import check_hostname, check_sandbox_name, new_id
+from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
@@ -45,6 +45,13 @@ class Watcher(Protocol):
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
         """Read these records (ids) again; *needed* says that somebody must serve them from now on."""
         ...
+
+
+class Unwatched:
+    """No server at all: links, addresses, ports and firewall work, names are not answered and ports are not held."""
+
+    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
+        """Nobody to tell."""
 
 
 class Controller:
@@ -111,8 +118,8 @@ class Controller:
         request = NetworkRequest(name=name, driver=driver, **wanted)
         network_id = new_id()
         with self._operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
-            avoid = host_routes()
             with self.engine.kernel(network_id) as kernel:
+                avoid = host_routes(kernel)
                 return self.lifecycle.create_network(
                     kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, avoid)
                 )
@@ -163,6 +170,8 @@ class Controller:
         check_sandbox_name(name)
         if hostname:
             check_hostname(hostname)
+        if domainname:
+            check_domainname(domainname)
         sandbox_id = sandbox_id or new_id()
         path = str(NETNS_DIR / name) if netns is None else netns
         sandbox = Sandbox(

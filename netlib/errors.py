@@ -17,6 +17,7 @@
     │   ├── ObjectMissing            a link, route or netns that an action needs is not there
     │   └── NeedsRecreate            an attribute cannot be changed on the living object
     ├── NotPermitted                 root (or a capability) is needed
+    ├── CommandNotRun                a container's command cannot be started; .exit_code is 126 or 127 (not found)
     ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
     ├── TeardownError                a removal went to its end, and these things would not go
     ├── StoreError                   the state folder cannot be read or written as it must be
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 __all__ = [
     "AddressTaken",
     "AlreadyExists",
+    "CommandNotRun",
     "ConfigError",
     "Conflict",
     "DaemonError",
@@ -114,6 +116,14 @@ class NeedsRecreate(KernelError):
 
 class NotPermitted(NetlibError):
     """The caller lacks root or a capability."""
+
+
+class CommandNotRun(NetlibError):
+    """The command of a container cannot be started: not found (127), or not executable (126)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class DeadlineExceeded(NetlibError):

@@ -10,6 +10,7 @@ import time
 from netlib import recovery
 from netlib.config import Config
 from netlib.errors import ConfigError, Conflict, NotPermitted
+from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id
 from netlib.kernel.routes import host_routes
 from netlib.locks import Locks
@@ -63,7 +64,8 @@ class Host:
             missing = [request for request in _PREDEFINED if tx.find(Network, request.name) is None]
         if not missing:
             return
-        routes = host_routes()
+        with Kernel() as kernel:
+            routes = host_routes(kernel)
         with self.store.write() as tx:
             for request in missing:
                 if tx.find(Network, request.name) is not None:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from netlib.model import AddressPool, IPAddress, IPInterface, IPNetwork
 
 if TYPE_CHECKING:
-    from netlib.store.sqlite import Transaction
+    from netlib.store.records import Transaction
 
 
 class PoolRequest(Struct, frozen=True, kw_only=True):

@@ -192,8 +192,7 @@ class Lifecycle:
         return old, new
 
     def _is_materialised(self, row: Row[Network]) -> bool:
-        with self.store.read() as tx:
-            return row.boot == tx.boot
+        return row.boot == self.store.boot
 
     @contextmanager
     def _or_forget(self, record: str) -> Iterator[None]:

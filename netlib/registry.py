@@ -29,6 +29,7 @@ _OBJECTS = {
     "address": "netlib.kernel.addresses:Address",
     "route": "netlib.kernel.routes:RouteEntry",
     "sysctl": "netlib.kernel.sysctl:Sysctl",
+    "router_advertisements": "netlib.kernel.sysctl:RouterAdvertisements",
     "file": "netlib.kernel.files:TextFile",
     "folder": "netlib.kernel.files:Folder",
     "firewall_base": "netlib.firewall.objects:FirewallBase",

@@ -69,12 +69,12 @@ class ConnectRequest(Struct, frozen=True, kw_only=True):
 
 def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
     """Sort gateways, ranges and auxiliary addresses to their subnets; add the families that are asked for without one."""
-    subnets = [parse_subnet(text) for text in request.subnets]
-    gateways = _by_subnet("gateway", [parse_address(item) for item in request.gateways], subnets)
-    ranges = _by_subnet("ip-range", [parse_subnet(item) for item in request.ip_ranges], subnets)
+    subnets = [parse_subnet(item) for item in request.subnets]
+    gateways = _by_subnet("gateway", [parse_address(item, "gateway") for item in request.gateways], subnets)
+    ranges = _by_subnet("ip-range", [parse_subnet(item, "ip-range") for item in request.ip_ranges], subnets)
     auxiliary: dict[IPNetwork, dict[str, IPAddress]] = {}
     for label, item in request.auxiliary.items():
-        address = parse_address(item)
+        address = parse_address(item, f"aux-address {label}")
         auxiliary.setdefault(next(iter(_by_subnet(f"aux-address {label}", [address], subnets))), {})[label] = address
     pools = [
         PoolRequest(
@@ -211,7 +211,7 @@ def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRe
     ipam = ipam_driver(network.ipam_driver)
     leased: list[IPInterface] = []
     for family, flag, text in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
-        wanted = parse_address(text) if text else None
+        wanted = parse_address(text, flag) if text else None
         if wanted is not None and wanted.version != family:
             raise ConfigError(f"{subject}: {flag} {wanted} is an IPv{wanted.version} address; pass an IPv{family} one")
         pool = _pool_for(network, family, wanted)
@@ -246,9 +246,7 @@ def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chos
         numbers = [*EPHEMERAL[start:], *EPHEMERAL[:start]]
     refusal: PortTaken | None = None
     for number in numbers:
-        mapping = PortMapping(
-            container_port=request.container_port, host_port=number, protocol=request.protocol, host_ip=host_ip
-        )
+        mapping = replace(request.mapping(number), host_ip=host_ip)
         try:
             _check_port(tx, mapping, chosen)
         except PortTaken as error:

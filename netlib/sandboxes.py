@@ -72,7 +72,11 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
     folder = Path(sandbox.files_dir)
     addresses = tuple(address.ip for _, endpoint in attachments for address in endpoint.addresses)
     resolv_conf = sandbox_resolv_conf(
-        sandbox.resolver, host, embedded=RESOLVER_ADDRESS if is_served(attachments) else None, in_host_netns=sandbox.netns.is_host
+        sandbox.resolver,
+        host,
+        embedded=RESOLVER_ADDRESS if is_served(attachments) else None,
+        ipv6=any(address.version == 6 for address in addresses),
+        in_host_netns=sandbox.netns.is_host,
     )
     hosts = hosts_file(sandbox.hostname, sandbox.domainname, addresses, sandbox.resolver.extra_hosts)
     objects: list[KernelObject] = [

@@ -1,14 +1,16 @@
 """One client's TCP connection: queries in, answers out, each behind two bytes of length (RFC 1035 section 4.2.2).
 
 A client can hold up nobody but itself: every read and write returns at once, what is buffered for it is bounded, and it is
-closed when it has sent no whole query for ``IDLE_SECONDS`` (CVE-2024-8418 was a resolver that waited for such a client).
+closed when it has sent no whole query for ``IDLE_SECONDS`` to twice that (CVE-2024-8418 was a resolver that waited for such a
+client).
 """
 
+import select
 import socket
 from collections.abc import Callable
 
 from netlib.dns.loop import READABLE, WRITABLE, Loop
-from netlib.dns.message import MAX_DATAGRAM
+from netlib.dns.message import HEADER_SIZE, MAX_DATAGRAM
 
 __all__ = ["IDLE_SECONDS", "Connection", "Reply"]
 
@@ -18,6 +20,7 @@ IDLE_SECONDS = 10.0
 _MAX_UNSENT = 65536
 _MAX_PENDING = 16
 _LENGTH_SIZE = 2
+_BROKEN = select.EPOLLERR | select.EPOLLHUP  # reported also when nothing is waited for: close, or it comes for ever
 
 Reply = Callable[[bytes], None]
 
@@ -48,7 +51,7 @@ class Connection:
         self._closed = False
         self._taking = False
         self._events = READABLE
-        self._progressed = True
+        self._progressed = False
         loop.watch(sock.fileno(), self._on_ready)
         self._timer = loop.after(IDLE_SECONDS, self._on_deadline)
 
@@ -63,7 +66,7 @@ class Connection:
         self._ended(self)
 
     def _on_deadline(self) -> None:
-        """Two strikes: a whole query since the last look buys another term, so idleness ends after one to two of them."""
+        """Close, unless a whole query since the last look has bought another term."""
         if not self._progressed:
             self.close()
             return
@@ -72,39 +75,48 @@ class Connection:
 
     def _on_ready(self, events: int) -> None:
         try:
-            if events & ~WRITABLE and self._may_read():
+            if events & _BROKEN:
+                self.close()
+            elif events & READABLE and self._may_read():
                 data = self._sock.recv(MAX_DATAGRAM)
                 self._finished = not data
                 self._received += data
-            self._take_queries()
-            self._send()
         except BlockingIOError:
             return
-        except OSError:  # reset by the client
+        except OSError:
             self.close()
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take and send as long as one makes room for the other."""
+        while self._take_queries():
+            self._send()
+        self._send()
 
     def _may_read(self) -> bool:
         return not self._finished and self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT
 
-    def _take_queries(self) -> None:
-        if self._taking:  # an answer given at once
-            return
+    def _take_queries(self) -> bool:
+        """Hand on the whole queries that are here, as far as the limits allow; whether there were any."""
+        taken = False
         self._taking = True
         while not self._closed and self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT:
-            length = int.from_bytes(self._received[:_LENGTH_SIZE], "big")
             if len(self._received) < _LENGTH_SIZE:
                 break
-            if length > MAX_DATAGRAM:  # no query is that long; to wait for it would be to buffer it
+            length = int.from_bytes(self._received[:_LENGTH_SIZE], "big")
+            if not HEADER_SIZE <= length <= MAX_DATAGRAM:  # no query: neither to be waited for nor a sign of life
                 self.close()
-            elif len(self._received) >= _LENGTH_SIZE + length:
-                query = bytes(self._received[_LENGTH_SIZE : _LENGTH_SIZE + length])
-                del self._received[: _LENGTH_SIZE + length]
-                self._progressed = True
-                self._pending += 1
-                self._respond(query, self._reply)
-            else:
                 break
+            end = _LENGTH_SIZE + length
+            if len(self._received) < end:
+                break
+            query = bytes(self._received[_LENGTH_SIZE:end])
+            del self._received[:end]
+            taken = self._progressed = True
+            self._pending += 1
+            self._respond(query, self._reply)
         self._taking = False
+        return taken
 
     def _reply(self, message: bytes) -> None:
         """Take one answer; empty when there is none to give."""
@@ -113,9 +125,8 @@ class Connection:
             return
         if message:
             self._unsent += len(message).to_bytes(_LENGTH_SIZE, "big") + message
-        if self._taking:  # the caller sends when it is through
-            return
-        self._on_ready(0)
+        if not self._taking:  # else _advance is at work, and sends
+            self._advance()
 
     def _send(self) -> None:
         if self._closed:
@@ -124,7 +135,10 @@ class Connection:
             try:
                 del self._unsent[: self._sock.send(self._unsent)]
             except BlockingIOError:
-                pass  # as much as fits is with the kernel; the rest waits for WRITABLE
+                pass  # the kernel has as much as fits; the rest waits for WRITABLE
+            except OSError:
+                self.close()
+                return
         if self._finished and not self._unsent and not self._pending:
             self.close()
             return

@@ -89,6 +89,10 @@ class Loop:
         except TimeoutError as error:
             raise DeadlineExceeded(f"the DNS thread did not answer for {_CALL_SECONDS:.0f} s") from error
 
+    @property
+    def is_running(self) -> bool:
+        return self._running
+
     def stop(self) -> None:
         """End the thread and wait for it; a no-op when it has ended."""
         with self._lock:
@@ -136,5 +140,5 @@ class Loop:
             action, future = self._calls.popleft()
             try:
                 future.set_result(action())
-            except BaseException as error:  # carried to the caller's thread
+            except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
                 future.set_exception(error)

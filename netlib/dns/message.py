@@ -9,6 +9,7 @@ from struct import Struct as Layout
 from typing import NamedTuple
 
 __all__ = [
+    "HEADER_SIZE",
     "MAX_DATAGRAM",
     "MAX_MESSAGE",
     "MIN_DATAGRAM",
@@ -135,8 +136,8 @@ def parse_query(wire: bytes) -> Query | Rcode | None:
 
 
 def _question_name(wire: bytes) -> tuple[str, int] | None:
-    """The question's name as lower-case text, and where it ends; a dot inside a label becomes ``\\.``, which no name of ours has."""
-    labels = []
+    """The question's name as lower-case text, and where it ends; a dot inside a label is escaped, as in no name of ours."""
+    labels: list[bytes] = []
     offset = HEADER_SIZE
     limit = HEADER_SIZE + _MAX_NAME
     while offset < len(wire) and offset < limit:

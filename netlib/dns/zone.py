@@ -71,18 +71,22 @@ def build_zone(network: Network, members: Iterable[tuple[Endpoint, Sandbox]]) ->
     The reverse of an address is its sandbox's name with the network's after it, as in Docker.
     """
     suffix = network.name.lower()
-    names: dict[str, tuple[IPAddress, ...]] = {}
+    names: dict[str, list[IPAddress]] = {}
     pointers: dict[str, tuple[str, ...]] = {}
     for endpoint, sandbox in members:
         addresses = tuple(interface.ip for interface in endpoint.addresses)
         called = dict.fromkeys(name.lower() for name in (sandbox.name, sandbox.hostname, sandbox.short_id, *endpoint.aliases))
         for name in called:
             if name:
-                names[name] = names.get(name, ()) + addresses
+                names.setdefault(name, []).extend(addresses)
         for address in addresses:
             pointers[address.reverse_pointer] = (f"{sandbox.name.lower()}.{suffix}",)
     return Zone(
-        network=suffix, resolves_names=network.resolves_names, internal=network.internal, names=names, pointers=pointers
+        network=suffix,
+        resolves_names=network.resolves_names,
+        internal=network.internal,
+        names={name: tuple(addresses) for name, addresses in names.items()},
+        pointers=pointers,
     )
 
 

@@ -1,7 +1,7 @@
-"""Netlink without a library, for where thousands of objects answer one question: routes, links, connections.
+"""Netlink by hand, for what happens at every connect and for questions that thousands of objects answer.
 
-Decoding is the price there: an object of a dump costs a few microseconds here and about 200 in pyroute2, which makes all
-changes but those of conntrack. Layout: ``linux/netlink.h``.
+A change costs 0.03 ms here besides the kernel's work, 0.2 ms through pyroute2 (and its import 110 ms); an object of a dump
+4 µs and 200 µs. Whatever is rare goes through pyroute2. Layout: ``linux/netlink.h``.
 """
 
 import os
@@ -13,9 +13,11 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
+EXCLUSIVE, REPLACE, CREATE = 0x200, 0x100, 0x400  # NLM_F_*
 _TYPE_MASK = 0x3FFF
 _NESTED = 0x8000
-_SOL_NETLINK, _GET_STRICT_CHK = 270, 12
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 270, 10, 11, 12
+_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 
 Attributes = dict[int, bytes]
 
@@ -23,6 +25,16 @@ Attributes = dict[int, bytes]
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded to four bytes."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def number(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits, in the host's byte order."""
+    return attribute(kind, struct.pack("=I", value))
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute that ends in a zero byte."""
+    return attribute(kind, value.encode() + b"\0")
 
 
 def nest(kind: int, *attributes: bytes) -> bytes:
@@ -43,12 +55,22 @@ def attributes_of(data: bytes) -> Attributes:
     return found
 
 
+def _refusal(answer: bytes) -> OSError | None:
+    (code,) = struct.unpack_from("=i", answer)
+    if not code:
+        return None
+    words = attributes_of(answer[4 + _HEADER.size :]).get(_MESSAGE, b"").rstrip(b"\0").decode(errors="replace")
+    return OSError(-code, f"{os.strerror(-code)} ({words})" if words else os.strerror(-code))
+
+
 class NetlinkSocket:
     """A netlink socket in the netns that the thread is in. Raises OSError; callers translate."""
 
     def __init__(self, protocol: int) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
+        self.socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        self.socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         if protocol == socket.NETLINK_ROUTE:  # else the kernel ignores what a dump is filtered by
             self.socket.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
 
@@ -57,7 +79,14 @@ class NetlinkSocket:
 
         An "interrupted" dump is taken as it is: the kernel goes on by key, so what is there all the time is in it.
         """
-        self._send([(kind, _REQUEST | _DUMP, header + b"".join(attributes))])
+        return self._ask(kind, _DUMP, header, attributes)
+
+    def get(self, kind: int, header: bytes, *attributes: bytes) -> tuple[bytes, Attributes]:
+        """The one object that *header* and *attributes* name."""
+        return self._ask(kind, _ACK, header, attributes)[0]
+
+    def _ask(self, kind: int, how: int, header: bytes, attributes: Iterable[bytes]) -> list[tuple[bytes, Attributes]]:
+        self._send([(kind, _REQUEST | how, header + b"".join(attributes))])
         size = len(header)
         found: list[tuple[bytes, Attributes]] = []
         while True:
@@ -74,10 +103,13 @@ class NetlinkSocket:
                     found.append((data[at + 16 : at + 16 + size], attributes_of(data[at + 16 + size : at + length])))
                 at += (length + 3) & ~3
 
-    def order(self, messages: Iterable[tuple[int, bytes]]) -> list[int]:
-        """Send several changes at once, (type, payload) each; return their errno in order, 0 for success."""
-        flagged = [(kind, _REQUEST | _ACK, payload) for kind, payload in messages]
-        results: list[int] = []
+    def order(self, messages: Iterable[tuple[int, int, bytes]]) -> list[OSError | None]:
+        """Send several changes at once, (type, flags, payload) each; return what the kernel refused, in order.
+
+        It does not stop at a refusal. Where it gives its reason in words, the error has them.
+        """
+        flagged = [(kind, _REQUEST | _ACK | flags, payload) for kind, flags, payload in messages]
+        results: list[OSError | None] = []
         for start in range(0, len(flagged), 64):  # the answers to so many fit any receive buffer
             some = flagged[start : start + 64]
             self._send(some)
@@ -88,7 +120,7 @@ class NetlinkSocket:
                 while at < len(data):
                     length, answer, _, sequence, _ = _HEADER.unpack_from(data, at)
                     if answer == _ERROR and self._sequence - len(some) < sequence <= self._sequence:
-                        results.append(-struct.unpack_from("=i", data, at + 16)[0])
+                        results.append(_refusal(data[at + 16 : at + length]))
                         pending -= 1
                     at += (length + 3) & ~3
         return results

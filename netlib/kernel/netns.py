@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netlib.errors import KernelError, ObjectMissing
+from netlib.errors import KernelError, NetlibError, ObjectMissing
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
-from netlib.plan import Key, KernelObject
+from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
@@ -86,7 +86,7 @@ def opened(netns: NetnsRef) -> Iterator[int]:
     try:
         fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise kernel_error(error.errno, f"open network namespace {netns.label}", error.strerror) from error
+        raise kernel_error(error.errno or 0, f"open network namespace {netns.label}", error.strerror or "") from error
     try:
         if netns.identity:
             try:
@@ -129,14 +129,14 @@ def create_netns(path: Path) -> None:
     with doing(f"create network namespace {path}"):
         _prepare_netns_dir(path.parent)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    failures: list[BaseException] = []
+    failures: list[NetlibError] = []
 
     def pin() -> None:  # in a thread of its own: it takes the new netns with it when it ends
         try:
             _check(_libc.unshare(_CLONE_NEWNET), f"create network namespace {path}")
             source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
             _check(_libc.mount(source, str(path).encode(), b"none", _MS_BIND, None), f"pin network namespace {path}")
-        except BaseException as error:  # carried to the caller's thread
+        except NetlibError as error:  # carried to the caller's thread
             failures.append(error)
 
     thread = threading.Thread(target=pin, name="netns")
@@ -169,7 +169,7 @@ def delete_netns(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class OwnedNetns(KernelObject, tag="netns"):
+class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox."""
 
     path: str

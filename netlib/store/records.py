@@ -122,6 +122,18 @@ class Transaction:
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE phase<>'ready' AND kind IN {_CORE}")
         return [self._row(row) for row in rows]
 
+    def change_count(self) -> int:
+        """A number that moves on when another connection has changed the file."""
+        (count,) = self.db.execute("PRAGMA data_version").fetchone()
+        return int(count)
+
+    def ready_ids(self) -> list[tuple[str, str, str]]:
+        """(id, kind, sandbox's id or "") of every sandbox and endpoint that is ready: what a server compares itself with."""
+        rows = self.db.execute(
+            "SELECT id, kind, coalesce(sandbox, '') FROM record WHERE phase='ready' AND kind IN ('sandbox', 'endpoint')"
+        )
+        return rows.fetchall()
+
     def of_other_boots(self) -> list[Row[Any]]:
         """Records whose kernel objects went with an earlier boot."""
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>? AND kind IN {_CORE}", (self.boot,))
@@ -145,6 +157,17 @@ class Transaction:
         """What was written down for *record*, in order."""
         rows = self.db.execute("SELECT body FROM object WHERE record=? ORDER BY seq", (record,))
         return Plan(*(decode_object(body) for (body,) in rows))
+
+    def ready_objects(self, kind: str, netns: str) -> Iterator[tuple[str, KernelObject]]:
+        """Every object of one kind in one netns (as keys are spelled: "host", a path) that a ready record holds, with its id."""
+        prefix = f"{kind}/{netns}/"
+        rows = self.db.execute(
+            "SELECT record, object.body FROM object JOIN record ON record.id=object.record "
+            "WHERE key>=? AND key<? AND phase='ready' ORDER BY record, seq",
+            (prefix, prefix[:-1] + chr(ord("/") + 1)),
+        )
+        for record, body in rows:
+            yield record, decode_object(body)
 
     def holder(self, key: Key, *, besides: Collection[str]) -> tuple[str, KernelObject] | None:
         """A record, not one of *besides*, that holds *key*, and the object as it wrote it down."""
@@ -209,7 +232,7 @@ class Transaction:
     def journal(self, limit: int) -> list[JournalEntry]:
         """The last *limit* operations, oldest first."""
         rows = self.db.execute("SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
-        return [JournalEntry(*row[:5], decode(row[5], list[str])) for row in reversed(rows)]
+        return [JournalEntry(*entry, detail=decode(detail, list[str])) for *entry, detail in reversed(rows)]
 
 
 def decode_object(body: bytes) -> KernelObject:

@@ -6,7 +6,8 @@ it missing. A landed migration is never edited: the next one is added below it.
 * ``record``: one row per network, sandbox, endpoint, container; ``phase`` says how far its objects got.
 * ``object``: what was applied for a record, in order; teardown and recovery follow it.
 * ``pool``, ``free_range``, ``lease``: the default IPAM. ``free_range`` holds what is *not* leased as intervals, so that
-  finding the next free address after any other is one index look-up, for a /30 as for a /64.
+  finding the next free address after any other is one index look-up, for a /30 as for a /64. Pools 4 and 6 belong to no
+  network: they are the address spaces themselves, and what is free in them is what no network's subnet covers.
 * ``port``: published host ports, so that a clash is found, and its holder named, without reading every endpoint.
 * ``journal``: one row per operation, for ``netlib log``.
 
@@ -62,6 +63,12 @@ MIGRATIONS: tuple[str, ...] = (
         first BLOB NOT NULL,
         PRIMARY KEY (pool, last)
     ) WITHOUT ROWID;
+
+    INSERT INTO pool SELECT 4, '', 4, '0.0.0.0/0', low, high, low, high, low
+        FROM (SELECT zeroblob(16) AS low, X'000000000000000000000000FFFFFFFF' AS high);
+    INSERT INTO pool SELECT 6, '', 6, '::/0', low, high, low, high, low
+        FROM (SELECT zeroblob(16) AS low, X'FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF' AS high);
+    INSERT INTO free_range (pool, last, first) SELECT id, last, first FROM pool;
 
     CREATE TABLE lease (
         pool INTEGER NOT NULL REFERENCES pool (id) ON DELETE CASCADE,

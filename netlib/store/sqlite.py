@@ -28,7 +28,7 @@ class Store:
         *boot* is the boot id that new rows are stamped with.
         """
         self.path = state_dir / "netlib.db"
-        self._boot = boot
+        self.boot = boot
         self._local = threading.local()
 
     @property
@@ -63,7 +63,7 @@ class Store:
         except sqlite3.OperationalError as error:
             raise self._translated(error) from error
         try:
-            yield Transaction(connection, self._boot)
+            yield Transaction(connection, self.boot)
         except BaseException:
             connection.execute("ROLLBACK")
             raise

@@ -1,0 +1,43 @@
+# Everything a developer does. Each target does the set-up that it needs by itself, quickly when it is done already.
+.DEFAULT_GOAL := help
+VENV_PYTHON := .venv/bin/python
+TESTHOST := tests/testhost
+
+# What part of a soak's cycles to run: make soak SOAK=0.1
+SOAK ?= 1
+# More arguments for pytest: make test PYTEST="-k dns -x"
+PYTEST ?=
+
+.PHONY: help install test soak demo bench lint format clean
+
+help: ## Print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: ## Debian packages (as root, if missing), .venv, Python packages
+	@scripts/install
+
+test: install ## All tests, in a test host: network namespaces of its own
+	@$(TESTHOST) $(VENV_PYTHON) -m pytest $(PYTEST)
+
+soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
+	@NETLIB_SOAK=$(SOAK) $(TESTHOST) $(VENV_PYTHON) -m pytest -m soak -o timeout=1800 $(PYTEST)
+
+demo: install ## Networks, names, a published port: every check is printed
+	@$(TESTHOST) $(VENV_PYTHON) labs/demo.py
+
+bench: ## Measure netlib beside its peers, in one run
+	@scripts/install peers
+	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks
+
+lint: install ## ruff, ruff format, mypy
+	@$(VENV_PYTHON) -m ruff check --quiet .
+	@$(VENV_PYTHON) -m ruff format --quiet --check .
+	@$(VENV_PYTHON) -m mypy
+
+format: install ## Put the code into shape
+	@$(VENV_PYTHON) -m ruff check --quiet --fix .
+	@$(VENV_PYTHON) -m ruff format --quiet .
+
+clean: ## Remove .venv and every cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

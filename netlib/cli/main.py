@@ -1,0 +1,121 @@
+"""``netlib``: finds the command's module by its first word, before anything heavy is imported.
+
+Commands that are waited for many times a day (``run``, ``exec``, ``ps`` …) parse with argparse (7 ms), others with typer (45 ms).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from netlib import __version__
+from netlib.cli.outcome import complain, guarded
+from netlib.config import Config
+from netlib.errors import ConfigError
+
+HELP = """\
+usage: netlib [--state-dir DIR] [--run-dir DIR] COMMAND …
+
+Connect containers: networks with names, published ports and isolation, on one Linux host.
+
+networks:
+  network create   make a network             network ls        list them
+  network inspect  show them in JSON          network rm        remove them
+  network connect  join a container to one    network disconnect  take it out
+  network prune    remove those without members
+
+containers:
+  run       run a command in a new container  exec      run one more command in it
+  ps        list containers                   inspect   show containers or networks in JSON
+  start     start what has ended              stop      end its command, gently first
+  restart   stop and start                    kill      send its command a signal
+  wait      wait for its end                  attach    be its terminal again
+  logs      show its output                   port      show its published ports
+  rm        remove it
+
+looking behind it:
+  explain   the ip and nft commands that amount to a network or a container
+  check     how the kernel differs from what was asked for
+  log       what netlib did, one line per operation
+  info      what there is, and where          version   print the version
+  system reset  remove all that netlib made
+
+options:
+  --state-dir DIR   where records are kept (NETLIB_STATE_DIR; /var/lib/netlib)
+  --run-dir DIR     where sockets and locks are (NETLIB_RUN_DIR; /run/netlib)
+  --version         print the version
+  --help            show this; `netlib COMMAND --help` shows more
+
+examples:
+  netlib network create alpine-net
+  netlib run -d --name web --network alpine-net -p 8080:80 python3 -m http.server 80
+  netlib run --rm --network alpine-net ping -c1 web
+  netlib network inspect alpine-net
+"""
+
+_CONTAINERS = ("attach", "exec", "inspect", "kill", "logs", "port", "ps", "restart", "rm", "run", "start", "stop", "wait")
+_SYSTEM = ("check", "explain", "info", "log", "system", "version")
+_DIRECTORIES = {"--state-dir": "state_dir", "--run-dir": "run_dir"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; *arguments* None means those of this process. Returns the exit code, never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config, rest = _global_options(words)
+    except ConfigError as error:
+        complain(str(error))
+        return error.exit_code
+    return guarded(lambda: _dispatch(config, rest), config, words)
+
+
+def _dispatch(config: Config, rest: list[str]) -> int:
+    if not rest or rest[0] in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if rest[0] in ("--version", "-v"):
+        print(f"netlib {__version__}")
+        return 0
+    command, *arguments = rest
+    if command == "container" and arguments:  # Docker's long spelling: `netlib container ls`
+        command, *arguments = arguments
+        command = {"ls": "ps", "list": "ps"}.get(command, command)
+    if command in _CONTAINERS:
+        from netlib.cli import containers
+
+        return containers.run_command(config, command, arguments)
+    if command == "network":
+        from netlib.cli import network, typed
+
+        return typed.run(network.app, "netlib network", arguments, config)
+    if command in _SYSTEM:
+        from netlib.cli import system, typed
+
+        if command == "system":
+            return typed.run(system.system, "netlib system", arguments, config)
+        return typed.run(system.app, "netlib", [command, *arguments], config)
+    raise ConfigError(f"{command!r} is no command; `netlib --help` lists them")
+
+
+def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:
+    """Take ``--state-dir`` and ``--run-dir`` off the front."""
+    found: dict[str, str] = {}
+    rest = list(words)
+    while rest and rest[0].startswith("--"):
+        option, equals, value = rest[0].partition("=")
+        if option not in _DIRECTORIES:
+            if option in ("--help", "--version"):
+                break
+            raise ConfigError(f"unknown option {option!r} before the command; `netlib --help` lists them")
+        del rest[0]
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{option} needs a folder after it")
+            value = rest.pop(0)
+        if not value:
+            raise ConfigError(f"{option} needs a folder, not an empty text")
+        found[_DIRECTORIES[option]] = os.path.abspath(value)
+    return Config.from_environment(**found), rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

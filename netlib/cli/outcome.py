@@ -1,0 +1,75 @@
+"""How a command ends: one sentence on standard error, Docker's exit code, and never a traceback."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from netlib.config import Config
+from netlib.errors import NetlibError
+
+_T = TypeVar("_T")
+
+OURS = 125
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+ERROR_LOG = "errors.log"
+
+
+def complain(sentence: str) -> None:
+    """Print one line ``netlib: …`` on standard error."""
+    sys.stdout.flush()
+    print(f"netlib: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]) -> int:
+    """Run *command* and return its exit code, whatever it raises."""
+    try:
+        try:
+            code = command()
+        finally:
+            sys.stdout.flush()
+    except NetlibError as error:
+        complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain("interrupted; what was under way is finished or undone by the next command")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return PIPE_CLOSED
+    except Exception as error:  # noqa: BLE001  the last one before the user: a defect of ours, told in one sentence
+        complain(f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}")
+        return OURS
+    return code
+
+
+def each(names: Sequence[str], action: Callable[[str], _T]) -> tuple[list[_T], int]:
+    """Do *action* for every name, going on over failures; answer with the results and the exit code of the last failure.
+
+    Every failure is a line on standard error at once.
+    """
+    results: list[_T] = []
+    code = 0
+    for name in names:
+        try:
+            results.append(action(name))
+        except NetlibError as error:
+            complain(str(error))
+            code = error.exit_code
+    return results, code
+
+
+def _written_down(config: Config, arguments: Sequence[str]) -> str:
+    """Append the traceback to a file in the run folder and say where, or why not."""
+    import traceback
+
+    path = os.path.join(config.run_dir, ERROR_LOG)
+    try:
+        os.makedirs(config.run_dir, mode=0o700, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
+            file.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} netlib {' '.join(arguments)}\n{traceback.format_exc()}\n")
+    except OSError as error:
+        return f"its details could not be written to {path}: {error.strerror}"
+    return f"its details are in {path}"

@@ -1,0 +1,139 @@
+"""What the commands print: tables, JSON and templates on standard output, progress and questions on the terminal.
+
+Colours and progress only where somebody looks: on a terminal, and never with ``NO_COLOR`` set.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from netlib.errors import ConfigError
+
+PROGRESS_AFTER_SECONDS, REFRESH_SECONDS = 0.4, 0.1
+SHORT_ID = 12
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+class Column:
+    """One column of a listing: its heading as Docker writes it, and the key of its value in a row."""
+
+    def __init__(self, heading: str, key: str) -> None:
+        self.heading = heading
+        self.key = key
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: str = "", *, quiet: str = "") -> None:
+    """Print a listing as Docker does: a table, ``--format json`` (one object a line), a template, or the key *quiet* alone."""
+    if quiet:
+        lines = [str(row[quiet]) for row in rows]
+    elif format == "json":
+        lines = [json.dumps(row) for row in rows]
+    elif format in ("", "table"):
+        lines = table_lines(
+            [column.heading for column in columns], [[str(row[column.key]) for column in columns] for row in rows]
+        )
+    else:
+        lines = _templated(rows, columns, format)
+    if lines:
+        print("\n".join(lines))
+
+
+def table_lines(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Align *cells* under *headings*, three spaces between columns; headings are bold on a terminal."""
+    widths = [max(len(line[at]) for line in (headings, *cells)) for at in range(len(headings))]
+    lines = [
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (headings, *cells)
+    ]
+    if coloured(sys.stdout):
+        lines[0] = f"{_BOLD}{lines[0]}{_PLAIN}"
+    return lines
+
+
+def print_objects(items: Sequence[Any], format: str = "") -> None:
+    """Print what ``inspect`` found: one JSON array, or for each a line by a template (``json`` for one object a line)."""
+    if format == "":
+        print(json.dumps(items, indent=4))
+    elif format == "json":
+        print("\n".join(json.dumps(item) for item in items))
+    else:
+        from netlib.cli.template import Template
+
+        template = Template(format)
+        print("\n".join(template.render(item) for item in items))
+
+
+def coloured(stream: Any) -> bool:
+    """Whether *stream* is a terminal that takes colours."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[Any], None] | None]:
+    """Show *what*, a spinner and the object changed last on standard error while the work takes longer than a moment.
+
+    On a terminal only; else it yields None. What it yields is to be told of every object, as ``netlib.client.call`` does.
+    """
+    if not coloured(sys.stderr):
+        yield None
+        return
+    last: list[str] = []
+    ended = threading.Event()
+    shower = threading.Thread(target=_spin, args=(what, last, ended), daemon=True)
+    shower.start()
+    try:
+        yield lambda event: last.append(event["object"])
+    finally:
+        ended.set()
+        shower.join()
+
+
+def confirm(question: str) -> None:
+    """Ask on standard error for a ``y``; ConfigError when the answer is another one, or nobody can answer."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError("not confirmed, so nothing was removed; answer y, or pass --force to go without asking")
+
+
+def age(seconds: float) -> str:
+    """How long ago, in Docker's words: ``3 minutes``."""
+    for unit, length in (
+        ("year", 31_536_000),
+        ("month", 2_592_000),
+        ("week", 604_800),
+        ("day", 86_400),
+        ("hour", 3600),
+        ("minute", 60),
+    ):
+        if seconds >= 2 * length or (seconds >= length and unit in ("hour", "minute")):
+            number = int(seconds // length)
+            return f"About {'an' if unit == 'hour' else 'a'} {unit}" if number == 1 else f"{number} {unit}s"
+    number = int(seconds)
+    return "Less than a second" if number < 1 else "1 second" if number == 1 else f"{number} seconds"
+
+
+def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: str) -> list[str]:
+    from netlib.cli.template import Template
+
+    headed = format.startswith("table ")
+    template = Template(format.removeprefix("table "))
+    lines = [template.render(row) for row in rows]
+    if not headed:
+        return lines
+    known = {column.key: column.heading for column in columns}
+    keys = {key for row in rows for key in row} | set(known)
+    headings = template.render({key: known.get(key, key.upper()) for key in keys})
+    return table_lines(headings.split("\t"), [line.split("\t") for line in lines])
+
+
+def _spin(what: str, last: Sequence[str], ended: threading.Event) -> None:
+    if ended.wait(PROGRESS_AFTER_SECONDS):
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what) as status:
+        while not ended.wait(REFRESH_SECONDS):
+            status.update(f"{what}: {len(last)} objects, {last[-1]}" if last else what)

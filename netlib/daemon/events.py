@@ -1,0 +1,147 @@
+"""What others do to our firewall, and putting it back: nftables' own events, read from the kernel.
+
+One rule: an event only says that it is worth a look. What is done then follows from the store and the kernel alone, so that
+our own changes, whose events come back to us, end at that look. Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from enum import Flag, auto
+
+from netlib.controller import Controller
+from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance
+from netlib.kernel.netlink import attributes_of
+from netlib.kernel.translate import doing
+from netlib.plan import KernelObject
+
+__all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
+
+_NETLINK_NETFILTER = 12
+_GROUP_NFTABLES = 7
+_NFNL_SUBSYS_NFTABLES = 10
+_NFTA_TABLE = 1  # the name of the table has this number in the messages of tables, chains and rules alike
+_NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE = 3, 2, 5, 8
+_NFPROTO_INET, _FORWARDING = 1, {1, 2, 10}  # inet; inet, ipv4, ipv6
+_TABLE = b"netlib\0"
+_HEADER = struct.Struct("=IHHII")
+_GENERIC_SIZE = 4  # nfgenmsg: family, version, resource
+_RECEIVE_BUFFER = 4 << 20  # `nft flush ruleset` on a big host is one burst of events
+_SO_RCVBUFFORCE = 33
+_READ_SIZE = 1 << 16
+
+
+class Notice(Flag):
+    """What is worth a look."""
+
+    NOTHING = 0
+    TABLE = auto()  # something was deleted in our table
+    FOREIGN = auto()  # others changed chains or deleted rules that packets of ours may pass
+
+
+class FirewallEvents:
+    """The nftables events of this thread's netns."""
+
+    def __init__(self) -> None:
+        with doing("listen to nftables' events"):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            try:
+                self._socket.setblocking(False)
+                self._enlarge()
+                self._socket.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> Notice:
+        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        notice = Notice.NOTHING
+        while True:
+            try:
+                notice |= meaning(self._socket.recv(_READ_SIZE))
+            except BlockingIOError:
+                return notice
+            except OSError:  # ENOBUFS: more came than the buffer holds
+                notice = Notice.TABLE | Notice.FOREIGN
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _enlarge(self) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except PermissionError:  # in a user namespace: as far as net.core allows
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+
+
+def meaning(data: bytes) -> Notice:
+    """What one datagram of events means. Pure."""
+    notice = Notice.NOTHING
+    for kind, family, table in _messages(data):
+        if (family, table) == (_NFPROTO_INET, _TABLE):
+            if kind in (_DELTABLE, _DELCHAIN, _DELRULE):
+                notice |= Notice.TABLE
+        elif family in _FORWARDING and kind in (_NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE):
+            notice |= Notice.FOREIGN
+    return notice
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    at = 0
+    while at + _HEADER.size + _GENERIC_SIZE <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        if kind >> 8 == _NFNL_SUBSYS_NFTABLES:
+            body = at + _HEADER.size
+            yield kind & 0xFF, data[body], attributes_of(data[body + _GENERIC_SIZE : at + length]).get(_NFTA_TABLE, b"")
+        at += (length + 3) & ~3
+
+
+def restore_table(controller: Controller, *, thorough: bool = False) -> int:
+    """Where our table is not whole any more, make again all that ready records have in it; return how many objects that were.
+
+    *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the store's
+    write lock, which is held. One transaction per record, so that each entry carries its record's tag.
+    """
+    base = FirewallBase()
+    with (
+        controller.engine.kernel("") as kernel,
+        controller.locks.hold(f"key:{base.key}", "putting the firewall back"),
+        controller.store.write() as tx,
+    ):
+        records: dict[str, list[KernelObject]] = {}
+        for record, item in tx.ready_objects("firewall", "host"):
+            records.setdefault(record, []).append(item)
+        watched = [base, *(item for items in records.values() for item in items if thorough)]
+        if not records or all(item.drift(kernel) is None for item in watched):
+            return 0
+        for record, items in sorted(records.items(), key=lambda pair: not _is_network(pair[1])):
+            kernel.tag = controller.engine.kernel(record).tag
+            FirewallObject.ensure_many(kernel, items)
+    return sum(map(len, records.values()))
+
+
+def restore_allowances(controller: Controller) -> int:
+    """Let our bridges through foreign forward hooks again where they would be stopped by now; return for how many that was needed."""
+    restored = 0
+    with controller.store.read() as tx:
+        allowances = [
+            (record, item) for record, item in tx.ready_objects("firewall", "host") if isinstance(item, ForwardAllowance)
+        ]
+    for record, item in allowances:
+        with (
+            controller.engine.kernel(record) as kernel,
+            controller.locks.attempt(f"record:{record}", "checking its way out") as held,
+        ):
+            if held and item.drift(kernel) is not None:
+                item.ensure(kernel)
+                restored += 1
+    return restored
+
+
+def _is_network(items: list[KernelObject]) -> bool:
+    return any(isinstance(item, BridgedNetwork) for item in items)

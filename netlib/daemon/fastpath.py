@@ -1,0 +1,312 @@
+"""The control socket: requests in, answers out, and nothing that a peer sends can end the daemon.
+
+One thread waits for all connections (:meth:`ControlServer.run`); a whole request goes to a bounded pool of workers, and its
+connection is not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
+with the request. The frames are described in :mod:`netlib.client`.
+"""
+
+import array
+import json
+import logging
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from msgspec import Struct
+
+from netlib.client import ABOUT_ITSELF, NAMESPACES, PROTOCOL, error_to_json, frame
+from netlib.errors import ConfigError, DaemonError, NetlibError
+
+__all__ = ["ControlServer", "Refused", "Request"]
+
+MAX_REQUEST = 4 << 20
+MAX_FDS = 16
+MAX_PEERS = 1024
+WORKERS = 16  # verbs wait for locks and for the kernel, not for each other; more would wait for the interpreter
+BACKLOG = 1024
+_READ_SIZE = 1 << 16
+_FRAME_SECONDS = 10.0  # a request that has begun to arrive must be whole by then
+_ANSWER_SECONDS = 30.0  # for the peer to take an answer
+_LENGTH = struct.Struct("!I")
+_CREDENTIALS = struct.Struct("=iII")
+_ERROR_EVENTS = select.EPOLLHUP | select.EPOLLERR
+
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """The request is for another daemon or for none ("not mine"); nothing of it was done."""
+
+
+class Request(Struct, frozen=True):
+    """One well-formed request; ``fds`` are open while it is worked on. ``tell`` sends a progress frame, where those are wanted."""
+
+    verb: str
+    args: dict[str, Any]
+    version: str
+    protocol: int
+    store: tuple[int, int] | None
+    fds: tuple[int, ...]
+    from_here: bool  # the caller is in our net, mnt and user namespaces
+    tell: Callable[[Any], None] | None
+
+    @property
+    def about_itself(self) -> bool:
+        """Whether it asks the daemon about the daemon."""
+        return self.verb.startswith(ABOUT_ITSELF)
+
+
+Handler = Callable[[Request], Any]
+
+
+class _Malformed(Exception):
+    """These bytes are no request; the connection is of no use any more."""
+
+
+class _Peer:
+    """One connection: what has arrived of the next request."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.buffer = bytearray()
+        self.fds: list[int] = []
+        self.begun = 0.0  # when the first byte of an unfinished request came (monotonic), 0 without one
+        self.busy = False
+
+    def read(self) -> bool:
+        """Take in what has arrived; False when the peer has closed. Raises _Malformed, OSError."""
+        data, ancillary, flags, _ = self.sock.recvmsg(_READ_SIZE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        for level, kind, body in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array.array("i")
+                numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
+                self.fds.extend(numbers)
+        if flags & socket.MSG_CTRUNC or len(self.fds) > MAX_FDS:
+            raise _Malformed(f"more than {MAX_FDS} descriptors")
+        if data and not self.buffer:
+            self.begun = time.monotonic()
+        self.buffer += data
+        if len(self.buffer) >= _LENGTH.size and _LENGTH.unpack_from(self.buffer)[0] > MAX_REQUEST:
+            raise _Malformed(f"a request of more than {MAX_REQUEST} bytes")
+        return bool(data)
+
+    def take(self) -> bytes | None:
+        """The next whole request's JSON, or None when it is not all there yet."""
+        if len(self.buffer) < _LENGTH.size:
+            return None
+        end = _LENGTH.size + _LENGTH.unpack_from(self.buffer)[0]
+        if len(self.buffer) < end:
+            return None
+        body = bytes(self.buffer[_LENGTH.size : end])
+        del self.buffer[:end]
+        self.begun = time.monotonic() if self.buffer else 0.0
+        return body
+
+    def send(self, answer: bytes) -> None:
+        """Send one frame; OSError when the peer is gone or does not take it in time."""
+        self.sock.settimeout(_ANSWER_SECONDS)
+        try:
+            self.sock.sendall(answer)
+        finally:
+            self.sock.setblocking(False)
+
+    def close_fds(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+    def close(self) -> None:
+        self.close_fds()
+        self.sock.close()
+
+
+class ControlServer:
+    """Answers requests on *listener* by *handle*, which runs in one of the workers, until :meth:`stop`."""
+
+    def __init__(self, listener: socket.socket, handle: Handler, version: str) -> None:
+        self._listener = listener
+        self._handle = handle
+        self._version = version
+        self._peers: dict[int, _Peer] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._epoll = select.epoll()
+        listener.setblocking(False)
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="netlibd")
+
+    def stop(self) -> None:
+        """Let :meth:`run` return; may be called from any thread and from a signal handler."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`, then accept nobody any more and finish the requests being worked on."""
+        while not self._stopping:
+            for fd, events in self._epoll.poll(self._patience()):
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif (peer := self._peers.get(fd)) is not None and not peer.busy:
+                    self._on_ready(peer, events)
+            self._close_slow()
+        self._listener.close()  # connections not accepted are reset, which tells their callers that nothing was done
+        self._pool.shutdown(wait=True)
+
+    def close(self) -> None:
+        """Close the connections, by which callers of ``daemon.leave`` know that the daemon has left."""
+        for peer in list(self._peers.values()):
+            self._drop(peer)
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("cannot accept a connection: %s", error)
+            return
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in (0, os.geteuid()) or len(self._peers) >= MAX_PEERS:
+            _log.warning("refused a connection of pid %d, user %d; %d connections are open", pid, uid, len(self._peers))
+            sock.close()
+            return
+        sock.setblocking(False)
+        peer = self._peers[sock.fileno()] = _Peer(sock)
+        self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+        self._read(peer)
+
+    def _on_ready(self, peer: _Peer, events: int) -> None:
+        if events & _ERROR_EVENTS and not events & select.EPOLLIN:
+            self._drop(peer)
+        else:
+            self._read(peer)
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            alive = peer.read()
+            body = peer.take()
+        except BlockingIOError:
+            self._rearm(peer)
+            return
+        except (OSError, _Malformed) as error:
+            _log.info("closed a connection: %s", error)
+            self._drop(peer)
+            return
+        if body is not None:
+            peer.busy = True
+            self._pool.submit(self._work, peer, body)
+        elif alive:
+            self._rearm(peer)
+        else:
+            self._drop(peer)
+
+    def _rearm(self, peer: _Peer) -> None:
+        self._epoll.modify(peer.fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def _drop(self, peer: _Peer) -> None:
+        del self._peers[peer.fd]
+        peer.close()
+
+    def _patience(self) -> float:
+        begun = [peer.begun for peer in list(self._peers.values()) if peer.begun and not peer.busy]
+        return max(0.0, min(begun) + _FRAME_SECONDS - time.monotonic()) if begun else -1
+
+    def _close_slow(self) -> None:
+        limit = time.monotonic() - _FRAME_SECONDS
+        for peer in list(self._peers.values()):  # workers change the table meanwhile
+            if peer.begun and not peer.busy and peer.begun <= limit:
+                self._drop(peer)
+
+    # --- in a worker -----------------------------------------------------------------------------------------------
+
+    def _work(self, peer: _Peer, body: bytes | None) -> None:
+        """Answer this request and those that came behind it; then the connection is the loop's again."""
+        usable = True
+        while body is not None and usable:
+            try:
+                usable = self._answer(peer, body)
+                body = peer.take()
+            except OSError as error:
+                _log.info("closed a connection: %s", error)
+                usable = False
+        peer.busy = False
+        if usable and not self._stopping:
+            self._rearm(peer)
+        elif not usable:
+            self._drop(peer)
+
+    def _answer(self, peer: _Peer, body: bytes) -> bool:
+        try:
+            request = _parsed(body, tuple(peer.fds), lambda update: _tell(peer, update))
+        except _Malformed as error:
+            peer.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
+            return False
+        try:
+            peer.send(self._outcome(request))
+        finally:
+            peer.close_fds()
+        return True
+
+    def _outcome(self, request: Request) -> bytes:
+        try:
+            return frame({"result": self._handle(request)})
+        except Refused as refusal:
+            return frame({"not_mine": str(refusal), "version": self._version})
+        except NetlibError as error:
+            return frame({"error": error_to_json(error)})
+        except Exception as error:  # a bug in one verb must not end what serves everybody's names
+            _log.exception("%s failed", request.verb)
+            bug = DaemonError(f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}")
+            return frame({"error": error_to_json(bug)})
+
+
+def _tell(peer: _Peer, update: Any) -> None:
+    with suppress(OSError):  # nobody watches any more; the work goes on
+        peer.send(frame({"progress": update}))
+
+
+def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Request:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _Malformed(f"no JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise _Malformed("no JSON object")
+    verb, args, version, protocol = (message.get(key) for key in ("verb", "args", "version", "protocol"))
+    if not (isinstance(verb, str) and isinstance(args, dict) and isinstance(version, str) and isinstance(protocol, int)):
+        raise _Malformed("verb, args, version or protocol is missing or of the wrong type")
+    store = message.get("store")
+    if store is not None and not (isinstance(store, list) and len(store) == 2):
+        raise _Malformed("store is no pair")
+    return Request(
+        verb=verb,
+        args=args,
+        version=version,
+        protocol=protocol,
+        store=tuple(store) if store else None,
+        fds=tuple(fds[len(NAMESPACES) :]),
+        from_here=_are_ours(fds[: len(NAMESPACES)]),
+        tell=tell if message.get("progress") else None,
+    )
+
+
+@cache
+def _own_namespaces() -> tuple[tuple[int, int], ...]:
+    """Device and inode of each; no other namespace can have them while we are in ours."""
+    found = [os.stat(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
+    return tuple((item.st_dev, item.st_ino) for item in found)
+
+
+def _are_ours(fds: Sequence[int]) -> bool:
+    return tuple((item.st_dev, item.st_ino) for item in map(os.fstat, fds)) == _own_namespaces()

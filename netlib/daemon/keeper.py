@@ -1,0 +1,153 @@
+"""What changes by itself: a thread that looks after it.
+
+It puts our firewall back when others flush it, finds changes in the store that nobody told of (their teller was killed), and at
+the start sees that every sandbox's redirect leads to its resolver. Tasks are due at a time; an event only makes one due sooner.
+"""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from netlib.controller import Controller
+from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
+from netlib.daemon.serving import Mover, Serving
+from netlib.errors import NetlibError
+from netlib.firewall.objects import DnsRedirect
+from netlib.model import Phase
+
+__all__ = ["Keeper"]
+
+_TABLE_SECONDS = 0.05  # a flush is many events in a few milliseconds
+_IN_FLIGHT_SECONDS = 1.0  # by then, what was being made while the table was gone is there
+_FOREIGN_SECONDS = 0.5
+_FOREIGN_PAUSE_SECONDS = 5.0  # others may rewrite their rules all day, and to look costs a listing of theirs
+_SWEEP_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """The thread, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, controller: Callable[[], Controller], serving: Serving, moved: Mover) -> None:
+        self._make_controller = controller
+        self._serving = serving
+        self._moved = moved
+        self._due: dict[Callable[[], None], float] = {}
+        self._foreign_done = 0.0
+        self._version = -1
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="netlibd-keeper")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        self._controller = self._make_controller()
+        self._in(0, self._warm)
+        self._in(0, self._check_redirects)
+        self._in(_SWEEP_SECONDS, self._sweep)
+        try:
+            events = FirewallEvents()
+        except NetlibError as error:  # without nf_tables there is no table of ours to watch
+            _log.warning("%s", error)
+            self._loop(None)
+            return
+        try:
+            self._in(0, self._restore_table)  # it may have been flushed while no netlibd was there
+            self._loop(events)
+        finally:
+            events.close()
+
+    def _loop(self, events: FirewallEvents | None) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        if events is not None:
+            poller.register(events.fileno(), select.POLLIN)
+        while not self._stopping:
+            patience = min(self._due.values()) - time.monotonic()
+            ready = {fd for fd, _ in poller.poll(max(0, patience) * 1000)}
+            if events is not None and events.fileno() in ready:
+                self._notice(events.read())
+            now = time.monotonic()
+            for task in [task for task, due in self._due.items() if due <= now]:
+                del self._due[task]
+                self._do(task)
+
+    def _in(self, seconds: float, task: Callable[[], None]) -> None:
+        """Have *task* done in so many seconds, or sooner where it is due already."""
+        due = time.monotonic() + seconds
+        self._due[task] = min(due, self._due.get(task, due))
+
+    def _notice(self, notice: Notice) -> None:
+        if Notice.TABLE in notice:
+            self._in(_TABLE_SECONDS, self._restore_table)
+        if Notice.FOREIGN in notice:
+            rest = self._foreign_done + _FOREIGN_PAUSE_SECONDS - time.monotonic()
+            self._in(max(_FOREIGN_SECONDS, rest), self._restore_allowances)
+
+    def _do(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except NetlibError as error:
+            _log.warning("%s", error)
+        except Exception:  # one task's bug must not end the others
+            _log.exception("the keeper failed")
+
+    # --- tasks -----------------------------------------------------------------------------------------------------
+
+    def _warm(self) -> None:
+        """Import what the first verb will need, before it needs it."""
+        import pyroute2  # noqa: F401
+
+        import netlib.verbs  # noqa: F401
+
+    def _restore_table(self) -> None:
+        restored = restore_table(self._controller)
+        if restored:
+            _log.warning("our firewall table was flushed or changed by another program: %d objects were made again", restored)
+            self._in(_IN_FLIGHT_SECONDS, self._restore_entries)
+
+    def _restore_entries(self) -> None:
+        restored = restore_table(self._controller, thorough=True)
+        if restored:
+            _log.warning("entries of our firewall table were missing: %d objects were made again", restored)
+
+    def _restore_allowances(self) -> None:
+        self._foreign_done = time.monotonic()
+        restored = restore_allowances(self._controller)
+        if restored:
+            _log.warning("another program's forward rules stopped %d of our bridges: they are let through again", restored)
+
+    def _sweep(self) -> None:
+        self._in(_SWEEP_SECONDS, self._sweep)
+        with self._controller.store.read() as tx:
+            version = tx.change_count()
+        if version != self._version:
+            self._version = version
+            self._controller.recover()
+            self._serving.reconcile()
+
+    def _check_redirects(self) -> None:
+        """See that each redirect leads to where the resolver listens: a crash may have come between the two."""
+        for sandbox in self._serving.served():
+            with self._controller.store.read() as tx:
+                row = tx.by_id(sandbox)
+                if row is None or row.phase is not Phase.READY:
+                    continue
+                redirects = tx.objects(sandbox).of(DnsRedirect)
+            with self._controller.engine.kernel(sandbox) as kernel:
+                wrong = any(item.port != row.value.dns_port or item.drift(kernel) is not None for item in redirects)
+            if wrong:
+                self._moved(sandbox, row.value.dns_port)

@@ -1,0 +1,191 @@
+"""What netlibd does once it has its place: names, held ports, a watched firewall, and verbs for whoever asks.
+
+Threads: the main one waits on the control socket, workers do the verbs (each with a controller of its own, for a controller
+serves one thread), one answers DNS, and the keeper looks after what changes by itself.
+"""
+
+import logging
+import logging.handlers
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from msgspec.structs import replace
+
+from netlib import __version__
+from netlib.client import LOG_NAME, PROTOCOL, Progress, at_socket, progress_observer, store_identity
+from netlib.config import Config
+from netlib.controller import Controller
+from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
+from netlib.daemon.keeper import Keeper
+from netlib.daemon.ports import HeldPorts, raise_descriptor_limit
+from netlib.daemon.serving import Serving
+from netlib.dns.server import DnsServer
+from netlib.errors import ConfigError
+from netlib.kernel.netns import boot_id
+from netlib.model import Sandbox
+from netlib.plan import KernelObject
+from netlib.store.sqlite import Store
+
+__all__ = ["Service"]
+
+LOG_BYTES = 1 << 20  # and as much again in the file before it
+# The DNS thread never rests under load. At Python's 5 ms, a verb would wait that long each time it comes back from the kernel.
+_SWITCH_SECONDS = 0.0005
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """netlibd's work on a run folder that is its own, from the start to :meth:`close`."""
+
+    def __init__(self, config: Config, *, detached: bool) -> None:
+        """Open the store and serve what it has. Raises WrongHost, NotPermitted, StoreError."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        raise_descriptor_limit()
+        open_log(config, to_stderr=not detached)
+        self._config = config
+        self._started = time.time()
+        self._local = threading.local()
+        self._dns = DnsServer()
+        self._ports = HeldPorts()
+        try:
+            store = Store(config.state_dir, boot=boot_id())
+            self._serving = Serving(store, self._dns, self._ports, self._move_resolver)
+            self._controller()  # finishes what a crash left, before anything is served
+            self._store_identity = store_identity(config.state_dir)
+            self._serving.load()
+            self._control = ControlServer(self._listen(), self._handle, __version__)
+        except BaseException:
+            self._ports.close()
+            self._dns.close()
+            raise
+        self._keeper = Keeper(self._controller, self._serving, self._move_resolver)
+        _log.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`; then close every socket but the connections. What the kernel holds stays as it is."""
+        self._keeper.start()
+        self._control.run()
+        self._keeper.stop()
+        self._dns.close()
+        self._ports.close()
+        _log.info("netlibd (pid %d) leaves", os.getpid())
+
+    def stop(self) -> None:
+        """Let :meth:`run` end; from any thread or signal handler."""
+        self._config.socket_path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
+        self._control.stop()
+
+    def close(self) -> None:
+        """Close the connections, once another netlibd may start: by that, callers of ``daemon.leave`` know."""
+        self._control.close()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._config.socket_path.unlink(missing_ok=True)  # left by one that was killed: the place is ours
+            old = os.umask(0o177)
+            try:
+                at_socket(self._config, listener.bind)
+            finally:
+                os.umask(old)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def _handle(self, request: Request) -> Any:
+        if request.about_itself:
+            return self._about_itself(request)
+        if (request.protocol, request.version) != (PROTOCOL, __version__):
+            raise Refused(f"this is netlib {__version__} (protocol {PROTOCOL})")
+        if not request.from_here:
+            raise Refused("it lives in other namespaces (network, mount or user) than the caller")
+        self._check_store(request)
+        from netlib.verbs import perform  # the keeper has imported it; a start need not wait for it
+
+        self._local.tell = request.tell
+        try:
+            return perform(
+                self._controller(), request.verb, {**request.args, "fds": request.fds} if request.fds else request.args
+            )
+        finally:
+            self._local.tell = None
+
+    def _about_itself(self, request: Request) -> Any:
+        match request.verb:
+            case "daemon.ping":
+                return {"pid": os.getpid(), "version": __version__, "protocol": PROTOCOL, "started": self._started}
+            case "daemon.leave":
+                self.stop()
+                return None
+            case "daemon.changed":
+                if request.version != __version__:
+                    raise Refused(f"this is netlib {__version__}")
+                self._check_store(request)
+                self._serving.changed(**request.args)
+                return None
+        raise ConfigError(f"unknown verb {request.verb!r}")
+
+    def _check_store(self, request: Request) -> None:
+        """Refuse callers of another store; end when ours was deleted or replaced, for nothing could come of it any more."""
+        if store_identity(self._config.state_dir) != self._store_identity:
+            self.stop()
+            raise Refused(f"its store {self._config.state_dir} was deleted or replaced, and it ends")
+        if request.store != self._store_identity:
+            raise Refused(f"it serves another store ({self._config.state_dir})")
+
+    def _controller(self) -> Controller:
+        """This thread's controller."""
+        controller: Controller | None = getattr(self._local, "controller", None)
+        if controller is None:
+            controller = self._local.controller = Controller(self._config, watcher=self._serving, observer=self._observe)
+        return controller
+
+    def _observe(self, moment: str, item: KernelObject) -> None:
+        tell: Progress | None = getattr(self._local, "tell", None)
+        if tell is not None:
+            progress_observer(tell)(moment, item)
+
+    def _move_resolver(self, sandbox: str, port: int) -> None:
+        """Write down that *sandbox*'s resolver listens on another port, and lead its redirect there."""
+        controller = self._controller()
+        with controller.lifecycle.working_on([sandbox], f"leading {sandbox[:12]} to its resolver"):
+            with controller.store.write() as tx:
+                row = tx.by_id(sandbox)
+                if row is None or not isinstance(row.value, Sandbox):
+                    return
+                tx.replace(replace(row.value, dns_port=port))
+            with controller.engine.kernel(sandbox) as kernel:
+                controller.lifecycle.replan_sandbox(kernel, sandbox)
+
+
+class _BoundedLog(logging.handlers.RotatingFileHandler):
+    """A log file that begins anew when it is full, and takes along what libraries write to standard output and error."""
+
+    def __init__(self, path: str, *, adopts_output: bool) -> None:
+        self._adopts_output = adopts_output
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1)
+
+    def _open(self) -> Any:
+        stream = super()._open()
+        os.fchmod(stream.fileno(), 0o600)
+        if self._adopts_output:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        return stream
+
+
+def open_log(config: Config, *, to_stderr: bool) -> None:
+    """Log to the run folder's bounded file, and to standard error when somebody (systemd, a person) reads it."""
+    handlers: list[logging.Handler] = [_BoundedLog(str(config.run_dir / LOG_NAME), adopts_output=not to_stderr)]
+    if to_stderr:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)

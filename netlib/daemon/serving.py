@@ -1,0 +1,232 @@
+"""Names and held ports, kept in step with the store.
+
+One rule: what is served follows from the records that are ready, and a change costs what it changes: only the records named
+are read, a zone is the former one with a few names replaced, and a member is told by swapping its view.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from netlib.daemon.ports import HeldPorts
+from netlib.dns.server import DnsServer
+from netlib.dns.zone import View, Zone, build_view, build_zone
+from netlib.errors import NetlibError
+from netlib.model import Endpoint, IPAddress, Network, Phase, Sandbox
+from netlib.sandboxes import is_served
+from netlib.store.records import Transaction
+from netlib.store.sqlite import Store
+
+__all__ = ["Serving", "ZoneKeeper"]
+
+_log = logging.getLogger(__name__)
+
+Mover = Callable[[str, int], None]
+"""Told the id of a sandbox whose resolver had to take another port, and that port."""
+
+
+class ZoneKeeper:
+    """One network's members, and the zone that they make together."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.sandboxes: dict[str, str] = {}  # by endpoint's id
+        self.zone: Zone = build_zone(network, ())
+        self._parts: dict[str, Zone] = {}
+        self._bearers: dict[str, dict[str, tuple[IPAddress, ...]]] = {}
+
+    def update(self, leaving: Iterable[str], joining: Iterable[tuple[Endpoint, Sandbox]]) -> None:
+        """Let endpoints (by id) leave and others join; the zone is a new one afterwards."""
+        touched: set[str] = set()
+        pointers = dict(self.zone.pointers)
+        for endpoint_id in leaving:
+            part = self._parts.pop(endpoint_id)
+            del self.sandboxes[endpoint_id]
+            for name in part.names:
+                del self._bearers[name][endpoint_id]
+            for name in part.pointers:
+                pointers.pop(name, None)
+            touched.update(part.names)
+        for endpoint, sandbox in joining:
+            part = self._parts[endpoint.id] = build_zone(self.network, [(endpoint, sandbox)])
+            self.sandboxes[endpoint.id] = sandbox.id
+            for name, addresses in part.names.items():
+                self._bearers.setdefault(name, {})[endpoint.id] = addresses
+            pointers.update(part.pointers)
+            touched.update(part.names)
+        names = dict(self.zone.names)
+        for name in touched:
+            bearers = self._bearers[name]
+            if bearers:
+                names[name] = tuple(address for addresses in bearers.values() for address in addresses)
+            else:
+                del self._bearers[name]
+                names.pop(name, None)
+        self.zone = replace(self.zone, names=names, pointers=pointers)
+
+
+class _Box(NamedTuple):
+    """A sandbox that is ready, with its endpoints that are, by ifname."""
+
+    sandbox: Sandbox
+    endpoints: tuple[Endpoint, ...]
+
+
+class Serving:
+    """Publishes names and holds ports; a :class:`netlib.controller.Watcher` for controllers inside the daemon."""
+
+    def __init__(self, store: Store, dns: DnsServer, ports: HeldPorts, moved: Mover) -> None:
+        self._store = store
+        self._dns = dns
+        self._ports = ports
+        self._moved = moved
+        self._lock = threading.Lock()
+        self._boxes: dict[str, _Box] = {}
+        self._zones: dict[str, ZoneKeeper] = {}
+
+    def load(self) -> None:
+        """Serve everything that the store has."""
+        with self._store.read() as tx:
+            boxes = [row.id for row in tx.all(Sandbox)]
+        self.changed(sandboxes=boxes, networks=(), needed=False)
+
+    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
+        """Read these records (ids) again and serve what they say now.
+
+        All of it is tried; when *needed* the first failure is raised afterwards, else failures are logged.
+        """
+        failures: list[NetlibError] = []
+        with self._lock, self._store.read() as tx:
+            renewed = [network for network in networks if self._renew(tx, network)]
+            boxes = {sandbox: self._read(tx, sandbox) for sandbox in sandboxes}
+            touched = self._apply(tx, boxes)
+        with self._lock:
+            members = {
+                box for network in {*renewed, *touched} if (zone := self._zones.get(network)) for box in zone.sandboxes.values()
+            }
+            moved = self._publish({*members, *boxes}, failures)
+            for network in touched:
+                if network in self._zones and not self._zones[network].sandboxes:
+                    del self._zones[network]
+        for sandbox, port in moved:
+            try:
+                self._moved(sandbox, port)
+            except NetlibError as error:
+                failures.append(error)
+        for failure in failures:
+            _log.warning("%s", failure)
+        if failures and needed:
+            raise failures[0]
+
+    def reconcile(self) -> None:
+        """Find what changed in the store without anybody telling, as when the teller was killed, and serve that."""
+        with self._lock, self._store.read() as tx:
+            ready = tx.ready_ids()
+            present = {record: sandbox or record for record, _, sandbox in ready}
+            known = {
+                record: box.sandbox.id
+                for box in self._boxes.values()
+                for record in (box.sandbox.id, *(item.id for item in box.endpoints))
+            }
+            orphans = {record for record, kind, sandbox in ready if kind == "endpoint" and sandbox not in present}
+            self._ports.retry()
+        differing = {record for record in present.keys() ^ known.keys() if record not in orphans}
+        if differing:
+            both = {**present, **known}
+            self.changed(sandboxes={both[record] for record in differing}, networks=(), needed=False)
+
+    def served(self) -> list[str]:
+        """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
+        with self._lock:
+            return [box.sandbox.id for box in self._boxes.values() if self._is_served(box)]
+
+    # --- from the store --------------------------------------------------------------------------------------------
+
+    def _read(self, tx: Transaction, sandbox: str) -> _Box | None:
+        row = tx.by_id(sandbox)
+        if row is None or row.phase is not Phase.READY or not isinstance(row.value, Sandbox):
+            return None
+        endpoints = [item.value for item in tx.endpoints_of_sandbox(sandbox) if item.phase is Phase.READY]
+        return _Box(row.value, tuple(sorted(endpoints, key=lambda endpoint: endpoint.ifname)))
+
+    def _renew(self, tx: Transaction, network: str) -> bool:
+        """Take over a network's changed record; its zone is built anew then."""
+        zone, row = self._zones.get(network), tx.by_id(network)
+        if zone is None or row is None or row.value == zone.network:
+            return False
+        renewed = ZoneKeeper(row.value)
+        boxes = [self._boxes[sandbox] for sandbox in zone.sandboxes.values()]
+        renewed.update(
+            (), [(endpoint, box.sandbox) for box in boxes for endpoint in box.endpoints if endpoint.network == network]
+        )
+        self._zones[network] = renewed
+        return True
+
+    def _apply(self, tx: Transaction, boxes: Mapping[str, _Box | None]) -> set[str]:
+        """Bring zones and held ports to *boxes* (None: gone); answer with the networks that changed."""
+        leaving: dict[str, list[str]] = {}
+        joining: dict[str, list[tuple[Endpoint, Sandbox]]] = {}
+        ports: list[Endpoint] = []
+        for sandbox, new in boxes.items():
+            old = self._boxes.get(sandbox)
+            for endpoint in _missing_in(old, new):
+                leaving.setdefault(endpoint.network, []).append(endpoint.id)
+                self._ports.release(endpoint.id)  # all of them before any is held: a port may go from one to another
+            for endpoint in _missing_in(new, old):
+                if new is not None:
+                    joining.setdefault(endpoint.network, []).append((endpoint, new.sandbox))
+                    ports.append(endpoint)
+            if new is None:
+                self._boxes.pop(sandbox, None)
+            else:
+                self._boxes[sandbox] = new
+        for endpoint in ports:
+            self._ports.hold(endpoint.id, endpoint.ports)
+        for network in {*leaving, *joining}:
+            if network not in self._zones:
+                row = tx.by_id(network)
+                assert row is not None  # an endpoint that is ready is in a network that is there
+                self._zones[network] = ZoneKeeper(row.value)
+            self._zones[network].update(leaving.get(network, ()), joining.get(network, ()))
+        return {*leaving, *joining}
+
+    # --- to the resolver -------------------------------------------------------------------------------------------
+
+    def _publish(self, sandboxes: Collection[str], failures: list[NetlibError]) -> list[tuple[str, int]]:
+        """Open, swap or close the resolver of each sandbox; answer with those that listen elsewhere than recorded."""
+        moved = []
+        for sandbox in sandboxes:
+            box = self._boxes.get(sandbox)
+            if box is None or not self._is_served(box):
+                self._dns.withdraw(sandbox)
+                continue
+            try:
+                port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=self._view(box))
+            except NetlibError as error:
+                failures.append(error)
+                continue
+            if port != box.sandbox.dns_port:
+                moved.append((sandbox, port))
+                self._boxes[sandbox] = box._replace(sandbox=replace(box.sandbox, dns_port=port))
+        return moved
+
+    def _view(self, box: _Box) -> View:
+        return build_view([(self._zones[endpoint.network].zone, endpoint) for endpoint in box.endpoints], box.sandbox.resolver)
+
+    def _is_served(self, box: _Box) -> bool:
+        return box.sandbox.owned and is_served(
+            [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
+        )
+
+
+def _missing_in(box: _Box | None, other: _Box | None) -> Iterator[Endpoint]:
+    """The endpoints of *box* that *other* does not have just so, or has under another name."""
+    if box is None:
+        return
+    same_names = other is not None and replace(other.sandbox, dns_port=box.sandbox.dns_port) == box.sandbox
+    for endpoint in box.endpoints:
+        if other is None or not same_names or endpoint not in other.endpoints:
+            yield endpoint

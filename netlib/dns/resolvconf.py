@@ -1,0 +1,162 @@
+"""resolv.conf and hosts: read the host's, make a sandbox's. Pure text in, text out.
+
+What a person writes here (search domains, options, names of extra hosts) ends up in a file read line by line and word by
+word, so whatever could become another word or line is refused.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from netlib.errors import ConfigError
+from netlib.model import IPAddress, ResolverConfig
+
+__all__ = [
+    "UPLINK_RESOLV_CONF",
+    "HostResolver",
+    "check_host_name",
+    "check_resolver",
+    "hosts_file",
+    "parse_resolv_conf",
+    "sandbox_resolv_conf",
+]
+
+# Docker's, for a sandbox that needs servers of its own where the host has none but loopback ones.
+_FALLBACK = {4: ("8.8.8.8", "8.8.4.4"), 6: ("2001:4860:4860::8888", "2001:4860:4860::8844")}
+UPLINK_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
+_SYSTEMD_STUB = ipaddress.ip_address("127.0.0.53")
+_NDOTS = "ndots:0"  # a bare name is asked as it is before any search domain is added, as Docker does
+_MAX_DOMAIN = 253
+_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:[0-9]+)?")
+_LOCALHOST = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+
+
+class HostResolver(Struct, frozen=True):
+    """What a resolv.conf says."""
+
+    servers: tuple[IPAddress, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_stub(self) -> bool:
+        """Only systemd-resolved's own address: the servers behind it, for other netns, are in ``UPLINK_RESOLV_CONF``."""
+        return self.servers == (_SYSTEMD_STUB,)
+
+
+def parse_resolv_conf(text: str) -> HostResolver:
+    """Read a resolv.conf as resolv.conf(5) does: the last ``search`` (or ``domain``) counts, options add up.
+
+    What cannot be understood is left out, as the C library leaves it out.
+    """
+    servers: list[IPAddress] = []
+    search: tuple[str, ...] = ()
+    options: list[str] = []
+    for line in text.splitlines():
+        keyword, *values = line.split() or [""]
+        if not values:
+            continue
+        if keyword == "nameserver":
+            try:
+                servers.append(ipaddress.ip_address(values[0]))
+            except ValueError:
+                continue
+        elif keyword in ("search", "domain"):
+            search = tuple(value for value in values if _is_domain(value))
+        elif keyword == "options":
+            options += filter(_OPTION.fullmatch, values)
+    return HostResolver(tuple(servers), search, tuple(options))
+
+
+def check_resolver(resolver: ResolverConfig) -> None:
+    """Raise ConfigError for a search domain, option or extra host that cannot stand in the files."""
+    for domain in resolver.search:
+        if domain != "." and not _is_domain(domain):
+            raise ConfigError(f'search domain "{domain}": letters, digits, "-" and "_" in labels of 1 to 63, or "." for none')
+    for option in resolver.options:
+        if not _OPTION.fullmatch(option):
+            raise ConfigError(f'resolver option "{option}": a word such as rotate, or a word with a number such as timeout:2')
+    for name, _ in resolver.extra_hosts:
+        check_host_name(name)
+
+
+def check_host_name(name: str) -> None:
+    """Raise ConfigError for what cannot be a host's name."""
+    if not _is_domain(name):
+        raise ConfigError(f'host name "{name}": letters, digits, "-" and "_" in labels of 1 to 63')
+
+
+def _is_domain(name: str) -> bool:
+    return len(name) <= _MAX_DOMAIN and _DOMAIN.fullmatch(name) is not None
+
+
+def sandbox_resolv_conf(
+    resolver: ResolverConfig, host: HostResolver, *, embedded: IPAddress | None, ipv6: bool = False, in_host_netns: bool = False
+) -> str:
+    """The resolv.conf of a sandbox.
+
+    *embedded* is where our resolver answers it (127.0.0.11, or the network's gateway); it then asks the servers. Without it
+    the sandbox asks them itself: those it was given, else the host's without loopback ones (and without IPv6 ones unless it
+    has *ipv6*), else Docker's fallback. In the host's netns all of the host's servers are in reach. Search domains and
+    options are the sandbox's own, else the host's; ``ndots:0`` is added where *embedded* answers and nobody says otherwise.
+    """
+    check_resolver(resolver)
+    if embedded is not None:
+        servers: Sequence[IPAddress] = (embedded,)
+    elif resolver.servers or in_host_netns:
+        servers = resolver.servers or host.servers
+    else:
+        servers = _reachable(host.servers, ipv6)
+    search = [domain for domain in resolver.search or host.search if domain != "."]
+    options = list(resolver.options or host.options)
+    if embedded is not None and not any(option.startswith("ndots:") for option in options):
+        options.append(_NDOTS)
+    lines = [f"nameserver {server}" for server in servers]
+    if search:
+        lines.append(f"search {' '.join(search)}")
+    if options:
+        lines.append(f"options {' '.join(options)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _reachable(servers: Iterable[IPAddress], ipv6: bool) -> Sequence[IPAddress]:
+    """The host's servers that answer in another netns too: no loopback, no link-local (it needs the host's link)."""
+    found = [
+        server for server in servers if not server.is_loopback and not server.is_link_local and (server.version == 4 or ipv6)
+    ]
+    if found:
+        return found
+    return [ipaddress.ip_address(text) for version in ((4, 6) if ipv6 else (4,)) for text in _FALLBACK[version]]
+
+
+def hosts_file(
+    hostname: str,
+    domainname: str,
+    addresses: Iterable[IPAddress],
+    extra_hosts: Iterable[tuple[str, IPAddress]] = (),
+    *,
+    names: Iterable[str] = (),
+) -> str:
+    """The hosts file of a sandbox: localhost as in Docker, then the extra hosts, then its own addresses.
+
+    Its own names are the host name with the domain, the bare host name, and *names* (what the sandbox is called, say).
+    """
+    full = f"{hostname}.{domainname}" if hostname and domainname else hostname
+    own = list(dict.fromkeys(name for name in (full, full.partition(".")[0], *names) if name))
+    extra_hosts = tuple(extra_hosts)
+    for name in (*own, *(name for name, _ in extra_hosts)):
+        check_host_name(name)
+    lines = [f"{address}\t{name}" for name, address in extra_hosts]
+    if own:
+        lines += [f"{address}\t{' '.join(own)}" for address in addresses]
+    return _LOCALHOST + "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,162 @@
+"""Forward hooks of others: which of them drop what they do not know, and where an accept of ours can stand.
+
+An accept in one table is no answer to a drop in another, so a foreign chain with policy ``drop`` (Docker's, ufw's, an
+administrator's) stops our bridges whatever our own table says. One rule: only the default is overridden. Our rule goes
+behind all that others wrote, in front of the final drop; where that would edit what another program owns and rewrites
+(firewalld), the person is told the line to type instead.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from netlib.errors import ObjectMissing
+from netlib.firewall.libnftables import Nft
+from netlib.firewall.ruleset import TABLE, allowance_rules
+
+_NEUTRAL = {"counter", "log"}
+_DROPS = {"drop", "reject"}
+_XT_DROPS = {"DROP", "REJECT"}
+_ADDRESSABLE = re.compile(r"(ip|ip6|inet) [A-Za-z_][A-Za-z0-9_.-]*")  # other names cannot be written in nft's language
+
+
+class ForeignRule(NamedTuple):
+    """A rule of ours in a chain of others."""
+
+    chain: str  # "ip filter FORWARD"
+    handle: int
+    comment: str
+
+
+class ForeignHook(NamedTuple):
+    """A foreign chain that drops by default, and what is to know about our place in it."""
+
+    chain: str  # where an accept belongs: "ip filter DOCKER-USER"
+    before: int  # handle of the rule to stand in front of; 0: at the end
+    owner: str  # a program that rewrites the chain as it likes, or ""
+    known: frozenset[str]  # link names that rules of its table speak of
+
+
+class _Chain(NamedTuple):
+    name: str
+    base: bool  # hooked into forward
+    policy: str
+    rules: tuple[dict[str, Any], ...]
+
+
+def foreign_tables(nft: Nft) -> dict[str, list[dict[str, Any]]]:
+    """Every foreign table with a filter chain in the forward hook, listed; keys as ``"ip filter"``."""
+    chains = [item["chain"] for item in nft.listing("list chains") if "chain" in item]
+    names = {f"{chain['family']} {chain['table']}" for chain in chains if chain.get("hook") == "forward"}
+    found = {}
+    for name in sorted(names - {TABLE}):
+        if _ADDRESSABLE.fullmatch(name):
+            with suppress(ObjectMissing):  # its owner deleted it meanwhile
+                found[name] = nft.listing(f"list table {name}", elements=False)
+    return found
+
+
+def hooks(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ForeignHook, ...]:
+    """The places where an accept of ours is needed, one per foreign chain that drops by default. Pure."""
+    return tuple(hook for name, listing in tables.items() for hook in _table_hooks(name, listing))
+
+
+def our_rules(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str = "") -> tuple[ForeignRule, ...]:
+    """The rules of ours in foreign tables: those of *bridge*, or all. Pure."""
+    found = []
+    for name, listing in tables.items():
+        for rule in (item["rule"] for item in listing if "rule" in item):
+            comment = rule.get("comment", "")
+            ours, _, link = comment.partition(" forward ")
+            if ours.split(":", 1)[0] == "netlib" and link and bridge in ("", link):
+                found.append(ForeignRule(f"{name} {rule['chain']}", rule["handle"], comment))
+    return tuple(found)
+
+
+def allowance_commands(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str, tag: str) -> Iterator[str]:
+    """The commands that let *bridge* through every foreign hook that it has no accept in yet. Pure."""
+    present = {rule.chain for rule in our_rules(tables, bridge)}
+    for hook in hooks(tables):
+        if not hook.owner and hook.chain not in present:
+            yield from _accepts(hook, bridge, tag)
+
+
+def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str) -> Iterator[str]:
+    """One sentence per foreign hook that drops *bridge*'s packets, with the line that helps. Pure."""
+    present = {rule.chain for rule in our_rules(tables, bridge)}
+    for hook in hooks(tables):
+        if hook.owner and bridge not in hook.known:
+            yield f"{hook.owner} drops what {bridge} forwards; type: firewall-cmd --zone=trusted --add-interface={bridge}"
+        elif not hook.owner and hook.chain not in present:
+            lines = "; ".join(f"nft '{line}'" for line in _accepts(hook, bridge, ""))
+            yield f"chain {hook.chain} drops what {bridge} forwards; type: {lines}"
+
+
+def _accepts(hook: ForeignHook, bridge: str, tag: str) -> Iterator[str]:
+    verb, place = ("insert", f" position {hook.before}") if hook.before else ("add", "")
+    for rule in allowance_rules(bridge, tag):
+        yield f"{verb} rule {hook.chain}{place} {rule}"
+
+
+def _table_hooks(table: str, listing: Sequence[Mapping[str, Any]]) -> Iterator[ForeignHook]:
+    rules = [item["rule"] for item in listing if "rule" in item]
+    chains = {
+        chain["name"]: _Chain(
+            chain["name"],
+            chain.get("hook") == "forward" and chain.get("type") == "filter",
+            chain.get("policy", ""),
+            tuple(rule for rule in rules if rule["chain"] == chain["name"]),
+        )
+        for chain in (item["chain"] for item in listing if "chain" in item)
+    }
+    owner = "firewalld" if table.split()[1] == "firewalld" else ""
+    for chain in (chain for chain in chains.values() if chain.base):
+        final = _final(chain, chains)
+        if chain.policy == "drop" or final:
+            target, before = chain.name, final
+            if chain.name == "FORWARD" and "DOCKER-USER" in chains:  # Docker reorders FORWARD, and leaves this one alone
+                target, before = "DOCKER-USER", _closing_return(chains["DOCKER-USER"])
+            yield ForeignHook(f"{table} {target}", before, owner, frozenset(_strings(rules)))
+
+
+def _final(chain: _Chain, chains: Mapping[str, _Chain], depth: int = 0) -> int:
+    """The handle of the rule at the end of *chain* that drops whatever gets there, 0 where none does."""
+    if not chain.rules or depth > 16:  # the kernel's own limit on jumps
+        return 0
+    verdict = _unconditional(chain.rules[-1])
+    target = chains.get(verdict.removeprefix("to "))
+    drops = verdict in _DROPS or (target is not None and _final(target, chains, depth + 1) != 0)
+    return int(chain.rules[-1]["handle"]) if drops else 0
+
+
+def _closing_return(chain: _Chain) -> int:
+    last = chain.rules[-1] if chain.rules else None
+    return int(last["handle"]) if last is not None and _unconditional(last) == "return" else _final(chain, {})
+
+
+def _unconditional(rule: Mapping[str, Any]) -> str:
+    """The verdict of a rule without a condition: ``drop``, ``reject``, ``return``, ``to CHAIN``, or "" for any other rule."""
+    verdict = ""
+    for statement in rule.get("expr", ()):
+        ((kind, body),) = statement.items()
+        if kind in ("jump", "goto"):
+            verdict = f"to {body['target']}"
+        elif kind in _DROPS or kind == "return":
+            verdict = kind
+        elif kind == "xt" and body.get("name") in _XT_DROPS:
+            verdict = "drop"
+        elif kind not in _NEUTRAL and not (kind == "xt" and body.get("name") == "comment"):
+            return ""
+    return verdict
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)

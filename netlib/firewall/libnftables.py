@@ -1,0 +1,129 @@
+"""libnftables by ctypes: text in, text or JSON out, one context per netns.
+
+One rule: a context belongs to the netns it was opened in and to one thread at a time. The library has no error codes, only
+text; it is read back into errno here and nowhere else.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import struct
+from functools import cache
+from typing import Any
+
+from netlib.errors import FeatureMissing, KernelError, NotPermitted
+from netlib.kernel.netns import entered
+from netlib.kernel.translate import doing, kernel_error
+from netlib.model import NetnsRef
+
+_NETLINK_NETFILTER = 12
+_NFT_MSG_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES in the upper byte
+_NLM_F_REQUEST = 1
+_NLMSG_ERROR = 2
+# <nftables/libnftables.h>: protocols as numbers, for their names come from a file that a small system may lack
+_OUTPUT_JSON, _OUTPUT_NUMERIC_PROTO, _OUTPUT_TERSE = 1 << 4, 1 << 7, 1 << 11
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libnftables.so.1")
+    except OSError as error:
+        raise FeatureMissing("libnftables is not installed; on Debian: apt install libnftables1") from error
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("nft_ctx_new", pointer, [ctypes.c_uint32]),
+        ("nft_ctx_free", None, [pointer]),
+        ("nft_ctx_buffer_output", ctypes.c_int, [pointer]),
+        ("nft_ctx_buffer_error", ctypes.c_int, [pointer]),
+        ("nft_ctx_get_output_buffer", text, [pointer]),
+        ("nft_ctx_get_error_buffer", text, [pointer]),
+        ("nft_ctx_output_set_flags", None, [pointer, ctypes.c_uint]),
+        ("nft_run_cmd_from_buffer", ctypes.c_int, [pointer, text]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Nft:
+    """A conversation with the nftables of one netns."""
+
+    def __init__(self, netns: NetnsRef) -> None:
+        """Open it. Raises ObjectMissing when the netns is gone, FeatureMissing without libnftables or nf_tables."""
+        self.netns = netns
+        library = _library()
+        with entered(netns), doing(f"open nftables in {netns.label}"):
+            # nft_ctx_new ends the whole process when the kernel has no NETLINK_NETFILTER: this socket finds out first.
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            try:
+                self.generation()
+                self._context = library.nft_ctx_new(0)
+            except BaseException:
+                self._socket.close()
+                raise
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def generation(self) -> int:
+        """The ruleset's generation, which every change of anybody's moves on (36 µs)."""
+        with doing(f"ask for the nftables generation in {self.netns.label}"):
+            self._socket.send(struct.pack("=IHHIIBBH", 20, _NFT_MSG_GETGEN, _NLM_F_REQUEST, 0, 0, 0, 0, 0))
+            answer = self._socket.recv(4096)
+        (kind,) = struct.unpack_from("=H", answer, 4)
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answer, 16)
+            if -code in (errno.EPERM, errno.EACCES):
+                raise kernel_error(-code, f"use nftables in {self.netns.label}")
+            raise FeatureMissing(f"this kernel lacks nf_tables ({os.strerror(-code).lower()})", -code)
+        (value,) = struct.unpack_from("!I", answer, 24)
+        return int(value)
+
+    def run(self, commands: str, action: str) -> None:
+        """Run *commands* as one transaction: all of them or none. KernelError tells what *action* met."""
+        self._run(commands, action, 0)
+
+    def listing(self, command: str, *, elements: bool = True) -> list[dict[str, Any]]:
+        """What a ``list …`` command shows, as nft's JSON objects (libnftables-json(5)); ObjectMissing when it is not there.
+
+        One command at a time: nft 1.0.6 finds only the first of several sets.
+        """
+        flags = _OUTPUT_JSON | _OUTPUT_NUMERIC_PROTO | (0 if elements else _OUTPUT_TERSE)
+        text = self._run(command, command, flags)
+        items: list[dict[str, Any]] = json.loads(text)["nftables"] if text else []
+        return items
+
+    def text(self, command: str) -> str:
+        """What a ``list …`` command shows, as a person reads it."""
+        return self._run(command, command, 0)
+
+    def close(self) -> None:
+        """Free the context; the netns is no longer pinned by it."""
+        _library().nft_ctx_free(self._context)
+        self._socket.close()
+
+    def _run(self, commands: str, action: str, flags: int) -> str:
+        library = _library()
+        library.nft_ctx_output_set_flags(self._context, flags)
+        failed = library.nft_run_cmd_from_buffer(self._context, commands.encode())
+        output: str = library.nft_ctx_get_output_buffer(self._context).decode()
+        problem: str = library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
+        if failed:
+            raise nft_error(problem, f"{action} in {self.netns.label}")
+        return output
+
+
+@cache
+def _codes() -> dict[str, int]:
+    return {os.strerror(code): code for code in errno.errorcode}
+
+
+def nft_error(problem: str, action: str) -> KernelError | NotPermitted:
+    """The error for what nft printed: its first line ends with the kernel's reason, the second is the command it points at."""
+    lines = problem.splitlines() or ["no reason given"]
+    reason = lines[0].split("Error: ", 1)[-1].removeprefix("Could not process rule: ")
+    code = _codes().get(reason.split(";", 1)[0].strip(), 0)
+    where = lines[1][:160] if len(lines) > 1 else ""
+    return kernel_error(code, action, f"{reason} (nft: {where})" if where else reason)

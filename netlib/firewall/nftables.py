@@ -1,0 +1,339 @@
+"""The nftables backend: what objects ask for, as one transaction in the table ``inet netlib`` of one netns.
+
+One rule: the common case looks at nothing and sends one transaction. When the kernel refuses it (an entry stands with another
+value, or is gone already), what is there is read and the exact difference sent instead; another writer in between means
+reading again.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from netlib.errors import FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
+from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
+from netlib.firewall.legacy import LegacyTables
+from netlib.firewall.libnftables import Nft
+from netlib.firewall.objects import BridgedNetwork, DnsRedirect, FirewallBase, ForwardAllowance
+from netlib.firewall.ruleset import (
+    DNS_TABLE,
+    MAPS,
+    NETWORK_SETS,
+    SETS,
+    TABLE,
+    Element,
+    add_elements,
+    base_commands,
+    base_comments,
+    delete_elements,
+    dns_commands,
+    elements,
+)
+from netlib.model import NetnsRef
+from netlib.plan import KernelObject
+
+_ATTEMPTS = 4  # the first one looks at nothing; each later one lost to another writer in between
+_PROTOCOLS = {"6": "tcp", "17": "udp"}
+
+Held = dict[tuple[str, ...], tuple[tuple[str, ...], str]]
+"""The entries of one set or map: value and comment by key."""
+
+
+class Tagged(NamedTuple):
+    """Something of ours in the kernel: whose it says it is, what it is, and the command that deletes it."""
+
+    tag: str
+    what: str
+    removal: str
+
+
+class Nftables:
+    """The firewall of one netns."""
+
+    def __init__(self, netns: NetnsRef) -> None:
+        self.netns = netns
+        self._nft: Nft | None = None
+        self._held: dict[str, Held] = {}
+        self._held_generation = -1
+
+    @property
+    def nft(self) -> Nft:
+        """The conversation, opened at first use; ObjectMissing when the netns is gone."""
+        if self._nft is None:
+            self._nft = Nft(self.netns)
+        return self._nft
+
+    def close(self) -> None:
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+
+    def ensure(self, objects: Sequence[KernelObject], tag: str = "") -> None:
+        """Make all of *objects* so in one transaction, their entries commented with *tag*; all of them or none."""
+        self._transact(lambda exact: self._ensuring(objects, tag, exact), f"set up {_names(objects)}")
+        for item in objects:
+            if isinstance(item, ForwardAllowance):
+                LegacyTables(self.netns).allow(item.bridge, tag)
+
+    def remove(self, objects: Sequence[KernelObject]) -> None:
+        """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
+        try:
+            self._nft = self.nft
+        except ObjectMissing:
+            return
+        failures: list[NetlibError] = []
+        try:
+            self._transact(lambda exact: self._removing(objects, exact), f"remove {_names(objects)}")
+        except NetlibError as error:
+            failures.append(error)
+        for item in objects:
+            if isinstance(item, ForwardAllowance):
+                try:
+                    LegacyTables(self.netns).withdraw(item.bridge)
+                except NetlibError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0] if len(failures) == 1 else TeardownError(failures)
+
+    def drift(self, item: KernelObject) -> str | None:
+        """How the kernel differs from *item*, or None."""
+        match item:
+            case FirewallBase():
+                return self._base_drift()
+            case DnsRedirect():
+                return self._dns_drift(item)
+            case ForwardAllowance():
+                problems = [*lacking(foreign_tables(self.nft), item.bridge), *LegacyTables(self.netns).lacking(item.bridge)]
+                return "; ".join(problems) or None
+        wanted = elements(item)
+        try:
+            wrong = [text for element in wanted if (text := self._element_drift(element))]
+            wrong += [f"{_spelled(element)} should not be there" for element in self._stale(item, wanted)]
+        except ObjectMissing:
+            return f"nftables table {TABLE} is gone"
+        return "; ".join(wrong) or None
+
+    def list_ours(self) -> tuple[Tagged, ...]:
+        """Everything in the kernel that carries a tag of netlib's: entries of our table, rules in foreign chains."""
+        found = []
+        for holder in (*SETS, *MAPS):
+            try:
+                held = self._entries(holder)
+            except ObjectMissing:
+                continue
+            for key, (value, comment) in held.items():
+                element = Element(holder, key, value)
+                found.append(Tagged(comment, f"{TABLE} {_spelled(element)}", next(delete_elements([element]))))
+        for rule in our_rules(foreign_tables(self.nft)):
+            tag = rule.comment.partition(" ")[0]
+            found.append(Tagged(tag, f"{rule.chain} rule {rule.comment!r}", f"delete rule {rule.chain} handle {rule.handle}"))
+        return tuple(found)
+
+    def discard(self, found: Iterable[Tagged]) -> None:
+        """Delete what :meth:`list_ours` found, one transaction each: what went in the meantime is no error."""
+        for item in found:
+            try:
+                self.nft.run(item.removal, f"discard {item.what}")
+            except ObjectMissing:
+                continue
+
+    def listing(self) -> str:
+        """Our table as ``nft`` shows it to a person; empty when it is not there."""
+        try:
+            return self.nft.text(f"list table {TABLE}")
+        except ObjectMissing:
+            return ""
+
+    # --- transactions ----------------------------------------------------------------------------------------------
+
+    def _transact(self, script: Callable[[bool], list[str]], action: str) -> None:
+        for attempt in range(_ATTEMPTS):
+            commands = script(attempt > 0)
+            if not commands:
+                return
+            try:
+                self.nft.run("\n".join(commands), action)
+                return
+            except FeatureMissing:
+                raise
+            except KernelError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def _ensuring(self, objects: Sequence[KernelObject], tag: str, exact: bool) -> list[str]:
+        commands: list[str] = []
+        has_base = any(isinstance(item, FirewallBase) for item in objects)
+        if has_base and self._base_drift() is not None:
+            commands += base_commands()
+        wanted = [element for item in objects for element in elements(item)]
+        stale = [
+            element for item in objects if isinstance(item, BridgedNetwork) for element in self._stale(item, elements(item))
+        ]
+        if exact:
+            gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
+            stale += gone
+        commands += [*delete_elements(stale), *add_elements(wanted, tag)]
+        for item in objects:
+            if isinstance(item, DnsRedirect):
+                commands += dns_commands(item)
+        commands += self._allowing([item for item in objects if isinstance(item, ForwardAllowance)], tag)
+        return commands
+
+    def _removing(self, objects: Sequence[KernelObject], exact: bool) -> list[str]:
+        unwanted = [element for item in objects for element in elements(item)]
+        if exact:
+            unwanted = [element for element in unwanted if element.key in self._entries_or_none(element.holder)]
+        commands = list(delete_elements(unwanted))
+        allowances = {item.bridge for item in objects if isinstance(item, ForwardAllowance)}
+        if allowances:
+            tables = foreign_tables(self.nft)
+            commands += [
+                f"delete rule {rule.chain} handle {rule.handle}"
+                for bridge in sorted(allowances)
+                for rule in our_rules(tables, bridge)
+            ]
+        for item in objects:
+            if isinstance(item, DnsRedirect):
+                commands += [f"add table {DNS_TABLE}", f"delete table {DNS_TABLE}"]
+            elif isinstance(item, FirewallBase) and self._is_free_of_user_rules():
+                commands += [f"add table {TABLE}", f"delete table {TABLE}"]
+        return commands
+
+    def _allowing(self, allowances: Sequence[ForwardAllowance], tag: str) -> Iterator[str]:
+        if allowances:
+            tables = foreign_tables(self.nft)
+            for item in allowances:
+                yield from allowance_commands(tables, item.bridge, tag)
+
+    def _difference(self, wanted: Iterable[Element], *, missing_table_is_empty: bool) -> tuple[list[Element], list[Element]]:
+        """What must go first because it holds another value, and what must then be added."""
+        gone, added = [], []
+        for element in wanted:
+            try:
+                held = self._entries(element.holder)
+            except ObjectMissing:
+                if not missing_table_is_empty:
+                    raise ObjectMissing(
+                        f"nftables table {TABLE} is gone from {self.netns.label}: "
+                        "another program deleted it, repair restores it"
+                    ) from None
+                held = {}
+            found = held.get(element.key)
+            if found is not None and found[0] != element.value:
+                gone.append(element)
+            if found is None or found[0] != element.value:
+                added.append(element)
+        return gone, added
+
+    def _stale(self, item: KernelObject, wanted: Sequence[Element]) -> list[Element]:
+        """Entries that the bridge of a network has from other settings than these."""
+        if not isinstance(item, BridgedNetwork):
+            return []
+        return [
+            Element(holder, key)
+            for holder in NETWORK_SETS
+            for key in self._entries_or_none(holder)
+            if key[-1] == item.bridge and Element(holder, key) not in wanted
+        ]
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    def _entries(self, holder: str) -> Held:
+        """The entries of one of our sets or maps, read once per generation of the ruleset; ObjectMissing without the table."""
+        generation = self.nft.generation()
+        if generation != self._held_generation:
+            self._held, self._held_generation = {}, generation
+        if holder not in self._held:
+            self._held[holder] = parsed_entries(self.nft.listing(f"list {'set' if holder in SETS else 'map'} {TABLE} {holder}"))
+        return self._held[holder]
+
+    def _entries_or_none(self, holder: str) -> Held:
+        try:
+            return self._entries(holder)
+        except ObjectMissing:
+            return {}
+
+    def _element_drift(self, element: Element) -> str | None:
+        found = self._entries(element.holder).get(element.key)
+        if found is None:
+            return f"{_spelled(element)} is missing"
+        if found[0] != element.value:
+            return f"{_spelled(element)} leads to {' . '.join(found[0])} instead"
+        return None
+
+    def _base_drift(self) -> str | None:
+        try:
+            listing = self.nft.listing(f"list table {TABLE}", elements=False)
+        except ObjectMissing:
+            return f"nftables table {TABLE} is missing"
+        return base_difference(listing)
+
+    def _dns_drift(self, item: DnsRedirect) -> str | None:
+        try:
+            rules = [entry["rule"] for entry in self.nft.listing(f"list table {DNS_TABLE}") if "rule" in entry]
+        except ObjectMissing:
+            return f"nftables table {DNS_TABLE} is missing in {self.netns.label}"
+        target = {"dnat": {"addr": str(item.address), "port": item.port}}
+        if len(rules) == 2 and all(rule["expr"][-1] == target for rule in rules):
+            return None
+        return f"nftables table {DNS_TABLE} in {self.netns.label} does not lead to {item.address} port {item.port}"
+
+    def _is_free_of_user_rules(self) -> bool:
+        """Whether the table may go: a person's own rules are not ours to delete."""
+        try:
+            return not any("rule" in entry for entry in self.nft.listing(f"list chain {TABLE} user"))
+        except ObjectMissing:
+            return True
+
+
+def base_difference(listing: Sequence[dict[str, Any]]) -> str | None:
+    """How a listing of our table differs from an intact one of this version, or None. Pure."""
+    present = {entry[kind]["name"] for entry in listing for kind in ("set", "map", "chain") if kind in entry}
+    missing = [name for name in (*SETS, *MAPS, "user", *base_comments()) if name not in present]
+    if missing:
+        return f"nftables table {TABLE} lacks {', '.join(missing)}"
+    for chain, comments in base_comments().items():
+        rules = [entry["rule"] for entry in listing if "rule" in entry and entry["rule"]["chain"] == chain]
+        if [rule.get("comment") for rule in rules] != comments:
+            return f"nftables chain {TABLE} {chain} has other rules than ours"
+    return None
+
+
+def parsed_entries(listing: Sequence[dict[str, Any]]) -> Held:
+    """The entries in the JSON listing of one set or map. Pure."""
+    held: Held = {}
+    for entry in listing:
+        body = entry.get("set") or entry.get("map") or {}
+        for item in body.get("elem", ()):
+            key, value = (item[0], item[1]) if "map" in body else (item, None)
+            comment = ""
+            if isinstance(key, dict) and "elem" in key:
+                key, comment = key["elem"]["val"], key["elem"].get("comment", "")
+            parts = _parts(key)
+            types = body["type"] if isinstance(body["type"], list) else [body["type"]]
+            names = tuple(
+                _PROTOCOLS.get(part, part) if kind == "inet_proto" else part for kind, part in zip(types, parts, strict=True)
+            )
+            held[names] = (_parts(value) if value is not None else (), comment)
+    return held
+
+
+def _parts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict) and "concat" in value:
+        return tuple(part for piece in value["concat"] for part in _parts(piece))
+    if isinstance(value, dict) and "prefix" in value:
+        return (f"{_canonical(value['prefix']['addr'])}/{value['prefix']['len']}",)
+    return (_canonical(str(value)),)
+
+
+def _canonical(text: str) -> str:
+    """Nft and Python differ on how IPv4-mapped IPv6 addresses are written."""
+    return str(ipaddress.ip_address(text)) if text.startswith("::ffff:") else text
+
+
+def _spelled(element: Element) -> str:
+    return f"{element.holder} {' . '.join(element.key)}"
+
+
+def _names(objects: Sequence[KernelObject]) -> str:
+    shown = ", ".join(item.key.name for item in objects[:3])
+    return f"firewall {shown}" + (f" and {len(objects) - 3} more" if len(objects) > 3 else "")

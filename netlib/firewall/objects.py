@@ -1,0 +1,177 @@
+"""The firewall's kernel objects: what a network and its ports need, in words that no backend is part of.
+
+One rule: an object only says what it is. How that looks in the kernel is the backend's affair (``Kernel.firewall``), which
+takes a whole run of objects as one transaction.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from netlib.errors import ConfigError
+from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef, Protocol
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+__all__ = [
+    "BridgedNetwork",
+    "DnsRedirect",
+    "FirewallBase",
+    "FirewallObject",
+    "ForwardAllowance",
+    "Masquerade",
+    "PublishedPort",
+]
+
+
+class FirewallObject(KernelObject, frozen=True, kw_only=True):
+    """What all of them share: the backend makes a run of them so, or gone, in one transaction."""
+
+    batch: ClassVar[str] = "firewall"
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self.ensure_many(kernel, (self,))
+
+    def remove(self, kernel: "Kernel") -> None:
+        self.remove_many(kernel, (self,))
+
+    @classmethod
+    def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+        """Make the run so in one transaction: all of it or nothing."""
+        kernel.firewall(run[0].netns).ensure(run, kernel.tag)
+        _flush_udp(kernel, run)
+
+    @classmethod
+    def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+        """Make the run gone in one transaction; what is gone already is no error."""
+        kernel.firewall(run[0].netns).remove(run)
+        _flush_udp(kernel, run)
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        return kernel.firewall(self.netns).drift(self)
+
+    def commands(self) -> Iterable[str]:
+        from netlib.firewall.ruleset import commands
+
+        return commands(self)
+
+    def _named(self, name: str) -> Key:
+        return Key("firewall", self.netns.path, name)
+
+
+class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base"):
+    """Our table with its static chains; every other object is an entry in it.
+
+    Its removal leaves everything standing where a person has put rules into the chain ``user``: without entries the other
+    chains touch no packet.
+    """
+
+    shared: ClassVar[bool] = True
+
+    @property
+    def key(self) -> Key:
+        return self._named("base")
+
+
+class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_network"):
+    """A bridge that is a network of ours: apart from all others, closed to the outside but for its published ports.
+
+    ``internal``: nothing leaves it and nothing enters. ``icc``: its members may talk to each other; bridged frames pass the
+    firewall only with ``bridge-nf-call-iptables``, so keeping members apart for certain takes isolated bridge ports as well.
+    ``mode``: Docker's gateway mode; with ``nat-unprotected`` the outside may reach ports that are not published.
+    """
+
+    bridge: str
+    subnets: tuple[IPNetwork, ...]
+    internal: bool = False
+    icc: bool = True
+    mode: Literal["nat", "nat-unprotected"] = "nat"
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"network/{self.bridge}")
+
+
+class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
+    """What leaves *subnet* by another link than *bridge* takes the address of that link."""
+
+    subnet: IPNetwork
+    bridge: str
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"masquerade/{self.bridge}/{self.subnet}")
+
+
+class PublishedPort(FirewallObject, frozen=True, kw_only=True, tag="published_port"):
+    """A container's port on a port of the host: on one address, or on every address of its family.
+
+    ``host_ip`` None, 0.0.0.0 and :: all mean every address. The kernel cannot forward what is sent to ``::1``: netlibd does.
+    """
+
+    bridge: str
+    address: IPAddress
+    container_port: int
+    host_port: int
+    protocol: Protocol = Protocol.TCP
+    host_ip: IPAddress | None = None
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"port/{self.endpoint}/{self.protocol}")
+
+    @property
+    def endpoint(self) -> str:
+        """The host's side as people write it: ``0.0.0.0:8080``, ``[::1]:53``."""
+        host = self.host_ip or ipaddress.ip_address("0.0.0.0" if self.address.version == 4 else "::")
+        return f"{host}:{self.host_port}" if host.version == 4 else f"[{host}]:{self.host_port}"
+
+    @property
+    def one_address(self) -> IPAddress | None:
+        """The only address it is published on, or None; ConfigError when it is of the other family than the container's."""
+        if self.host_ip is not None and self.host_ip.version != self.address.version:
+            raise ConfigError(
+                f"port {self.endpoint}/{self.protocol}: container address {self.address} is of the other IP family"
+            )
+        return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+
+class ForwardAllowance(FirewallObject, frozen=True, kw_only=True, tag="forward_allowance"):
+    """Lets the bridge's packets through forward hooks of others that drop by default.
+
+    An accept in our table cannot override a drop in another one. Only what falls through to such a default is let through:
+    rules that others wrote before it keep their say.
+    """
+
+    bridge: str
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"forward/{self.bridge}")
+
+
+class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect"):
+    """In a sandbox's netns, what its processes send to port 53 of *address* reaches *port* there."""
+
+    netns: NetnsRef = HOST
+    address: IPAddress = ipaddress.ip_address("127.0.0.11")
+    port: int
+
+    @property
+    def key(self) -> Key:
+        return self._named("dns")
+
+
+def _flush_udp(kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+    """Forget the UDP flows to ports of *run*: an entry made before the change would go on leading past it."""
+    ports: dict[IPAddress | None, set[int]] = {}
+    for item in run:
+        if isinstance(item, PublishedPort) and item.protocol == Protocol.UDP:
+            ports.setdefault(item.one_address, set()).add(item.host_port)
+    if ports:
+        from netlib.kernel.conntrack import flush_udp
+
+        for address, numbers in ports.items():
+            flush_udp(kernel, numbers, address)

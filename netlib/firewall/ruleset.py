@@ -1,0 +1,282 @@
+"""Our nftables ruleset as text: the static table, and the entries that each firewall object is.
+
+Pure. One rule: the chains never change; all that comes and goes is an element of a set or of a hash map, so the thousandth
+published port costs what the first did. Every name that reaches nft's text is checked here.
+"""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from netlib.errors import ConfigError
+from netlib.firewall.objects import (
+    BridgedNetwork,
+    DnsRedirect,
+    FirewallBase,
+    ForwardAllowance,
+    Masquerade,
+    PublishedPort,
+)
+from netlib.model import IPAddress, IPNetwork
+from netlib.plan import KernelObject
+
+TABLE = "inet netlib"
+DNS_TABLE = "ip netlib_dns"
+NETWORK_SETS = ("bridges", "same", "internal", "open", "own4", "own6")
+"""The sets in which a bridge stands because of its BridgedNetwork; the bridge is the last part of the key in each."""
+
+_IFNAME = re.compile(r"[A-Za-z0-9_.@+=-]{1,15}")
+_TAG = re.compile(r"[A-Za-z0-9_.:-]{0,100}")
+
+SETS = {
+    "bridges": ("ifname",),
+    "same": ("ifname", "ifname"),
+    "internal": ("ifname",),
+    "open": ("ifname",),
+    "own4": ("ipv4_addr", "ifname"),
+    "own6": ("ipv6_addr", "ifname"),
+    "masquerade4": ("ipv4_addr", "ifname"),
+    "masquerade6": ("ipv6_addr", "ifname"),
+}
+_SUBNET_SETS = ("own4", "own6", "masquerade4", "masquerade6")
+MAPS = {
+    "ports4": ("inet_proto", "inet_service"),
+    "ports6": ("inet_proto", "inet_service"),
+    "hostports4": ("ipv4_addr", "inet_proto", "inet_service"),
+    "hostports6": ("ipv6_addr", "inet_proto", "inet_service"),
+}
+
+# fe80::/10 is no address to forward from, and ::1 none that the kernel would forward to.
+_DNAT = (
+    ("dnat ip to ip daddr . meta l4proto . th dport map @hostports4", "port published on one address"),
+    (
+        "meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @ports4",
+        "port published on every address",
+    ),
+    ("ip6 daddr { ::1, fe80::/10 } return", "not forwardable"),
+    ("dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports6", "IPv6 port published on one address"),
+    (
+        "meta nfproto ipv6 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6",
+        "IPv6 port published on every address",
+    ),
+)
+
+# nft 1.0.6 takes no "dstnat" in an output chain, and lists the number as it is.
+_CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "raw_prerouting": (
+        "type filter hook prerouting priority raw",
+        (
+            ('iifname != "lo" ip daddr 127.0.0.0/8 drop', "route_localnet must not open the host's loopback"),
+            ('iifname != "lo" ip saddr 127.0.0.0/8 drop', "nobody else is the host's loopback"),
+        ),
+    ),
+    "prerouting": ("type nat hook prerouting priority dstnat", _DNAT),
+    "output": ("type nat hook output priority -100", _DNAT),
+    "postrouting": (
+        "type nat hook postrouting priority srcnat",
+        (
+            ("ct status dnat ip saddr . oifname @own4 masquerade", "hairpin: back into the network it came from"),
+            ("ct status dnat ip6 saddr . oifname @own6 masquerade", "IPv6 hairpin"),
+            ("ip saddr 127.0.0.0/8 oifname @bridges masquerade", "from the host's loopback"),
+            ("ip saddr . iifname @masquerade4 iifname . oifname != @same masquerade", "leaves by another link"),
+            ("ip6 saddr . iifname @masquerade6 iifname . oifname != @same masquerade", "IPv6 leaves by another link"),
+        ),
+    ),
+    "forward": (
+        "type filter hook forward priority filter",
+        (
+            ("jump user", "yours first"),
+            ("ct state established,related accept", "answers"),
+            ("iifname . oifname @same accept", "within one network"),
+            ("iifname @internal drop", "internal: nothing leaves"),
+            ("oifname @internal drop", "internal: nothing enters"),
+            ("oifname @bridges ct status dnat accept", "published ports"),
+            ("iifname @bridges oifname @bridges drop", "networks are apart"),
+            ("oifname @open accept", "nat-unprotected"),
+            ("oifname @bridges drop", "unpublished ports are closed"),
+        ),
+    ),
+}
+
+
+class Element(NamedTuple):
+    """One entry of a set (no value) or of a map."""
+
+    holder: str
+    key: tuple[str, ...]
+    value: tuple[str, ...] = ()
+
+
+def checked_ifname(ifname: str) -> str:
+    """Return *ifname* if it can stand between quotes in nft's text; ConfigError otherwise (``*`` would be a wildcard)."""
+    if not _IFNAME.fullmatch(ifname):
+        raise ConfigError(f"link name {ifname!r} cannot be used in firewall rules: letters, digits and _.@+=- only, 15 at most")
+    return ifname
+
+
+def checked_tag(tag: str) -> str:
+    """Return *tag* if it can stand in a comment; ConfigError otherwise."""
+    if not _TAG.fullmatch(tag):
+        raise ConfigError(f"ownership tag {tag!r} cannot be used in a firewall comment")
+    return tag
+
+
+def elements(item: KernelObject) -> tuple[Element, ...]:
+    """The entries that *item* is; none for objects that are no entries."""
+    match item:
+        case BridgedNetwork():
+            return tuple(_network_elements(item))
+        case Masquerade():
+            return (Element(f"masquerade{item.subnet.version}", (_subnet(item.subnet), checked_ifname(item.bridge))),)
+        case PublishedPort():
+            return (_port_element(item),)
+    return ()
+
+
+def _network_elements(network: BridgedNetwork) -> Iterator[Element]:
+    bridge = checked_ifname(network.bridge)
+    yield Element("bridges", (bridge,))
+    if network.icc:
+        yield Element("same", (bridge, bridge))
+    if network.internal:
+        yield Element("internal", (bridge,))
+    if network.mode == "nat-unprotected":
+        yield Element("open", (bridge,))
+    for subnet in network.subnets:
+        yield Element(f"own{subnet.version}", (_subnet(subnet), bridge))
+
+
+def _port_element(port: PublishedPort) -> Element:
+    for number in (port.host_port, port.container_port):
+        if not 0 < number < 65536:
+            raise ConfigError(f"port {number} is out of range: 1 to 65535")
+    family = port.address.version
+    host = port.one_address
+    key = (port.protocol.value, str(port.host_port))
+    value = (_address(port.address), str(port.container_port))
+    return Element(f"hostports{family}", (_address(host), *key), value) if host else Element(f"ports{family}", key, value)
+
+
+def _address(address: IPAddress) -> str:
+    if getattr(address, "scope_id", None):
+        raise ConfigError(f"address {address} has a scope: it cannot be used in firewall rules")
+    return str(address)
+
+
+def _subnet(subnet: IPNetwork) -> str:
+    """As nft lists it: a single address without its length."""
+    return str(subnet.network_address) if subnet.prefixlen == subnet.max_prefixlen else str(subnet)
+
+
+def _term(kind: str, text: str) -> str:
+    return f'"{text}"' if kind == "ifname" else text
+
+
+def _spelled(element: Element, comment: str = "", *, whole: bool = True) -> str:
+    kinds = SETS.get(element.holder) or MAPS[element.holder]
+    text = " . ".join(_term(kind, part) for kind, part in zip(kinds, element.key, strict=True))
+    if comment:
+        text += f' comment "{comment}"'
+    return f"{text} : {' . '.join(element.value)}" if whole and element.value else text
+
+
+def _by_holder(items: Iterable[Element]) -> dict[str, list[Element]]:
+    found: dict[str, list[Element]] = {}
+    for item in items:
+        found.setdefault(item.holder, []).append(item)
+    return found
+
+
+def add_elements(items: Iterable[Element], tag: str = "") -> Iterator[str]:
+    """The commands that add *items*, each with *tag* as its comment: one per set."""
+    comment = checked_tag(tag)
+    for holder, group in _by_holder(items).items():
+        yield f"add element {TABLE} {holder} {{ {', '.join(_spelled(item, comment) for item in group)} }}"
+
+
+def delete_elements(items: Iterable[Element]) -> Iterator[str]:
+    """The commands that delete *items*: one per set. One missing element fails the transaction."""
+    for holder, group in _by_holder(items).items():
+        yield f"delete element {TABLE} {holder} {{ {', '.join(_spelled(item, whole=False) for item in group)} }}"
+
+
+@cache
+def base_digest() -> str:
+    """What tells this version's static rules from another's; it stands in the comment of one of them."""
+    return hashlib.sha256(repr((SETS, MAPS, _CHAINS)).encode()).hexdigest()[:8]
+
+
+@cache
+def base_comments() -> dict[str, list[str]]:
+    """The comments of the rules of each static chain, in order: what a listing of an intact table shows."""
+    return {
+        chain: [f"{comment} ({base_digest()})" if rule == "jump user" else comment for rule, comment in rules]
+        for chain, (_, rules) in _CHAINS.items()
+    }
+
+
+@cache
+def base_commands() -> tuple[str, ...]:
+    """The commands that make the table, or make it whole again: entries and the chain ``user`` stay as they are."""
+    lines = [f"add table {TABLE}"]
+    for name, kinds in SETS.items():
+        flags = " flags interval;" if name in _SUBNET_SETS else ""
+        lines.append(f"add set {TABLE} {name} {{ type {' . '.join(kinds)};{flags} }}")
+    for name, kinds in MAPS.items():
+        lines.append(f"add map {TABLE} {name} {{ type {' . '.join(kinds)} : ipv{name[-1]}_addr . inet_service; }}")
+    lines.append(f"add chain {TABLE} user")
+    for chain, (hook, rules) in _CHAINS.items():
+        lines += [f"add chain {TABLE} {chain} {{ {hook}; policy accept; }}", f"flush chain {TABLE} {chain}"]
+        lines += [
+            f'add rule {TABLE} {chain} {rule} comment "{comment}"'
+            for (rule, _), comment in zip(rules, base_comments()[chain], strict=True)
+        ]
+    return tuple(lines)
+
+
+def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
+    """The commands for the sandbox's own small table. ``redirect`` would lead to 127.0.0.1, so it is a DNAT."""
+    if redirect.address.version != 4 or not 0 < redirect.port < 65536:
+        raise ConfigError(
+            f"no DNS redirection to {redirect.address} port {redirect.port}: an IPv4 address and a port are needed"
+        )
+    address = redirect.address
+    lines = [
+        f"add table {DNS_TABLE}",
+        f"add chain {DNS_TABLE} output {{ type nat hook output priority -100; policy accept; }}",
+        f"flush chain {DNS_TABLE} output",
+    ]
+    lines += [
+        f"add rule {DNS_TABLE} output ip daddr {address} {protocol} dport 53 dnat to {address}:{redirect.port}"
+        for protocol in ("udp", "tcp")
+    ]
+    return tuple(lines)
+
+
+def allowance_rules(bridge: str, tag: str = "") -> tuple[str, str]:
+    """The two rules that let *bridge*'s packets through a foreign chain, with the comment by which they are found again."""
+    comment = allowance_comment(checked_ifname(bridge), checked_tag(tag))
+    return tuple(f'{direction} "{bridge}" counter accept comment "{comment}"' for direction in ("iifname", "oifname"))  # type: ignore[return-value]
+
+
+def allowance_comment(bridge: str, tag: str = "") -> str:
+    """The comment on a rule in a foreign chain; its last word is the bridge."""
+    return f"{tag or 'netlib'} forward {bridge}"
+
+
+def commands(item: KernelObject) -> Sequence[str]:
+    """The ``nft`` command lines that amount to *item*."""
+    match item:
+        case FirewallBase():
+            lines: Sequence[str] = base_commands()
+        case DnsRedirect():
+            lines = dns_commands(item)
+        case ForwardAllowance():
+            lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.bridge)]
+        case _:
+            lines = list(add_elements(elements(item)))
+    prefix = "" if item.netns.is_host else f"ip netns exec {shlex.quote(item.netns.label)} "
+    return [f"{prefix}nft {shlex.quote(line)}" for line in lines]

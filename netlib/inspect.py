@@ -1,0 +1,164 @@
+"""Records in Docker's JSON: what ``ls`` and ``inspect`` answer with. Pure.
+
+Keys and spellings are those of Docker's API (``api/types/network``), so that scripts written for it read ours.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
+from netlib.store.records import JournalEntry
+
+Member = tuple[Endpoint, Sandbox]
+
+
+def network_row(network: Network) -> dict[str, str]:
+    """One line of ``network ls``; every value is text, as ``docker network ls --format json`` has it."""
+    return {
+        "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(network.created)),
+        "Driver": network.driver,
+        "ID": network.id,
+        "IPv4": _truth(network.ipv4),
+        "IPv6": _truth(network.ipv6),
+        "Internal": _truth(network.internal),
+        "Labels": ",".join(f"{key}={value}" for key, value in sorted(network.labels.items())),
+        "Name": network.name,
+        "Scope": network.scope.value,
+    }
+
+
+def network_details(network: Network, members: Iterable[Member]) -> dict[str, Any]:
+    """What ``network inspect`` shows of a network and who is in it."""
+    return {
+        "Name": network.name,
+        "Id": network.id,
+        "Created": timestamp(network.created),
+        "Scope": network.scope.value,
+        "Driver": network.driver,
+        "EnableIPv4": network.ipv4,
+        "EnableIPv6": network.ipv6,
+        "IPAM": {
+            "Driver": network.ipam_driver,
+            "Options": dict(network.ipam_options),
+            "Config": [_pool(pool) for pool in network.pools],
+        },
+        "Internal": network.internal,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {sandbox.id: _member(endpoint, sandbox) for endpoint, sandbox in members},
+        "Options": dict(network.options),
+        "Labels": dict(network.labels),
+    }
+
+
+def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> dict[str, Any]:
+    """The ``NetworkSettings`` of a container; *networks* by id. What it has on the default bridge is repeated at the top."""
+    joined = [(networks[endpoint.network], endpoint) for endpoint in endpoints]
+    shown = {network.name: _endpoint(endpoint, sandbox, network) for network, endpoint in joined}
+    default = shown.get("bridge", {})
+    return {
+        "SandboxID": sandbox.id,
+        "SandboxKey": sandbox.netns.path,
+        "Ports": ports(endpoints),
+        "EndpointID": default.get("EndpointID", ""),
+        "Gateway": default.get("Gateway", ""),
+        "IPAddress": default.get("IPAddress", ""),
+        "IPPrefixLen": default.get("IPPrefixLen", 0),
+        "GlobalIPv6Address": default.get("GlobalIPv6Address", ""),
+        "GlobalIPv6PrefixLen": default.get("GlobalIPv6PrefixLen", 0),
+        "IPv6Gateway": default.get("IPv6Gateway", ""),
+        "MacAddress": default.get("MacAddress", ""),
+        "Networks": shown,
+    }
+
+
+def ports(endpoints: Iterable[Endpoint]) -> dict[str, list[dict[str, str]]]:
+    """Published ports by container port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
+
+    A port published on every address is shown once per family that its endpoint has an address of, for only these answer.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    published = [(mapping, endpoint) for endpoint in endpoints for mapping in endpoint.ports]
+    for mapping, endpoint in sorted(published, key=lambda pair: (pair[0].container_port, pair[0].protocol, pair[0].host_port)):
+        wildcards = [host for host, family in (("0.0.0.0", 4), ("::", 6)) if endpoint.address(family)]
+        hosts = wildcards if mapping.host_ip is None else [str(mapping.host_ip)]
+        key = f"{mapping.container_port}/{mapping.protocol}"
+        found.setdefault(key, []).extend({"HostIp": host, "HostPort": str(mapping.host_port)} for host in hosts)
+    return found
+
+
+def journal_row(entry: JournalEntry) -> dict[str, Any]:
+    """One line of ``netlib log``."""
+    return {
+        "Time": timestamp(entry.time),
+        "Operation": entry.operation,
+        "Subject": entry.subject,
+        "Outcome": entry.outcome,
+        "Seconds": round(entry.seconds, 6),
+        "Objects": entry.detail,
+    }
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
+    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micros:06d}Z"
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _pool(pool: AddressPool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"Subnet": str(pool.subnet)}
+    if pool.ip_range is not None:
+        shown["IPRange"] = str(pool.ip_range)
+    if pool.gateway is not None:
+        shown["Gateway"] = str(pool.gateway)
+    if pool.auxiliary:
+        shown["AuxiliaryAddresses"] = {name: str(address) for name, address in pool.auxiliary.items()}
+    return shown
+
+
+def _member(endpoint: Endpoint, sandbox: Sandbox) -> dict[str, str]:
+    return {
+        "Name": sandbox.name,
+        "EndpointID": endpoint.id,
+        "MacAddress": endpoint.mac,
+        "IPv4Address": _text(endpoint.address(4)),
+        "IPv6Address": _text(endpoint.address(6)),
+    }
+
+
+def _endpoint(endpoint: Endpoint, sandbox: Sandbox, network: Network) -> dict[str, Any]:
+    ipv4, ipv6 = endpoint.address(4), endpoint.address(6)
+    names = [sandbox.name, *endpoint.aliases, sandbox.short_id, sandbox.hostname] if network.resolves_names else []
+    return {
+        "Aliases": list(endpoint.aliases),
+        "Links": [f"{link.name}:{link.alias}" for link in endpoint.links],
+        "MacAddress": endpoint.mac,
+        "DriverOpts": dict(endpoint.options),
+        "GwPriority": endpoint.gw_priority,
+        "NetworkID": network.id,
+        "EndpointID": endpoint.id,
+        "InterfaceName": endpoint.ifname,
+        "Gateway": _gateway(network, 4) if ipv4 else "",
+        "IPAddress": str(ipv4.ip) if ipv4 else "",
+        "IPPrefixLen": ipv4.network.prefixlen if ipv4 else 0,
+        "IPv6Gateway": _gateway(network, 6) if ipv6 else "",
+        "GlobalIPv6Address": str(ipv6.ip) if ipv6 else "",
+        "GlobalIPv6PrefixLen": ipv6.network.prefixlen if ipv6 else 0,
+        "DNSNames": list(dict.fromkeys(names)),
+    }
+
+
+def _gateway(network: Network, family: int) -> str:
+    pool = network.pool(family)
+    return str(pool.gateway) if pool and pool.gateway and not network.internal else ""
+
+
+def _text(address: IPInterface | None) -> str:
+    return str(address) if address else ""

@@ -1,0 +1,78 @@
+"""What the kernel says about a link, as one typed value. Numbers: ``linux/if_link.h``, ``linux/if.h``."""
+
+import struct
+
+from msgspec import Struct
+
+from netlib.kernel.netlink import Attributes, attributes_of, number, text
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 12, 18, 20, 26, 27
+IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 28, 29, 37
+INFO_KIND, INFO_DATA, INFO_SLAVE_DATA = 1, 2, 5
+BRPORT_MODE, BRPORT_LEARNING, BRPORT_ISOLATED = 4, 8, 33  # mode 1 is hairpin
+IFF_UP = 1
+
+_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_NO_STATISTICS = number(IFLA_EXT_MASK, 8)  # RTEXT_FILTER_SKIP_STATS: they are most of the answer
+
+
+def link_header(index: int = 0, flags: int = 0, change: int = 0, family: int = 0) -> bytes:
+    """The fixed part of a link message; index 0 where the link is named by an attribute."""
+    return _IFINFO.pack(family, 0, index, flags, change)
+
+
+ALL_LINKS = (RTM_GETLINK, link_header(), _NO_STATISTICS)
+"""The question to dump for every link."""
+
+
+def link_named(ifname: str) -> tuple[int, bytes, bytes, bytes]:
+    """The question for one link."""
+    return RTM_GETLINK, link_header(), text(IFLA_IFNAME, ifname), _NO_STATISTICS
+
+
+class LinkInfo(Struct, frozen=True):
+    """A link; ``kind`` is ``device`` for what was not made by netlink (lo, a network card)."""
+
+    index: int
+    ifname: str
+    kind: str
+    up: bool
+    mtu: int
+    mac: str
+    alias: str
+    group: int
+    master: int  # index of its bridge, 0 for none
+    peer: int  # of a veth: index of the other end in its netns; of a macvlan: the parent's
+    peer_nsid: int | None  # the netns of that, as numbered here; None for the same netns
+    port: Attributes  # of a bridge port: its settings
+
+    @classmethod
+    def of(cls, header: bytes, found: Attributes) -> "LinkInfo":
+        """Decode one message."""
+        _, _, index, flags, _ = _IFINFO.unpack(header)
+        info = attributes_of(found.get(IFLA_LINKINFO, b""))
+        nsid = found.get(IFLA_LINK_NETNSID)
+        return cls(
+            index=index,
+            ifname=_text(found.get(IFLA_IFNAME)),
+            kind=_text(info.get(INFO_KIND)) or "device",
+            up=bool(flags & IFF_UP),
+            mtu=_number(found.get(IFLA_MTU)),
+            mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+            alias=_text(found.get(IFLA_IFALIAS)),
+            group=_number(found.get(IFLA_GROUP)),
+            master=_number(found.get(IFLA_MASTER)),
+            peer=_number(found.get(IFLA_LINK)),
+            peer_nsid=None if nsid is None else struct.unpack("=i", nsid)[0],
+            port=attributes_of(info.get(INFO_SLAVE_DATA, b"")),
+        )
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(value: bytes | None) -> int:
+    return int(struct.unpack("=I", value)[0]) if value else 0

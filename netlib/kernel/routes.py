@@ -1,0 +1,176 @@
+"""Routes: the ones we set, and the ones to keep clear of."""
+
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.netlink import CREATE, REPLACE, attribute, number
+from netlib.kernel.netns import command_in
+from netlib.kernel.translate import doing
+from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel, Rtnl
+
+MAIN_TABLE = 254
+DEFAULT_MTU = 1500
+_IPV6_METRIC = 1024  # what the kernel makes of metric 0
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
+_SCOPE_LINK, _STATIC, _UNICAST = 253, 4, 1
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+# Nobody has a network of its own there: RFC 5737, RFC 3849.
+_OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
+_ASIDE = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/64", "ff00::/8"))
+
+
+class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
+    """A route. Destination, metric and table identify it; gateway and link are attributes: changing them is one request."""
+
+    destination: IPNetwork
+    ifname: str
+    gateway: IPAddress | None = None
+    metric: int = 0
+    table: int = MAIN_TABLE
+
+    @property
+    def key(self) -> Key:
+        metric = f" metric {self.metric}" if self.metric else ""
+        table = f" table {self.table}" if self.table != MAIN_TABLE else ""
+        return Key("route", self.netns.path, f"{self._name}{metric}{table}")
+
+    @property
+    def _name(self) -> str:
+        return str(self.destination) if self.destination.prefixlen else f"default{self.destination.version}"
+
+    @property
+    def _metric(self) -> int:
+        return self.metric or (_IPV6_METRIC if self.destination.version == 6 else 0)
+
+    def ensure(self, kernel: "Kernel") -> None:
+        """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there."""
+        rtnl = kernel.rtnl(self.netns)
+        self._order(rtnl, "set", _RTM_NEWROUTE, CREATE | REPLACE, rtnl.index(self.ifname))
+
+    def remove(self, kernel: "Kernel") -> None:
+        """Remove it if it still is as described here."""
+        with suppress(ObjectMissing):
+            rtnl = kernel.rtnl(self.netns)
+            index = rtnl.index(self.ifname)
+            if any(self._is(route, index) for route in self._same(rtnl)):
+                self._order(rtnl, "delete", _RTM_DELROUTE, 0, index)
+
+    def _order(self, rtnl: "Rtnl", verb: str, kind: int, flags: int, index: int) -> None:
+        destination, table = self.destination, self.table if self.table < 256 else 0
+        scope = _SCOPE_LINK if destination.version == 4 and not self.gateway else 0
+        header = _RTMSG.pack(_FAMILY[destination.version], destination.prefixlen, 0, 0, table, _STATIC, scope, _UNICAST, 0)
+        payload = header + number(_RTA_TABLE, self.table) + number(_RTA_OIF, index) + number(_RTA_PRIORITY, self._metric)
+        if destination.prefixlen:
+            payload += attribute(_RTA_DST, destination.network_address.packed)
+        if self.gateway:
+            payload += attribute(_RTA_GATEWAY, self.gateway.packed)
+        rtnl.order(f"{verb} route {self._name} on {self.ifname} in {self.netns.label}", (kind, flags, payload))
+
+    def _same(self, rtnl: "Rtnl") -> list["_Found"]:
+        """The routes that have this one's identity (more than one: somebody made it multipath)."""
+        found = _routes(rtnl, self.destination.version, self.table)
+        return [route for route in found if route.destination == self.destination and route.metric == self._metric]
+
+    def _is(self, route: "_Found", index: int) -> bool:
+        return route.link == index and route.gateway == (self.gateway.packed if self.gateway else None)
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            rtnl = kernel.rtnl(self.netns)
+            index = rtnl.index(self.ifname)
+            found = self._same(rtnl)
+        except ObjectMissing as error:
+            return str(error)
+        if not found:
+            return f"route {self._name} is missing"
+        if any(self._is(route, index) for route in found):
+            return None
+        gateway = found[0].gateway
+        return f"route {self._name} goes by {ipaddress.ip_address(gateway) if gateway else 'another link'}, not by {self._way}"
+
+    @property
+    def _way(self) -> str:
+        return f"{self.gateway} on {self.ifname}" if self.gateway else self.ifname
+
+    def commands(self) -> Iterable[str]:
+        family = " -6" if self.destination.version == 6 else ""
+        destination = self.destination if self.destination.prefixlen else "default"
+        via = f" via {self.gateway}" if self.gateway else ""
+        metric = f" metric {self.metric}" if self.metric else ""
+        table = f" table {self.table}" if self.table != MAIN_TABLE else ""
+        yield command_in(self.netns, f"ip{family} route replace {destination}{via} dev {self.ifname}{metric}{table}")
+
+
+class _Found(NamedTuple):
+    destination: IPNetwork
+    kind: int  # rtm_type
+    metric: int
+    link: int  # its index; 0 for a multipath route, or one that leads nowhere
+    gateway: bytes | None
+
+
+def _number(value: bytes | None) -> int:
+    return int(struct.unpack("=I", value)[0]) if value else 0
+
+
+def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
+    """Every route of a family, of one table or (0) of all."""
+    header = _RTMSG.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
+    by_table = (number(_RTA_TABLE, table),) if table else ()
+    try:
+        messages = rtnl.dump(_RTM_GETROUTE, header, *by_table)
+    except ObjectMissing:  # no such table
+        return []
+    network: Any = ipaddress.IPv4Network if version == 4 else ipaddress.IPv6Network
+    anywhere = bytes(4 if version == 4 else 16)
+    found = []
+    for fixed, attributes in messages:
+        family, prefixlen, _, _, _, _, _, kind, _ = _RTMSG.unpack(fixed)
+        if family == _FAMILY[version]:  # where IPv6 is switched off, the kernel answers for all families
+            destination = network((attributes.get(_RTA_DST, anywhere), prefixlen))
+            metric, link = _number(attributes.get(_RTA_PRIORITY)), _number(attributes.get(_RTA_OIF))
+            found.append(_Found(destination, kind, metric, link, attributes.get(_RTA_GATEWAY)))
+    return found
+
+
+def host_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> list[IPNetwork]:
+    """Every destination in every table of *netns*, once: what a new subnet must not overlap.
+
+    Without default routes, also those in halves (0.0.0.0/1 and 128.0.0.0/1, as VPNs set them), multicast, broadcast,
+    loopback and link-local ones. Blackholes and the like count.
+    """
+    rtnl = kernel.rtnl(netns)
+    routes = _routes(rtnl, 4) + _routes(rtnl, 6)
+    found = {route.destination for route in routes if route.kind not in _NO_DESTINATION and route.destination.prefixlen > 1}
+    return [network for network in found if not any(_within(network, aside) for aside in _ASIDE)]
+
+
+def _within(network: Any, aside: Any) -> bool:
+    return network.version == aside.version and bool(network.subnet_of(aside))
+
+
+def default_route_mtu(kernel: "Kernel", netns: NetnsRef = HOST) -> int:
+    """The MTU of the link that leads outside: of the IPv4 default route, else of the IPv6 one, else 1500."""
+    rtnl = kernel.rtnl(netns)
+    for version in (4, 6):
+        try:
+            with doing(f"look up the default route in {netns.label}"):
+                (route,) = rtnl.raw.route("get", dst=_OUTSIDE[version])
+                link = rtnl.raw.link("get", index=route.get("RTA_OIF"))[0]
+        except KernelError:  # unreachable, or the family is switched off
+            continue
+        if route["type"] == _UNICAST:
+            return int(link.get("IFLA_MTU"))
+    return DEFAULT_MTU

@@ -1,0 +1,151 @@
+"""Kernel settings under ``/proc/sys``, each with the value it had before us.
+
+Names are spelled as sysctl(8) takes them: the first separator decides, so ``net.ipv4.conf.eth0/10.forwarding`` and
+``net/ipv4/conf/eth0.10/forwarding`` are one setting. Keys use the second spelling, in which a link may have dots in its name.
+"""
+
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from msgspec.structs import replace
+
+from netlib.errors import ConfigError, ObjectMissing
+from netlib.kernel.netns import command_in
+from netlib.kernel.translate import doing
+from netlib.model import NetnsRef
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+_ROOT = Path("/proc/sys")
+_SWAP = str.maketrans("./", "/.")
+_RTM_GETROUTE, _PROTOCOL_RA, _RTA_OIF = 26, 9, 4
+
+
+def sysctl_path(name: str) -> str:
+    """The path of a setting below ``/proc/sys``; ConfigError when *name* leads elsewhere."""
+    dot, slash = name.find("."), name.find("/")
+    path = name.translate(_SWAP) if dot >= 0 and (slash < 0 or dot < slash) else name
+    if not all(part not in ("", ".", "..") for part in path.split("/")):
+        raise ConfigError(f"{name!r} is no sysctl name; write net.ipv4.ip_forward or net/ipv4/conf/eth0.10/forwarding")
+    return path
+
+
+def read_sysctl(kernel: "Kernel", netns: NetnsRef, name: str) -> str | None:
+    """The value in *netns*, white space as single blanks; None when there is no such setting (the link is gone)."""
+    path = sysctl_path(name)
+    try:
+        with kernel.entered(netns), doing(f"read sysctl {path} in {netns.label}"):
+            return " ".join((_ROOT / path).read_text().split())
+    except ObjectMissing:
+        return None
+
+
+def write_sysctl(kernel: "Kernel", netns: NetnsRef, name: str, value: str) -> None:
+    """Write a value in *netns*; ObjectMissing when there is no such setting."""
+    path = sysctl_path(name)
+    with kernel.entered(netns), doing(f"set sysctl {path} to {value!r} in {netns.label}"):
+        (_ROOT / path).write_text(value)
+
+
+class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
+    """One setting. *prior* is what it was before the first holder came; the last one writes it back."""
+
+    shared = True
+    observations = ("prior",)
+
+    name: str
+    value: str
+    prior: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("sysctl", self.netns.path, sysctl_path(self.name))
+
+    def observed(self, kernel: "Kernel") -> Self:
+        return self if self.prior is not None else replace(self, prior=read_sysctl(kernel, self.netns, self.name))
+
+    def ensure(self, kernel: "Kernel") -> None:
+        if read_sysctl(kernel, self.netns, self.name) != self._wanted:
+            write_sysctl(kernel, self.netns, self.name, self.value)
+
+    def remove(self, kernel: "Kernel") -> None:
+        """Write the prior value back, unless somebody has changed ours meanwhile; a setting that is gone is done."""
+        if self.prior in (None, self._wanted):
+            return
+        if read_sysctl(kernel, self.netns, self.name) == self._wanted:
+            with suppress(ObjectMissing):
+                write_sysctl(kernel, self.netns, self.name, str(self.prior))
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        found = read_sysctl(kernel, self.netns, self.name)
+        if found is None:
+            return f"sysctl {sysctl_path(self.name)} is missing"
+        return None if found == self._wanted else f"sysctl {sysctl_path(self.name)} is {found!r}, not {self._wanted!r}"
+
+    def commands(self) -> Iterable[str]:
+        value = f"'{self.value}'" if " " in self.value else self.value
+        yield command_in(self.netns, f"sysctl -w {sysctl_path(self.name)}={value}")
+
+    @property
+    def _wanted(self) -> str:
+        return " ".join(self.value.split())
+
+
+class RouterAdvertisements(KernelObject, frozen=True, kw_only=True, tag="router_advertisements"):
+    """Links that go on learning routes from their router while this host forwards IPv6 itself.
+
+    A plan that sets ``net/ipv6/conf/all/forwarding`` has it right before: with ``accept_ra=1``, the default, the kernel
+    stops listening to routers once it forwards (``Documentation/networking/ip-sysctl.rst``); 2 means "even so".
+    *ifnames* are the links that have a route learnt so and ``accept_ra=1``, observed once.
+    """
+
+    shared = True
+    observations = ("ifnames",)
+
+    ifnames: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("router_advertisements", self.netns.path, "links")
+
+    def observed(self, kernel: "Kernel") -> Self:
+        if self.ifnames is not None:
+            return self
+        rtnl = kernel.rtnl(self.netns)
+        header = struct.pack("=BBBBBBBBI", socket.AF_INET6, 0, 0, 0, 0, _PROTOCOL_RA, 0, 0, 0)
+        learnt = {found.get(_RTA_OIF) for _, found in rtnl.dump(_RTM_GETROUTE, header)}
+        ifnames = sorted(link.ifname for link in rtnl.links() if struct.pack("=I", link.index) in learnt)
+        return replace(self, ifnames=tuple(ifname for ifname in ifnames if self._read(kernel, ifname) == "1"))
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._turn(kernel, "1", "2")
+
+    def remove(self, kernel: "Kernel") -> None:
+        self._turn(kernel, "2", "1")
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        deaf = [ifname for ifname in self.ifnames or () if self._read(kernel, ifname) == "1"]
+        return f"{', '.join(deaf)} would stop accepting router advertisements (accept_ra is 1, not 2)" if deaf else None
+
+    def commands(self) -> Iterable[str]:
+        for ifname in self.ifnames or ():
+            yield command_in(self.netns, f"sysctl -w {_accept_ra(ifname)}=2")
+
+    def _read(self, kernel: "Kernel", ifname: str) -> str | None:
+        return read_sysctl(kernel, self.netns, _accept_ra(ifname))
+
+    def _turn(self, kernel: "Kernel", before: str, after: str) -> None:
+        for ifname in self.ifnames or ():
+            if self._read(kernel, ifname) == before:
+                with suppress(ObjectMissing):
+                    write_sysctl(kernel, self.netns, _accept_ra(ifname), after)
+
+
+def _accept_ra(ifname: str) -> str:
+    return f"net/ipv6/conf/{ifname}/accept_ra"

@@ -1,0 +1,114 @@
+"""Control groups: one per container below ``netlib/``, in every hierarchy there is (v1, hybrid, v2), and one for the minders.
+
+Hierarchies and groups are dictionaries from a hierarchy's name (the last part of where it is mounted; empty when there is only
+v2) to a path. Only ``os`` is imported at the top: this runs under ``python -IS``. Moving a process costs one RCU grace period
+(10 ms measured), however many hierarchies follow at once.
+"""
+
+import os
+
+PARENT = "netlib"
+MINDERS = "minders"
+_DEADLINE_MS = 5000
+
+
+def hierarchies(mountinfo: str) -> dict[str, str]:
+    """Where the writable hierarchies are mounted, by a text like /proc/self/mountinfo."""
+    found: dict[str, str] = {}  # by device: one hierarchy may be mounted twice
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if after.split(" ")[0] in ("cgroup", "cgroup2") and "ro" not in fields[5].split(","):
+            found.setdefault(fields[2], fields[4])
+    if len(found) == 1:
+        return {"": found.popitem()[1]}
+    return {path.rpartition("/")[2]: path for path in found.values()}
+
+
+def own_hierarchies() -> dict[str, str]:
+    """The hierarchies that this process sees."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        return hierarchies(file.read())
+
+
+def create(group: str, where: dict[str, str]) -> dict[str, str]:
+    """Make ``netlib/<group>`` in each hierarchy; return the group's paths, where that is permitted."""
+    made = {}
+    for name, mountpoint in where.items():
+        path = f"{mountpoint}/{PARENT}/{group}"
+        try:
+            for folder in (f"{mountpoint}/{PARENT}", path):
+                _create_one(folder)
+        except PermissionError:  # no root in this user namespace: the container stays where its starter is
+            continue
+        made[name] = path
+    return made
+
+
+def _create_one(path: str) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        return
+    for name in ("cpuset.cpus", "cpuset.mems"):  # v1: a new group has none, and takes no process before it has
+        try:
+            fd = os.open(f"{path}/{name}", os.O_RDWR)
+        except OSError:
+            return
+        try:
+            if not os.read(fd, 4096).strip():
+                with open(f"{os.path.dirname(path)}/{name}", "rb") as parent:
+                    os.write(fd, parent.read())
+        finally:
+            os.close(fd)
+
+
+def join(pid: int, group: dict[str, str]) -> None:
+    """Move a process into the group in each hierarchy; 0 is the caller."""
+    for path in group.values():
+        fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(pid).encode())
+        finally:
+            os.close(fd)
+
+
+def remove(group: str, where: dict[str, str]) -> None:
+    """End what still runs in the group and remove it everywhere; a no-op where it is not. Raises TimeoutError after 5 s."""
+    for mountpoint in where.values():
+        path = f"{mountpoint}/{PARENT}/{group}"
+        while True:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if not _end_members(path):
+                    raise TimeoutError(f"control group {path} cannot be removed: {error.strerror}") from error
+            else:
+                break
+
+
+def _end_members(path: str) -> bool:
+    """Kill the members of a group and wait for their ends; say whether there were any."""
+    import select
+    import signal
+
+    with open(f"{path}/cgroup.procs") as file:
+        pids = [int(line) for line in file if int(line)]
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(_DEADLINE_MS):
+                raise TimeoutError(f"process {pid} in control group {path} does not end")
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(pidfd)
+    return bool(pids)

@@ -1,0 +1,363 @@
+"""The runtime below records and networks: one container's processes, files and logs, from its folder alone.
+
+Who runs is in ``pid.json``, how it ended in ``exit.json``, both in the container's folder and written by its minder; a process
+is the one meant only if its start time (and the boot) is, so a reused pid is never signalled. Nothing here knows the store.
+"""
+
+import fcntl
+import json
+import marshal
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+import netlib
+from netlib.config import Config
+from netlib.errors import CommandNotRun, ConfigError, Conflict, DeadlineExceeded, KernelError, NotFound
+from netlib.kernel.files import Folder
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import boot_id, opened
+from netlib.runtime import attach, cgroups, launch, process
+from netlib.runtime.logs import LogEntry, follow, read
+from netlib.runtime.spec import Container, ExecSpec
+
+_ROOT = str(Path(netlib.__file__).resolve().parent.parent)
+_KILL_SECONDS = 10.0
+LOST_CODE = 137  # the minder died, and the container with it by SIGKILL
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """Where a container stands: created, running, or exited (then *code* is final)."""
+
+    status: str = "created"
+    pid: int = 0
+    code: int = 0
+    started: float = 0.0  # seconds since the epoch
+    finished: float = 0.0
+    error: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.status == "running"
+
+
+class Runtime:
+    """Containers of one host, each in ``<state_dir>/containers/<id>``."""
+
+    def __init__(self, config: Config, *, reap: Callable[[str], Sequence[str]] | None = None) -> None:
+        """*reap* gives the command by which a minder has its ended container cleared away; default: ``netlib.runtime.reap``."""
+        self.config = config
+        self._reap = reap or (lambda container_id: [sys.executable, "-m", "netlib.runtime.reap", container_id])
+
+    # --- where things are ----------------------------------------------------------------------------------------------
+
+    def folder(self, container: Container) -> Path:
+        """Its files: writable layer, log, pid.json, exit.json."""
+        return self.config.container_dir / container.container_id
+
+    def run_folder(self, container: Container) -> Path:
+        """Its socket and lock, gone after a boot."""
+        return self.config.run_dir / "containers" / container.container_id
+
+    def socket_path(self, container: Container) -> Path:
+        """Where its minder answers."""
+        return self.run_folder(container) / "attach.sock"
+
+    # --- starting ------------------------------------------------------------------------------------------------------
+
+    def launch(self, container: Container, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)) -> int:
+        """Start the command and its minder; return the pid of the container's process 1.
+
+        *client* is the minder's end of :func:`netlib.runtime.attach.pair`, attached before the command says a word; *size* is
+        that of its terminal (rows, columns). Raises CommandNotRun, KernelError, Conflict when it runs already; then nothing
+        has been started.
+        """
+        rootfs = container.spec.rootfs
+        if rootfs and not os.path.isdir(rootfs):
+            raise ConfigError(f"--rootfs {rootfs}: no such directory")
+        folder = self.folder(container)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.run_folder(container).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for volume in container.spec.volumes:
+            if not os.path.lexists(volume.source):
+                os.makedirs(volume.source)  # as Docker does
+        with ExitStack() as stack:
+            fds = {launch.LOCK_FD: stack.enter_context(self._lock(container))}
+            fds[launch.LISTEN_FD] = stack.enter_context(attach.listen(self.socket_path(container))).fileno()
+            if container.netns is not None and not container.netns.is_host:
+                fds[launch.NETNS_FD] = stack.enter_context(opened(container.netns))
+            if client is not None:
+                fds[launch.CLIENT_FD] = client.fileno()
+            config = self._launch_config(container, client is not None, size)
+            answer = _spawn_launcher(marshal.dumps(config), fds, folder / "minder.log")
+        code, _, text = answer.partition(" ")
+        if code == "0":
+            return int(text)
+        self.socket_path(container).unlink(missing_ok=True)
+        if code in ("126", "127"):
+            raise CommandNotRun(f"container {container.name!r}: {text}", int(code))
+        reason = text or (folder / "minder.log").read_text(errors="replace").strip()[-500:] or "it ended without a word"
+        raise KernelError(f"container {container.name!r} cannot be started: {reason}")
+
+    def _launch_config(self, container: Container, has_client: bool, size: tuple[int, int]) -> dict[str, object]:
+        spec = container.spec
+        own_netns = container.netns is not None and not container.netns.is_host and container.owns_sandbox
+        return {
+            "id": container.container_id,
+            "boot": boot_id(),
+            "folder": str(self.folder(container)),
+            "socket": str(self.socket_path(container)),
+            "lower": os.path.realpath(spec.rootfs or "/"),
+            "masked": [os.path.realpath(path) for path in (self.config.state_dir, self.config.run_dir) if not _is_in_run(path)],
+            "volumes": self._volumes(container),
+            "hostname": container.hostname,
+            "domainname": spec.domainname,
+            "enter_netns": container.netns is not None and not container.netns.is_host,
+            "own_netns": own_netns,
+            "tty": spec.tty,
+            "size": size,
+            "stdin": spec.stdin,
+            "keep_stdin": spec.stdin and not has_client,
+            "client": has_client,
+            "owns_stdio": True,
+            "dies_with_parent": True,
+            "reap": list(self._reap(container.container_id)),
+            "minder_environment": {
+                "PATH": os.environ.get("PATH", os.defpath),
+                "PYTHONPATH": _ROOT,
+                "NETLIB_STATE_DIR": str(self.config.state_dir),
+                "NETLIB_RUN_DIR": str(self.config.run_dir),
+            },
+            **_command_config(spec.command, container.environment, spec.workdir, spec.user),
+        }
+
+    @staticmethod
+    def _volumes(container: Container) -> list[tuple[str, str, bool]]:
+        """What was asked for, and our three files where nothing of that lies on them."""
+        found = {volume.target: (volume.source, volume.target, volume.readonly) for volume in container.spec.volumes}
+        for name in ("resolv.conf", "hosts", "hostname") if container.files_dir else ():
+            found.setdefault(f"/etc/{name}", (f"{container.files_dir}/{name}", f"/etc/{name}", False))
+        return list(found.values())
+
+    @contextmanager
+    def _lock(self, container: Container) -> Iterator[int]:
+        """Be the one who starts it; the minder holds on to the lock through a descriptor of its own."""
+        fd = os.open(self.run_folder(container) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Conflict(f"container {container.name!r} is running, or being started, already") from error
+            yield fd
+        finally:
+            os.close(fd)
+
+    # --- looking -------------------------------------------------------------------------------------------------------
+
+    def state(self, container: Container) -> State:
+        """Where it stands now."""
+        folder = self.folder(container)
+        ran = _read_json(folder / "pid.json")
+        if ran is None:
+            return State()
+        started = float(str(ran["started"]))
+        alive = ran["boot"] == boot_id() and process.start_time(int(str(ran["minder"]))) == ran["minder_start"]
+        ended = _read_json(folder / "exit.json")  # looked at last: a minder writes it before it goes
+        if ended is not None:
+            return State(status="exited", code=int(str(ended["code"])), started=started, finished=float(str(ended["finished"])))
+        if alive:
+            return State(status="running", pid=int(str(ran["pid"])), started=started)
+        finished = (folder / "pid.json").stat().st_mtime
+        error = "its minder died, or the host was restarted"
+        return State(status="exited", code=LOST_CODE, started=started, finished=finished, error=error)
+
+    def logs(
+        self, container: Container, *, tail: int | None = None, since: str = "", follows: bool = False
+    ) -> Iterator[LogEntry]:
+        """Its output so far, and with *follows* what comes until it ends."""
+        path = self.folder(container) / "container.log"
+        if not follows:
+            yield from read(path, tail=tail, since=since)
+            return
+        try:
+            connection = attach.connect(self.socket_path(container), output=False)
+        except NotFound:
+            yield from read(path, tail=tail, since=since)
+            return
+        with connection:
+            path.touch(mode=0o600)
+            yield from follow(path, connection.fileno(), tail=tail, since=since)
+
+    # --- ending --------------------------------------------------------------------------------------------------------
+
+    def kill(self, container: Container, number: int = signal.SIGKILL) -> None:
+        """Send a signal to its process 1; Conflict when it does not run."""
+        with self._pidfd(container) as pidfd:
+            try:
+                signal.pidfd_send_signal(pidfd, number)
+            except ProcessLookupError as error:
+                raise Conflict(f"container {container.name!r} is not running") from error
+
+    def wait(self, container: Container, seconds: float | None = None) -> int:
+        """Its exit code, once it has ended; DeadlineExceeded when that takes longer than *seconds*."""
+        try:
+            connection = attach.connect(self.socket_path(container), output=False)
+        except NotFound:
+            return self.state(container).code
+        with connection:
+            code = attach.wait(connection, seconds)
+        return self.state(container).code if code is None else code
+
+    def stop(self, container: Container, seconds: float | None = None, number: int | None = None) -> int:
+        """Ask it to end, and kill it when it has not after *seconds* (its own default); return the exit code.
+
+        A no-op for one that does not run.
+        """
+        spec = container.spec
+        try:
+            self.kill(container, spec.stop_signal if number is None else number)
+        except Conflict:
+            return self.state(container).code
+        try:
+            return self.wait(container, spec.stop_seconds if seconds is None else seconds)
+        except DeadlineExceeded:
+            with suppress(Conflict):  # it may have ended just now
+                self.kill(container)
+            return self.wait(container, _KILL_SECONDS)
+
+    def remove(self, container: Container) -> None:
+        """Delete its files and control groups; Conflict while it runs."""
+        with ExitStack() as stack:
+            if self.run_folder(container).is_dir():
+                stack.enter_context(self._lock(container))
+            self.sweep(container.container_id)
+
+    def sweep(self, container_id: str) -> None:
+        """Delete what is left of a container that does not run (its record may be gone); a no-op when nothing is."""
+        try:
+            cgroups.remove(container_id, cgroups.own_hierarchies())
+        except (OSError, TimeoutError) as error:
+            raise KernelError(str(error)) from error
+        with Kernel() as kernel:
+            for parent in (self.config.container_dir, self.config.run_dir / "containers"):
+                Folder(path=str(parent / container_id)).remove(kernel)
+
+    def leftovers(self, known: set[str]) -> list[str]:
+        """Ids of folders that belong to none of the *known* containers."""
+        folder = self.config.container_dir
+        return sorted(item.name for item in folder.iterdir() if item.name not in known) if folder.is_dir() else []
+
+    # --- entering ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _pidfd(self, container: Container) -> Iterator[int]:
+        """A pidfd of its process 1, surely that one; Conflict when it does not run."""
+        state = self.state(container)
+        refusal = Conflict(f"container {container.name!r} is not running")
+        ran = _read_json(self.folder(container) / "pid.json")
+        if not state.running or ran is None:
+            raise refusal
+        try:
+            pidfd = os.pidfd_open(state.pid)
+        except ProcessLookupError as error:
+            raise refusal from error
+        try:
+            if process.start_time(state.pid) != ran["start"]:  # looked at after the pidfd was opened: now it cannot be reused
+                raise refusal
+            yield pidfd
+        finally:
+            os.close(pidfd)
+
+    @contextmanager
+    def exec_command(self, container: Container, wanted: ExecSpec) -> Iterator[list[str]]:
+        """A command line that runs *wanted* in the container, with the descriptors that it inherits.
+
+        Execute it in place of the caller, or as a child with ``close_fds=False``; standard input, output and error are its own.
+        """
+        if not wanted.command or not wanted.command[0]:
+            raise ConfigError("no command given; say what to execute after the container's name")
+        groups = [f"{path}/{cgroups.PARENT}/{container.container_id}" for path in cgroups.own_hierarchies().values()]
+        spec = container.spec
+        environment = container.environment | ({"TERM": "xterm"} if wanted.tty else {}) | wanted.environment
+        config = {
+            "groups": [path for path in groups if os.path.isdir(path)],
+            "tty": wanted.tty and not wanted.detach,
+            "stdin": wanted.stdin and not wanted.detach,
+            "detach": wanted.detach,
+            "owns_stdio": not wanted.detach,
+            "dies_with_parent": False,
+            **_command_config(wanted.command, environment, wanted.workdir or spec.workdir, wanted.user or spec.user),
+        }
+        with self._pidfd(container) as pidfd:
+            memory = os.memfd_create("netlib-exec")
+            try:
+                os.write(memory, marshal.dumps(config))
+                os.lseek(memory, 0, os.SEEK_SET)
+                for fd in (pidfd, memory):
+                    os.set_inheritable(fd, True)
+                yield launch.command_line(sys.executable, _ROOT, "enter", str(pidfd), str(memory))
+            finally:
+                os.close(memory)
+
+    def exec(self, container: Container, wanted: ExecSpec, *, stdio: tuple[int, int, int] = (0, 1, 2)) -> int:
+        """Run *wanted* in the container with these descriptors and return its exit code (126, 127: it cannot be started)."""
+        with self.exec_command(container, wanted) as arguments, _placed(dict(enumerate(stdio))) as actions:
+            pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _placed(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Spawn actions that give a child each descriptor under the number wanted, whatever numbers they have here."""
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in fds.items()}
+    try:
+        yield [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in moved.items()]
+    finally:
+        for fd in moved.values():
+            os.close(fd)
+
+
+def _spawn_launcher(config: bytes, fds: Mapping[int, int], log: Path) -> str:
+    """Run ``netlib.runtime.launch`` and return its answer; spawned, not forked, since the caller may have many threads."""
+    config_read, config_write = os.pipe()
+    answer_read, answer_write = os.pipe()
+    messages = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with _placed({0: config_read, 1: answer_write, 2: messages, **fds}) as actions:
+            arguments = launch.command_line(sys.executable, _ROOT, "launch")
+            pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
+        for fd in (config_read, answer_write, messages):
+            os.close(fd)
+        with open(config_write, "wb") as pipe:
+            pipe.write(config)
+        os.waitpid(pid, 0)  # it forked, to be nobody's child
+        with open(answer_read, "rb") as pipe:
+            return pipe.read().decode(errors="replace")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise KernelError(f"cannot start the container's minder: {reason}", error.errno or 0) from error
+
+
+def _command_config(command: Sequence[str], environment: Mapping[str, str], workdir: str, user: str) -> dict[str, object]:
+    return {"command": list(command), "environment": dict(environment), "workdir": workdir, "user": user}
+
+
+def _is_in_run(path: Path) -> bool:
+    """Whether the tmpfs over /run hides it anyway."""
+    return os.path.realpath(path).startswith("/run/")
+
+
+def _read_json(path: Path) -> dict[str, object] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, dict) else None

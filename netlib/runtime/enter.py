@@ -1,0 +1,184 @@
+"""Run one more command in a running container: ``python -IS``, which takes the place of the caller's process or is its child.
+
+The caller passes a pidfd of the container's process 1 and a readable descriptor with the configuration. This process joins
+the container's namespaces, its child becomes the command; output passes through pipes or a pseudo terminal of the container, so
+that no terminal of the host gets into it. Ends with the command's exit code, or 125 to 127 as Docker.
+"""
+
+from __future__ import annotations
+
+import marshal  # both ends are the same interpreter
+import os
+import select
+import signal
+import sys
+
+from netlib.runtime import init, process
+from netlib.runtime.terminal import Raw, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+CHUNK = 32 * 1024
+_ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
+_ALL |= process.CLONE_NEWCGROUP
+
+
+def main() -> None:
+    """Read the descriptors' numbers from the command line and do it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    pidfd, config_fd = int(sys.argv[2]), int(sys.argv[3])
+    with open(config_fd, "rb") as file:
+        config = marshal.load(file)  # noqa: S302  written by our caller
+    try:
+        os._exit(_enter(config, pidfd))
+    except init.FAILURES as error:
+        code, _, sentence = init.explain(error).decode().partition(" ")
+        os.write(2, f"netlib: {sentence}\n".encode())
+        os._exit(int(code))
+
+
+def _enter(config: dict[str, Any], pidfd: int) -> int:
+    groups = [os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in config["groups"]]
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    process.forbid_imports()
+    process.setns(pidfd, _ALL)
+    terminal, number = process.open_master("/dev/pts/ptmx", *size(0)) if config["tty"] else (None, "")
+    stdin, feed = os.pipe() if config["stdin"] and terminal is None else (null, None)
+    out, out_write = os.pipe()
+    error, error_write = os.pipe()
+    status, status_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for fd in (status, out, error, *([] if feed is None else [feed])):
+            os.close(fd)
+        _become(config, groups, [stdin, out_write, error_write], number, status_write)
+    for fd in {stdin, out_write, error_write, status_write, *groups} - {null}:
+        os.close(fd)
+    answer = b""
+    while chunk := os.read(status, 4096):
+        answer += chunk
+    if answer:
+        os.waitpid(pid, 0)
+        number, _, sentence = answer.decode(errors="replace").partition(" ")
+        raise process.CommandRefused(int(number), sentence)
+    if config["detach"]:
+        return 0
+    if terminal is not None:
+        with Raw(0 if config["stdin"] else -1):
+            _Relay(pid, {terminal: 1}, terminal if config["stdin"] else None, terminal).run()
+    else:
+        _Relay(pid, {out: 1, error: 2}, feed, None).run()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def _become(config: dict[str, Any], groups: list[int], stdio: list[int], terminal: str, status: int) -> NoReturn:
+    message = b"125 an unforeseen error came up"
+    try:
+        for fd in groups:
+            os.write(fd, b"0")
+        os.setsid()
+        os.umask(0o022)
+        if config["detach"]:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            stdio = [null, null, null]
+        elif terminal:
+            slave = process.take_terminal(f"/dev/pts/{terminal}")
+            stdio = [slave, slave, slave]
+        init.run_command(config, stdio)
+    except init.FAILURES as error:
+        message = init.explain(error)
+    finally:
+        os.write(status, message)
+        os._exit(1)
+
+
+class _Relay:
+    """Passes output and input on until the command has ended and all it wrote is through."""
+
+    def __init__(self, pid: int, outputs: dict[int, int], feed: int | None, terminal: int | None) -> None:
+        self.pidfd = os.pidfd_open(pid)
+        self.outputs = outputs
+        self.feed = feed
+        self.terminal = terminal
+        self.pending = b""  # input that the command has not taken yet
+        self.reading = feed is not None  # our own input
+        self.ended = False
+        if feed is not None:
+            os.set_blocking(feed, False)
+        self.resized = -1 if terminal is None else _watch_size()
+
+    def run(self) -> None:
+        """Do so."""
+        while self.outputs:
+            ready = dict(self._interests().poll(0 if self.ended else None))
+            if self.ended and not ready.keys() & self.outputs.keys():
+                return
+            self.ended = self.ended or self.pidfd in ready
+            if self.terminal is not None and self.resized in ready:
+                os.read(self.resized, 64)
+                process.set_size(self.terminal, *size(0))
+            for fd in ready.keys() & self.outputs.keys():
+                if ready[fd] & ~select.POLLOUT and not _pass_on(fd, self.outputs[fd]):
+                    del self.outputs[fd]
+            if self.pending and self.feed in ready:
+                self._write()
+            elif 0 in ready:
+                self._read()
+
+    def _interests(self) -> select.poll:
+        poll = select.poll()
+        for fd in self.outputs:
+            poll.register(fd, select.POLLIN)
+        if not self.ended:
+            poll.register(self.pidfd, select.POLLIN)
+        if self.pending and self.feed is not None:
+            poll.register(self.feed, select.POLLOUT | (select.POLLIN if self.feed in self.outputs else 0))
+        elif self.reading and not self.ended:
+            poll.register(0, select.POLLIN)
+        if self.resized >= 0:
+            poll.register(self.resized, select.POLLIN)
+        return poll
+
+    def _read(self) -> None:
+        self.pending = os.read(0, CHUNK)
+        if self.pending:
+            return
+        self.reading = False
+        if self.feed is not None and self.feed != self.terminal:
+            os.close(self.feed)
+            self.feed = None
+
+    def _write(self) -> None:
+        if self.feed is None:
+            return
+        try:
+            self.pending = self.pending[os.write(self.feed, self.pending) :]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it
+            self.pending, self.reading = b"", False
+
+
+def _pass_on(fd: int, target: int) -> bool:
+    try:
+        data = os.read(fd, CHUNK)
+    except BlockingIOError:
+        return True
+    except OSError:  # EIO: the terminal was hung up
+        data = b""
+    rest = data
+    while rest:
+        rest = rest[os.write(target, rest) :]
+    return bool(data)
+
+
+def _watch_size() -> int:
+    """A descriptor that is readable after each change of our terminal's size."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.signal(signal.SIGWINCH, lambda *_: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    return read

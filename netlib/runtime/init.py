@@ -1,0 +1,107 @@
+"""From a forked child to the container's process 1: namespaces, root, terminal, user, command.
+
+Runs between fork and exec under ``python -IS``, so it imports no more than its neighbours do. What goes wrong is told on the
+status pipe as ``<exit code> <sentence>``; the pipe closing without a word means that the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+
+from netlib.runtime import mounts, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+MOUNTED = b"+"
+FAILURES = (OSError, LookupError, ValueError, process.CommandRefused)
+_MISTAKE = b"125 an unforeseen error came up"
+_SYSCTLS = {"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 2147483647"}  # Docker's, in a netns of our own
+
+
+def become_container(
+    config: dict[str, Any], groups: dict[str, str], netns: int | None, stdio: list[int], status: int, go: int
+) -> NoReturn:
+    """Set everything up, say MOUNTED on *status*, wait for a word on *go* (a terminal's number, if any), become the command.
+
+    *stdio* holds what becomes descriptors 0 to 2. The process ends here in every case.
+    """
+    message = _MISTAKE
+    try:
+        process.die_with_parent()
+        os.setsid()
+        os.umask(0o022)
+        _enter_namespaces(config, netns)
+        _make_root(config, groups)
+        os.write(status, MOUNTED)
+        answer = os.read(go, 64).decode()
+        if not answer:  # whoever started us has died: nobody would mind this container
+            os._exit(1)
+        process.unshare(process.CLONE_NEWCGROUP)  # its root is the group that we have been moved to by now
+        if config["tty"]:
+            stdio = _take_console(f"/dev/pts/{answer}")
+        run_command(config, stdio)
+    except FAILURES as error:
+        message = explain(error)
+    finally:
+        os.write(status, message)
+        os._exit(1)
+
+
+def explain(error: Exception) -> bytes:
+    """``<exit code> <sentence>`` for an error that kept a container or command from starting."""
+    code = error.code if isinstance(error, process.CommandRefused) else 125
+    text = str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {(error.strerror or '').lower()}"
+    return f"{code} {text}".encode(errors="replace")
+
+
+def _enter_namespaces(config: dict[str, Any], netns: int | None) -> None:
+    if netns is not None:
+        process.setns(netns, process.CLONE_NEWNET)
+    if config["own_netns"]:
+        for name, value in _SYSCTLS.items():
+            with open(f"/proc/sys/net/{name}", "w") as file:
+                file.write(value)
+    process.unshare(process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC)
+    process.set_hostname(config["hostname"], config["domainname"])
+
+
+def _make_root(config: dict[str, Any], groups: dict[str, str]) -> None:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        mountinfo = file.read()
+    process.make_all_slaves()
+    root = mounts.mount_overlay(config["lower"], config["folder"])
+    if config["lower"] == "/":
+        mounts.show_host(root, mountinfo, config["masked"])
+    mounts.mount_system(root, groups)
+    mounts.mount_volumes(root, config["volumes"])
+    process.forbid_imports()
+    process.pivot_root(root.fd)
+
+
+def _take_console(path: str) -> list[int]:
+    """Make the terminal at *path* the session's and /dev/console; return it as the three standard descriptors."""
+    slave = process.take_terminal(path)
+    os.close(os.open("/dev/console", os.O_CREAT | os.O_CLOEXEC | os.O_RDONLY, 0o600))
+    source, target = (os.open(name, os.O_PATH | os.O_CLOEXEC) for name in (path, "/dev/console"))
+    process.bind(source, target)
+    return [slave, slave, slave]
+
+
+def run_command(config: dict[str, Any], stdio: list[int]) -> NoReturn:
+    """Become the command of *config* as its user, in its folder, with its environment; ends by an exception only."""
+    uid, gid, groups, home = process.find_user(config["user"])
+    workdir = config["workdir"] or "/"
+    os.makedirs(workdir, exist_ok=True)
+    os.chdir(workdir)
+    for number, fd in enumerate(stdio):
+        if uid and config["owns_stdio"]:
+            os.fchown(fd, uid, -1)  # else /dev/stdout cannot be opened anew
+        os.dup2(fd, number)
+    process.become(uid, gid, groups, process.DEFAULT_CAPABILITIES.values())
+    if config["dies_with_parent"]:
+        process.die_with_parent()  # again: the kernel forgets it when the credentials change
+    process.execute(config["command"], {"HOME": home, **config["environment"]})

@@ -1,0 +1,150 @@
+"""Start one container and become its minder: ``python -IS``, with the configuration on standard input.
+
+The one who starts gets one line on standard output: ``0 <pid>`` when the command runs, else ``<exit code> <sentence>``. Then
+this process executes ``netlib.runtime.shim`` in its own place: the minder stays the parent of the command, with none of the
+memory that setting it up took. The child mounts while this process moves it between control groups (10 ms in the kernel).
+"""
+
+from __future__ import annotations
+
+import marshal  # both ends are the same interpreter, and json costs 5 ms here
+import os
+import sys
+import time
+
+from netlib.runtime import cgroups, init, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Descriptors that the starter passes on, by number; absent ones are not open.
+LOCK_FD, LISTEN_FD, NETNS_FD, CLIENT_FD = 3, 4, 5, 6
+_BOOTSTRAP = "import sys; sys.path.append(sys.argv[1]); from netlib.runtime.{module} import main; main()"
+
+
+def command_line(python: str, root: str, module: str, *arguments: str) -> list[str]:
+    """The command that runs ``main()`` of a module of this package without site-packages, from compiled code."""
+    return [python, "-IS", "-c", _BOOTSTRAP.format(module=module), root, *arguments]
+
+
+def main() -> None:
+    """Detach from the starter, read the configuration, start the container, become its minder."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    with open(0, "rb") as pipe:
+        text = pipe.read()
+    if not text:
+        os._exit(0)  # the starter thought better of it
+    config = marshal.loads(text)  # noqa: S302  written by our starter
+    try:
+        minder = _start(config)
+    except init.FAILURES as error:
+        os.write(1, init.explain(error))
+        os._exit(1)
+    os.execve(minder[0], minder, config["minder_environment"])
+
+
+def _start(config: dict[str, Any]) -> list[str]:
+    """Start the command and report it; return the command line of the minder."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    stdin, feed = os.pipe() if config["stdin"] and not config["tty"] else (null, None)
+    out, out_write = os.pipe()
+    error, error_write = os.pipe()
+    status, status_write = os.pipe()
+    go_read, go = os.pipe()
+    hierarchies = cgroups.own_hierarchies()
+    groups = cgroups.create(config["id"], hierarchies)
+    minders = cgroups.create(cgroups.MINDERS, hierarchies)
+
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    process.unshare(process.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        for fd in (LOCK_FD, LISTEN_FD, status, go):  # a lock is held, and a pipe is open, as long as any descriptor of it is
+            os.close(fd)
+        netns = NETNS_FD if config["enter_netns"] else None
+        init.become_container(config, groups, netns, [stdin, out_write, error_write], status_write, go_read)
+    process.setns(home, process.CLONE_NEWPID)
+    for fd in {home, status_write, go_read, stdin, out_write, error_write} - {null}:
+        os.close(fd)
+    if config["enter_netns"]:
+        os.close(NETNS_FD)  # the minder must not pin it
+    try:
+        cgroups.join(pid, groups)
+        cgroups.join(0, minders)
+        _survive_memory_pressure()
+        terminal = _release(config, pid, status, go)
+    except (OSError, process.CommandRefused):
+        os.kill(pid, process.SIGKILL)
+        os.waitpid(pid, 0)
+        cgroups.remove(config["id"], hierarchies)
+        raise
+    if terminal is not None:
+        out = feed = terminal
+    _write_pid_file(config, pid)
+    os.write(1, f"0 {pid}".encode())
+    os.dup2(null, 1)
+    return _minder(config, pid, out, error, feed)
+
+
+def _survive_memory_pressure() -> None:
+    """Let the kernel take the container, not its minder, when memory runs out, where we may say so."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-900")
+    except PermissionError:  # no CAP_SYS_RESOURCE
+        return
+
+
+def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | None:
+    """Give the child the word to go, and a terminal if it wants one; return the terminal's master.
+
+    Raises CommandRefused with what the child says went wrong.
+    """
+    terminal = None
+    answer = os.read(status, 1)
+    if not answer:
+        raise process.CommandRefused(125, "it was killed while it was set up")
+    if answer == init.MOUNTED:
+        answer, number = b"", "-"
+        if config["tty"]:
+            terminal, number = process.open_master(f"/proc/{pid}/root/dev/pts/ptmx", *config["size"])
+            # Held by the minder as well, or its reads end whenever the container has the terminal open nowhere.
+            os.set_inheritable(os.open(f"/proc/{pid}/root/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY), True)
+        os.write(go, number.encode())
+    while chunk := os.read(status, 4096):
+        answer += chunk
+    os.close(status)
+    os.close(go)
+    if answer:
+        code, _, sentence = answer.decode(errors="replace").partition(" ")
+        raise process.CommandRefused(int(code), sentence)
+    return terminal
+
+
+def _write_pid_file(config: dict[str, Any], pid: int) -> None:
+    """Write down who runs, so that a reused pid or another boot is told apart; then forget how the last run ended."""
+    folder, minder = config["folder"], os.getpid()
+    start, minder_start = process.start_time(pid), process.start_time(minder)
+    with open(f"{folder}/pid.json.new", "w") as file:
+        file.write(f'{{"pid": {pid}, "start": {start}, "minder": {minder}, "minder_start": {minder_start},')
+        file.write(f' "boot": "{config["boot"]}", "started": {time.time()}}}')
+    os.rename(f"{folder}/pid.json.new", f"{folder}/pid.json")
+    if os.path.exists(f"{folder}/exit.json"):
+        os.unlink(f"{folder}/exit.json")
+
+
+def _minder(config: dict[str, Any], pid: int, out: int, error: int, feed: int | None) -> list[str]:
+    fds = {"lock": LOCK_FD, "listen": LISTEN_FD, "out": out, "error": error}
+    fds |= {} if feed is None else {"feed": feed}
+    fds |= {"client": CLIENT_FD} if config["client"] else {}
+    for fd in fds.values():
+        os.set_inheritable(fd, True)
+    facts = {name: config[name] for name in ("id", "folder", "socket", "keep_stdin")}
+    words = [f"{name}={value}" for name, value in {**facts, "pid": pid, **fds}.items()]
+    return command_line(sys.executable, sys.path[-1], "shim", *words, "--", *config["reap"])

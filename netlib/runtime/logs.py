@@ -1,0 +1,114 @@
+"""Reading a container's log: one JSON line per line of output, as Docker's json-file driver writes them."""
+
+import ctypes
+import os
+import select
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from netlib.errors import ConfigError
+from netlib.kernel.translate import kernel_error
+
+_BLOCK = 64 * 1024
+_IN_MODIFY = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LogEntry(Struct, frozen=True):
+    """One line of output, or a piece of a very long one (then *log* has no newline at its end)."""
+
+    log: str
+    stream: str  # "stdout" or "stderr"
+    time: str  # RFC 3339, nanoseconds, UTC
+
+
+_decoder = msgspec.json.Decoder(LogEntry)
+
+
+def read(path: Path, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
+    """The entries there are, of them the last *tail*, none older than *since* (RFC 3339); nothing when there is no log."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with open(fd, "rb") as file:
+        if tail is not None:
+            file.seek(_tail_offset(fd, tail))
+        yield from _entries(file.read(), since)
+
+
+def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
+    """As :func:`read`, then what comes, until *ended* (a descriptor) is readable and all that is there has been read.
+
+    Waits for the kernel to say that the file grew (inotify); it does not look again and again.
+    """
+    watch = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if watch == -1 or _libc.inotify_add_watch(watch, os.fsencode(path), _IN_MODIFY) == -1:
+        raise kernel_error(ctypes.get_errno(), f"watch {path}")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if tail is not None:
+            os.lseek(fd, _tail_offset(fd, tail), os.SEEK_SET)
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        rest, over = b"", False
+        while True:
+            while data := os.read(fd, _BLOCK):
+                whole, newline, rest = (rest + data).rpartition(b"\n")
+                yield from _entries(whole + newline, since)
+            if over:
+                return
+            events = dict(poll.poll())
+            over = ended in events
+            if watch in events:
+                os.read(watch, _BLOCK)
+    finally:
+        os.close(fd)
+        os.close(watch)
+
+
+def parse_since(text: str, now: float) -> str:
+    """Read ``--since``: RFC 3339, or how long ago (``90``, ``10m``, ``2h``), as RFC 3339 in UTC; raises ConfigError."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        moment = now - float(number) * unit
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text).timestamp()
+        except ValueError as error:
+            raise ConfigError(f"--since {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+
+
+def _entries(data: bytes, since: str) -> Iterator[LogEntry]:
+    for line in data.splitlines():
+        try:
+            entry = _decoder.decode(line)
+        except msgspec.DecodeError:  # a line that the disk had no room for
+            continue
+        if entry.time >= since:
+            yield entry
+
+
+def _tail_offset(fd: int, lines: int) -> int:
+    """Where the last *lines* lines begin, read from the end backwards."""
+    position = os.fstat(fd).st_size
+    wanted = lines + 1  # newlines to pass, the one at the very end among them
+    if lines <= 0:
+        return position
+    while position:
+        start = max(0, position - _BLOCK)
+        block = os.pread(fd, position - start, start)
+        while (at := block.rfind(b"\n")) >= 0:
+            wanted -= 1
+            if not wanted:
+                return start + at + 1
+            block = block[:at]
+        position = start
+    return 0

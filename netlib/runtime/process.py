@@ -1,0 +1,259 @@
+"""System calls that Python lacks, by ctypes: namespaces, mounts, capabilities, becoming another user.
+
+Its rule: it imports only what is small, for it runs in processes started by ``python -IS`` (``typing`` alone would add 10 ms),
+and all of it at the top: once a process is in a container, an import would run the container's code with the host's rights. A
+refusal is an ``OSError`` whose ``filename`` is a verb phrase. Needs Linux 5.12 (``mount_setattr``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import sys
+import termios
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x02000000, 0x04000000, 0x08000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MS_SLAVE = 1, 2, 4, 8, 1 << 14, 1 << 18, 1 << 19
+_MNT_DETACH = 2
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_CLOSE_RANGE_CLOEXEC = 4
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442  # the same on every architecture
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_CAPABILITY_VERSION_3 = 0x20080522
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
+
+# What Docker leaves to a container's root: moby, daemon/pkg/oci/caps/defaults.go. The numbers are those of linux/capability.h.
+DEFAULT_CAPABILITIES = {
+    "CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8,
+    "NET_BIND_SERVICE": 10, "NET_RAW": 13, "SYS_CHROOT": 18, "MKNOD": 27, "AUDIT_WRITE": 29, "SETFCAP": 31,
+}  # fmt: skip
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def _check(result: int, action: str) -> int:
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), action)
+    return result
+
+
+# --- namespaces ----------------------------------------------------------------------------------------------------------
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by *flags* for new ones (for CLONE_NEWPID: the next child does)."""
+    _check(_libc.unshare(flags), "make namespaces")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter the namespaces named by *flags* of a namespace file, or of the process behind a pidfd (Linux 5.8)."""
+    _check(_libc.setns(fd, flags), "enter namespaces")
+
+
+def forbid_imports() -> None:
+    """Find no module any more: the paths are about to lead into a container."""
+    sys.path.clear()
+
+
+def set_hostname(hostname: str, domainname: str) -> None:
+    """Name the UTS namespace; an empty *domainname* stays as it is."""
+    name = os.fsencode(hostname)
+    _check(_libc.sethostname(name, len(name)), f"set the hostname to {hostname}")
+    if domainname:
+        name = os.fsencode(domainname)
+        _check(_libc.setdomainname(name, len(name)), f"set the domain name to {domainname}")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; lost when the credentials change."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "tie the container to its minder")
+
+
+# --- mounts --------------------------------------------------------------------------------------------------------------
+
+
+def make_all_slaves() -> None:
+    """Let the host's mount events come in, and none of ours go out."""
+    _check(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "separate the mounts from the host's")
+
+
+def mount(fstype: str, target: int, flags: int, data: str = "") -> None:
+    """Mount a new file system on the directory that the descriptor *target* refers to."""
+    where = f"/proc/self/fd/{target}"
+    result = _libc.mount(fstype.encode(), where.encode(), fstype.encode(), flags, os.fsencode(data) or None)
+    _check(result, f"mount {fstype} on {os.readlink(where)}")
+
+
+def bind(source: int, target: int, *, readonly: bool = False, nodev: bool = False, recursive: bool = False) -> None:
+    """Show what the descriptor *source* refers to at *target* as well; its attributes are set before it is seen there."""
+    what = os.readlink(f"/proc/self/fd/{source}")
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), f"bind {what}")
+    try:
+        set_attributes(tree, readonly=readonly, nodev=nodev, recursive=recursive)
+        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+        result = _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", target, b"", flags)
+        _check(result, f"bind {what} on {os.readlink(f'/proc/self/fd/{target}')}")
+    finally:
+        os.close(tree)
+
+
+def set_attributes(mountpoint: int, *, readonly: bool, nodev: bool = False, recursive: bool = False) -> None:
+    """Make the mount behind *mountpoint* private, and read-only or without device nodes where asked."""
+    attributes = _MountAttributes(attr_set=(MS_RDONLY if readonly else 0) | (MS_NODEV if nodev else 0), propagation=MS_PRIVATE)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, mountpoint, b"", flags, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    _check(result, f"protect {os.readlink(f'/proc/self/fd/{mountpoint}')}")
+
+
+def pivot_root(root: int) -> None:
+    """Make the mount behind *root* the root directory and let go of the old one."""
+    os.fchdir(root)
+    number = _SYS_PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), f"change the root on {os.uname().machine}")
+    _check(_libc.syscall(number, b".", b"."), "change the root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root")  # it lies on top of the new one: see pivot_root(2)
+    os.chdir("/")
+
+
+# --- terminals -----------------------------------------------------------------------------------------------------------
+
+
+def open_master(path: str, rows: int, columns: int) -> tuple[int, str]:
+    """Make a pseudo terminal of the devpts whose ``ptmx`` is at *path*; return its master and its slave's number."""
+    master = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    name = ctypes.create_string_buffer(64)
+    _check(_libc.unlockpt(master), "unlock a pseudo terminal")
+    if code := _libc.ptsname_r(master, name, len(name)):
+        raise OSError(code, os.strerror(code), "name a pseudo terminal")
+    set_size(master, rows, columns)
+    return master, name.value.decode().rpartition("/")[2]
+
+
+def set_size(terminal: int, rows: int, columns: int) -> None:
+    """Tell a pseudo terminal its size; zeros leave it as it is."""
+    if rows and columns:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def take_terminal(path: str) -> int:
+    """Open the slave of a pseudo terminal as the controlling terminal of this session."""
+    slave = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    return slave
+
+
+# --- becoming the command ------------------------------------------------------------------------------------------------
+
+
+def become(uid: int, gid: int, groups: Sequence[int], capabilities: Iterable[int]) -> None:
+    """Change to *uid* and *gid*, with no capability beyond *capabilities*, for this process and all it will execute."""
+    keep = frozenset(capabilities)
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    for number in range(last + 1):
+        if number not in keep:
+            _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "limit the capabilities")
+    with open("/proc/self/setgroups") as file:
+        if file.read() == "allow\n":  # else a user namespace in which groups cannot be changed, nor need be
+            os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    mask = sum(1 << number for number in keep) if uid == 0 else 0
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)), "set the capabilities")
+
+
+def find_user(text: str) -> tuple[int, int, list[int], str]:
+    """Read ``user[:group]``, names or numbers, by the /etc/passwd and /etc/group in force; an empty text is root.
+
+    Return uid, gid, all groups and the home folder. Raises LookupError for a name that is not there.
+    """
+    user, _, group = (text or "0").partition(":")
+    entries = _colon_file("/etc/passwd", 7)
+    entry = next((fields for fields in entries if user in (fields[0], fields[2])), None)
+    if entry is None and not user.isdecimal():
+        raise LookupError(f"no user {user} in the container's /etc/passwd")
+    uid = int(entry[2]) if entry else int(user)
+    gid = int(entry[3]) if entry else 0
+    all_groups = _colon_file("/etc/group", 4)
+    if group:
+        found = next((fields for fields in all_groups if group in (fields[0], fields[2])), None)
+        if found is None and not group.isdecimal():
+            raise LookupError(f"no group {group} in the container's /etc/group")
+        return uid, (gid := int(found[2]) if found else int(group)), [gid], entry[5] if entry else "/"
+    more = [int(fields[2]) for fields in all_groups if entry and entry[0] in fields[3].split(",")]
+    return uid, gid, list(dict.fromkeys([gid, *more])), entry[5] if entry else "/"
+
+
+def _colon_file(path: str, fields: int) -> list[list[str]]:
+    try:
+        with open(path, errors="replace") as file:
+            lines = [line.rstrip("\n").split(":") for line in file]
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if len(line) == fields and line[2].isdecimal()]
+
+
+class CommandRefused(Exception):
+    """The command cannot be started; ``code`` is 127 (not found) or 126, as shells and Docker have it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
+    """Become the command, found by the container's PATH; every descriptor from 3 up closes. Raises CommandRefused."""
+    _check(_libc.syscall(_SYS_CLOSE_RANGE, 3, ctypes.c_uint(-1 & 0xFFFFFFFF), _CLOSE_RANGE_CLOEXEC), "close descriptors")
+    for number in (SIGPIPE, SIGXFSZ):  # Python ignores them, and what is ignored stays so
+        _libc.signal(number, None)
+    _libc.sigprocmask(2, ctypes.create_string_buffer(128), None)
+    name = arguments[0]
+    folders = environment.get("PATH", "").split(":")
+    missing = "no such file in the container" if "/" in name else "not found in the container's PATH"
+    refusal = CommandRefused(127, f"{name}: {missing}")
+    for path in [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in folders]:
+        try:
+            os.execve(path, arguments, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(path):
+                refusal = CommandRefused(127, f"{path}: its interpreter is not in the container")
+        except OSError as error:
+            if os.path.isdir(path):
+                refusal = CommandRefused(126, f"{path} is a directory")
+            else:
+                refusal = CommandRefused(126, f"{path}: {error.strerror}")
+            if error.errno != errno.EACCES:
+                break
+    raise refusal
+
+
+def start_time(pid: int) -> int:
+    """When a living process started, in ticks since the boot, so that a reused pid is told apart; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,325 @@
+"""Containers on networks: the record, the sandbox and the processes of one, brought together and taken apart.
+
+Record first, as in the core: a container is written down before anything of it is made, and where it runs before it does; while
+somebody works on it, its lock is held. Each run of its command has a sandbox of its own, which goes when the command ends; the
+record, the files and the log stay until it is removed.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from msgspec.structs import replace
+
+from netlib.controller import Controller
+from netlib.driverapi import Addressless
+from netlib.errors import AlreadyExists, ConfigError, Conflict, InUse, NotFound
+from netlib.lifecycle import record_lock
+from netlib.model import Phase, Sandbox
+from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
+from netlib.ports import PortRequest, parse_publish
+from netlib.registry import driver
+from netlib.runtime.container import Runtime, State
+from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, NetworkAttachment, check_spec, generate_name
+from netlib.store.records import Row, Transaction, register_kind
+
+register_kind("container", Container)
+
+__all__ = [
+    "containers",
+    "create_container",
+    "find_container",
+    "finish",
+    "kill_container",
+    "reap_container",
+    "remove_container",
+    "run_container",
+    "start_container",
+    "stop_container",
+    "warnings",
+]
+
+
+def runtime(controller: Controller) -> Runtime:
+    """The runtime of the controller's host."""
+    return Runtime(controller.config)
+
+
+# --- looking -------------------------------------------------------------------------------------------------------------
+
+
+def containers(controller: Controller) -> list[Container]:
+    """Every container, by name."""
+    with controller.store.read() as tx:
+        return [row.value for row in tx.all(Container) if row.phase is Phase.READY]
+
+
+def find_container(controller: Controller, reference: str) -> Container:
+    """The container with that name, id or unambiguous beginning of an id; NotFound else."""
+    with controller.store.read() as tx:
+        row = tx.find(Container, reference)
+    if row is None or row.phase is Phase.REMOVING:
+        raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
+    return row.value
+
+
+def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
+    """What of a request has no effect, one sentence each."""
+    if not spec.publish or spec.netns_of:
+        return []
+    name = spec.networks[0].network
+    if not isinstance(driver(controller.network(name).driver), Addressless):
+        return []
+    return [f"published ports are discarded on network {name!r}: there is nothing to map"]
+
+
+# --- making --------------------------------------------------------------------------------------------------------------
+
+
+def run_container(
+    controller: Controller, spec: ContainerSpec, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)
+) -> Container:
+    """Create a container and start it; after any error there is neither.
+
+    *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises what that raises and what the
+    verbs of the controller do.
+    """
+    container = create_container(controller, spec)
+    try:
+        return start_container(controller, container.id, client=client, size=size)
+    except BaseException:
+        remove_container(controller, container.id, force=True)
+        raise
+
+
+def create_container(controller: Controller, spec: ContainerSpec) -> Container:
+    """Check a request and write the container down; nothing runs and nothing is joined yet."""
+    finish(controller)
+    container = _draft(controller, spec)
+    with controller.store.write() as tx:
+        if not spec.name:
+            taken = [row.name for row in tx.all(Container)] + [row.name for row in tx.all(Sandbox)]
+            container = replace(container, name=generate_name(taken))
+        _check_free(tx, container.name)
+        tx.insert(container, name=container.name, phase=Phase.READY)
+    return container
+
+
+def _draft(controller: Controller, spec: ContainerSpec) -> Container:
+    """The record of a request in which all is well as far as can be told now."""
+    check_spec(spec)
+    if spec.name:
+        check_sandbox_name(spec.name)
+    if spec.hostname:
+        check_hostname(spec.hostname)
+    if spec.domainname:
+        check_domainname(spec.domainname)
+    if spec.rootfs and not os.path.isdir(spec.rootfs):
+        raise ConfigError(f"--rootfs {spec.rootfs}: no such directory")
+    _ports(spec)
+    container_id = new_id()
+    hostname = spec.hostname or container_id[:12]
+    if spec.netns_of:
+        hostname = find_container(controller, spec.netns_of).hostname
+    for attachment in spec.networks if not spec.netns_of else ():
+        network = controller.network(attachment.network)
+        for alias in attachment.aliases:
+            check_alias(alias)
+        if _shared_netns(network.driver) == "" and not spec.hostname:
+            hostname = os.uname().nodename
+    return Container(id=container_id + RECORD_SUFFIX, name=spec.name, created=time.time(), spec=spec, hostname=hostname)
+
+
+def _check_free(tx: Transaction, name: str) -> None:
+    for taken in (tx.find(Container, name), tx.find(Sandbox, name)):
+        if taken is not None and taken.name == name:
+            raise AlreadyExists(f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one")
+
+
+def _ports(spec: ContainerSpec) -> tuple[PortRequest, ...]:
+    return tuple(port for text in spec.publish for port in parse_publish(text))
+
+
+def _shared_netns(driver_name: str) -> str | None:
+    """The path of the netns that a network's sandboxes must use; None for one of their own."""
+    known = driver(driver_name)
+    return known.sandbox_netns() if isinstance(known, Addressless) else None
+
+
+def start_container(
+    controller: Controller, reference: str, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)
+) -> Container:
+    """Make the container's sandbox, join its networks, start its command; after an error nothing of that is left.
+
+    A no-op for one that runs.
+    """
+    container = find_container(controller, reference)
+    with controller.locks.hold(record_lock(container.id), f"starting container {container.name}"):
+        container = find_container(controller, container.id)
+        if runtime(controller).state(container).running:
+            return container
+        _leave(controller, container)
+        try:
+            container = _join(controller, container)
+            runtime(controller).launch(container, client=client, size=size)
+        except BaseException:
+            _leave(controller, container)
+            raise
+    return container
+
+
+def _join(controller: Controller, container: Container) -> Container:
+    """Give the container its netns and its networks, and write down where it is."""
+    spec = container.spec
+    if spec.netns_of:
+        other = find_container(controller, spec.netns_of)
+        if not runtime(controller).state(other).running:
+            raise Conflict(f"container {other.name!r}, whose network {container.name!r} uses, is not running; start it first")
+        return _written(controller, replace(container, netns=other.netns, files_dir=other.files_dir, owns_sandbox=False))
+    shared = _shared_netns(controller.network(spec.networks[0].network).driver) if spec.networks else None
+    sandbox = controller.create_sandbox(
+        container.name,
+        netns=shared,
+        hostname=container.hostname,
+        domainname=spec.domainname,
+        resolver=spec.resolver,
+        sandbox_id=container.container_id,
+    )
+    container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
+    ports = _ports(spec)
+    for attachment in spec.networks:
+        if isinstance(driver(controller.network(attachment.network).driver), Addressless):
+            controller.connect(attachment.network, sandbox.id)
+        else:
+            _connect(controller, sandbox, attachment, ports)
+            ports = ()
+    return container
+
+
+def _connect(controller: Controller, sandbox: Sandbox, wanted: NetworkAttachment, ports: Sequence[PortRequest]) -> None:
+    controller.connect(
+        wanted.network,
+        sandbox.id,
+        ifname=wanted.ifname,
+        ip=wanted.ip or None,
+        ip6=wanted.ip6 or None,
+        mac=wanted.mac,
+        aliases=wanted.aliases,
+        links=wanted.links,
+        ports=ports,
+        gw_priority=wanted.gw_priority,
+        options=wanted.options,
+    )
+
+
+def _written(controller: Controller, container: Container) -> Container:
+    with controller.store.write() as tx:
+        tx.replace(container)
+    return container
+
+
+# --- ending --------------------------------------------------------------------------------------------------------------
+
+
+def kill_container(controller: Controller, reference: str, number: int) -> None:
+    """Send a signal to the container's process 1; Conflict when it does not run."""
+    runtime(controller).kill(find_container(controller, reference), number)
+
+
+def stop_container(controller: Controller, reference: str, *, seconds: float | None = None, number: int | None = None) -> State:
+    """Ask the container to end, kill it when it does not in time, take its sandbox away; answer with how it ended."""
+    container = find_container(controller, reference)
+    runtime(controller).stop(container, seconds, number)
+    state = runtime(controller).state(container)
+    reap_container(controller, container.id)
+    return state
+
+
+def reap_container(controller: Controller, reference: str) -> None:
+    """Take away what an ended container no longer needs: its sandbox, and all of it when it was to be removed at its end.
+
+    A no-op for one that runs or is not there (any more).
+    """
+    with controller.store.read() as tx:
+        row = tx.find(Container, reference)
+    if row is None:
+        return
+    with controller.locks.hold(record_lock(row.id), f"clearing away container {row.name}"):
+        with controller.store.read() as tx:
+            present = tx.by_id(row.id)
+        if present is None or runtime(controller).state(present.value).running:
+            return
+        _leave(controller, present.value)
+        if present.value.spec.auto_remove or present.phase is not Phase.READY:
+            _delete(controller, present.value)
+
+
+def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
+    """Remove a container with its files and its log; InUse when it runs, unless *force* says to kill it."""
+    container = find_container(controller, reference)
+    own = runtime(controller)
+    if own.state(container).running:
+        if not force:
+            raise InUse(f"container {container.name!r} is running; stop it first, or remove it with --force")
+        own.stop(container, 0, number=9)
+    with controller.locks.hold(record_lock(container.id), f"removing container {container.name}"):
+        with controller.store.write() as tx:
+            if tx.by_id(container.id) is None:
+                return  # its own minder was faster
+            tx.set_phase(container.id, Phase.REMOVING)
+        _leave(controller, container)
+        _delete(controller, container)
+
+
+def _leave(controller: Controller, container: Container) -> None:
+    """Remove the sandbox of an ended run, if there is one, and write down that the container is nowhere."""
+    with controller.store.read() as tx:
+        sandbox = tx.by_id(container.container_id)
+        record = tx.by_id(container.id)
+    if sandbox is not None:
+        controller.remove_sandbox(sandbox.id)
+    if record is not None and record.value.netns is not None:
+        _written(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
+
+
+def _delete(controller: Controller, container: Container) -> None:
+    runtime(controller).remove(container)
+    with controller.store.write() as tx:
+        tx.delete(container.id)
+
+
+# --- after a crash -------------------------------------------------------------------------------------------------------
+
+
+def finish(controller: Controller) -> None:
+    """Clear away what dead processes left: containers half made or half removed, sandboxes of ended ones, folders of none."""
+    with controller.store.read() as tx:
+        rows = tx.all(Container)
+    own = runtime(controller)
+    for row in rows:
+        if row.phase is Phase.READY and (row.value.netns is None or own.state(row.value).running):
+            continue
+        _if_idle(controller, row, partial(_finish_one, controller, row.id))
+    for container_id in own.leftovers({row.value.container_id for row in rows}):
+        with controller.store.read() as tx:
+            written_meanwhile = tx.by_id(container_id + RECORD_SUFFIX) is not None
+        if not written_meanwhile:
+            own.sweep(container_id)
+
+
+def _if_idle(controller: Controller, row: Row[Container], action: Callable[[], None]) -> None:
+    with controller.locks.attempt(record_lock(row.id), f"recovering container {row.name}") as held:
+        if held:
+            action()
+
+
+def _finish_one(controller: Controller, record: str) -> None:
+    with controller.store.read() as tx:
+        row = tx.by_id(record)
+    if row is None or runtime(controller).state(row.value).running:
+        return
+    _leave(controller, row.value)
+    if row.phase is not Phase.READY or row.value.spec.auto_remove:
+        _delete(controller, row.value)

@@ -1,0 +1,262 @@
+"""The verbs of containers by name, JSON in and JSON out, beside those of :mod:`netlib.verbs`.
+
+Arguments are the texts that people type. What passes a container's input and output (``logs``, ``exec``, ``attach``, ``wait``)
+is no verb: it changes nothing, so the command line asks :class:`netlib.runtime.container.Runtime` itself.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from netlib.codec import to_builtins
+from netlib.controller import Controller
+from netlib.errors import ConfigError, NotFound
+from netlib.inspect import network_settings, ports
+from netlib.model import Endpoint, IPAddress, ResolverConfig
+from netlib.names import parse_address, parse_labels, parse_options
+from netlib.runtime import service
+from netlib.runtime.inspect import container_details, container_row
+from netlib.runtime.spec import Container, ContainerSpec, NetworkAttachment, parse_signal, parse_volume
+from netlib.verbs import parse_link
+
+
+def container_run(
+    controller: Controller,
+    *,
+    fds: Sequence[int] = (),
+    size: Sequence[int] = (0, 0),
+    **wanted: Any,
+) -> dict[str, Any]:
+    """Create a container and start it; the keywords are those of :func:`read_spec`.
+
+    A descriptor in *fds* is the minder's end of :func:`netlib.runtime.attach.pair`. Answers with the id and warnings.
+    """
+    spec = read_spec(**wanted)
+    rows, columns = size
+    client = socket.socket(fileno=os.dup(fds[0])) if fds else None
+    try:
+        container = service.run_container(controller, spec, client=client, size=(rows, columns))
+    finally:
+        if client is not None:
+            client.close()
+    return {"Id": container.container_id, "Name": container.name, "Warnings": service.warnings(controller, spec)}
+
+
+def read_spec(
+    *,
+    command: Sequence[str],
+    name: str = "",
+    rootfs: str = "",
+    hostname: str = "",
+    domainname: str = "",
+    environment: Mapping[str, str] | None = None,
+    workdir: str = "",
+    user: str = "",
+    tty: bool = False,
+    stdin: bool = False,
+    auto_remove: bool = False,
+    volumes: Sequence[str] = (),
+    networks: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    ip: str = "",
+    ip6: str = "",
+    mac: str = "",
+    links: Sequence[str] = (),
+    publish: Sequence[str] = (),
+    dns: Sequence[str] = (),
+    dns_search: Sequence[str] = (),
+    dns_options: Sequence[str] = (),
+    add_hosts: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    stop_signal: str = "TERM",
+    stop_seconds: float = 10.0,
+) -> ContainerSpec:
+    """The request that these texts make; raises ConfigError for what is malformed.
+
+    *aliases*, *ip*, *ip6*, *mac* and *links* belong to the first network. A network may be ``name=web,ip=…``, as in Docker.
+    """
+    netns_of = ""
+    attachments = [_attachment(text) for text in networks or ("bridge",)]
+    first = attachments[0]
+    if first.network.startswith("container:"):
+        netns_of = first.network.removeprefix("container:")
+        if len(attachments) > 1 or not netns_of:
+            raise ConfigError("--network container:NAME names one container and stands alone")
+        if aliases or ip or ip6 or mac or links:
+            raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own")
+        attachments = []
+    else:
+        attachments[0] = NetworkAttachment(
+            network=first.network,
+            aliases=(*first.aliases, *aliases),
+            ip=ip or first.ip,
+            ip6=ip6 or first.ip6,
+            mac=mac or first.mac,
+            links=tuple(parse_link(text) for text in links),
+            gw_priority=first.gw_priority,
+            options=first.options,
+        )
+    return ContainerSpec(
+        command=tuple(command),
+        name=name,
+        rootfs=os.path.abspath(rootfs) if rootfs else "",
+        hostname=hostname,
+        domainname=domainname,
+        environment=dict(environment or {}),
+        workdir=workdir,
+        user=user,
+        tty=tty,
+        stdin=stdin,
+        auto_remove=auto_remove,
+        volumes=tuple(parse_volume(text) for text in volumes),
+        networks=tuple(attachments),
+        netns_of=netns_of,
+        publish=tuple(publish),
+        resolver=ResolverConfig(
+            servers=tuple(parse_address(text, "--dns") for text in dns),
+            search=tuple(dns_search),
+            options=tuple(dns_options),
+            extra_hosts=tuple(_extra_host(text) for text in add_hosts),
+        ),
+        labels=parse_labels(labels),
+        stop_signal=parse_signal(stop_signal),
+        stop_seconds=stop_seconds,
+    )
+
+
+_ATTACHMENT_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "gw-priority", "driver-opt")
+
+
+def _attachment(text: str) -> NetworkAttachment:
+    """Read one ``--network``: a name, or ``key=value`` pairs separated by commas."""
+    if "=" not in text:
+        return NetworkAttachment(network=text)
+    values: dict[str, list[str]] = {}
+    for item in text.split(","):
+        key, _, value = item.partition("=")
+        if key not in _ATTACHMENT_KEYS or not value:
+            raise ConfigError(f"--network {text!r}: {item!r} is none of {', '.join(f'{key}=…' for key in _ATTACHMENT_KEYS)}")
+        values.setdefault(key, []).append(value)
+    single = {key: items[-1] for key, items in values.items()}
+    if "name" not in single:
+        raise ConfigError(f"--network {text!r} does not say which one: name=… is missing")
+    priority = single.get("gw-priority", "0")
+    if not priority.lstrip("-").isdecimal():
+        raise ConfigError(f"--network {text!r}: gw-priority must be a whole number")
+    return NetworkAttachment(
+        network=single["name"],
+        aliases=tuple(values.get("alias", ())),
+        ip=single.get("ip", ""),
+        ip6=single.get("ip6", ""),
+        mac=single.get("mac-address", ""),
+        gw_priority=int(priority),
+        options=parse_options(values.get("driver-opt", ())),
+    )
+
+
+def _extra_host(text: str) -> tuple[str, IPAddress]:
+    separator = "=" if "=" in text else ":"
+    name, _, address = text.partition(separator)
+    if not name or not address:
+        raise ConfigError(f"--add-host {text!r} is malformed; write it like NAME:ADDRESS")
+    return name, parse_address(address.removeprefix("[").removesuffix("]"), f"--add-host {text!r}: address")
+
+
+def container_start(
+    controller: Controller, *, name: str, fds: Sequence[int] = (), size: Sequence[int] = (0, 0)
+) -> dict[str, str]:
+    """Start a container that does not run."""
+    rows, columns = size
+    client = socket.socket(fileno=os.dup(fds[0])) if fds else None
+    try:
+        container = service.start_container(controller, name, client=client, size=(rows, columns))
+    finally:
+        if client is not None:
+            client.close()
+    return {"Id": container.container_id, "Name": container.name}
+
+
+def container_stop(controller: Controller, *, name: str, seconds: float | None = None, signal: str = "") -> dict[str, int]:
+    """Stop a container; answer with its exit code."""
+    state = service.stop_container(controller, name, seconds=seconds, number=parse_signal(signal) if signal else None)
+    return {"ExitCode": state.code}
+
+
+def container_kill(controller: Controller, *, name: str, signal: str = "KILL") -> None:
+    """Send a signal to a container's process 1."""
+    service.kill_container(controller, name, parse_signal(signal))
+
+
+def container_rm(controller: Controller, *, name: str, force: bool = False) -> None:
+    """Remove a container."""
+    service.remove_container(controller, name, force=force)
+
+
+def container_reap(controller: Controller, *, name: str) -> None:
+    """Clear away an ended container; its minder asks for it."""
+    service.reap_container(controller, name)
+
+
+def container_ls(controller: Controller, *, all_states: bool = False) -> list[dict[str, str]]:
+    """The containers that run, or all of them, newest first."""
+    now = time.time()
+    own = service.runtime(controller)
+    rows = []
+    for container in sorted(service.containers(controller), key=lambda item: -item.created):
+        state = own.state(container)
+        if all_states or state.running:
+            rows.append(container_row(container, state, ports(_endpoints(controller, container)), now))
+    return rows
+
+
+def container_inspect(controller: Controller, *, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every named container."""
+    return [_details(controller, service.find_container(controller, name)) for name in names]
+
+
+def container_record(controller: Controller, *, name: str) -> Any:
+    """The record itself, for a caller that goes on with :class:`netlib.runtime.container.Runtime`."""
+    return to_builtins(service.find_container(controller, name))
+
+
+def remove_all(controller: Controller) -> None:
+    """Kill and remove every container; part of ``system reset``."""
+    for container in service.containers(controller):
+        service.remove_container(controller, container.id, force=True)
+    service.finish(controller)
+
+
+def _details(controller: Controller, container: Container) -> dict[str, Any]:
+    own = service.runtime(controller)
+    try:
+        sandbox = controller.sandbox(container.container_id)
+    except NotFound:
+        settings: dict[str, Any] = {"SandboxID": "", "SandboxKey": "", "Ports": {}, "Networks": {}}
+    else:
+        networks = {network.id: network for network in controller.networks()}
+        settings = network_settings(sandbox, _endpoints(controller, container), networks)
+    return container_details(container, own.state(container), folder=str(own.folder(container)), settings=settings)
+
+
+def _endpoints(controller: Controller, container: Container) -> list[Endpoint]:
+    if container.netns is None or not container.owns_sandbox:
+        return []
+    try:
+        return controller.endpoints(sandbox=container.container_id)
+    except NotFound:  # it ends just now
+        return []
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "container.run": container_run,
+    "container.start": container_start,
+    "container.stop": container_stop,
+    "container.kill": container_kill,
+    "container.rm": container_rm,
+    "container.reap": container_reap,
+    "container.ls": container_ls,
+    "container.inspect": container_inspect,
+    "container.record": container_record,
+}

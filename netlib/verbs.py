@@ -1,0 +1,296 @@
+"""Every verb by name, JSON in and JSON out: what netlibd answers and what the command line does in its own process.
+
+Its one rule: arguments are the texts that people type, checked here or below, and answers are Docker's JSON. The verbs of
+containers are :mod:`netlib.runtime.service`'s, and loaded when the first of them is asked for.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from netlib import __version__
+from netlib.controller import Controller
+from netlib.errors import ConfigError, NotFound
+from netlib.inspect import Member, journal_row, network_details, network_row, ports
+from netlib.model import Link, Network
+from netlib.names import parse_labels, parse_options
+
+Verb = Callable[..., Any]
+
+
+def perform(controller: Controller, verb: str, args: Mapping[str, Any]) -> Any:
+    """Do *verb* with *args* and answer with what JSON can hold; raises ConfigError for a verb that does not exist."""
+    function = _VERBS.get(verb)
+    if function is None and verb.startswith("container."):
+        from netlib.runtime.verbs import VERBS
+
+        function = VERBS.get(verb)
+    if function is None:
+        raise ConfigError(f"unknown verb {verb!r}; is the other side of the connection a newer netlib?")
+    return function(controller, **args)
+
+
+# --- networks ----------------------------------------------------------------------------------------------------------
+
+
+def network_create(
+    controller: Controller,
+    *,
+    name: str,
+    driver: str = "bridge",
+    subnets: Sequence[str] = (),
+    gateways: Sequence[str] = (),
+    ip_ranges: Sequence[str] = (),
+    auxiliary: Sequence[str] = (),
+    internal: bool = False,
+    ipv4: bool = True,
+    ipv6: bool = False,
+    options: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    ipam_driver: str = "default",
+    ipam_options: Sequence[str] = (),
+    scope: str = "local",
+) -> dict[str, str]:
+    """Create a network; answer with its id."""
+    if scope != "local":
+        raise ConfigError(f"--scope {scope!r} is not there yet; networks reach as far as this host (local)")
+    network = controller.create_network(
+        name,
+        driver=driver,
+        subnets=subnets,
+        gateways=gateways,
+        ip_ranges=ip_ranges,
+        auxiliary=_auxiliary(auxiliary),
+        internal=internal,
+        ipv4=ipv4,
+        ipv6=ipv6,
+        options=parse_options(options),
+        labels=parse_labels(labels),
+        ipam_driver=ipam_driver,
+        ipam_options=parse_options(ipam_options),
+    )
+    return {"Id": network.id}
+
+
+def network_ls(controller: Controller, *, filters: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The networks that pass *filters*, by name."""
+    wanted = _filters(filters, _NETWORK_FILTERS)
+    used = _used(controller) if "dangling" in wanted else set()
+    return [network_row(network) for network in controller.networks() if _passes(network, wanted, used)]
+
+
+def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every named network with its members."""
+    boxes = {box.id: box for box in controller.sandboxes()}
+    found = []
+    for name in names:
+        network = controller.network(name)
+        endpoints = controller.endpoints(network=network.id)
+        members: list[Member] = [(endpoint, boxes[endpoint.sandbox]) for endpoint in endpoints if endpoint.sandbox in boxes]
+        found.append(network_details(network, members))
+    return found
+
+
+def network_connect(
+    controller: Controller,
+    *,
+    network: str,
+    container: str,
+    ip: str = "",
+    ip6: str = "",
+    mac: str = "",
+    aliases: Sequence[str] = (),
+    links: Sequence[str] = (),
+    options: Sequence[str] = (),
+    gw_priority: int = 0,
+) -> dict[str, str]:
+    """Join a container to a network while it runs; answer with the endpoint's id."""
+    endpoint = controller.connect(
+        network,
+        container,
+        ip=ip or None,
+        ip6=ip6 or None,
+        mac=mac,
+        aliases=aliases,
+        links=[parse_link(text) for text in links],
+        options=parse_options(options),
+        gw_priority=gw_priority,
+    )
+    return {"EndpointID": endpoint.id}
+
+
+def network_disconnect(controller: Controller, *, network: str, container: str) -> None:
+    """Take a container out of a network."""
+    controller.disconnect(network, container)
+
+
+def network_rm(controller: Controller, *, name: str) -> None:
+    """Remove a network without endpoints."""
+    controller.remove_network(name)
+
+
+def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Remove the networks that people made and nobody is in; answer with their names."""
+    wanted = _filters(filters, {"label", "label!"})
+    used = _used(controller)
+    unused = [network for network in controller.networks() if not network.predefined and network.id not in used]
+    removed = []
+    for network in unused:
+        if not _passes(network, wanted, used):
+            continue
+        controller.remove_network(network.id)
+        removed.append(network.name)
+    return {"NetworksDeleted": removed}
+
+
+# --- telling -----------------------------------------------------------------------------------------------------------
+
+
+def explain(controller: Controller, *, name: str) -> list[dict[str, Any]]:
+    """The objects of a network or a container, each with the commands that amount to it."""
+    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in controller.plan_of(name)]
+
+
+def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
+    """How the kernel differs from what was written down for a network or a container; empty when it does not."""
+    return [{"Object": key, "Drift": difference} for key, difference in controller.check(name)]
+
+
+def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:
+    """The last operations, oldest first."""
+    if limit < 1:
+        raise ConfigError(f"-n {limit} asks for no operation at all; give a number from 1 on")
+    return [journal_row(entry) for entry in controller.journal(limit)]
+
+
+def port(controller: Controller, *, name: str, private: str = "") -> list[dict[str, str]]:
+    """The published ports of a container, all or those of one container port (``80``, ``80/udp``)."""
+    published = ports(controller.endpoints(sandbox=name))
+    if private:
+        wanted = private if "/" in private else f"{private}/tcp"
+        if wanted not in published:
+            raise NotFound(f"container {name!r} publishes no port {wanted}; `netlib port {name}` lists those it does")
+        published = {wanted: published[wanted]}
+    return [{"ContainerPort": key, **place} for key, places in published.items() for place in places]
+
+
+# --- the system --------------------------------------------------------------------------------------------------------
+
+
+def system_reset(controller: Controller) -> None:
+    """Remove all that is ours: containers first, then everything else, and put changed sysctls back."""
+    from netlib.runtime.verbs import remove_all
+
+    remove_all(controller)
+    controller.reset()
+
+
+def system_info(controller: Controller) -> dict[str, Any]:
+    """What there is, and where."""
+    return {
+        "Version": __version__,
+        "Networks": len(controller.networks()),
+        "Sandboxes": len(controller.sandboxes()),
+        "Endpoints": len(controller.endpoints()),
+        "StateDir": str(controller.config.state_dir),
+        "RunDir": str(controller.config.run_dir),
+        "FirewallBackend": "nftables",
+        "KernelVersion": platform.release(),
+        "Architecture": platform.machine(),
+        "ServedBy": os.getpid(),
+    }
+
+
+def version(_: Controller) -> dict[str, str]:
+    """The version of the netlib that answers."""
+    return {"Version": __version__, "Python": platform.python_version(), "KernelVersion": platform.release()}
+
+
+# --- reading arguments -------------------------------------------------------------------------------------------------
+
+
+def parse_link(text: str) -> Link:
+    """Read ``--link NAME[:ALIAS]``; without an alias the name is its own."""
+    name, _, alias = text.partition(":")
+    if not name or ":" in alias:
+        raise ConfigError(f"--link {text!r} is malformed; write it like NAME or NAME:ALIAS")
+    return Link(name, alias or name)
+
+
+def _auxiliary(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, address = text.partition("=")
+        if not name or not address:
+            raise ConfigError(f"--aux-address {text!r} is malformed; write it like printer=172.28.0.5")
+        if name in found:
+            raise ConfigError(f"--aux-address {text!r}: the name {name!r} is given twice; choose another")
+        found[name] = address
+    return found
+
+
+_NETWORK_FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
+
+
+def _filters(texts: Sequence[str], known: set[str]) -> dict[str, list[str]]:
+    """``KEY=VALUE`` filters by key; values of one key are alternatives, but for labels, which must all be there."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if key not in known or not equals:
+            raise ConfigError(f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(sorted(known))}")
+        found.setdefault(key, []).append(value)
+    for value in found.get("type", []):
+        if value not in ("custom", "builtin"):
+            raise ConfigError(f"filter 'type={value}' is not understood; the types are custom and builtin")
+    for value in found.get("dangling", []):
+        if value.lower() not in _TRUTH:
+            raise ConfigError(f"filter 'dangling={value}' is not understood; it is true or false")
+    return found
+
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _passes(network: Network, wanted: Mapping[str, Sequence[str]], used: set[str]) -> bool:
+    tests: dict[str, Callable[[str], bool]] = {
+        "driver": lambda value: network.driver == value,
+        "id": lambda value: network.id.startswith(value),
+        "name": lambda value: value in network.name,
+        "scope": lambda value: network.scope.value == value,
+        "type": lambda value: network.predefined == (value == "builtin"),
+        "dangling": lambda value: (network.id not in used and not network.predefined) == _TRUTH[value.lower()],
+    }
+    if not all(_has_label(network, value) for value in wanted.get("label", ())):
+        return False
+    if any(_has_label(network, value) for value in wanted.get("label!", ())):
+        return False
+    return all(any(tests[key](value) for value in values) for key, values in wanted.items() if key in tests)
+
+
+def _has_label(network: Network, text: str) -> bool:
+    key, equals, value = text.partition("=")
+    return key in network.labels and (not equals or network.labels[key] == value)
+
+
+def _used(controller: Controller) -> set[str]:
+    return {endpoint.network for endpoint in controller.endpoints()}
+
+
+_VERBS: dict[str, Verb] = {
+    "network.create": network_create,
+    "network.ls": network_ls,
+    "network.inspect": network_inspect,
+    "network.connect": network_connect,
+    "network.disconnect": network_disconnect,
+    "network.rm": network_rm,
+    "network.prune": network_prune,
+    "explain": explain,
+    "check": check,
+    "log": log,
+    "port": port,
+    "system.reset": system_reset,
+    "system.info": system_info,
+    "version": version,
+}

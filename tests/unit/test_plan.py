@@ -1,0 +1,64 @@
+"""Plans: unique keys, runs, differences by key, and objects that survive being written down."""
+
+import ipaddress
+
+import pytest
+
+from netlib.codec import encode
+from netlib.kernel.addresses import Address
+from netlib.kernel.links import Bridge, BridgePort, Veth
+from netlib.model import NetnsRef
+from netlib.plan import Key, Plan, plan_change
+from netlib.registry import object_class, object_tags
+from netlib.store.records import decode_object
+
+WEB = NetnsRef("/run/netns/web", "b00t:42")
+VETH = Veth(ifname="veth0a1b2c3", peer="eth0", peer_netns=WEB, mac="02:42:00:00:00:01")
+PORT = BridgePort(ifname="veth0a1b2c3", bridge="br0", hairpin=True)
+ADDRESS = Address(ifname="eth0", address=ipaddress.ip_interface("172.18.0.2/16"), netns=WEB)
+
+
+def test_a_plan_refuses_two_objects_with_one_key() -> None:
+    with pytest.raises(ValueError, match="link/host/veth0a1b2c3"):
+        Plan(VETH, VETH)
+
+
+def test_an_attribute_that_changes_is_one_ensure_and_no_removal() -> None:
+    wider = Bridge(ifname="br0", mtu=9000)
+    change = plan_change(Plan(Bridge(ifname="br0", mtu=1500), PORT), Plan(wider, PORT))
+    assert change.ensure == (wider,)
+    assert change.remove == ()
+
+
+def test_what_is_new_is_ensured_and_what_is_gone_is_removed() -> None:
+    change = plan_change(Plan(VETH, PORT), Plan(VETH, ADDRESS))
+    assert change.ensure == (ADDRESS,)
+    assert change.remove == (PORT,)
+
+
+def test_runs_keep_the_order_and_join_only_neighbours_of_one_batch() -> None:
+    runs = list(Plan(VETH, PORT, ADDRESS).runs())
+    assert [item for run in runs for item in run] == [VETH, PORT, ADDRESS]
+    assert len(runs) == 3
+
+
+def test_a_veth_carries_its_port_and_what_is_on_its_peer() -> None:
+    assert VETH.carries(PORT)
+    assert VETH.carries(ADDRESS)
+    elsewhere = Address(ifname="eth0", address=ipaddress.ip_interface("172.18.0.2/16"), netns=NetnsRef("/run/netns/db"))
+    assert not VETH.carries(elsewhere)
+
+
+@pytest.mark.parametrize("item", [VETH, PORT, ADDRESS])
+def test_an_object_reads_back_as_it_was_written_down(item: object) -> None:
+    assert decode_object(encode(item)) == item
+
+
+@pytest.mark.parametrize("tag", object_tags())
+def test_every_tag_in_the_registry_leads_to_a_class_with_that_tag(tag: str) -> None:
+    assert object_class(tag).__struct_config__.tag == tag
+
+
+def test_a_key_reads_as_a_path() -> None:
+    assert str(Key("link", "", "br0")) == "link/host/br0"
+    assert str(Key("address", "/run/netns/web", "eth0")) == "address//run/netns/web/eth0"

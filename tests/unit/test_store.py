@@ -1,0 +1,185 @@
+"""The local store: atomic, migrated, readable by root only, and clear about what is wrong with it."""
+
+import os
+import sqlite3
+import stat
+import threading
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from netlib.errors import StoreError
+from netlib.kernel.netns import OwnedNetns
+from netlib.model import AddressPool, Endpoint, Network, Phase, PortMapping, Protocol, Sandbox, NetnsRef
+from netlib.store.records import JOURNAL_ROWS, JournalEntry
+from netlib.store.schema import MIGRATIONS
+from netlib.store.sqlite import Store
+
+NETWORK = Network(
+    id="a" * 64,
+    name="web",
+    driver="bridge",
+    created=1.5,
+    pools=(
+        AddressPool(
+            subnet=ip_network("10.1.0.0/24"), gateway=ip_address("10.1.0.1"), auxiliary={"printer": ip_address("10.1.0.9")}
+        ),
+        AddressPool(subnet=ip_network("fd00::/64"), gateway=ip_address("fd00::1")),
+    ),
+)
+SANDBOX = Sandbox(id="b" * 64, name="box", created=2.0, netns=NetnsRef("/run/netns/box", "x:1"), owned=True)
+ENDPOINT = Endpoint(id="c" * 64, network=NETWORK.id, sandbox=SANDBOX.id, created=3.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state", boot="boot1")
+
+
+def _fill(store: Store) -> None:
+    with store.write() as tx:
+        tx.insert(NETWORK, name="web", phase=Phase.READY)
+        tx.insert(SANDBOX, name="box", phase=Phase.READY)
+        tx.insert(ENDPOINT, name=f"{NETWORK.id}/{SANDBOX.id}", network=NETWORK.id, sandbox=SANDBOX.id)
+
+
+def test_records_read_back_as_written_with_every_address_type(store: Store) -> None:
+    _fill(store)
+    with store.read() as tx:
+        row = tx.find(Network, "web")
+        assert row is not None
+        assert row.value == NETWORK
+        assert (row.phase, row.boot) == (Phase.READY, "boot1")
+
+
+def test_a_record_is_found_by_name_id_or_unambiguous_beginning(store: Store) -> None:
+    _fill(store)
+    twin = Network(id="aaab" + "0" * 60, name="other", driver="bridge", created=1.0)
+    with store.write() as tx:
+        tx.insert(twin, name="other")
+    with store.read() as tx:
+        assert tx.find(Network, NETWORK.id) is not None
+        assert tx.find(Network, "aaab") == tx.find(Network, "other")
+        assert tx.find(Network, "aaa") is None
+        assert tx.find(Network, "") is None
+        assert tx.find(Sandbox, "web") is None
+
+
+def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.write() as tx:
+        tx.insert(NETWORK, name="web")
+        raise RuntimeError("crash")
+    with store.read() as tx:
+        assert tx.all(Network) == []
+
+
+def test_deleting_a_record_takes_its_objects_and_ports_along(store: Store) -> None:
+    _fill(store)
+    mapping = PortMapping(container_port=80, host_port=8080)
+    with store.write() as tx:
+        tx.write_objects(ENDPOINT.id, [OwnedNetns(path="/run/netns/x")])
+        tx.claim_port(mapping, ENDPOINT.id)
+        assert tx.port_holder(mapping) == ENDPOINT.id
+        tx.delete(ENDPOINT.id)
+        assert tx.port_holder(mapping) is None
+        assert list(tx.all_objects()) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "clash"),
+    [
+        (None, None, True),
+        (None, "127.0.0.1", True),
+        ("127.0.0.1", None, True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "10.0.0.1", False),
+        ("127.0.0.1", "::1", False),
+    ],
+)
+def test_a_port_on_every_address_clashes_with_each(store: Store, held: str | None, asked: str | None, clash: bool) -> None:
+    _fill(store)
+    with store.write() as tx:
+        tx.claim_port(PortMapping(container_port=80, host_port=8080, host_ip=ip_address(held) if held else None), ENDPOINT.id)
+        asked_ip = ip_address(asked) if asked else None
+        assert (tx.port_holder(PortMapping(container_port=81, host_port=8080, host_ip=asked_ip)) is not None) is clash
+        assert tx.port_holder(PortMapping(container_port=81, host_port=8080, host_ip=asked_ip, protocol=Protocol.UDP)) is None
+
+
+def test_an_object_held_by_two_records_has_a_holder_besides_each(store: Store) -> None:
+    _fill(store)
+    item = OwnedNetns(path="/run/netns/x")
+    with store.write() as tx:
+        tx.write_objects(NETWORK.id, [item])
+        tx.write_objects(SANDBOX.id, [item])
+        assert tx.holder(item.key, besides=[NETWORK.id]) == (SANDBOX.id, item)
+        assert tx.holder(item.key, besides=[NETWORK.id, SANDBOX.id]) is None
+        tx.drop_object([SANDBOX.id], item.key)
+        assert tx.holder(item.key, besides=[NETWORK.id]) is None
+
+
+def test_a_new_name_for_a_kind_is_refused_while_it_is_taken(store: Store) -> None:
+    _fill(store)
+    with pytest.raises(sqlite3.IntegrityError), store.write() as tx:
+        tx.insert(Network(id="d" * 64, name="web", driver="bridge", created=1.0), name="web")
+
+
+def test_file_and_folder_are_their_owners_only(store: Store) -> None:
+    store.path.parent.mkdir(mode=0o755)
+    _fill(store)
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+
+
+def test_threads_and_forked_children_have_connections_of_their_own(store: Store) -> None:
+    _fill(store)
+    seen: list[int] = []
+
+    def look() -> None:
+        with store.read() as tx:
+            seen.append(len(tx.all(Network)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    child = os.fork()
+    if child == 0:
+        with store.write() as tx:
+            tx.set_meta("child", "was here")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with store.read() as tx:
+        assert tx.meta("child") == "was here"
+    assert seen == [1]
+
+
+def test_a_file_of_a_newer_netlib_is_refused_with_the_remedy(store: Store) -> None:
+    _fill(store)
+    store.close()
+    connection = sqlite3.connect(store.path)
+    connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="upgrade netlib"), store.read():
+        pass
+
+
+def test_a_damaged_row_is_named(store: Store) -> None:
+    _fill(store)
+    with store.write() as tx:
+        tx.db.execute("UPDATE record SET body=? WHERE name='web'", (b'{"id": 5}',))
+    with pytest.raises(StoreError, match="damaged record"), store.read() as tx:
+        tx.find(Network, "web")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "netlib.db").write_bytes(b"no database at all, but long enough to look like a header" * 20)
+    with pytest.raises(StoreError, match="netlib.db"), Store(tmp_path, boot="b").read():
+        pass
+
+
+def test_the_journal_keeps_its_newest_rows(store: Store) -> None:
+    with store.write() as tx:
+        for number in range(JOURNAL_ROWS + 5):
+            tx.log(JournalEntry(float(number), "network create", "web", "ok", 0.001, ["+ link/host/br0"]))
+        assert len(tx.journal(JOURNAL_ROWS * 2)) == JOURNAL_ROWS
+        assert [entry.time for entry in tx.journal(2)] == [JOURNAL_ROWS + 3.0, JOURNAL_ROWS + 4.0]
