@@ -18,6 +18,7 @@ from netlib.options import decoded_options
 from netlib.plan import KernelObject, Plan
 
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+_EVERY_IPV4 = ipaddress.ip_address("0.0.0.0")
 
 
 class BridgeOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,8 @@ class BridgeDriver:
                 ipaddress.IPv4Address(options.host_binding)
             except ValueError:
                 raise ConfigError(
-                    f"network {network.name!r}: com.docker.network.bridge.host_binding_ipv4={options.host_binding} is no IPv4 address"
+                    f"network {network.name!r}: com.docker.network.bridge.host_binding_ipv4="
+                    f"{options.host_binding} is no IPv4 address"
                 ) from None
 
     def ifname_prefix(self, network: Network) -> str:
@@ -124,12 +126,12 @@ def _published(endpoint: Endpoint, bridge: str) -> tuple[KernelObject, ...]:
     )
     if not any(_on_loopback(mapping) for mapping in endpoint.ports):
         return ports
-    # Lets the kernel route what the host itself sends to 127.0.0.1 out to the bridge; the firewall base drops such packets from elsewhere.
+    # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.
     return (Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *ports)
 
 
 def _on_loopback(mapping: PortMapping) -> bool:
-    return mapping.host_ip is None or mapping.host_ip in _LOOPBACK
+    return mapping.host_ip is None or mapping.host_ip in _LOOPBACK or mapping.host_ip == _EVERY_IPV4
 
 
 def _bridge_mac(network: Network) -> str:

@@ -3,9 +3,7 @@
 One rule: the work is done here only when the daemon certainly has not begun it (nobody listens, the request did not reach it
 whole, it answered "not mine"). Every command imports this module, so it imports the standard library's small modules only.
 
-A frame is four bytes of length (network order) and that much JSON. The request comes with the caller's net, mnt and user
-namespaces as descriptors, and others after them; answers are any number of ``progress`` and then one ``result``, ``error`` or
-``not_mine``.
+How requests and answers look is :mod:`netlib.wire`'s.
 """
 
 import json
@@ -17,30 +15,35 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from netlib import __version__, errors
+from netlib import __version__
 from netlib.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Config
-from netlib.errors import DaemonError, DeadlineExceeded, KernelError, NetlibError, NotPermitted, TeardownError
+from netlib.errors import DaemonError, DeadlineExceeded, NetlibError, NotPermitted
+from netlib.wire import (
+    ABOUT_ITSELF,
+    LENGTH,
+    MAX_ANSWER,
+    NAMESPACES,
+    PROTOCOL,
+    at_socket,
+    error_from_json,
+    frame,
+    store_identity,
+)
 
 if TYPE_CHECKING:
     from netlib.plan import KernelObject
 
-__all__ = ["PROTOCOL", "DaemonWatcher", "call", "leave", "start_daemon"]
+__all__ = ["DaemonWatcher", "call", "leave", "start_daemon"]
 
-PROTOCOL = 1
 DEADLINE_SECONDS = 120.0  # two locks of 60 s, the longest that a verb may wait
 START_SECONDS = 20.0
 TELL_SECONDS = 30.0
-MAX_ANSWER = 64 << 20
-NAMESPACES = ("net", "mnt", "user")
-ABOUT_ITSELF = "daemon."  # verbs about netlibd, which it answers whoever asks from wherever
 
 LOG_NAME = "netlibd.log"
 _UNIT = "netlibd.service"
 _UNIT_FOLDERS = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-_SOCKET_PATH_MAX = 107
 _READY_FD = 3
 
-_LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")
 _READ_SIZE = 1 << 16
@@ -213,11 +216,11 @@ class Connection:
                     f"netlibd (pid {self.pid}) ended during {verb!r}; what it left half done is undone by the next command"
                 )
             self._buffer += data
-            if size < 0 and len(self._buffer) >= _LENGTH.size:
-                size = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if size < 0 and len(self._buffer) >= LENGTH.size:
+                size = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
                 if size > MAX_ANSWER:
                     raise DaemonError(f"netlibd (pid {self.pid}) answered {verb!r} with {size} bytes, more than {MAX_ANSWER}")
-        body, self._buffer = self._buffer[_LENGTH.size : size], self._buffer[size:]
+        body, self._buffer = self._buffer[LENGTH.size : size], self._buffer[size:]
         answer: dict[str, Any] = json.loads(body)
         return answer
 
@@ -229,58 +232,6 @@ class Connection:
             raise DeadlineExceeded(
                 f"netlibd (pid {self.pid}) did not answer {verb!r} in time; see `netlib log` for how it ended"
             ) from error
-
-
-def frame(message: dict[str, Any]) -> bytes:
-    """One message as it goes over the socket."""
-    body = json.dumps(message, separators=(",", ":")).encode()
-    return _LENGTH.pack(len(body)) + body
-
-
-def at_socket(config: Config, action: Callable[[str], object]) -> None:
-    """Do *action* (a connect, a bind) with the path of the control socket, however long the folder's name is."""
-    path = str(config.socket_path)
-    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
-        action(path)
-        return
-    folder = os.open(config.run_dir, os.O_PATH | os.O_CLOEXEC)
-    try:
-        action(f"/proc/self/fd/{folder}/{config.socket_path.name}")
-    finally:
-        os.close(folder)
-
-
-def store_identity(state_dir: "os.PathLike[str]") -> list[int] | None:
-    """What tells one store from all others, by whatever path it is reached: device and inode; None before there is one."""
-    try:
-        found = os.stat(os.path.join(state_dir, "netlib.db"))
-    except OSError:
-        return None
-    return [found.st_dev, found.st_ino]
-
-
-def error_to_json(error: NetlibError) -> dict[str, Any]:
-    """An error as an answer carries it."""
-    answer: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-    if isinstance(error, KernelError):
-        answer["errno"] = error.errno
-    if isinstance(error, TeardownError):
-        answer["failures"] = [error_to_json(failure) for failure in error.failures]
-    return answer
-
-
-def error_from_json(answer: dict[str, Any]) -> NetlibError:
-    """The error that :func:`error_to_json` wrote: of its class where netlib.errors has it, else the root of the tree."""
-    name = answer["type"]
-    kind: type[NetlibError] = getattr(errors, name) if name in errors.__all__ else NetlibError
-    error = kind.__new__(kind)  # each class has a constructor of its own
-    error.args = (answer["message"],)
-    error.exit_code = answer["exit_code"]
-    if isinstance(error, KernelError):
-        error.errno = answer["errno"]
-    if isinstance(error, TeardownError):
-        error.failures = tuple(error_from_json(failure) for failure in answer["failures"])
-    return error
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -458,7 +409,7 @@ class DaemonWatcher:
         Raises DaemonError and what :func:`start_daemon` raises, when *needed*: the kernel then has what was asked, but
         nobody serves names and holds ports yet.
         """
-        args = {"sandboxes": list(sandboxes), "networks": list(networks)}
+        args = {"sandboxes": list(sandboxes), "networks": list(networks), "needed": needed}
         try:
             self._tell(args, needed)
         except NetlibError:

@@ -13,8 +13,8 @@ import msgspec
 from netlib.errors import StoreError
 
 _T = TypeVar("_T")
-_ADDRESS: Any = ipaddress._BaseAddress
-_NETWORK: Any = ipaddress._BaseNetwork
+_ADDRESS: Any = ipaddress._BaseAddress  # noqa: SLF001 - the common ancestor has no public name
+_NETWORK: Any = ipaddress._BaseNetwork  # noqa: SLF001 - as above
 
 
 def _encode_custom(value: Any) -> Any:

@@ -12,7 +12,7 @@ DEFAULT_RUN_DIR = "/run/netlib"
 
 
 class Config(NamedTuple):
-    """Folders of one simulated or real host; no struct, for clients import it and 26 ms of msgspec would be most of their time."""
+    """Folders of one simulated or real host; no struct, for clients import it, and msgspec would be most of their time."""
 
     state_dir: Path = Path(DEFAULT_STATE_DIR)
     run_dir: Path = Path(DEFAULT_RUN_DIR)

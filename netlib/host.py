@@ -38,7 +38,9 @@ class Host:
     def __init__(self, config: Config) -> None:
         """Open the store; raises NotPermitted without root, WrongHost from another netns than the store's."""
         if os.geteuid() != 0:
-            raise NotPermitted("netlib changes network namespaces: run it as root (sudo), or inside `unshare --user --map-root-user --net`")
+            raise NotPermitted(
+                "netlib changes network namespaces: run it as root (sudo), or inside `unshare --user --map-root-user --net`"
+            )
         self.config = config
         self.store = Store(config.state_dir, boot=boot_id())
         self.locks = Locks(config.lock_dir)

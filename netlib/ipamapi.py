@@ -31,9 +31,7 @@ class IpamDriver(Protocol):
 
     name: str
 
-    def request_pool(
-        self, tx: "Transaction", network: str, request: PoolRequest, avoid: Sequence[IPNetwork]
-    ) -> AddressPool:
+    def request_pool(self, tx: "Transaction", network: str, request: PoolRequest, avoid: Sequence[IPNetwork]) -> AddressPool:
         """Reserve a subnet for *network* (an id) and its gateway and auxiliary addresses in it.
 
         *avoid* holds the host's routes: an automatic subnet overlaps none of them, nor any pool of another network; a

@@ -94,7 +94,7 @@ class Lifecycle:
     def create_endpoint(
         self, kernel: Kernel, endpoint_id: str, sandbox: str, draft: Callable[[Transaction], tuple[Endpoint, Plan]]
     ) -> Endpoint:
-        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; the sandbox's lock is held."""
+        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; its lock is held."""
         with self.store.write() as tx:
             endpoint, plan = draft(tx)
             plan = self.engine.observed(tx, kernel, endpoint_id, plan)

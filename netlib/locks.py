@@ -44,7 +44,7 @@ class Locks:
         while (fd := self._try(name, purpose)) is None:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"{purpose}: waited {seconds:.0f} s for {self._holder(name)}; try again when it is done")
-            time.sleep(pause)  # flock has no deadline of its own; the pause doubles up to 20 ms
+            time.sleep(pause)  # noqa: TID251 - flock has no deadline of its own; the pause doubles up to 20 ms
             pause = min(pause * 2, 0.02)
         try:
             yield
@@ -90,7 +90,9 @@ class Locks:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return os.open(path, flags, 0o600)
         except PermissionError as error:
-            raise NotPermitted(f"run folder {self.folder.parent}: no permission to write there; run as root or pass --run-dir") from error
+            raise NotPermitted(
+                f"run folder {self.folder.parent}: no permission to write there; run as root or pass --run-dir"
+            ) from error
         except OSError as error:
             raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
     IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 else:  # msgspec takes one custom type in a union; these are the common ancestors (netlib.codec reads the text)
-    IPAddress = ipaddress._BaseAddress
-    IPNetwork = ipaddress._BaseNetwork
-    IPInterface = ipaddress._BaseAddress
+    IPAddress = ipaddress._BaseAddress  # noqa: SLF001 - it has no public name
+    IPNetwork = ipaddress._BaseNetwork  # noqa: SLF001 - as above
+    IPInterface = IPAddress
 
 __all__ = [
     "HOST",
@@ -137,12 +137,22 @@ class Network(Struct, frozen=True, kw_only=True):
 
 
 class PortMapping(Struct, frozen=True, kw_only=True):
-    """One container port published on one host port; ``host_ip`` None means every address of the host."""
+    """One container port published on one host port.
+
+    ``host_ip`` None means every address of the host; 0.0.0.0 and :: mean every one of their family.
+    """
 
     container_port: int
     host_port: int
     protocol: Protocol = Protocol.TCP
     host_ip: IPAddress | None = None
+
+    def meets(self, other: IPAddress | None) -> bool:
+        """Whether this mapping's place on the host and *other* (the same port on another ``host_ip``) share an address."""
+        mine = self.host_ip
+        if mine is None or other is None:
+            return True
+        return mine.version == other.version and (mine == other or mine.is_unspecified or other.is_unspecified)
 
 
 class Link(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Applying plans so that nothing is ever half done: the engine under every verb.
 
-The rules, each in one place here: an object is written down before it is applied; a failure at step *k* undoes *k*, *k-1*, … 0; a
-removal follows what was written down, goes on over failures and reports them all; an object goes only when no other record
+The rules, each in one place here: an object is written down before it is applied; a failure at step *k* undoes *k*, *k-1*, …
+0; a removal follows what was written down, goes on over failures and reports them all; an object goes only when no other record
 holds its key; a shared object is ensured and removed under a lock of its key.
 """
 
@@ -41,8 +41,8 @@ class Engine:
     def observed(self, tx: Transaction, kernel: Kernel, record: str, plan: Plan, *, own: Plan | None = None) -> Plan:
         """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.
 
-        What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only else is
-        the kernel asked. Raises Conflict naming both when another record holds a key with other attributes.
+        What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only
+        else is the kernel asked. Raises Conflict naming both when another record holds a key with other attributes.
         """
         mine = {item.key: item for item in own or ()}
         result: list[KernelObject] = []
@@ -167,5 +167,3 @@ def _removal_runs(going: Sequence[KernelObject]) -> list[list[KernelObject]]:
         else:
             alone.append([item])
     return [*(batches[key] for key in sorted(batches)), *alone]
-
-

@@ -31,14 +31,16 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
 
     Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``shared`` ones are held by
     several records at once and are changed under a lock per key. ``batch`` names what can be changed together in one request
-    ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of such neighbours. ``observations`` names
-    the fields that :meth:`observed` fills; a later holder of the key takes them over from the first one.
+    ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of such neighbours. ``observations``
+    names the fields that :meth:`observed` fills; a later holder of the key takes them over from the first one.
     """
 
     shared: ClassVar[bool] = False
     batch: ClassVar[str] = ""
     observations: ClassVar[tuple[str, ...]] = ()
-    survives_boot: ClassVar[bool] = False  # it lies on disk, and must be removed even when the kernel that held the rest is gone
+    survives_boot: ClassVar[bool] = (
+        False  # it lies on disk, and must be removed even when the kernel that held the rest is gone
+    )
 
     netns: NetnsRef = HOST
 

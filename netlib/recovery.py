@@ -109,5 +109,3 @@ def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]
         with lifecycle.engine.kernel(record) as kernel:
             found.extend((str(item.key), difference) for item in plan if (difference := item.drift(kernel)))
     return found
-
-

@@ -3,7 +3,6 @@
 Everything that can be refused is refused here, before anything is written or touched.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 from netlib.driverapi import BindsPorts, NamesLinks, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, PortTaken
 from netlib.ipamapi import PoolRequest
-from netlib.kernel.sockets import probe_port
+from netlib.kernel.sockets import port_candidates, probe_port
 from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Sandbox
 from netlib.names import (
     check_alias,
@@ -32,7 +31,6 @@ from netlib.registry import driver, ipam_driver
 from netlib.store.records import Transaction
 
 Addressable = str | IPv4Address | IPv6Address
-EPHEMERAL = range(32768, 61000)  # Docker's choice as well: the kernel's own range for ports that nobody asked for by number
 
 
 class NetworkRequest(Struct, frozen=True, kw_only=True):
@@ -93,14 +91,22 @@ def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
 
 
 def network_record(
-    tx: Transaction, network_id: str, created: float, request: NetworkRequest, avoid: Sequence[IPNetwork], *, predefined: bool = False
+    tx: Transaction,
+    network_id: str,
+    created: float,
+    request: NetworkRequest,
+    avoid: Sequence[IPNetwork],
+    *,
+    predefined: bool = False,
 ) -> Network:
     """Check *request*, reserve its pools, and answer with its record."""
     check_network_name(request.name)
     known = driver(request.driver)
     taken = tx.find(Network, request.name)
     if taken is not None and taken.name == request.name:
-        raise AlreadyExists(f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`")
+        raise AlreadyExists(
+            f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`"
+        )
     check_labels(request.labels)
     decoded_options(known.network_options, request.options, f"network {request.name!r}")
     wanted = pool_requests(request)
@@ -127,7 +133,14 @@ def network_record(
 
 
 def endpoint_record(
-    tx: Transaction, endpoint_id: str, created: float, network: Network, sandbox: Sandbox, request: ConnectRequest, *, linked: bool
+    tx: Transaction,
+    endpoint_id: str,
+    created: float,
+    network: Network,
+    sandbox: Sandbox,
+    request: ConnectRequest,
+    *,
+    linked: bool,
 ) -> Endpoint:
     """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
 
@@ -149,7 +162,9 @@ def endpoint_record(
     )
     if not linked:
         if request.ip or request.ip6 or request.mac:
-            raise ConfigError(f"{subject}: a {network.driver} network has no addresses to choose; leave --ip, --ip6 and --mac-address out")
+            raise ConfigError(
+                f"{subject}: a {network.driver} network has no addresses to choose; leave --ip, --ip6 and --mac-address out"
+            )
         return endpoint
     return replace(
         endpoint,
@@ -201,9 +216,8 @@ def _mac(tx: Transaction, network: Network, endpoint_id: str, wanted: str) -> st
     for row in tx.endpoints_of_network(network.id):
         if row.value.mac == mac:
             owner = tx.by_id(row.value.sandbox)
-            raise AlreadyExists(
-                f"MAC address {mac} is in use in network {network.name!r} by {owner.name if owner else row.value.sandbox!r}; choose another"
-            )
+            name = owner.name if owner else row.value.sandbox[:12]
+            raise AlreadyExists(f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another")
     return mac
 
 
@@ -240,10 +254,7 @@ def _ports(tx: Transaction, network: Network, requests: Sequence[PortRequest]) -
 
 
 def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chosen: Sequence[PortMapping]) -> PortMapping:
-    numbers: Sequence[int] = range(request.host_port_first, request.host_port_last + 1)
-    if request.host_port_first == 0:
-        start = random.randrange(len(EPHEMERAL))
-        numbers = [*EPHEMERAL[start:], *EPHEMERAL[:start]]
+    numbers = port_candidates(request.host_port_first, request.host_port_last)
     refusal: PortTaken | None = None
     for number in numbers:
         mapping = replace(request.mapping(number), host_ip=host_ip)
@@ -255,16 +266,16 @@ def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chos
         return mapping
     assert refusal is not None
     if len(numbers) > 1:
-        raise PortTaken(f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}")
+        raise PortTaken(
+            f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}"
+        )
     raise refusal
 
 
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: Sequence[PortMapping]) -> None:
     place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
     for other in chosen:
-        if (other.host_port, other.protocol) == (mapping.host_port, mapping.protocol) and (
-            other.host_ip is None or mapping.host_ip is None or other.host_ip == mapping.host_ip
-        ):
+        if (other.host_port, other.protocol) == (mapping.host_port, mapping.protocol) and mapping.meets(other.host_ip):
             raise PortTaken(f"{place} is asked for twice in this request; publish it once")
     holder = tx.port_holder(mapping)
     if holder is not None:
@@ -273,5 +284,3 @@ def _check_port(tx: Transaction, mapping: PortMapping, chosen: Sequence[PortMapp
         name = sandbox.name if sandbox else holder[:12]
         raise PortTaken(f"{place} is already published by {name!r}; choose another host port, or disconnect that one")
     probe_port(mapping)
-
-

@@ -37,7 +37,9 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
         objects.append(LinkUp(ifname="lo", netns=sandbox.netns))
         if is_served(attachments):
             objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))
-            objects.append(Sysctl(name="net/netfilter/nf_conntrack_udp_timeout", value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns))
+            objects.append(
+                Sysctl(name="net/netfilter/nf_conntrack_udp_timeout", value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns)
+            )
     for family in (4, 6):
         objects.extend(_default_route(sandbox, attachments, family))
     return Plan(*objects, *_files(sandbox, attachments, host))
@@ -45,7 +47,7 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
 
 def is_served(attachments: Sequence[Attachment]) -> bool:
     """Whether the embedded resolver answers this sandbox: on any network that resolves names, or for its links."""
-    return any(network.resolves_names and endpoint.ifname or endpoint.links for network, endpoint in attachments)
+    return any((network.resolves_names and endpoint.ifname) or endpoint.links for network, endpoint in attachments)
 
 
 def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
@@ -78,7 +80,7 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
         ipv6=any(address.version == 6 for address in addresses),
         in_host_netns=sandbox.netns.is_host,
     )
-    hosts = hosts_file(sandbox.hostname, sandbox.domainname, addresses, sandbox.resolver.extra_hosts)
+    hosts = hosts_file(sandbox.hostname, sandbox.domainname, addresses, sandbox.resolver.extra_hosts, names=(sandbox.name,))
     objects: list[KernelObject] = [
         Folder(path=str(folder)),
         TextFile(path=str(folder / "resolv.conf"), content=resolv_conf),

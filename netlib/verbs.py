@@ -11,8 +11,8 @@ from typing import Any
 
 from netlib import __version__
 from netlib.controller import Controller
-from netlib.errors import ConfigError, NotFound
-from netlib.inspect import Member, journal_row, network_details, network_row, ports
+from netlib.errors import ConfigError
+from netlib.inspect import Member, journal_row, network_details, network_row
 from netlib.model import Link, Network
 from netlib.names import parse_labels, parse_options
 
@@ -164,17 +164,6 @@ def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:
     return [journal_row(entry) for entry in controller.journal(limit)]
 
 
-def port(controller: Controller, *, name: str, private: str = "") -> list[dict[str, str]]:
-    """The published ports of a container, all or those of one container port (``80``, ``80/udp``)."""
-    published = ports(controller.endpoints(sandbox=name))
-    if private:
-        wanted = private if "/" in private else f"{private}/tcp"
-        if wanted not in published:
-            raise NotFound(f"container {name!r} publishes no port {wanted}; `netlib port {name}` lists those it does")
-        published = {wanted: published[wanted]}
-    return [{"ContainerPort": key, **place} for key, places in published.items() for place in places]
-
-
 # --- the system --------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +278,6 @@ _VERBS: dict[str, Verb] = {
     "explain": explain,
     "check": check,
     "log": log,
-    "port": port,
     "system.reset": system_reset,
     "system.info": system_info,
     "version": version,

@@ -1,6 +1,6 @@
 """``netlib``: finds the command's module by its first word, before anything heavy is imported.
 
-Commands that are waited for many times a day (``run``, ``exec``, ``ps`` …) parse with argparse (7 ms), others with typer (45 ms).
+Commands that are waited for all day (``run``, ``exec``, ``ps`` …) parse with argparse (7 ms), the others with typer (45 ms).
 """
 
 import os

@@ -6,7 +6,7 @@ import typer
 
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
-from netlib.cli.typed import application, config_of
+from netlib.cli.typed import application, config_of, examples, several
 from netlib.client import call
 from netlib.errors import NotFound
 
@@ -21,7 +21,14 @@ Container = Annotated[str, typer.Argument(metavar="CONTAINER", help="Name or id 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "netlib network create web",
+        "netlib network create --subnet 172.28.0.0/16 --ip-range 172.28.5.0/24 --gateway 172.28.5.254 web",
+        "netlib network create --ipv6 --subnet 172.28.0.0/16 --subnet fd00:28::/64 dual",
+        "netlib network create --internal -o com.docker.network.driver.mtu=1400 backend",
+    )
+)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NETWORK", help="Name of the new network.")],
@@ -29,44 +36,31 @@ def create(
     driver: Annotated[str, typer.Option("--driver", "-d", help="bridge, or another installed driver.")] = "bridge",
     subnets: Annotated[
         list[str],
-        typer.Option("--subnet", metavar="CIDR", default_factory=list, help="Subnet; repeat for several. A free one else."),
+        several("--subnet", metavar="CIDR", purpose="Subnet; repeat for several. A free one else."),
     ],
     gateways: Annotated[
         list[str],
-        typer.Option("--gateway", metavar="IP", default_factory=list, help="Gateway of a subnet. Its first address else."),
+        several("--gateway", metavar="IP", purpose="Gateway of a subnet. Its first address else."),
     ],
     ip_ranges: Annotated[
         list[str],
-        typer.Option("--ip-range", metavar="CIDR", default_factory=list, help="Where in a subnet containers get addresses."),
+        several("--ip-range", metavar="CIDR", purpose="Where in a subnet containers get addresses."),
     ],
     auxiliary: Annotated[
         list[str],
-        typer.Option("--aux-address", metavar="NAME=IP", default_factory=list, help="Address that no container is to get."),
+        several("--aux-address", metavar="NAME=IP", purpose="Address that no container is to get."),
     ],
     internal: Annotated[bool, typer.Option("--internal", help="No way out, and none in.")] = False,
     ipv4: Annotated[bool, typer.Option("--ipv4/--no-ipv4", help="IPv4 addresses.")] = True,
     ipv6: Annotated[bool, typer.Option("--ipv6/--no-ipv6", help="IPv6 addresses.")] = False,
-    options: Annotated[
-        list[str], typer.Option("--opt", "-o", metavar="KEY=VALUE", default_factory=list, help="Option of the driver.")
-    ],
-    labels: Annotated[
-        list[str], typer.Option("--label", metavar="KEY=VALUE", default_factory=list, help="Label to find it by.")
-    ],
+    options: Annotated[list[str], several("--opt", "-o", metavar="KEY=VALUE", purpose="Option of the driver.")],
+    labels: Annotated[list[str], several("--label", metavar="KEY=VALUE", purpose="Label to find it by.")],
     ipam_driver: Annotated[str, typer.Option(help="Who gives out the addresses.")] = "default",
-    ipam_options: Annotated[
-        list[str], typer.Option("--ipam-opt", metavar="KEY=VALUE", default_factory=list, help="Option of the IPAM driver.")
-    ],
+    ipam_options: Annotated[list[str], several("--ipam-opt", metavar="KEY=VALUE", purpose="Option of the IPAM driver.")],
     scope: Annotated[str, typer.Option(help="How far the network reaches: this host.")] = "local",
     attachable: Annotated[bool, typer.Option("--attachable", help="Accepted; networks of this host always are.")] = False,  # noqa: ARG001
 ) -> None:
-    r"""Create a network and print its id.
-
-    \b
-    netlib network create web
-    netlib network create --subnet 172.28.0.0/16 --ip-range 172.28.5.0/24 --gateway 172.28.5.254 web
-    netlib network create --ipv6 --subnet 172.28.0.0/16 --subnet fd00:28::/64 dual
-    netlib network create --internal -o com.docker.network.driver.mtu=1400 backend
-    """
+    """Create a network and print its id."""
     args = {
         "name": name,
         "driver": driver,
@@ -88,29 +82,29 @@ def create(
     print(created["Id"])
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples("netlib network ls", "netlib network ls --filter type=custom --format '{{.Name}}'"))
 @app.command("list", hidden=True)
 def list_networks(
     ctx: typer.Context,
     *,
-    filters: Annotated[list[str], typer.Option("--filter", "-f", metavar="KEY=VALUE", default_factory=list, help=_FILTERS)],
+    filters: Annotated[list[str], several("--filter", "-f", metavar="KEY=VALUE", purpose=_FILTERS)],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only.")] = False,
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Ids in full.")] = False,
     template: Annotated[str, typer.Option("--format", help="json, or a template like '{{.Name}}'.")] = "",
 ) -> None:
-    r"""List networks.
-
-    \b
-    netlib network ls
-    netlib network ls --filter type=custom --format '{{.Name}}'
-    """
+    """List networks."""
     rows = call(config_of(ctx), "network.ls", {"filters": filters})
     if not no_trunc:
         rows = [{**row, "ID": row["ID"][:SHORT_ID]} for row in rows]
     print_rows(rows, _COLUMNS, template, quiet="ID" if quiet else "")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "netlib network inspect web",
+        "netlib network inspect -f '{{range .Containers}}{{.Name}} {{println .IPv4Address}}{{end}}' web",
+    )
+)
 def inspect(
     ctx: typer.Context,
     networks: Names,
@@ -118,18 +112,15 @@ def inspect(
     template: Annotated[str, typer.Option("--format", "-f", help="json, or a template like '{{.Name}}'.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Accepted; all there is is always shown.")] = False,  # noqa: ARG001
 ) -> None:
-    r"""Show networks with their members in JSON.
-
-    \b
-    netlib network inspect web
-    netlib network inspect -f '{{range .Containers}}{{.Name}} {{println .IPv4Address}}{{end}}' web
-    """
+    """Show networks with their members in JSON."""
     found, code = each(networks, lambda name: call(config_of(ctx), "network.inspect", {"names": [name]})[0])
     print_objects(found, template)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(
+    epilog=examples("netlib network connect web db --alias database", "netlib network connect --ip 172.28.0.10 web db")
+)
 def connect(
     ctx: typer.Context,
     network: Name,
@@ -137,22 +128,13 @@ def connect(
     *,
     ip: Annotated[str, typer.Option(metavar="IP", help="IPv4 address to have.")] = "",
     ip6: Annotated[str, typer.Option(metavar="IP", help="IPv6 address to have.")] = "",
-    aliases: Annotated[list[str], typer.Option("--alias", metavar="NAME", default_factory=list, help="One more name here.")],
-    links: Annotated[
-        list[str], typer.Option("--link", metavar="NAME:ALIAS", default_factory=list, help="Know another container by a name.")
-    ],
-    options: Annotated[
-        list[str], typer.Option("--driver-opt", metavar="KEY=VALUE", default_factory=list, help="Option of the driver.")
-    ],
+    aliases: Annotated[list[str], several("--alias", metavar="NAME", purpose="One more name here.")],
+    links: Annotated[list[str], several("--link", metavar="NAME:ALIAS", purpose="Know another container by a name.")],
+    options: Annotated[list[str], several("--driver-opt", metavar="KEY=VALUE", purpose="Option of the driver.")],
     gw_priority: Annotated[int, typer.Option(help="Whose gateway is the default one: the highest's.")] = 0,
     mac: Annotated[str, typer.Option("--mac-address", metavar="MAC", help="MAC address to have.")] = "",
 ) -> None:
-    r"""Join a container to a network, while it runs.
-
-    \b
-    netlib network connect web db --alias database
-    netlib network connect --ip 172.28.0.10 web db
-    """
+    """Join a container to a network, while it runs."""
     args = {
         "network": network,
         "container": container,
@@ -168,7 +150,7 @@ def connect(
         call(config_of(ctx), "network.connect", args, progress=tell)
 
 
-@app.command()
+@app.command(epilog=examples("netlib network disconnect web db"))
 def disconnect(
     ctx: typer.Context,
     network: Name,
@@ -176,11 +158,7 @@ def disconnect(
     *,
     force: Annotated[bool, typer.Option("--force", "-f", help="No error when it is not in it.")] = False,
 ) -> None:
-    r"""Take a container out of a network, while it runs.
-
-    \b
-    netlib network disconnect web db
-    """
+    """Take a container out of a network, while it runs."""
     with progress(f"disconnecting {container} from {network}") as tell:
         try:
             call(config_of(ctx), "network.disconnect", {"network": network, "container": container}, progress=tell)
@@ -189,7 +167,7 @@ def disconnect(
                 raise
 
 
-@app.command("rm")
+@app.command("rm", epilog=examples("netlib network rm web backend"))
 @app.command("remove", hidden=True)
 def remove(
     ctx: typer.Context,
@@ -197,11 +175,7 @@ def remove(
     *,
     force: Annotated[bool, typer.Option("--force", "-f", help="No error for a network that does not exist.")] = False,
 ) -> None:
-    r"""Remove networks that nobody is in.
-
-    \b
-    netlib network rm web backend
-    """
+    """Remove networks that nobody is in."""
 
     def remove_one(name: str) -> None:
         try:
@@ -217,21 +191,17 @@ def remove(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(epilog=examples("netlib network prune -f --filter label=project=shop"))
 def prune(
     ctx: typer.Context,
     *,
     force: Force = False,
     filters: Annotated[
         list[str],
-        typer.Option("--filter", metavar="KEY=VALUE", default_factory=list, help="label=KEY[=VALUE], label!=KEY[=VALUE]."),
+        several("--filter", metavar="KEY=VALUE", purpose="label=KEY[=VALUE], label!=KEY[=VALUE]."),
     ],
 ) -> None:
-    r"""Remove all networks of yours that no container is in.
-
-    \b
-    netlib network prune -f --filter label=project=shop
-    """
+    """Remove all networks of yours that no container is in."""
     if not force:
         confirm("This removes all networks of yours that no container is in. Go on?")
     with progress("removing networks") as tell:

@@ -26,18 +26,18 @@ class Column:
         self.key = key
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: str = "", *, quiet: str = "") -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], template: str = "", *, quiet: str = "") -> None:
     """Print a listing as Docker does: a table, ``--format json`` (one object a line), a template, or the key *quiet* alone."""
     if quiet:
         lines = [str(row[quiet]) for row in rows]
-    elif format == "json":
+    elif template == "json":
         lines = [json.dumps(row) for row in rows]
-    elif format in ("", "table"):
+    elif template in ("", "table"):
         lines = table_lines(
             [column.heading for column in columns], [[str(row[column.key]) for column in columns] for row in rows]
         )
     else:
-        lines = _templated(rows, columns, format)
+        lines = _templated(rows, columns, template)
     if lines:
         print("\n".join(lines))
 
@@ -53,17 +53,19 @@ def table_lines(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list
     return lines
 
 
-def print_objects(items: Sequence[Any], format: str = "") -> None:
+def print_objects(items: Sequence[Any], template: str = "") -> None:
     """Print what ``inspect`` found: one JSON array, or for each a line by a template (``json`` for one object a line)."""
-    if format == "":
+    if template == "":
         print(json.dumps(items, indent=4))
-    elif format == "json":
-        print("\n".join(json.dumps(item) for item in items))
+    elif template == "json":
+        for item in items:
+            print(json.dumps(item))
     else:
         from netlib.cli.template import Template
 
-        template = Template(format)
-        print("\n".join(template.render(item) for item in items))
+        parsed = Template(template)
+        for item in items:
+            print(parsed.render(item))
 
 
 def coloured(stream: Any) -> bool:
@@ -98,34 +100,17 @@ def confirm(question: str) -> None:
         raise ConfigError("not confirmed, so nothing was removed; answer y, or pass --force to go without asking")
 
 
-def age(seconds: float) -> str:
-    """How long ago, in Docker's words: ``3 minutes``."""
-    for unit, length in (
-        ("year", 31_536_000),
-        ("month", 2_592_000),
-        ("week", 604_800),
-        ("day", 86_400),
-        ("hour", 3600),
-        ("minute", 60),
-    ):
-        if seconds >= 2 * length or (seconds >= length and unit in ("hour", "minute")):
-            number = int(seconds // length)
-            return f"About {'an' if unit == 'hour' else 'a'} {unit}" if number == 1 else f"{number} {unit}s"
-    number = int(seconds)
-    return "Less than a second" if number < 1 else "1 second" if number == 1 else f"{number} seconds"
-
-
-def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: str) -> list[str]:
+def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], template: str) -> list[str]:
     from netlib.cli.template import Template
 
-    headed = format.startswith("table ")
-    template = Template(format.removeprefix("table "))
-    lines = [template.render(row) for row in rows]
+    headed = template.startswith("table ")
+    parsed = Template(template.removeprefix("table "))
+    lines = [parsed.render(row) for row in rows]
     if not headed:
         return lines
     known = {column.key: column.heading for column in columns}
     keys = {key for row in rows for key in row} | set(known)
-    headings = template.render({key: known.get(key, key.upper()) for key in keys})
+    headings = parsed.render({key: known.get(key, key.upper()) for key in keys})
     return table_lines(headings.split("\t"), [line.split("\t") for line in lines])
 
 

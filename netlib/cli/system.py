@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from netlib.cli.render import confirm, print_objects, progress
-from netlib.cli.typed import application, config_of
+from netlib.cli.typed import application, config_of, examples
 from netlib.client import call
 
 app = application("Looking behind it.")
@@ -16,14 +16,9 @@ Thing = Annotated[str, typer.Argument(metavar="NETWORK|CONTAINER", help="Name or
 Template = Annotated[str, typer.Option("--format", "-f", help="json, or a template.")]
 
 
-@app.command()
+@app.command(epilog=examples("netlib explain bridge", "netlib explain --format json web"))
 def explain(ctx: typer.Context, name: Thing, *, template: Template = "") -> None:
-    r"""Print the ip, sysctl and nft commands that amount to a network or a container.
-
-    \b
-    netlib explain bridge
-    netlib explain --format json web
-    """
+    """Print the ip, sysctl and nft commands that amount to a network or a container."""
     objects = call(config_of(ctx), "explain", {"name": name})
     if template:
         print_objects(objects, template)
@@ -33,13 +28,9 @@ def explain(ctx: typer.Context, name: Thing, *, template: Template = "") -> None
             print(line)
 
 
-@app.command()
+@app.command(epilog=examples("netlib check web"))
 def check(ctx: typer.Context, name: Thing, *, template: Template = "") -> None:
-    r"""Compare a network or a container with the kernel; exit code 1 when they differ.
-
-    \b
-    netlib check web
-    """
+    """Compare a network or a container with the kernel; exit code 1 when they differ."""
     found = call(config_of(ctx), "check", {"name": name})
     if template:
         print_objects(found, template)
@@ -49,7 +40,7 @@ def check(ctx: typer.Context, name: Thing, *, template: Template = "") -> None:
     raise typer.Exit(1 if found else 0)
 
 
-@app.command()
+@app.command(epilog=examples("netlib log -n 5 -v"))
 def log(
     ctx: typer.Context,
     *,
@@ -57,11 +48,7 @@ def log(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Name all objects made (+) and removed (-).")] = False,
     template: Template = "",
 ) -> None:
-    r"""Show what netlib did, one line per operation, the latest last.
-
-    \b
-    netlib log -n 5 -v
-    """
+    """Show what netlib did, one line per operation, the latest last."""
     entries = call(config_of(ctx), "log", {"limit": number})
     if template:
         print_objects(entries, template)
@@ -77,34 +64,22 @@ def log(
             print(f"    {item}")
 
 
-@app.command()
-@system.command("info")
+@app.command(epilog=examples("netlib info --format '{{.StateDir}}'"))
+@system.command("info", epilog=examples("netlib info --format '{{.StateDir}}'"))
 def info(ctx: typer.Context, *, template: Template = "") -> None:
-    r"""Show what there is, and where.
-
-    \b
-    netlib info --format '{{.StateDir}}'
-    """
+    """Show what there is, and where."""
     _print_facts(call(config_of(ctx), "system.info", {}), template)
 
 
-@app.command()
+@app.command(epilog=examples("netlib version --format json"))
 def version(ctx: typer.Context, *, template: Template = "") -> None:
-    r"""Print the version.
-
-    \b
-    netlib version --format json
-    """
+    """Print the version."""
     _print_facts(call(config_of(ctx), "version", {}), template)
 
 
-@system.command()
+@system.command(epilog=examples("netlib system reset -f"))
 def reset(ctx: typer.Context, *, force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")] = False) -> None:
-    r"""Remove every container, network and firewall rule that netlib made, and put changed sysctls back.
-
-    \b
-    netlib system reset -f
-    """
+    """Remove every container, network and firewall rule that netlib made, and put changed sysctls back."""
     if not force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
     with progress("removing everything") as tell:

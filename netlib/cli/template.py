@@ -1,7 +1,7 @@
 """Docker's ``--format`` templates: the part of Go's ``text/template`` that people type.
 
-Fields ``{{.Name}}``; functions ``json len index print println lower upper``; ``{{range .X}}…{{else}}…{{end}}`` with or without
-``$key, $value :=``; ``{{if .X}}…{{else}}…{{end}}``; ``{{with .X}}…{{end}}``; ``-`` to trim white space. All else is refused by name.
+Fields ``{{.Name}}``; functions ``json len index print println lower upper``; ``{{range .X}}…{{else}}…{{end}}``, with or without
+``$key, $value :=``; ``{{if .X}}`` and ``{{with .X}}`` likewise; ``-`` to trim white space. All else is refused by name.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from typer.main import get_command
@@ -38,6 +39,16 @@ def config_of(ctx: typer.Context) -> Config:
     """The folders that :func:`run` was given."""
     config: Config = ctx.obj
     return config
+
+
+def several(*flags: str, metavar: str, purpose: str) -> Any:
+    """An option that may be repeated."""
+    return typer.Option(*flags, metavar=metavar, default_factory=list, show_default=False, help=purpose)
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: *lines* as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def _group() -> None:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from netlib.client import error_to_json
 from netlib.config import Config
 from netlib.errors import NetlibError, NotPermitted, StoreError
+from netlib.wire import error_to_json
 
 _REPORT_FD = 3
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -25,9 +25,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run netlibd until SIGTERM; return the exit code. A second one on the same run folder ends at once, with success."""
-    parser = argparse.ArgumentParser(
-        prog="netlibd", description="Serves names, holds published ports, and answers netlib's commands."
-    )
+    parser = argparse.ArgumentParser(prog="netlibd", description="Serves names, holds published ports, answers commands.")
     parser.add_argument("--state-dir", help="folder of the store (NETLIB_STATE_DIR, else /var/lib/netlib)")
     parser.add_argument("--run-dir", help="folder of the socket and of the log (NETLIB_RUN_DIR, else /run/netlib)")
     parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)  # by netlib.client, with a socket to report to
@@ -133,7 +131,7 @@ def detach() -> None:
 
 
 def leave_cgroup(root: Path, membership: str) -> None:
-    """Move this process to the top of every hierarchy in *membership*, as /proc/PID/cgroup has it, so that no session's end ends it.
+    """Move this process to the top of every hierarchy in *membership* (/proc/PID/cgroup): a session's end must not end it.
 
     Where the folders cannot be written (a container), it stays where it is.
     """

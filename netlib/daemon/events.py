@@ -13,6 +13,7 @@ from netlib.controller import Controller
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
+from netlib.lifecycle import record_lock
 from netlib.plan import KernelObject
 
 __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
@@ -104,8 +105,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def restore_table(controller: Controller, *, thorough: bool = False) -> int:
     """Where our table is not whole any more, make again all that ready records have in it; return how many objects that were.
 
-    *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the store's
-    write lock, which is held. One transaction per record, so that each entry carries its record's tag.
+    *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the
+    store's write lock, which is held. One transaction per record, so that each entry carries its record's tag.
     """
     base = FirewallBase()
     with (
@@ -126,16 +127,16 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
 
 
 def restore_allowances(controller: Controller) -> int:
-    """Let our bridges through foreign forward hooks again where they would be stopped by now; return for how many that was needed."""
+    """Let our bridges through foreign forward hooks where they would be stopped by now; return how many that was needed for."""
     restored = 0
     with controller.store.read() as tx:
-        allowances = [
-            (record, item) for record, item in tx.ready_objects("firewall", "host") if isinstance(item, ForwardAllowance)
-        ]
-    for record, item in allowances:
+        objects = list(tx.ready_objects("firewall", "host"))
+    for record, item in objects:
+        if not isinstance(item, ForwardAllowance):
+            continue
         with (
+            controller.locks.attempt(record_lock(record), "checking its way out") as held,
             controller.engine.kernel(record) as kernel,
-            controller.locks.attempt(f"record:{record}", "checking its way out") as held,
         ):
             if held and item.drift(kernel) is not None:
                 item.ensure(kernel)

@@ -2,7 +2,7 @@
 
 One thread waits for all connections (:meth:`ControlServer.run`); a whole request goes to a bounded pool of workers, and its
 connection is not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
-with the request. The frames are described in :mod:`netlib.client`.
+with the request. The frames are described in :mod:`netlib.wire`.
 """
 
 import array
@@ -21,24 +21,22 @@ from typing import Any
 
 from msgspec import Struct
 
-from netlib.client import ABOUT_ITSELF, NAMESPACES, PROTOCOL, error_to_json, frame
 from netlib.errors import ConfigError, DaemonError, NetlibError
+from netlib.wire import ABOUT_ITSELF, LENGTH, MAX_FDS, MAX_REQUEST, NAMESPACES, error_to_json, frame
 
 __all__ = ["ControlServer", "Refused", "Request"]
 
-MAX_REQUEST = 4 << 20
-MAX_FDS = 16
 MAX_PEERS = 1024
-WORKERS = 16  # verbs wait for locks and for the kernel, not for each other; more would wait for the interpreter
+WORKERS = 32  # verbs wait, for locks, for the kernel, for a container to stop; threads are made as they are needed
+QUICK_WORKERS = 4  # for what is asked of the daemon itself: one who holds a lock that all workers wait for must get an answer
 BACKLOG = 1024
 _READ_SIZE = 1 << 16
 _FRAME_SECONDS = 10.0  # a request that has begun to arrive must be whole by then
 _ANSWER_SECONDS = 30.0  # for the peer to take an answer
-_LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("=iII")
 _ERROR_EVENTS = select.EPOLLHUP | select.EPOLLERR
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Refused(Exception):
@@ -46,13 +44,13 @@ class Refused(Exception):
 
 
 class Request(Struct, frozen=True):
-    """One well-formed request; ``fds`` are open while it is worked on. ``tell`` sends a progress frame, where those are wanted."""
+    """One well-formed request; ``fds`` are open while it is worked on; ``tell`` sends progress, where that is wanted."""
 
     verb: str
     args: dict[str, Any]
     version: str
     protocol: int
-    store: tuple[int, int] | None
+    store: list[int] | None
     fds: tuple[int, ...]
     from_here: bool  # the caller is in our net, mnt and user namespaces
     tell: Callable[[Any], None] | None
@@ -94,21 +92,23 @@ class _Peer:
         if data and not self.buffer:
             self.begun = time.monotonic()
         self.buffer += data
-        if len(self.buffer) >= _LENGTH.size and _LENGTH.unpack_from(self.buffer)[0] > MAX_REQUEST:
+        if len(self.buffer) >= LENGTH.size and LENGTH.unpack_from(self.buffer)[0] > MAX_REQUEST:
             raise _Malformed(f"a request of more than {MAX_REQUEST} bytes")
         return bool(data)
 
-    def take(self) -> bytes | None:
-        """The next whole request's JSON, or None when it is not all there yet."""
-        if len(self.buffer) < _LENGTH.size:
+    def take(self) -> "Request | None":
+        """The request, or None when it is not all there yet. Raises _Malformed."""
+        if len(self.buffer) < LENGTH.size:
             return None
-        end = _LENGTH.size + _LENGTH.unpack_from(self.buffer)[0]
+        end = LENGTH.size + LENGTH.unpack_from(self.buffer)[0]
         if len(self.buffer) < end:
             return None
-        body = bytes(self.buffer[_LENGTH.size : end])
-        del self.buffer[:end]
-        self.begun = time.monotonic() if self.buffer else 0.0
-        return body
+        if len(self.buffer) > end:
+            raise _Malformed("more than one at a time")
+        body = bytes(self.buffer[LENGTH.size :])
+        self.buffer.clear()
+        self.begun = 0.0
+        return _parsed(body, tuple(self.fds), lambda update: _tell(self, update))
 
     def send(self, answer: bytes) -> None:
         """Send one frame; OSError when the peer is gone or does not take it in time."""
@@ -143,6 +143,7 @@ class ControlServer:
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="netlibd")
+        self._quick = ThreadPoolExecutor(QUICK_WORKERS, thread_name_prefix="netlibd-quick")
 
     def stop(self) -> None:
         """Let :meth:`run` return; may be called from any thread and from a signal handler."""
@@ -160,6 +161,7 @@ class ControlServer:
             self._close_slow()
         self._listener.close()  # connections not accepted are reset, which tells their callers that nothing was done
         self._pool.shutdown(wait=True)
+        self._quick.shutdown(wait=True)
 
     def close(self) -> None:
         """Close the connections, by which callers of ``daemon.leave`` know that the daemon has left."""
@@ -174,11 +176,11 @@ class ControlServer:
         except BlockingIOError:
             return
         except OSError as error:
-            _log.warning("cannot accept a connection: %s", error)
+            logger.warning("cannot accept a connection: %s", error)
             return
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if uid not in (0, os.geteuid()) or len(self._peers) >= MAX_PEERS:
-            _log.warning("refused a connection of pid %d, user %d; %d connections are open", pid, uid, len(self._peers))
+            logger.warning("refused a connection of pid %d, user %d; %d connections are open", pid, uid, len(self._peers))
             sock.close()
             return
         sock.setblocking(False)
@@ -195,17 +197,22 @@ class ControlServer:
     def _read(self, peer: _Peer) -> None:
         try:
             alive = peer.read()
-            body = peer.take()
+            request = peer.take()
         except BlockingIOError:
             self._rearm(peer)
             return
-        except (OSError, _Malformed) as error:
-            _log.info("closed a connection: %s", error)
+        except _Malformed as error:
+            logger.warning("closed a connection that sent no request: %s", error)
+            with suppress(OSError):
+                peer.sock.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
             self._drop(peer)
             return
-        if body is not None:
+        except OSError:  # the peer is gone
+            self._drop(peer)
+            return
+        if request is not None:
             peer.busy = True
-            self._pool.submit(self._work, peer, body)
+            (self._quick if request.about_itself else self._pool).submit(self._work, peer, request)
         elif alive:
             self._rearm(peer)
         else:
@@ -230,33 +237,18 @@ class ControlServer:
 
     # --- in a worker -----------------------------------------------------------------------------------------------
 
-    def _work(self, peer: _Peer, body: bytes | None) -> None:
-        """Answer this request and those that came behind it; then the connection is the loop's again."""
-        usable = True
-        while body is not None and usable:
-            try:
-                usable = self._answer(peer, body)
-                body = peer.take()
-            except OSError as error:
-                _log.info("closed a connection: %s", error)
-                usable = False
-        peer.busy = False
-        if usable and not self._stopping:
-            self._rearm(peer)
-        elif not usable:
-            self._drop(peer)
-
-    def _answer(self, peer: _Peer, body: bytes) -> bool:
-        try:
-            request = _parsed(body, tuple(peer.fds), lambda update: _tell(peer, update))
-        except _Malformed as error:
-            peer.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
-            return False
+    def _work(self, peer: _Peer, request: Request) -> None:
+        """Answer the request; then the connection is the loop's again."""
         try:
             peer.send(self._outcome(request))
-        finally:
-            peer.close_fds()
-        return True
+        except OSError as error:
+            logger.info("nobody took the answer to %s: %s", request.verb, error)
+            self._drop(peer)
+            return
+        peer.close_fds()
+        peer.busy = False
+        if not self._stopping:
+            self._rearm(peer)
 
     def _outcome(self, request: Request) -> bytes:
         try:
@@ -266,7 +258,7 @@ class ControlServer:
         except NetlibError as error:
             return frame({"error": error_to_json(error)})
         except Exception as error:  # a bug in one verb must not end what serves everybody's names
-            _log.exception("%s failed", request.verb)
+            logger.exception("%s failed", request.verb)
             bug = DaemonError(f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}")
             return frame({"error": error_to_json(bug)})
 
@@ -294,7 +286,7 @@ def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Req
         args=args,
         version=version,
         protocol=protocol,
-        store=tuple(store) if store else None,
+        store=store,
         fds=tuple(fds[len(NAMESPACES) :]),
         from_here=_are_ours(fds[: len(NAMESPACES)]),
         tell=tell if message.get("progress") else None,

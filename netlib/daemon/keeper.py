@@ -1,7 +1,8 @@
 """What changes by itself: a thread that looks after it.
 
-It puts our firewall back when others flush it, finds changes in the store that nobody told of (their teller was killed), and at
-the start sees that every sandbox's redirect leads to its resolver. Tasks are due at a time; an event only makes one due sooner.
+It puts our firewall back when others flush it, and finds changes in the store that nobody told of (their teller was killed). At
+the start it clears away ended containers and sees that every sandbox's redirect leads to its resolver. Tasks are due at a time;
+an event only makes one due sooner.
 """
 
 import logging
@@ -10,6 +11,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 
 from netlib.controller import Controller
 from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
@@ -26,7 +28,7 @@ _FOREIGN_SECONDS = 0.5
 _FOREIGN_PAUSE_SECONDS = 5.0  # others may rewrite their rules all day, and to look costs a listing of theirs
 _SWEEP_SECONDS = 5.0
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -56,12 +58,13 @@ class Keeper:
     def _run(self) -> None:
         self._controller = self._make_controller()
         self._in(0, self._warm)
+        self._in(0, self._finish_containers)
         self._in(0, self._check_redirects)
         self._in(_SWEEP_SECONDS, self._sweep)
         try:
             events = FirewallEvents()
         except NetlibError as error:  # without nf_tables there is no table of ours to watch
-            _log.warning("%s", error)
+            logger.warning("%s", error)
             self._loop(None)
             return
         try:
@@ -101,34 +104,41 @@ class Keeper:
         try:
             task()
         except NetlibError as error:
-            _log.warning("%s", error)
+            logger.warning("%s", error)
         except Exception:  # one task's bug must not end the others
-            _log.exception("the keeper failed")
+            logger.exception("the keeper failed")
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
     def _warm(self) -> None:
-        """Import what the first verb will need, before it needs it."""
-        import pyroute2  # noqa: F401
+        """Load what the first verb will need, before it needs it: 150 ms of imports."""
+        import_module("netlib.verbs")
+        with self._controller.engine.kernel("") as kernel:
+            kernel.rtnl()
+            kernel.firewall().close()
 
-        import netlib.verbs  # noqa: F401
+    def _finish_containers(self) -> None:
+        """Clear away containers that ended, or were half made, while no netlibd was there."""
+        from netlib.runtime.service import finish
+
+        finish(self._controller)
 
     def _restore_table(self) -> None:
         restored = restore_table(self._controller)
         if restored:
-            _log.warning("our firewall table was flushed or changed by another program: %d objects were made again", restored)
+            logger.warning("our firewall table was flushed or changed by another program: %d objects were made again", restored)
             self._in(_IN_FLIGHT_SECONDS, self._restore_entries)
 
     def _restore_entries(self) -> None:
         restored = restore_table(self._controller, thorough=True)
         if restored:
-            _log.warning("entries of our firewall table were missing: %d objects were made again", restored)
+            logger.warning("entries of our firewall table were missing: %d objects were made again", restored)
 
     def _restore_allowances(self) -> None:
         self._foreign_done = time.monotonic()
         restored = restore_allowances(self._controller)
         if restored:
-            _log.warning("another program's forward rules stopped %d of our bridges: they are let through again", restored)
+            logger.warning("another program's forward rules stopped %d of our bridges: they are let through again", restored)
 
     def _sweep(self) -> None:
         self._in(_SWEEP_SECONDS, self._sweep)

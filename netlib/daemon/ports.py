@@ -16,7 +16,7 @@ from netlib.model import IPAddress, PortMapping, Protocol
 
 __all__ = ["HeldPorts", "raise_descriptor_limit"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _Place = tuple[Protocol, int, IPAddress | None]
 
 
@@ -52,7 +52,7 @@ class HeldPorts:
             except NetlibError as error:
                 missing[place] = mapping
                 if place not in known:
-                    _log.warning("%s", error)
+                    logger.warning("%s", error)
         self._missing[owner] = missing
         for table in (self._held, self._missing):
             if not table[owner]:

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from netlib import __version__
-from netlib.client import LOG_NAME, PROTOCOL, Progress, at_socket, progress_observer, store_identity
+from netlib.client import LOG_NAME, Progress, progress_observer
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
@@ -29,6 +29,7 @@ from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
+from netlib.wire import PROTOCOL, at_socket, store_identity
 
 __all__ = ["Service"]
 
@@ -36,7 +37,7 @@ LOG_BYTES = 1 << 20  # and as much again in the file before it
 # The DNS thread never rests under load. At Python's 5 ms, a verb would wait that long each time it comes back from the kernel.
 _SWITCH_SECONDS = 0.0005
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -64,7 +65,7 @@ class Service:
             self._dns.close()
             raise
         self._keeper = Keeper(self._controller, self._serving, self._move_resolver)
-        _log.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
+        logger.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
 
     def run(self) -> None:
         """Serve until :meth:`stop`; then close every socket but the connections. What the kernel holds stays as it is."""
@@ -73,7 +74,7 @@ class Service:
         self._keeper.stop()
         self._dns.close()
         self._ports.close()
-        _log.info("netlibd (pid %d) leaves", os.getpid())
+        logger.info("netlibd (pid %d) leaves", os.getpid())
 
     def stop(self) -> None:
         """Let :meth:`run` end; from any thread or signal handler."""
@@ -112,10 +113,9 @@ class Service:
         from netlib.verbs import perform  # the keeper has imported it; a start need not wait for it
 
         self._local.tell = request.tell
+        args = {**request.args, "fds": list(request.fds)} if request.fds else request.args
         try:
-            return perform(
-                self._controller(), request.verb, {**request.args, "fds": request.fds} if request.fds else request.args
-            )
+            return perform(self._controller(), request.verb, args)
         finally:
             self._local.tell = None
 

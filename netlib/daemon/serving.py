@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from netlib.daemon.ports import HeldPorts
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
-from netlib.errors import NetlibError
+from netlib.errors import NetlibError, StoreError
 from netlib.model import Endpoint, IPAddress, Network, Phase, Sandbox
 from netlib.sandboxes import is_served
 from netlib.store.records import Transaction
@@ -22,7 +22,7 @@ from netlib.store.sqlite import Store
 
 __all__ = ["Serving", "ZoneKeeper"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Mover = Callable[[str, int], None]
 """Told the id of a sandbox whose resolver had to take another port, and that port."""
@@ -99,25 +99,25 @@ class Serving:
         All of it is tried; when *needed* the first failure is raised afterwards, else failures are logged.
         """
         failures: list[NetlibError] = []
-        with self._lock, self._store.read() as tx:
-            renewed = [network for network in networks if self._renew(tx, network)]
-            boxes = {sandbox: self._read(tx, sandbox) for sandbox in sandboxes}
-            touched = self._apply(tx, boxes)
         with self._lock:
-            members = {
-                box for network in {*renewed, *touched} if (zone := self._zones.get(network)) for box in zone.sandboxes.values()
-            }
-            moved = self._publish({*members, *boxes}, failures)
-            for network in touched:
-                if network in self._zones and not self._zones[network].sandboxes:
-                    del self._zones[network]
+            with self._store.read() as tx:
+                renewed = [network for network in networks if self._renew(tx, network)]
+                boxes = {sandbox: self._read(tx, sandbox) for sandbox in sandboxes}
+                touched = self._apply(tx, boxes)
+            zones = [self._zones[network] for network in {*renewed, *touched}]
+            moved = self._serve(boxes, failures)
+            for sandbox in {sandbox for zone in zones for sandbox in zone.sandboxes.values()} - boxes.keys():
+                self._dns.publish(sandbox, self._view(self._boxes[sandbox]))
+            for zone in zones:
+                if not zone.sandboxes:
+                    del self._zones[zone.network.id]
         for sandbox, port in moved:
             try:
                 self._moved(sandbox, port)
             except NetlibError as error:
                 failures.append(error)
         for failure in failures:
-            _log.warning("%s", failure)
+            logger.warning("%s", failure)
         if failures and needed:
             raise failures[0]
 
@@ -125,15 +125,15 @@ class Serving:
         """Find what changed in the store without anybody telling, as when the teller was killed, and serve that."""
         with self._lock, self._store.read() as tx:
             ready = tx.ready_ids()
-            present = {record: sandbox or record for record, _, sandbox in ready}
+            boxes = {record for record, kind, _ in ready if kind == "sandbox"}
+            present = {record: sandbox or record for record, _, sandbox in ready if (sandbox or record) in boxes}
             known = {
-                record: box.sandbox.id
-                for box in self._boxes.values()
-                for record in (box.sandbox.id, *(item.id for item in box.endpoints))
+                record: sandbox
+                for sandbox, box in self._boxes.items()
+                for record in (sandbox, *(endpoint.id for endpoint in box.endpoints))
             }
-            orphans = {record for record, kind, sandbox in ready if kind == "endpoint" and sandbox not in present}
             self._ports.retry()
-        differing = {record for record in present.keys() ^ known.keys() if record not in orphans}
+        differing = present.keys() ^ known.keys()
         if differing:
             both = {**present, **known}
             self.changed(sandboxes={both[record] for record in differing}, networks=(), needed=False)
@@ -152,6 +152,14 @@ class Serving:
         endpoints = [item.value for item in tx.endpoints_of_sandbox(sandbox) if item.phase is Phase.READY]
         return _Box(row.value, tuple(sorted(endpoints, key=lambda endpoint: endpoint.ifname)))
 
+    @staticmethod
+    def _network(tx: Transaction, network: str) -> Network:
+        row = tx.by_id(network)
+        if row is None:  # an endpoint that is ready keeps its network
+            raise StoreError(f"network {network} has endpoints but no record; `netlib system reset` begins anew")
+        value: Network = row.value
+        return value
+
     def _renew(self, tx: Transaction, network: str) -> bool:
         """Take over a network's changed record; its zone is built anew then."""
         zone, row = self._zones.get(network), tx.by_id(network)
@@ -159,9 +167,8 @@ class Serving:
             return False
         renewed = ZoneKeeper(row.value)
         boxes = [self._boxes[sandbox] for sandbox in zone.sandboxes.values()]
-        renewed.update(
-            (), [(endpoint, box.sandbox) for box in boxes for endpoint in box.endpoints if endpoint.network == network]
-        )
+        members = ((endpoint, box.sandbox) for box in boxes for endpoint in box.endpoints)
+        renewed.update((), [member for member in members if member[0].network == network])
         self._zones[network] = renewed
         return True
 
@@ -186,24 +193,23 @@ class Serving:
         for endpoint in ports:
             self._ports.hold(endpoint.id, endpoint.ports)
         for network in {*leaving, *joining}:
-            if network not in self._zones:
-                row = tx.by_id(network)
-                assert row is not None  # an endpoint that is ready is in a network that is there
-                self._zones[network] = ZoneKeeper(row.value)
-            self._zones[network].update(leaving.get(network, ()), joining.get(network, ()))
+            zone = self._zones.get(network)
+            if zone is None:
+                zone = self._zones[network] = ZoneKeeper(self._network(tx, network))
+            zone.update(leaving.get(network, ()), joining.get(network, ()))
         return {*leaving, *joining}
 
     # --- to the resolver -------------------------------------------------------------------------------------------
 
-    def _publish(self, sandboxes: Collection[str], failures: list[NetlibError]) -> list[tuple[str, int]]:
+    def _serve(self, sandboxes: Iterable[str], failures: list[NetlibError]) -> list[tuple[str, int]]:
         """Open, swap or close the resolver of each sandbox; answer with those that listen elsewhere than recorded."""
         moved = []
         for sandbox in sandboxes:
             box = self._boxes.get(sandbox)
-            if box is None or not self._is_served(box):
-                self._dns.withdraw(sandbox)
-                continue
             try:
+                if box is None or not self._is_served(box):
+                    self._dns.withdraw(sandbox)
+                    continue
                 port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=self._view(box))
             except NetlibError as error:
                 failures.append(error)
@@ -217,9 +223,8 @@ class Serving:
         return build_view([(self._zones[endpoint.network].zone, endpoint) for endpoint in box.endpoints], box.sandbox.resolver)
 
     def _is_served(self, box: _Box) -> bool:
-        return box.sandbox.owned and is_served(
-            [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
-        )
+        attachments = [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
+        return box.sandbox.owned and is_served(attachments)
 
 
 def _missing_in(box: _Box | None, other: _Box | None) -> Iterator[Endpoint]:

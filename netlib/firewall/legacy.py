@@ -33,46 +33,36 @@ class LegacyTables:
 
     def allow(self, bridge: str, tag: str) -> None:
         """Append two accepts for *bridge* to each legacy FORWARD chain that drops by default."""
-        comment = allowance_comment(bridge, tag)
         for family in self.dropping():
-            if not self.rules(family, bridge):
-                with self._changing(family) as chain:
-                    for direction in ("in_interface", "out_interface"):
-                        chain.append_rule(self._accept(family, direction, bridge, comment))
+            with self._changing(family) as chain:
+                if not any(_our_comments(chain, bridge)):
+                    for rule in self._accepts(family, bridge, allowance_comment(bridge, tag)):
+                        chain.append_rule(rule)
 
     def withdraw(self, bridge: str) -> None:
         """Delete our accepts for *bridge*, wherever they are."""
         with entered(self.netns):
             present = self._present()
         for family in present:
-            found = self.rules(family, bridge)
-            if found:
+            if self._is_allowed(family, bridge):
                 with self._changing(family) as chain:
-                    for rule in found:
-                        chain.delete_rule(rule)
+                    for comment in set(_our_comments(chain, bridge)):
+                        for rule in self._accepts(family, bridge, comment):
+                            chain.delete_rule(rule)
 
     def lacking(self, bridge: str) -> Iterator[str]:
         """One sentence per legacy FORWARD chain that drops *bridge*'s packets, with the line that helps."""
         programs = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
         for family in self.dropping():
-            if not self.rules(family, bridge):
+            if not self._is_allowed(family, bridge):
                 lines = "; ".join(f"{programs[family]} -A FORWARD {option} {bridge} -j ACCEPT" for option in ("-i", "-o"))
                 yield f"{programs[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
 
-    def rules(self, family: str, bridge: str) -> list[Any]:
-        """Our rules for *bridge* in the FORWARD chain of *family*."""
+    def _is_allowed(self, family: str, bridge: str) -> bool:
         with entered(self.netns), doing(f"read the legacy {family} tables"):
             chain = self._forward(family)
             chain.table.refresh()
-            return [rule for rule in chain.rules if self._is_ours(rule, bridge)]
-
-    @staticmethod
-    def _is_ours(rule: Any, bridge: str) -> bool:
-        for match in rule.matches:
-            tag, _, link = (getattr(match, "comment", None) or "").strip('"').partition(" forward ")
-            if match.name == "comment" and tag.split(":", 1)[0] == "netlib" and link == bridge:
-                return True
-        return False
+            return any(_our_comments(chain, bridge))
 
     @staticmethod
     def _present() -> tuple[str, ...]:
@@ -99,14 +89,15 @@ class LegacyTables:
             return str(chain.get_policy().name)
 
     @staticmethod
-    def _accept(family: str, direction: str, bridge: str, comment: str) -> Any:
+    def _accepts(family: str, bridge: str, comment: str) -> Iterator[Any]:
         import iptc
 
-        rule = iptc.Rule() if family == "ip" else iptc.Rule6()
-        setattr(rule, direction, bridge)
-        rule.create_match("comment").comment = comment
-        rule.target = rule.create_target("ACCEPT")
-        return rule
+        for direction in ("in_interface", "out_interface"):
+            rule = iptc.Rule() if family == "ip" else iptc.Rule6()
+            setattr(rule, direction, bridge)
+            rule.create_match("comment").comment = comment
+            rule.target = rule.create_target("ACCEPT")
+            yield rule
 
     @contextmanager
     def _changing(self, family: str) -> Iterator[Any]:
@@ -125,6 +116,15 @@ class LegacyTables:
                 raise KernelError(f"cannot change the legacy {family} tables: {error}") from error
             finally:
                 table.autocommit = True
+
+
+def _our_comments(chain: Any, bridge: str) -> Iterator[str]:
+    """The comments of our rules for *bridge*: the tag, and last the bridge."""
+    for match in (match for rule in chain.rules for match in rule.matches if match.name == "comment"):
+        comment = match.comment.strip('"')
+        tag, _, link = comment.partition(" forward ")
+        if tag.split(":", 1)[0] == "netlib" and link == bridge:
+            yield comment
 
 
 @contextmanager

@@ -102,7 +102,10 @@ def opened(netns: NetnsRef) -> Iterator[int]:
 
 @contextmanager
 def entered(netns: NetnsRef) -> Iterator[None]:
-    """Be in *netns* inside the block; the host (an empty path) is where the thread already is."""
+    """Be in *netns* inside the block; the host (an empty path) is where the thread already is.
+
+    A thread or process started inside the block is born in *netns* and stays there.
+    """
     if netns.is_host:
         yield
         return

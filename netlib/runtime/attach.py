@@ -58,7 +58,7 @@ def connect(path: Path, *, output: bool) -> socket.socket:
 
 def wait(connection: socket.socket, seconds: float | None = None) -> int | None:
     """The exit code, when the container ends; None when its minder went away without telling. Raises DeadlineExceeded."""
-    connection.settimeout(seconds)
+    connection.settimeout(None if seconds is None else max(seconds, 0.001))
     try:
         while message := connection.recv(CHUNK + 1):
             if message[:1] == EXITED:

@@ -37,8 +37,13 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
     for name, mountpoint in where.items():
         path = f"{mountpoint}/{PARENT}/{group}"
         try:
-            for folder in (f"{mountpoint}/{PARENT}", path):
-                _create_one(folder)
+            while True:
+                _create_one(f"{mountpoint}/{PARENT}")
+                try:
+                    _create_one(path)
+                except FileNotFoundError:  # another container's removal took the empty parent away just now
+                    continue
+                break
         except PermissionError:  # no root in this user namespace: the container stays where its starter is
             continue
         made[name] = path
@@ -71,6 +76,31 @@ def join(pid: int, group: dict[str, str]) -> None:
             os.write(fd, str(pid).encode())
         finally:
             os.close(fd)
+
+
+def join_minders(where: dict[str, str]) -> None:
+    """Move the caller out of its starter's groups into the one of all minders."""
+    while True:
+        try:
+            join(0, create(MINDERS, where))
+        except FileNotFoundError:  # empty until now, and taken away just now
+            continue
+        return
+
+
+def leave_minders(where: dict[str, str]) -> None:
+    """Take the groups away with the last minder, the caller; a no-op while there are others."""
+    for mountpoint in where.values():
+        path = f"{mountpoint}/{PARENT}/{MINDERS}"
+        try:
+            with open(f"{path}/cgroup.procs") as file:
+                if file.read().split() != [str(os.getpid())]:
+                    return
+            join(0, {"": mountpoint})
+            os.rmdir(path)
+            os.rmdir(os.path.dirname(path))
+        except OSError:  # one that starts just now needs them
+            return
 
 
 def remove(group: str, where: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Descriptors that the starter passes on, by number; absent ones are not open.
 LOCK_FD, LISTEN_FD, NETNS_FD, CLIENT_FD = 3, 4, 5, 6
+_MOST_FDS = 1 << 20
 _BOOTSTRAP = "import sys; sys.path.append(sys.argv[1]); from netlib.runtime.{module} import main; main()"
 
 
@@ -35,11 +36,15 @@ def main() -> None:
     os.setsid()
     os.chdir("/")
     os.umask(0o077)
-    with open(0, "rb") as pipe:
+    with open(0, "rb", closefd=False) as pipe:
         text = pipe.read()
     if not text:
         os._exit(0)  # the starter thought better of it
     config = marshal.loads(text)  # noqa: S302  written by our starter
+    os.closerange(CLIENT_FD + 1, _MOST_FDS)
+    for fd, wanted in ((NETNS_FD, config["enter_netns"]), (CLIENT_FD, config["client"])):
+        if not wanted:
+            os.closerange(fd, fd + 1)
     try:
         minder = _start(config)
     except init.FAILURES as error:
@@ -59,7 +64,6 @@ def _start(config: dict[str, Any]) -> list[str]:
     go_read, go = os.pipe()
     hierarchies = cgroups.own_hierarchies()
     groups = cgroups.create(config["id"], hierarchies)
-    minders = cgroups.create(cgroups.MINDERS, hierarchies)
 
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     process.unshare(process.CLONE_NEWPID)
@@ -76,7 +80,7 @@ def _start(config: dict[str, Any]) -> list[str]:
         os.close(NETNS_FD)  # the minder must not pin it
     try:
         cgroups.join(pid, groups)
-        cgroups.join(0, minders)
+        cgroups.join_minders(hierarchies)
         _survive_memory_pressure()
         terminal = _release(config, pid, status, go)
     except (OSError, process.CommandRefused):

@@ -6,6 +6,7 @@ record, the files and the log stay until it is removed.
 """
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, Network
 from netlib.store.records import Row, Transaction, register_kind
 
 register_kind("container", Container)
+
+_KILL_SECONDS = 10.0
 
 __all__ = [
     "containers",
@@ -263,7 +266,7 @@ def remove_container(controller: Controller, reference: str, *, force: bool = Fa
     if own.state(container).running:
         if not force:
             raise InUse(f"container {container.name!r} is running; stop it first, or remove it with --force")
-        own.stop(container, 0, number=9)
+        own.stop(container, _KILL_SECONDS, signal.SIGKILL)
     with controller.locks.hold(record_lock(container.id), f"removing container {container.name}"):
         with controller.store.write() as tx:
             if tx.by_id(container.id) is None:

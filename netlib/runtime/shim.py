@@ -141,6 +141,7 @@ class Minder:
             self._turn(running=False)
         if reaper is not None:
             os.waitpid(reaper, 0)
+        cgroups.leave_minders(cgroups.own_hierarchies())
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -281,7 +282,8 @@ class Minder:
         except (OSError, TimeoutError) as error:  # the folder goes with `rm`; the end is told all the same
             sys.stderr.write(f"{error}\n")
         os.rename(f"{folder}/exit.json.new", f"{folder}/exit.json")
-        os.unlink(self.facts["socket"])
+        if os.path.exists(self.facts["socket"]):
+            os.unlink(self.facts["socket"])
         os.close(self.listen)
         os.close(int(self.facts["lock"]))
 

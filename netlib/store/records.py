@@ -5,13 +5,14 @@ The IPAM tables are the IPAM drivers' own affair; they reach them through :attr:
 
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
+from ipaddress import ip_address
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from netlib.codec import decode, encode
 from netlib.model import Endpoint, Network, Phase, PortMapping, Sandbox
-from netlib.plan import Key, KernelObject, Plan
+from netlib.plan import KernelObject, Key, Plan
 from netlib.registry import object_class
 
 _R = TypeVar("_R", bound=Struct)
@@ -61,7 +62,9 @@ class Transaction:
 
     # --- records ---------------------------------------------------------------------------------------------------
 
-    def insert(self, value: Any, *, name: str, phase: Phase = Phase.CREATING, network: str | None = None, sandbox: str | None = None) -> None:
+    def insert(
+        self, value: Any, *, name: str, phase: Phase = Phase.CREATING, network: str | None = None, sandbox: str | None = None
+    ) -> None:
         """Write a new record. ``sqlite3.IntegrityError`` when its kind has that name; callers look first."""
         self.db.execute(
             "INSERT INTO record (id, kind, name, phase, network, sandbox, boot, body) VALUES (?,?,?,?,?,?,?,?)",
@@ -96,6 +99,12 @@ class Transaction:
                 return None
             row = rows[0]
         return self._row(row)
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Whether any record's id begins with *prefix*."""
+        return (
+            self.db.execute("SELECT 1 FROM record WHERE id>=? AND id<? LIMIT 1", (prefix, prefix + "g")).fetchone() is not None
+        )
 
     def by_id(self, record: str) -> Row[Any] | None:
         """The record with that full id, of whatever kind."""
@@ -159,7 +168,7 @@ class Transaction:
         return Plan(*(decode_object(body) for (body,) in rows))
 
     def ready_objects(self, kind: str, netns: str) -> Iterator[tuple[str, KernelObject]]:
-        """Every object of one kind in one netns (as keys are spelled: "host", a path) that a ready record holds, with its id."""
+        """Every object of one kind in one netns (spelled as in keys: "host", a path) that a ready record holds, with its id."""
         prefix = f"{kind}/{netns}/"
         rows = self.db.execute(
             "SELECT record, object.body FROM object JOIN record ON record.id=object.record "
@@ -195,15 +204,14 @@ class Transaction:
         )
 
     def port_holder(self, mapping: PortMapping) -> str | None:
-        """The id of the endpoint whose published port *mapping* would clash with (every address clashes with each)."""
-        rows = self.db.execute("SELECT host_ip, owner FROM port WHERE protocol=? AND number=?", (mapping.protocol, mapping.host_port))
-        mine = str(mapping.host_ip or "")
-        return next((owner for host_ip, owner in rows if not mine or not host_ip or host_ip == mine), None)
+        """The id of the endpoint whose published port *mapping* would clash with (see :meth:`PortMapping.meets`)."""
+        rows = self.db.execute(
+            "SELECT host_ip, owner FROM port WHERE protocol=? AND number=?", (mapping.protocol, mapping.host_port)
+        )
+        return next((owner for host_ip, owner in rows if mapping.meets(ip_address(host_ip) if host_ip else None)), None)
 
     def ports(self) -> list[PortMapping]:
         """Every host port that is published, as (protocol, number, address); the container's side is left 0."""
-        from ipaddress import ip_address
-
         rows = self.db.execute("SELECT protocol, number, host_ip FROM port ORDER BY protocol, number")
         return [
             PortMapping(container_port=0, host_port=number, protocol=protocol, host_ip=ip_address(host_ip) if host_ip else None)
@@ -231,7 +239,9 @@ class Transaction:
 
     def journal(self, limit: int) -> list[JournalEntry]:
         """The last *limit* operations, oldest first."""
-        rows = self.db.execute("SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+        rows = self.db.execute(
+            "SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)
+        ).fetchall()
         return [JournalEntry(*entry, detail=decode(detail, list[str])) for *entry, detail in reversed(rows)]
 
 

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
@@ -64,14 +64,21 @@ class Store:
             raise self._translated(error) from error
         try:
             yield Transaction(connection, self.boot)
-        except BaseException:
-            connection.execute("ROLLBACK")
+        except BaseException as error:
+            self._roll_back(connection)
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
+                raise self._translated(error) from error
             raise
         try:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            connection.execute("ROLLBACK")
+            self._roll_back(connection)
             raise self._translated(error) from error
+
+    @staticmethod
+    def _roll_back(connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:  # SQLite itself goes back after some errors (a full disk, a damaged file)
+            connection.execute("ROLLBACK")
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -89,9 +96,14 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if stat.S_IMODE(folder.stat().st_mode) & 0o077:
                 folder.chmod(0o700)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Never opened and closed here: close(2) would drop the locks that this process's other connections hold on the
+            # file, whereupon another process takes itself for the last one and deletes the log under their feet.
+            with suppress(FileExistsError):
+                os.mknod(self.path, stat.S_IFREG | 0o600)
         except PermissionError as error:
-            raise NotPermitted(f"state folder {folder}: no permission to write there; run as root or pass --state-dir") from error
+            raise NotPermitted(
+                f"state folder {folder}: no permission to write there; run as root or pass --state-dir"
+            ) from error
         except OSError as error:
             raise StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one") from error
         try:
@@ -112,7 +124,9 @@ class Store:
         (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
         if version > len(MIGRATIONS):
             connection.execute("ROLLBACK")
-            raise StoreError(f"{self.path} was written by a newer netlib (schema {version}, this one knows {len(MIGRATIONS)}); upgrade netlib")
+            raise StoreError(
+                f"{self.path} was written by a newer netlib (schema {version}, not {len(MIGRATIONS)}); upgrade netlib"
+            )
         for number in range(version, len(MIGRATIONS)):
             for statement in MIGRATIONS[number].split(";"):
                 connection.execute(statement)
@@ -121,5 +135,7 @@ class Store:
 
     def _translated(self, error: sqlite3.Error) -> StoreError | DeadlineExceeded:
         if "locked" in str(error) or "busy" in str(error):
-            return DeadlineExceeded(f"{self.path} is kept locked for writing by another process for more than {BUSY_SECONDS:.0f} s")
+            return DeadlineExceeded(
+                f"{self.path} is kept locked for writing by another process for more than {BUSY_SECONDS:.0f} s"
+            )
         return StoreError(f"{self.path}: {error}")

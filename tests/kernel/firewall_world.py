@@ -75,6 +75,7 @@ class World:
             self.serve(name, "::", 80)
         self.serve("host", "127.0.0.1", 9000)
         self.serve("host", "::", 9001)
+        self.serve("host", "::", 8080)  # published in the tests: it keeps what cannot be forwarded
         self._thread = threading.Thread(target=self._answer, name="answers", daemon=True)
         self._thread.start()
 
@@ -82,6 +83,7 @@ class World:
         lines: dict[str, list[str]] = {name: ["link set lo up"] for name in self.refs}
         lines["host"] += ["link add uplink type veth peer name eth0 netns fw-lan", "link set uplink up"]
         lines["host"] += ["address add 192.168.9.1/24 dev uplink", "address add fd09::1/64 dev uplink nodad"]
+        lines["host"] += ["address add fe80::9/64 dev uplink nodad"]
         lines["lan"] += ["link set eth0 up", "address add 192.168.9.2/24 dev eth0", "address add fd09::2/64 dev eth0 nodad"]
         lines["lan"] += ["route add 10.0.0.0/8 via 192.168.9.1", "route add fd00::/14 via fd09::1"]
         lines["lan"] += ["address flush dev lo", "route add 127.0.0.0/8 via 192.168.9.1"]
@@ -105,6 +107,7 @@ class World:
             ]
             lines[name] += [f"route add default via 10.{number}.0.1", f"route add default via fd0{number}::1"]
         lines["mallory"] += ["address flush dev lo", "route add 127.0.0.0/8 via 10.1.0.1"]
+        lines["mallory"] += ["address add 127.6.6.6/32 dev eth0"]
         for name, batch in lines.items():
             subprocess.run(["ip", "-netns", f"fw-{name}", "-batch", "-"], input="\n".join(batch), text=True, check=True)
         with entered(self.refs["lan"]):
@@ -176,11 +179,10 @@ class World:
                 sock.send(_echo_request(family))
                 return sock
             sock = socket.socket(family, socket.SOCK_STREAM if probe.protocol == "tcp" else socket.SOCK_DGRAM)
-        if probe.source_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", probe.source_port))
-        sock.setblocking(False)
-        sock.connect_ex((probe.address, probe.port))
+            sock.setblocking(False)
+            if probe.source_port:
+                sock.bind(("", probe.source_port))
+            sock.connect_ex((probe.address, probe.port))  # inside, where the link of a fe80:: address is known
         if probe.protocol == "udp":
             sock.send(b"who are you?")
         return sock

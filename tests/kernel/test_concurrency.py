@@ -1,7 +1,4 @@
-"""Many processes at once, and many cycles: no address twice, no error but the legitimate ones, nothing left behind.
-
-The number of cycles is scaled by ``NETLIB_SOAK`` (1.0 is the full 1,000, as ``make soak`` runs it; tests run a few).
-"""
+"""Many processes at once, and many cycles: no address twice, no error but the legitimate ones, nothing left behind."""
 
 import json
 import multiprocessing
@@ -21,8 +18,6 @@ from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish
 
 PROCESSES = 50
-SOAK = float(os.environ.get("NETLIB_SOAK", "0.03"))
-CYCLES = max(20, round(1000 * SOAK))
 _fork = multiprocessing.get_context("fork")
 
 
@@ -107,7 +102,8 @@ def _resources() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def test_cycles_of_connect_and_disconnect_leave_nothing_behind(config: Config) -> None:
+@pytest.mark.soak
+def test_cycles_of_connect_and_disconnect_leave_nothing_behind(config: Config, cycles: Callable[[int], int]) -> None:
     with Controller(config, watcher=Unwatched()) as controller:
         controller.create_network("web")
         controller.create_sandbox("box")
@@ -123,7 +119,8 @@ def test_cycles_of_connect_and_disconnect_leave_nothing_behind(config: Config) -
             rows = tx.db.execute(
                 "SELECT (SELECT count(*) FROM record), (SELECT count(*) FROM object), (SELECT count(*) FROM lease)"
             ).fetchone()
-        for _ in range(CYCLES):
+        count = cycles(1000)
+        for _ in range(count):
             cycle()
         assert differences(before, snapshot()) == []
         with controller.store.read() as tx:
@@ -133,7 +130,7 @@ def test_cycles_of_connect_and_disconnect_leave_nothing_behind(config: Config) -
         assert after == rows
         files_now, memory_now = _resources()
         assert files_now == files
-        assert memory_now - memory < 4096, f"resident memory grew by {memory_now - memory} KiB over {CYCLES} cycles"
+        assert memory_now - memory < 4096, f"resident memory grew by {memory_now - memory} KiB over {count} cycles"
         controller.reset()
 
 

@@ -3,10 +3,12 @@
 Each runs with bridged frames passing the host's rules (bridge-nf-call-iptables 1) and without.
 """
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +24,9 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.model import Protocol
 from netlib.plan import KernelObject
-from tests.kernel.firewall_world import Probe, World, probes
+from tests.kernel.firewall_world import SILENCE, Probe, World, probes
 
 TAG = "netlib:test:record"
-V4 = ("10.1.0.2", "10.1.0.3")
 A1, A2, B1, I1, I2, LAN = (
     ("10.1.0.2", "fd01::2"),
     ("10.1.0.3", "fd01::3"),
@@ -38,10 +39,9 @@ UPLINK = ("192.168.9.1", "fd09::1")
 ALL = ("tcp", "udp", "icmp")
 
 
-def network(bridge: str, number: int, **options: object) -> BridgedNetwork:
-    return BridgedNetwork(
-        bridge=bridge, subnets=(ip_network(f"10.{number}.0.0/24"), ip_network(f"fd0{number}::/64")), **options
-    )  # type: ignore[arg-type]
+def network(bridge: str, number: int, **options: Any) -> BridgedNetwork:
+    subnets = (ip_network(f"10.{number}.0.0/24"), ip_network(f"fd0{number}::/64"))
+    return BridgedNetwork(bridge=bridge, subnets=subnets, **options)
 
 
 def port(
@@ -112,6 +112,24 @@ def test_without_rules_everything_is_open(world: World, kernel: Kernel) -> None:
     world.reached(*probes(["lan"], [*A1, *B1, *I1]), *probes(["a1"], [*B1, *I1]), *probes(["i1"], [*A1, *LAN]))
     world.reached(*probes(["mallory"], ["127.0.0.1"], 9000))
     world.reached(*probes(["lan"], ["127.0.0.1"], 9000))
+    assert spoofed(world) == "spoofed"
+
+
+def spoofed(world: World) -> str | None:
+    """What the host hears of a datagram that mallory sends from a loopback address."""
+    with entered(world.refs["host"]):
+        heard = socket.socket(type=socket.SOCK_DGRAM)
+    with entered(world.refs["mallory"]):
+        sender = socket.socket(type=socket.SOCK_DGRAM)
+    with heard, sender:
+        heard.bind(("10.1.0.1", 0))
+        heard.settimeout(SILENCE)
+        sender.bind(("127.6.6.6", 0))
+        sender.sendto(b"spoofed", heard.getsockname())
+        try:
+            return heard.recv(100).decode()
+        except TimeoutError:
+            return None
 
 
 def test_members_of_a_network_reach_each_other_unchanged(world: World, rules: None) -> None:
@@ -182,12 +200,29 @@ def test_nobody_reaches_the_hosts_loopback(world: World, rules: None) -> None:
     world.closed(*probes(["mallory", "lan"], ["127.0.0.1"], 9000), *probes(["mallory"], ["127.0.0.1"], 8080))
 
 
-def test_internal_network_neither_leaves_nor_is_reached(world: World, rules: None) -> None:
+def test_nobody_else_is_the_hosts_loopback(world: World, rules: None) -> None:
+    assert spoofed(world) is None
+
+
+def test_what_ipv6_cannot_forward_stays_with_the_host(world: World, rules: None) -> None:
+    """``::1`` is netlibd's to forward, and link-local addresses lead no further than their link."""
+    assert world.answers(*probes(["host"], ["::1"], 8080)) == ["host ::1"] * 2
+    found = world.answers(*probes(["lan"], ["fe80::9%eth0"], 8080))
+    assert [answer and answer.split()[0] for answer in found] == ["host"] * 2
+
+
+def test_internal_network_neither_leaves_nor_is_reached(world: World, kernel: Kernel, rules: None) -> None:
+    """Not even by a port that somebody published on it."""
+    forwarded = published(8095, I1)
+    FirewallObject.ensure_many(kernel, forwarded)
+    world.reached(*probes(["host"], ["192.168.9.1"], 8095))
     world.closed(
         *probes(["i1"], [*LAN, *A1, *B1], protocols=ALL),
         *probes(["lan", "a1", "b1"], I1, protocols=ALL),
-        *probes(["i1"], [*UPLINK, "10.3.0.1"], 8080),
+        *probes(["i1"], ["10.1.0.1", "10.3.0.1"], 8090),
+        *probes(["lan", "a1"], UPLINK, 8095),
     )
+    FirewallObject.remove_many(kernel, forwarded)
 
 
 def test_user_chain_runs_first_and_is_kept(world: World, kernel: Kernel) -> None:

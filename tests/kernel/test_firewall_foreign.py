@@ -14,33 +14,37 @@ TAG = "netlib:test:record"
 ALLOWANCE = ForwardAllowance(bridge="br0")
 
 # What drops, as a person or a program would set it up; the chain that our two rules go to, and the rule that stays behind them.
+_HOOK = "{ type filter hook forward priority 0; policy %s; }"
 DROPPING = {
-    "policy": (
-        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
-        "ip filter FORWARD",
-        "",
-    ),
-    "inet_policy": (
-        "add table inet f; add chain inet f fwd1 { type filter hook forward priority 0; policy drop; }",
-        "inet f fwd1",
-        "",
-    ),
+    "policy": ((f"add chain ip filter FORWARD {_HOOK % 'drop'}",), "ip filter FORWARD", ""),
+    "inet_policy": ((f"add chain inet filter pass {_HOOK % 'drop'}",), "inet filter pass", ""),
     "final_reject": (
-        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; }; "
-        "add rule ip filter FORWARD ip saddr 10.9.9.9 accept; add rule ip filter FORWARD counter log reject",
+        (
+            f"add chain ip filter FORWARD {_HOOK % 'accept'}",
+            "add rule ip filter FORWARD ip saddr 10.9.9.9 accept",
+            "add rule ip filter FORWARD counter log reject",
+        ),
         "ip filter FORWARD",
         "reject",
     ),
     "final_jump": (
-        "add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; }; add chain ip6 filter last; "
-        "add rule ip6 filter last drop; add rule ip6 filter FORWARD jump last",
+        (
+            f"add chain ip6 filter FORWARD {_HOOK % 'accept'}",
+            "add chain ip6 filter last",
+            "add rule ip6 filter last drop",
+            "add rule ip6 filter FORWARD jump last",
+        ),
         "ip6 filter FORWARD",
         "jump last",
     ),
     "docker": (
-        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; "
-        "add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER; "
-        "add rule ip filter DOCKER-USER iifname eth7 drop; add rule ip filter DOCKER-USER return",
+        (
+            f"add chain ip filter FORWARD {_HOOK % 'drop'}",
+            "add chain ip filter DOCKER-USER",
+            "add rule ip filter FORWARD jump DOCKER-USER",
+            "add rule ip filter DOCKER-USER iifname eth7 drop",
+            "add rule ip filter DOCKER-USER return",
+        ),
         "ip filter DOCKER-USER",
         "return",
     ),
@@ -57,23 +61,25 @@ def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def nft(*commands: str) -> None:
+    """Run *commands* after the tables that they are about have been made."""
+    tables = {f"add table {' '.join(command.split()[2:4])}" for command in commands}
+    run("nft", "; ".join([*tables, *commands]))
+
+
 @pytest.mark.parametrize("case", DROPPING)
 def test_accepts_stand_in_front_of_the_final_drop(kernel: Kernel, case: str) -> None:
     setup, chain, last = DROPPING[case]
-    run("nft", setup)
+    nft(*setup)
     before = run("nft", "list", "ruleset")
     assert f"chain {chain} drops what br0 forwards" in (ALLOWANCE.drift(kernel) or "")
     ALLOWANCE.ensure(kernel)
     assert ALLOWANCE.drift(kernel) is None
-    rules = [
-        line.strip()
-        for line in run("nft", "list", "chain", *chain.split()).splitlines()
-        if "comment" in line or line.endswith(last)
-    ]
+    rules = [line.strip() for line in run("nft", "list", "chain", *chain.split()).splitlines()]
     ours = [f'{way} "br0" counter packets 0 bytes 0 accept comment "{TAG} forward br0"' for way in ("iifname", "oifname")]
-    assert rules[:2] == ours or rules[1:3] == ours, rules
-    if last:
-        assert rules[-1].endswith(last)
+    behind = rules[rules.index(ours[0]) :]
+    assert behind[:2] == ours
+    assert behind[2].endswith(last or "}")
     once = run("nft", "list", "ruleset")
     ALLOWANCE.ensure(kernel)
     assert run("nft", "list", "ruleset") == once
@@ -83,7 +89,7 @@ def test_accepts_stand_in_front_of_the_final_drop(kernel: Kernel, case: str) -> 
 
 
 def test_the_line_to_type_is_the_one_that_helps(kernel: Kernel) -> None:
-    run("nft", DROPPING["docker"][0])
+    nft(*DROPPING["docker"][0])
     drift = ALLOWANCE.drift(kernel) or ""
     for command in drift.partition("type: ")[2].split("; "):
         run("nft", command.removeprefix("nft ").strip("'"))
@@ -103,7 +109,7 @@ def test_what_accepts_by_default_is_left_alone(kernel: Kernel) -> None:
 
 
 def test_bridges_are_told_apart(kernel: Kernel) -> None:
-    run("nft", DROPPING["policy"][0])
+    nft(*DROPPING["policy"][0])
     other = ForwardAllowance(bridge="br00")
     ForwardAllowance.ensure_many(kernel, [ALLOWANCE, other])
     ALLOWANCE.remove(kernel)
@@ -114,9 +120,8 @@ def test_bridges_are_told_apart(kernel: Kernel) -> None:
 
 def test_firewalld_is_asked_for_by_its_own_command(kernel: Kernel) -> None:
     """It rewrites its table at every reload: the person types the line, and then firewalld's rules speak of the bridge."""
-    run(
-        "nft",
-        "add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }; "
+    nft(
+        f"add chain inet firewalld filter_FORWARD {_HOOK % 'accept'}",
         "add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited",
     )
     before = run("nft", "list", "ruleset")
@@ -133,9 +138,8 @@ def test_legacy_tables(kernel: Kernel, program: str) -> None:
     run(program, "-P", "FORWARD", "DROP")
     run(program, "-A", "FORWARD", "-i", "br0", "-j", "ACCEPT", "-m", "comment", "--comment", "somebody's own")
     before = run(program, "-S")
-    assert ALLOWANCE.drift(kernel) == (
-        f"{program}'s FORWARD drops what br0 forwards; type: {program} -A FORWARD -i br0 -j ACCEPT; {program} -A FORWARD -o br0 -j ACCEPT"
-    )
+    lines = "; ".join(f"{program} -A FORWARD {option} br0 -j ACCEPT" for option in ("-i", "-o"))
+    assert ALLOWANCE.drift(kernel) == f"{program}'s FORWARD drops what br0 forwards; type: {lines}"
     ALLOWANCE.ensure(kernel)
     ALLOWANCE.ensure(kernel)
     assert ALLOWANCE.drift(kernel) is None

@@ -4,7 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import pytest
@@ -30,6 +30,9 @@ def web(netns_factory: Callable[[str], NetnsRef], kernel: Kernel) -> NetnsRef:
         Bridge(ifname=ifname, netns=netns).ensure(kernel)
         for text in texts:
             Address(ifname=ifname, address=ip_interface(text), netns=netns).ensure(kernel)
+    deadline = monotonic() + 10
+    while not shown(netns, "-6 route show table local fd00::2"):  # the kernel sets it a moment after the address
+        assert monotonic() < deadline
     return netns
 
 
@@ -68,7 +71,9 @@ def test_route_comes_once_and_goes(
     route.ensure(kernel)
     assert differences(after, snapshot(web)) == []
     assert route.drift(kernel) is None
-    (found,) = shown(web, f"-{destination.version} route show table {table} {destination if destination.prefixlen else 'default'}")
+    (found,) = shown(
+        web, f"-{destination.version} route show table {table} {destination if destination.prefixlen else 'default'}"
+    )
     expected = metric or (1024 if destination.version == 6 else 0)
     assert (found["dev"], found.get("gateway"), found.get("metric", 0)) == ("eth0", str(gateway) if gateway else None, expected)
     route.remove(kernel)

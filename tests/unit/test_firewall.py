@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,13 @@ def test_commands_are_what_a_person_would_type() -> None:
     assert all(shlex.split(line)[0] == "nft" for item in STANDARD for line in item.commands())
 
 
-def listed(**chains: list[str | None]) -> list[dict[str, Any]]:
+def listed(**chains: Sequence[str | None]) -> list[dict[str, Any]]:
     """A listing of the table in which the named chains have rules with these comments."""
     found: list[dict[str, Any]] = [{"metainfo": {}}]
     found += [{"set": {"name": line.split()[4]}} for line in base_commands() if line.startswith("add set")]
     found += [{"map": {"name": line.split()[4]}} for line in base_commands() if line.startswith("add map")]
-    for name, comments in {"user": [], **base_comments(), **chains}.items():
+    contents: dict[str, Sequence[str | None]] = {"user": [], **base_comments(), **chains}
+    for name, comments in contents.items():
         found.append({"chain": {"name": name}})
         found += [{"rule": {"chain": name, "comment": comment} if comment else {"chain": name}} for comment in comments]
     return found
@@ -161,7 +163,8 @@ def test_an_intact_table_is_recognised_and_so_is_any_other() -> None:
     comments = base_comments()["forward"]
     assert base_difference(listed()) is None
     assert base_difference(listed(user=["mine", None])) is None
-    for other in ([], comments[1:], [*comments, None], comments[::-1], ["yours first (0ldc0de0)", *comments[1:]]):
+    others: list[Sequence[str | None]] = [[], comments[1:], [*comments, None], comments[::-1], ["yours first", *comments[1:]]]
+    for other in others:
         assert base_difference(listed(forward=other)) == "nftables chain inet netlib forward has other rules than ours"
     lacks = base_difference([entry for entry in listed() if entry.get("map", {}).get("name") != "ports6"])
     assert lacks == "nftables table inet netlib lacks ports6"
@@ -190,7 +193,7 @@ def test_entries_are_read_back_as_they_were_written() -> None:
     ("printed", "kind", "number"),
     [
         ("Error: Could not process rule: No such file or directory\nadd element …\n", ObjectMissing, 2),
-        ("Error: No such file or directory; did you mean set ‘x’?\n", ObjectMissing, 2),
+        ("Error: No such file or directory; did you mean set x?\n", ObjectMissing, 2),
         ("Error: Could not process rule: File exists\n", KernelError, 17),
         ("Error: Could not process rule: Operation not supported\n", FeatureMissing, 95),
         ("Error: syntax error, unexpected newline\nadd blah\n", KernelError, 0),

@@ -11,7 +11,7 @@ import pytest
 
 from netlib.errors import StoreError
 from netlib.kernel.netns import OwnedNetns
-from netlib.model import AddressPool, Endpoint, Network, Phase, PortMapping, Protocol, Sandbox, NetnsRef
+from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.store.records import JOURNAL_ROWS, JournalEntry
 from netlib.store.schema import MIGRATIONS
 from netlib.store.sqlite import Store
@@ -67,9 +67,13 @@ def test_a_record_is_found_by_name_id_or_unambiguous_beginning(store: Store) -> 
 
 
 def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
-    with pytest.raises(RuntimeError), store.write() as tx:
-        tx.insert(NETWORK, name="web")
-        raise RuntimeError("crash")
+    def crash() -> None:
+        with store.write() as tx:
+            tx.insert(NETWORK, name="web")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        crash()
     with store.read() as tx:
         assert tx.all(Network) == []
 

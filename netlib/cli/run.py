@@ -1,0 +1,265 @@
+"""``netlib run``, ``start``, ``attach``, ``exec``: commands whose input and output become the caller's."""
+
+import os
+import sys
+from argparse import Namespace
+from typing import Any
+
+from netlib.cli.arguments import Parser, environment
+from netlib.cli.outcome import complain, each
+from netlib.client import call
+from netlib.config import Config
+from netlib.errors import ConfigError, Conflict
+
+_RUN_EXAMPLES = (
+    "netlib run -d --name web --network alpine-net -p 8080:80 python3 -m http.server 80",
+    "netlib run --rm --network alpine-net ping -c1 web",
+    "netlib run --rm -it --network name=web,ip=172.28.0.9 --network backend sh",
+    "netlib run --rm --rootfs /srv/alpine -v /srv/data:/data:ro cat /data/file",
+)
+
+
+def run_parser() -> Parser:
+    """The arguments of ``run``."""
+    parser = Parser(
+        "run",
+        "Run a command in a new container. Its files are those of --rootfs, else a throw-away view of the host's.",
+        _RUN_EXAMPLES,
+        usage="[OPTION …] COMMAND [ARGUMENT …]",
+        short_help=False,
+    )
+    parser.switch("-d", "--detach", purpose="leave it running and print its id")
+    parser.switch("-i", "--interactive", purpose="pass standard input on")
+    parser.switch("-t", "--tty", purpose="give it a terminal")
+    parser.switch("--rm", purpose="remove it when it ends")
+    parser.value("--name", metavar="NAME", purpose="its name, which others on its networks find it by")
+    parser.value("-h", "--hostname", metavar="NAME", purpose="its hostname (the beginning of its id)")
+    parser.value("--domainname", metavar="NAME", purpose="its domain name")
+    _add_network_options(parser)
+    parser.values("-e", "--env", metavar="NAME=VALUE", purpose="variable; NAME alone takes your value")
+    parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
+    parser.value("-w", "--workdir", metavar="DIR", purpose="folder that the command starts in")
+    parser.value("-u", "--user", metavar="USER[:GROUP]", purpose="who runs the command")
+    parser.values("-v", "--volume", metavar="SOURCE:TARGET[:ro]", purpose="show a folder of the host in it")
+    parser.value("--rootfs", metavar="DIR", purpose="folder with its files")
+    parser.values("-l", "--label", metavar="KEY=VALUE", purpose="label")
+    parser.value("--stop-signal", metavar="SIGNAL", default="TERM", purpose="what `netlib stop` sends (TERM)")
+    parser.seconds("--stop-timeout", purpose="what `netlib stop` waits before it kills (10)")
+    parser.command()
+    return parser
+
+
+def _add_network_options(parser: Parser) -> None:
+    parser.values(
+        "--network",
+        "--net",
+        metavar="NETWORK",
+        purpose="network to join, repeatable: a name, host, none, container:NAME, or name=…,alias=…,ip=…,ip6=…,mac-address=…,"
+        "driver-opt=…,gw-priority=… (bridge)",
+    )
+    parser.values("--network-alias", "--net-alias", metavar="NAME", purpose="one more name on the first network")
+    parser.value("--ip", metavar="IP", purpose="IPv4 address on the first network")
+    parser.value("--ip6", metavar="IP", purpose="IPv6 address on the first network")
+    parser.value("--mac-address", metavar="MAC", purpose="MAC address on the first network")
+    parser.values("--link", metavar="NAME[:ALIAS]", purpose="know another container by a name")
+    parser.values(
+        "-p", "--publish", metavar="PORT", purpose="publish a port: 80, 8080:80, IP:8080:80, IP::80, 8000-8010:80-90, with /udp"
+    )
+    parser.values("--dns", metavar="IP", purpose="name server for what is no container")
+    parser.values("--dns-search", metavar="DOMAIN", purpose="search domain")
+    parser.values("--dns-option", "--dns-opt", metavar="OPTION", purpose="resolver option")
+    parser.values("--add-host", metavar="NAME:IP", purpose="line for /etc/hosts")
+
+
+def run(config: Config, given: Namespace) -> int:
+    """Run a command in a new container; its exit code is ours, unless it is detached."""
+    command = _command(given, "run")
+    _check_terminal(given)
+    args: dict[str, Any] = {
+        "command": command,
+        "name": given.name,
+        "rootfs": os.path.abspath(given.rootfs) if given.rootfs else "",
+        "hostname": given.hostname,
+        "domainname": given.domainname,
+        "environment": environment(given.env, given.env_file, os.environ),
+        "workdir": given.workdir,
+        "user": given.user,
+        "tty": given.tty,
+        "stdin": given.interactive,
+        "auto_remove": given.rm,
+        "volumes": given.volume,
+        "networks": given.network,
+        "aliases": given.network_alias,
+        "ip": given.ip,
+        "ip6": given.ip6,
+        "mac": given.mac_address,
+        "links": given.link,
+        "publish": given.publish,
+        "dns": given.dns,
+        "dns_search": given.dns_search,
+        "dns_options": given.dns_option,
+        "add_hosts": given.add_host,
+        "labels": given.label,
+        "stop_signal": given.stop_signal,
+    }
+    if given.stop_timeout is not None:
+        args["stop_seconds"] = given.stop_timeout
+    if given.detach:
+        started = call(config, "container.run", args)
+        _warn(started)
+        print(started["Id"])
+        return 0
+    return _foreground(config, "container.run", args, tty=given.tty, stdin=given.interactive)
+
+
+def start_parser() -> Parser:
+    """The arguments of ``start``."""
+    parser = Parser(
+        "start", "Start containers that have ended.", ("netlib start web", "netlib start -a job"), usage="[-a] [-i] CONTAINER …"
+    )
+    parser.switch("-a", "--attach", purpose="show its output, and end with its exit code")
+    parser.switch("-i", "--interactive", purpose="pass standard input on")
+    parser.names()
+    return parser
+
+
+def start(config: Config, given: Namespace) -> int:
+    """Start containers."""
+    if not (given.attach or given.interactive):
+        _, code = each(given.names, lambda name: print(_started(config, name)))
+        return code
+    if len(given.names) > 1:
+        raise ConfigError(
+            f"start -a shows one container at a time, and {len(given.names)} are named; start the others without -a"
+        )
+    (name,) = given.names
+    facts = call(config, "container.inspect", {"names": [name]})[0]
+    if facts["State"]["Running"]:
+        raise Conflict(f"container {name!r} is running already; `netlib attach {name}` shows its output")
+    return _foreground(config, "container.start", {"name": name}, tty=facts["Config"]["Tty"], stdin=given.interactive)
+
+
+def _started(config: Config, name: str) -> str:
+    call(config, "container.start", {"name": name})
+    return name
+
+
+def attach_parser() -> Parser:
+    """The arguments of ``attach``."""
+    parser = Parser(
+        "attach",
+        "Be the terminal of a running container; its exit code is yours.",
+        ("netlib attach web",),
+        usage="[--no-stdin] CONTAINER",
+    )
+    parser.switch("--no-stdin", purpose="do not pass standard input on")
+    parser.name()
+    return parser
+
+
+def attach(config: Config, given: Namespace) -> int:
+    """Attach to a running container until it ends."""
+    from netlib.runtime.attach import connect
+
+    facts = call(config, "container.inspect", {"names": [given.name]})[0]
+    if not facts["State"]["Running"]:
+        raise Conflict(f"container {given.name!r} is not running; `netlib start -a {given.name}` starts it")
+    with connect(minder_socket(config, facts["Id"]), output=True) as connection:
+        stdin = facts["Config"]["OpenStdin"] and not given.no_stdin
+        return _relayed(config, connection, facts["Id"], tty=facts["Config"]["Tty"], stdin=stdin)
+
+
+def exec_parser() -> Parser:
+    """The arguments of ``exec``."""
+    parser = Parser(
+        "exec",
+        "Run one more command in a running container.",
+        ("netlib exec web ip addr", "netlib exec -it web sh", "netlib exec -e DEBUG=1 -w /srv web ./check"),
+        usage="[OPTION …] CONTAINER COMMAND [ARGUMENT …]",
+    )
+    parser.switch("-d", "--detach", purpose="do not wait for it")
+    parser.switch("-i", "--interactive", purpose="pass standard input on")
+    parser.switch("-t", "--tty", purpose="give it a terminal")
+    parser.values("-e", "--env", metavar="NAME=VALUE", purpose="variable; NAME alone takes your value")
+    parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
+    parser.value("-w", "--workdir", metavar="DIR", purpose="folder that the command starts in")
+    parser.value("-u", "--user", metavar="USER[:GROUP]", purpose="who runs the command")
+    parser.name()
+    parser.command()
+    return parser
+
+
+def execute(config: Config, given: Namespace) -> int:
+    """Run one more command in a container: this process becomes the one that joins it, and ends with its exit code."""
+    command = _command(given, "exec")
+    _check_terminal(given)
+    variables = environment(given.env, given.env_file, os.environ)
+    record = call(config, "container.record", {"name": given.name})
+    from netlib.codec import convert
+    from netlib.runtime.container import Runtime
+    from netlib.runtime.spec import Container, ExecSpec
+
+    wanted = ExecSpec(
+        command=tuple(command),
+        environment=variables,
+        workdir=given.workdir,
+        user=given.user,
+        tty=given.tty,
+        stdin=given.interactive,
+        detach=given.detach,
+    )
+    sys.stdout.flush()
+    with Runtime(config).exec_command(convert(record, Container), wanted) as arguments:
+        os.execve(arguments[0], arguments, {})
+
+
+def minder_socket(config: Config, container_id: str) -> Any:
+    """Where a container's minder answers (a Path)."""
+    return config.run_dir / "containers" / container_id / "attach.sock"
+
+
+def _command(given: Namespace, verb: str) -> list[str]:
+    words: list[str] = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if not words:
+        raise ConfigError(f"{verb}: no command given; `netlib {verb} --help` shows examples")
+    return words
+
+
+def _check_terminal(given: Namespace) -> None:
+    if given.tty and given.interactive and not given.detach and not sys.stdin.isatty():
+        raise ConfigError("standard input is no terminal, so -t cannot be one; leave it out")
+
+
+def _warn(started: dict[str, Any]) -> None:
+    for sentence in started.get("Warnings", ()):
+        complain(f"warning: {sentence}")
+
+
+def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, stdin: bool) -> int:
+    """Start a container attached from its first word on, be its terminal, and return its exit code once it is cleared away."""
+    from netlib.runtime.attach import pair
+    from netlib.runtime.terminal import size
+
+    ours, theirs = pair()
+    with ours:
+        with theirs:
+            started = call(config, verb, {**args, "size": size(0) if stdin else size(1)}, fds=[theirs.fileno()])
+        _warn(started)
+        code = _relayed(config, ours, started["Id"], tty=tty, stdin=stdin)
+    # Its minder asks for this too; to wait for it here is what lets the next command have its name, addresses and ports.
+    call(config, "container.reap", {"name": started["Id"]})
+    return code
+
+
+def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool) -> int:
+    from netlib.errors import NetlibError
+    from netlib.runtime.attach import relay
+
+    def forward(number: int) -> None:
+        try:
+            call(config, "container.kill", {"name": container_id, "signal": str(number)})
+        except NetlibError as error:  # it has ended meanwhile; its end is told by the relay
+            complain(str(error))
+
+    sys.stdout.flush()
+    return relay(connection, stdin=0 if stdin else None, stdout=1, stderr=2, tty=tty, forward=forward)

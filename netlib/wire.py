@@ -1,0 +1,93 @@
+"""How netlibd and its clients speak: frames, errors as JSON, where the socket is. The standard library's small modules only.
+
+A frame is four bytes of length (network order) and that much JSON. A connection carries one request at a time: an object with
+``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted), and with it the caller's net, mnt and user
+namespaces as descriptors, followed by those lent to the verb. The answers are any number of ``progress``, then one ``result``,
+``error`` or ``not_mine``.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from netlib import errors
+from netlib.config import Config
+from netlib.errors import KernelError, NetlibError, TeardownError
+
+__all__ = [
+    "ABOUT_ITSELF",
+    "LENGTH",
+    "MAX_ANSWER",
+    "MAX_FDS",
+    "MAX_REQUEST",
+    "NAMESPACES",
+    "PROTOCOL",
+    "at_socket",
+    "error_from_json",
+    "error_to_json",
+    "frame",
+    "store_identity",
+]
+
+PROTOCOL = 1
+NAMESPACES = ("net", "mnt", "user")
+ABOUT_ITSELF = "daemon."  # verbs about netlibd: it answers them wherever they come from, and they come without namespaces
+MAX_REQUEST = 4 << 20
+MAX_ANSWER = 64 << 20
+MAX_FDS = 16
+LENGTH = struct.Struct("!I")
+_SOCKET_PATH_MAX = 107
+
+
+def frame(message: dict[str, Any]) -> bytes:
+    """One message as it goes over the socket."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+def at_socket(config: Config, action: Callable[[str], object]) -> None:
+    """Do *action* (a connect, a bind) with the path of the control socket, however long the folder's name is."""
+    path = str(config.socket_path)
+    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        action(path)
+        return
+    folder = os.open(config.run_dir, os.O_PATH | os.O_CLOEXEC)
+    try:
+        action(f"/proc/self/fd/{folder}/{config.socket_path.name}")
+    finally:
+        os.close(folder)
+
+
+def store_identity(state_dir: "os.PathLike[str]") -> list[int] | None:
+    """What tells one store from all others, by whatever path it is reached: device and inode; None before there is one."""
+    try:
+        found = os.stat(os.path.join(state_dir, "netlib.db"))
+    except OSError:
+        return None
+    return [found.st_dev, found.st_ino]
+
+
+def error_to_json(error: NetlibError) -> dict[str, Any]:
+    """An error as an answer carries it."""
+    answer: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    if isinstance(error, KernelError):
+        answer["errno"] = error.errno
+    if isinstance(error, TeardownError):
+        answer["failures"] = [error_to_json(failure) for failure in error.failures]
+    return answer
+
+
+def error_from_json(answer: dict[str, Any]) -> NetlibError:
+    """The error that :func:`error_to_json` wrote: of its class where netlib.errors has it, else the root of the tree."""
+    name = answer["type"]
+    kind: type[NetlibError] = getattr(errors, name) if name in errors.__all__ else NetlibError
+    error = kind.__new__(kind)  # each class has a constructor of its own
+    error.args = (answer["message"],)
+    error.exit_code = answer["exit_code"]
+    if isinstance(error, KernelError):
+        error.errno = answer["errno"]
+    if isinstance(error, TeardownError):
+        error.failures = tuple(error_from_json(failure) for failure in answer["failures"])
+    return error

@@ -1,0 +1,226 @@
+"""Kernel objects as values: identity, what they carry, what a person would type, how they are written down."""
+
+import errno
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from netlib.codec import decode, encode
+from netlib.errors import ConfigError, FeatureMissing, KernelError, NotPermitted, ObjectMissing
+from netlib.kernel.addresses import Address
+from netlib.kernel.files import Folder, TextFile
+from netlib.kernel.linkinfo import LinkInfo
+from netlib.kernel.links import Bridge, BridgePort, LinkUp, Veth
+from netlib.kernel.netlink import attribute, attributes_of, nest, number, text
+from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.routes import RouteEntry
+from netlib.kernel.snapshot import differences
+from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, sysctl_path
+from netlib.kernel.translate import doing, kernel_error
+from netlib.model import NetnsRef
+from netlib.plan import KernelObject
+from netlib.registry import object_class
+
+WEB = NetnsRef("/run/netns/web", "123456789abc:7")
+FAR = NetnsRef("/proc/4711/ns/net")
+ANY4, ANY6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+VETH = Veth(ifname="veth0", peer="eth0", peer_netns=WEB, mac="02:42:0a:00:00:02", mtu=1400)
+
+EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
+    (
+        Bridge(ifname="br-web", mac="02:42:ac:12:00:01", mtu=1400),
+        "link/host/br-web",
+        [
+            "ip link add br-web address 02:42:ac:12:00:01 type bridge",
+            "sysctl -w net/ipv6/conf/br-web/accept_ra=0",
+            "ip link set br-web mtu 1400 up",
+        ],
+    ),
+    (Bridge(ifname="br0", adopted=True), "link/host/br0", []),
+    (
+        VETH,
+        "link/host/veth0",
+        [
+            "ip link add veth0 mtu 1400 type veth peer name eth0 address 02:42:0a:00:00:02 mtu 1400 netns web",
+            "ip link set veth0 addrgenmode none up",
+        ],
+    ),
+    (
+        BridgePort(ifname="veth0", bridge="br-web", hairpin=True),
+        "port/host/veth0",
+        ["ip link set veth0 master br-web", "bridge link set dev veth0 hairpin on isolated off learning on"],
+    ),
+    (LinkUp(ifname="lo", netns=WEB), "up//run/netns/web/lo", ["ip -n web link set lo up"]),
+    (
+        Address(ifname="eth0", address=ip_interface("10.22.0.2/16"), netns=WEB),
+        "address//run/netns/web/eth0 10.22.0.2/16",
+        ["ip -n web addr add 10.22.0.2/16 brd + dev eth0"],
+    ),
+    (
+        Address(ifname="eth0", address=ip_interface("fd00::2/64"), netns=FAR),
+        "address//proc/4711/ns/net/eth0 fd00::2/64",
+        ["nsenter --net=/proc/4711/ns/net ip addr add fd00::2/64 nodad dev eth0"],
+    ),
+    (
+        RouteEntry(destination=ANY4, gateway=ip_address("10.22.0.1"), ifname="eth0", netns=WEB),
+        "route//run/netns/web/default4",
+        ["ip -n web route replace default via 10.22.0.1 dev eth0"],
+    ),
+    (
+        RouteEntry(destination=ip_network("fd99::/48"), ifname="eth0", metric=7, table=100),
+        "route/host/fd99::/48 metric 7 table 100",
+        ["ip -6 route replace fd99::/48 dev eth0 metric 7 table 100"],
+    ),
+    (
+        Sysctl(name="net.ipv4.ping_group_range", value="0 1", netns=WEB),
+        "sysctl//run/netns/web/net/ipv4/ping_group_range",
+        ["ip netns exec web sysctl -w net/ipv4/ping_group_range='0 1'"],
+    ),
+    (
+        RouterAdvertisements(ifnames=("eth0", "eth1")),
+        "router_advertisements/host/links",
+        ["sysctl -w net/ipv6/conf/eth0/accept_ra=2", "sysctl -w net/ipv6/conf/eth1/accept_ra=2"],
+    ),
+    (
+        TextFile(path="/etc/netns/web/hosts", content="a\nb\n"),
+        "file/host//etc/netns/web/hosts",
+        ["install -m 644 /dev/stdin /etc/netns/web/hosts  # 2 lines"],
+    ),
+    (Folder(path="/etc/netns/web", mode=0o755), "folder/host//etc/netns/web", ["mkdir -p -m 755 /etc/netns/web"]),
+    (OwnedNetns(path="/run/netns/web"), "netns//run/netns/web/self", ["ip netns add web"]),
+]
+IDS = [str(key) for _, key, _ in EXPLAINED]
+
+
+@pytest.mark.parametrize(("item", "key", "commands"), EXPLAINED, ids=IDS)
+def test_identity_and_explanation(item: KernelObject, key: str, commands: list[str]) -> None:
+    assert str(item.key) == key
+    assert list(item.commands()) == commands
+
+
+@pytest.mark.parametrize(("item", "key", "commands"), EXPLAINED, ids=IDS)
+def test_written_down_and_read_again(item: KernelObject, key: str, commands: list[str]) -> None:
+    tag = type(item).__struct_config__.tag
+    assert object_class(str(tag)) is type(item)
+    assert decode(encode(item), type(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("item", "change"),
+    [
+        (VETH, {"mtu": 9000, "mac": "", "peer": "eth1"}),
+        (BridgePort(ifname="veth0", bridge="a"), {"bridge": "b", "hairpin": True}),
+        (RouteEntry(destination=ANY4, ifname="eth0"), {"gateway": ip_address("10.0.0.1"), "ifname": "eth1"}),
+        (Sysctl(name="net.ipv4.ip_forward", value="1"), {"value": "0", "name": "net/ipv4/ip_forward"}),
+        (TextFile(path="/a", content=""), {"content": "x", "mode": 0o600}),
+    ],
+)
+def test_what_is_an_attribute_leaves_the_identity(item: KernelObject, change: dict[str, Any]) -> None:
+    assert replace(item, **change).key == item.key
+
+
+@pytest.mark.parametrize(
+    "change", [{"destination": ANY6}, {"metric": 1}, {"table": 7}, {"netns": WEB}, {"destination": ip_network("10.0.0.0/8")}]
+)
+def test_what_tells_routes_apart(change: dict[str, Any]) -> None:
+    route = RouteEntry(destination=ANY4, ifname="eth0")
+    assert replace(route, **change).key != route.key
+
+
+def test_a_veth_carries_what_sits_on_its_ends() -> None:
+    ours = (
+        BridgePort(ifname="veth0", bridge="br-web"),
+        Address(ifname="eth0", address=ip_interface("10.22.0.2/16"), netns=WEB),
+        RouteEntry(destination=ANY4, ifname="eth0", netns=WEB),
+        LinkUp(ifname="eth0", netns=WEB),
+    )
+    others = (
+        VETH,
+        BridgePort(ifname="veth1", bridge="br-web"),
+        Address(ifname="eth0", address=ip_interface("10.22.0.2/16")),
+        LinkUp(ifname="lo", netns=WEB),
+        Sysctl(name="net/ipv4/ip_forward", value="1", netns=WEB),
+    )
+    assert [VETH.carries(item) for item in ours] == [True] * 4
+    assert [VETH.carries(item) for item in others] == [False] * 5
+
+
+def test_a_bridge_carries_its_addresses_and_ports_unless_it_stays() -> None:
+    bridge = Bridge(ifname="br-web")
+    items = Address(ifname="br-web", address=ip_interface("10.22.0.1/16")), BridgePort(ifname="veth0", bridge="br-web")
+    assert [bridge.carries(item) for item in items] == [True, True]
+    assert [replace(bridge, adopted=True).carries(item) for item in items] == [False, False]
+    assert not bridge.carries(bridge)
+    assert not bridge.carries(VETH)
+
+
+def test_a_netns_carries_what_is_inside_it() -> None:
+    netns = OwnedNetns(path=WEB.path)
+    assert netns.carries(LinkUp(ifname="lo", netns=WEB))
+    assert not netns.carries(VETH)
+    assert not netns.carries(netns)
+    assert not netns.carries(TextFile(path="/x", content=""))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.10/forwarding", "net/ipv4/conf/eth0.10/forwarding"),
+        ("net.ipv4.conf.eth0/10.forwarding", "net/ipv4/conf/eth0.10/forwarding"),
+    ],
+)
+def test_sysctl_names_as_the_command_takes_them(name: str, path: str) -> None:
+    assert sysctl_path(name) == path
+
+
+@pytest.mark.parametrize("name", ["", "/net/ipv4", "net/../kernel", "net..ipv4", "net/ipv4/", "net/./ipv4", "../x"])
+def test_sysctl_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no sysctl name"):
+        sysctl_path(name)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EPERM, NotPermitted),
+        (errno.ENODEV, ObjectMissing),
+        (errno.EOPNOTSUPP, FeatureMissing),
+        (errno.EBUSY, KernelError),
+    ],
+)
+def test_errno_becomes_one_sentence(code: int, kind: type[Exception]) -> None:
+    error = kernel_error(code, "create bridge br0 in host")
+    assert type(error) is kind
+    assert str(error).startswith("cannot create bridge br0 in host: ")
+    with pytest.raises(kind, match="cannot do it"), doing("do it"):
+        raise OSError(code, "reason")
+
+
+def test_what_is_no_errno_passes_untranslated() -> None:
+    with pytest.raises(ZeroDivisionError), doing("do it"):
+        raise ZeroDivisionError
+
+
+def test_attributes_there_and_back() -> None:
+    data = number(4, 1400) + text(3, "eth0") + nest(18, attribute(1, b"veth"), number(7, 9)) + attribute(1, b"\1\2\3\4\5\6")
+    found = attributes_of(data)
+    assert found[3] == b"eth0\0"
+    assert attributes_of(found[18]) == {1: b"veth", 7: b"\t\0\0\0"}
+    link = LinkInfo.of(bytes(16), found)
+    assert (link.ifname, link.mtu, link.kind, link.mac, link.up) == ("eth0", 1400, "veth", "01:02:03:04:05:06", False)
+    assert (link.alias, link.master, link.peer_nsid) == ("", 0, None)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\1\0\3\0", b"\xff\xff\3\0abc"])
+def test_cut_off_attributes_end_the_reading(data: bytes) -> None:
+    assert set(attributes_of(data)) <= {3}
+
+
+def test_differences_are_a_line_each() -> None:
+    before = {"links": {"a": "1", "b": "1"}, "rules": {"r": "1"}}
+    after = {"links": {"b": "2", "c": "3"}, "rules": {"r": "1"}}
+    assert differences(before, after) == ["links: - a 1", "links: b: 1 → 2", "links: + c 3"]
