@@ -43,7 +43,7 @@ class Raw:
             now[2] = now[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
             now[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
             now[6][termios.VMIN], now[6][termios.VTIME] = 1, 0
-            termios.tcsetattr(self.fd, termios.TCSAFLUSH, now)
+            termios.tcsetattr(self.fd, termios.TCSADRAIN, now)  # what was typed ahead stays
         return self
 
     def __exit__(self, *error: object) -> None:

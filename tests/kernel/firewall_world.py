@@ -85,6 +85,7 @@ class World:
         lines["host"] += ["address add 192.168.9.1/24 dev uplink", "address add fd09::1/64 dev uplink nodad"]
         lines["host"] += ["address add fe80::9/64 dev uplink nodad"]
         lines["lan"] += ["link set eth0 up", "address add 192.168.9.2/24 dev eth0", "address add fd09::2/64 dev eth0 nodad"]
+        lines["lan"] += ["address add fe80::8/64 dev eth0 nodad"]
         lines["lan"] += ["route add 10.0.0.0/8 via 192.168.9.1", "route add fd00::/14 via fd09::1"]
         lines["lan"] += ["address flush dev lo", "route add 127.0.0.0/8 via 192.168.9.1"]
         for bridge, number in BRIDGES.items():
