@@ -12,12 +12,13 @@ from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowan
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import Bridge, BridgePort, Veth
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
-from netlib.model import Endpoint, IPAddress, Network, PortMapping, Sandbox, Scope
+from netlib.model import Endpoint, IPAddress, IPInterface, Network, PortMapping, Sandbox, Scope
 from netlib.names import bridge_ifname, check_ifname, check_mtu, veth_ifname
 from netlib.options import decoded_options
 from netlib.plan import KernelObject, Plan
 
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+_LINK_LOCAL = ipaddress.ip_interface("fe80::1/64")
 _EVERY_IPV4 = ipaddress.ip_address("0.0.0.0")
 
 
@@ -83,7 +84,8 @@ class BridgeDriver:
             FirewallBase(),
             *(forwarding for forwarding in _forwarding(network) if outward),
             Bridge(ifname=bridge, mac=_bridge_mac(network), mtu=options.mtu),
-            *(Address(ifname=bridge, address=pool.gateway_interface) for pool in network.pools if pool.gateway_interface),
+            *(() if network.pool(6) else (Sysctl(name=f"net/ipv6/conf/{bridge}/disable_ipv6", value="1"),)),
+            *(Address(ifname=bridge, address=address) for address in _bridge_addresses(network)),
             BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
             *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if outward and options.masquerade),
             *((ForwardAllowance(bridge=bridge),) if outward else ()),
@@ -99,6 +101,12 @@ class BridgeDriver:
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc),
             *_published(endpoint, bridge),
         )
+
+
+def _bridge_addresses(network: Network) -> list[IPInterface]:
+    """The gateways; with IPv6 also a link-local address, the same on every bridge (Docker's), for the link is told to make none."""
+    gateways = [pool.gateway_interface for pool in network.pools if pool.gateway_interface]
+    return [*gateways, *([_LINK_LOCAL] if network.pool(6) else [])]
 
 
 def _forwarding(network: Network) -> tuple[KernelObject, ...]:

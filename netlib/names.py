@@ -246,6 +246,10 @@ def veth_ifname(endpoint: Endpoint) -> str:
     return f"veth{endpoint.id[:7]}"
 
 
-def endpoint_mac(endpoint_id: str) -> str:
-    """A locally administered MAC address with Docker's prefix, derived from the endpoint's id."""
-    return "02:42:" + ":".join(endpoint_id[digit : digit + 2] for digit in range(0, 8, 2))
+def endpoint_mac(endpoint_id: str, address: IPAddress | None) -> str:
+    """A locally administered MAC address: Docker's prefix and the IPv4 *address*, so that a reused one finds no stale neighbour.
+
+    Without an IPv4 address it ends in the first digits of the endpoint's id.
+    """
+    digits = address.packed.hex() if address is not None and address.version == 4 else endpoint_id
+    return "02:42:" + ":".join(digits[digit : digit + 2] for digit in range(0, 8, 2))

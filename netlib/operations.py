@@ -94,7 +94,7 @@ class Engine:
         vanishes with them (their addresses) is not removed one by one.
         """
         items = list({item.key: item for item in objects}.values())
-        carriers = [item for item in items if type(item).carries is not KernelObject.carries]
+        carriers = self._free(records, [item for item in items if type(item).carries is not KernelObject.carries])
         going = [item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers)]
         failures: list[NetlibError] = []
         for run in _removal_runs(going):

@@ -166,11 +166,14 @@ def endpoint_record(
                 f"{subject}: a {network.driver} network has no addresses to choose; leave --ip, --ip6 and --mac-address out"
             )
         return endpoint
-    return replace(
+    endpoint = replace(
         endpoint,
         ifname=_ifname(tx, network, sandbox, request),
-        mac=_mac(tx, network, endpoint_id, request.mac),
         addresses=_addresses(tx, endpoint_id, network, request, subject),
+    )
+    return replace(
+        endpoint,
+        mac=_mac(tx, network, endpoint, request.mac),
         ports=_ports(tx, network, request.ports),
     )
 
@@ -209,9 +212,10 @@ def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: Connec
     return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
 
 
-def _mac(tx: Transaction, network: Network, endpoint_id: str, wanted: str) -> str:
+def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
     if not wanted:
-        return endpoint_mac(endpoint_id)
+        address = endpoint.address(4)
+        return endpoint_mac(endpoint.id, address.ip if address else None)
     mac = check_mac(wanted)
     for row in tx.endpoints_of_network(network.id):
         if row.value.mac == mac:

@@ -7,11 +7,12 @@ containers are :mod:`netlib.runtime.service`'s, and loaded when the first of the
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from netlib import __version__
 from netlib.controller import Controller
-from netlib.errors import ConfigError
+from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
 from netlib.model import Link, Network
 from netlib.names import parse_labels, parse_options
@@ -105,24 +106,29 @@ def network_connect(
     options: Sequence[str] = (),
     gw_priority: int = 0,
 ) -> dict[str, str]:
-    """Join a container to a network while it runs; answer with the endpoint's id."""
-    endpoint = controller.connect(
-        network,
-        container,
-        ip=ip or None,
-        ip6=ip6 or None,
+    """Join a container to a network; answer with the endpoint's id, empty when it joins at its next start."""
+    from netlib.runtime.membership import connect_container
+    from netlib.runtime.spec import NetworkAttachment
+
+    wanted = NetworkAttachment(
+        network=network,
+        aliases=tuple(aliases),
+        ip=ip,
+        ip6=ip6,
         mac=mac,
-        aliases=aliases,
-        links=[parse_link(text) for text in links],
-        options=parse_options(options),
+        links=tuple(parse_link(text) for text in links),
         gw_priority=gw_priority,
+        options=parse_options(options),
     )
-    return {"EndpointID": endpoint.id}
+    endpoint = connect_container(controller, container, wanted)
+    return {"EndpointID": endpoint.id if endpoint else ""}
 
 
 def network_disconnect(controller: Controller, *, network: str, container: str) -> None:
     """Take a container out of a network."""
-    controller.disconnect(network, container)
+    from netlib.runtime.membership import disconnect_container
+
+    disconnect_container(controller, container, network)
 
 
 def network_rm(controller: Controller, *, name: str) -> None:
@@ -149,12 +155,29 @@ def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dic
 
 def explain(controller: Controller, *, name: str) -> list[dict[str, Any]]:
     """The objects of a network or a container, each with the commands that amount to it."""
-    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in controller.plan_of(name)]
+    plan = controller.plan_of(_in_kernel(controller, name))
+    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
 
 
 def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
     """How the kernel differs from what was written down for a network or a container; empty when it does not."""
-    return [{"Object": key, "Drift": difference} for key, difference in controller.check(name)]
+    return [{"Object": key, "Drift": difference} for key, difference in controller.check(_in_kernel(controller, name))]
+
+
+def _in_kernel(controller: Controller, name: str) -> str:
+    """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares."""
+    for find in (controller.network, controller.sandbox):
+        with suppress(NotFound):
+            return find(name).id
+    from netlib.runtime.service import find_container
+
+    try:
+        container = find_container(controller, name)
+    except NotFound:
+        raise NotFound(f"there is no network or container {name!r}; `netlib network ls` and `netlib ps -a` list them") from None
+    if container.spec.netns_of:
+        return _in_kernel(controller, container.spec.netns_of)
+    raise Conflict(f"container {container.name!r} is not running, so there is nothing of it in the kernel; start it first")
 
 
 def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """How netlibd and its clients speak: frames, errors as JSON, where the socket is. The standard library's small modules only.
 
 A frame is four bytes of length (network order) and that much JSON. A connection carries one request at a time: an object with
-``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted). With it come descriptors, of the
-caller's net, mnt and user namespaces and then of what is lent to the verb. The answers are any number of ``progress``, then one
-``result``, ``error`` or ``not_mine``.
+``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted). With it come descriptors: of
+the caller's net, mnt and user namespaces, then of what is lent to the verb. The answers are any number of ``progress``, then
+one ``result``, ``error`` or ``not_mine``.
 """
 
 import json

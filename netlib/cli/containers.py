@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netlib.cli import run
-from netlib.cli.arguments import HelpShown, Parser
+from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, print_objects, print_rows
 from netlib.client import DEADLINE_SECONDS, call
@@ -25,24 +25,12 @@ _COLUMNS = (
 _COMMAND_WIDTH = 20
 
 
-def run_command(config: Config, command: str, arguments: Sequence[str]) -> int:
-    """Parse the arguments of one of :data:`COMMANDS` and do it; return the exit code."""
-    parser, action = COMMANDS[command]
-    try:
-        given = parser().parse_args(list(arguments))
-    except HelpShown:
-        return 0
-    return action(config, given)
-
-
 # --- looking -----------------------------------------------------------------------------------------------------------
 
 
 def ps_parser() -> Parser:
     """The arguments of ``ps``."""
-    parser = Parser(
-        "ps", "List containers that run.", ("netlib ps -a", "netlib ps -q --filter network=web"), usage="[-a] [-q] [OPTION …]"
-    )
+    parser = Parser("ps", "List containers that run.", "-a", "-q --filter network=web", usage="[-a] [-q] [OPTION …]")
     parser.switch("-a", "--all", purpose="also those that have ended")
     parser.switch("-q", "--quiet", purpose="ids only")
     parser.switch("--no-trunc", purpose="ids and commands in full")
@@ -91,10 +79,11 @@ def inspect_parser() -> Parser:
     parser = Parser(
         "inspect",
         "Show containers and networks in JSON.",
-        ("netlib inspect web", "netlib inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web"),
+        "web",
+        "-f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web",
         usage="[-f FORMAT] NAME …",
     )
-    parser.value("-f", "--format", metavar="FORMAT", purpose="json, or a template")
+    parser.format_option()
     parser.add_argument("--type", choices=("container", "network"), help="what the names are of (either)")
     parser.names("NAME")
     return parser
@@ -103,7 +92,7 @@ def inspect_parser() -> Parser:
 def inspect(config: Config, given: Namespace) -> int:
     """Show what is known of containers, or else networks, by these names."""
     found, code = each(given.names, lambda name: _inspected(config, name, given.type))
-    print_objects(found, given.format)
+    print_objects(found, given.template)
     return code
 
 
@@ -127,10 +116,11 @@ def port_parser() -> Parser:
     parser = Parser(
         "port",
         "Show where the host answers for a container.",
-        ("netlib port web", "netlib port web 80/tcp"),
+        "web",
+        "web 80/tcp",
         usage="CONTAINER [PORT[/PROTOCOL]]",
     )
-    parser.name()
+    parser.positional("name", "CONTAINER")
     parser.add_argument("private", nargs="?", default="", metavar="PORT", help="port of the container (all; tcp)")
     return parser
 
@@ -161,14 +151,15 @@ def logs_parser() -> Parser:
     parser = Parser(
         "logs",
         "Show what a container has written, each line to where it was written.",
-        ("netlib logs -f web", "netlib logs --tail 20 --since 10m web"),
+        "-f web",
+        "--tail 20 --since 10m web",
         usage="[-f] [-t] [OPTION …] CONTAINER",
     )
     parser.switch("-f", "--follow", purpose="go on until it ends")
     parser.switch("-t", "--timestamps", purpose="with the time of each line")
     parser.value("-n", "--tail", metavar="LINES", default="all", purpose="the last ones only")
     parser.value("--since", metavar="TIME", purpose="only from a time on (2024-05-01T10:00:00), or that long ago (10m)")
-    parser.name()
+    parser.positional("name", "CONTAINER")
     return parser
 
 
@@ -205,12 +196,13 @@ def stop_parser() -> Parser:
     parser = Parser(
         "stop",
         "Ask containers to end, and kill those that have not in time.",
-        ("netlib stop web", "netlib stop -t 1 web db"),
+        "web",
+        "-t 1 web db",
         usage="[-t SECONDS] [-s SIGNAL] CONTAINER …",
     )
     parser.seconds("-t", "--timeout", "--time", purpose="before it is killed (10, or what `run` was told)")
     parser.value("-s", "--signal", metavar="SIGNAL", purpose="how to ask (TERM, or what `run` was told)")
-    parser.names()
+    parser.names("CONTAINER")
     return parser
 
 
@@ -226,12 +218,10 @@ def _stop_one(config: Config, given: Namespace, name: str) -> None:
 
 def restart_parser() -> Parser:
     """The arguments of ``restart``."""
-    parser = Parser(
-        "restart", "Stop containers and start them again.", ("netlib restart web",), usage="[-t SECONDS] CONTAINER …"
-    )
+    parser = Parser("restart", "Stop containers and start them again.", "web", usage="[-t SECONDS] CONTAINER …")
     parser.seconds("-t", "--timeout", "--time", purpose="before it is killed (10, or what `run` was told)")
     parser.value("-s", "--signal", metavar="SIGNAL", purpose="how to ask (TERM, or what `run` was told)")
-    parser.names()
+    parser.names("CONTAINER")
     return parser
 
 
@@ -247,11 +237,9 @@ def restart(config: Config, given: Namespace) -> int:
 
 def kill_parser() -> Parser:
     """The arguments of ``kill``."""
-    parser = Parser(
-        "kill", "Send containers a signal.", ("netlib kill web", "netlib kill -s HUP web"), usage="[-s SIGNAL] CONTAINER …"
-    )
+    parser = Parser("kill", "Send containers a signal.", "web", "-s HUP web", usage="[-s SIGNAL] CONTAINER …")
     parser.value("-s", "--signal", metavar="SIGNAL", default="KILL", purpose="which (KILL)")
-    parser.names()
+    parser.names("CONTAINER")
     return parser
 
 
@@ -262,8 +250,8 @@ def kill(config: Config, given: Namespace) -> int:
 
 def wait_parser() -> Parser:
     """The arguments of ``wait``."""
-    parser = Parser("wait", "Wait until containers end, and print their exit codes.", ("netlib wait job",), usage="CONTAINER …")
-    parser.names()
+    parser = Parser("wait", "Wait until containers end, and print their exit codes.", "job", usage="CONTAINER …")
+    parser.names("CONTAINER")
     return parser
 
 
@@ -292,12 +280,10 @@ def _exit_code(config: Config, name: str) -> int:
 
 def rm_parser() -> Parser:
     """The arguments of ``rm``."""
-    parser = Parser(
-        "rm", "Remove containers with their files and logs.", ("netlib rm job", "netlib rm -f web db"), usage="[-f] CONTAINER …"
-    )
+    parser = Parser("rm", "Remove containers with their files and logs.", "job", "-f web db", usage="[-f] CONTAINER …")
     parser.switch("-f", "--force", purpose="kill those that run; no error for those that are not there")
     parser.switch("-v", "--volumes", purpose="accepted; volumes are folders of the host, which stay")
-    parser.names()
+    parser.names("CONTAINER")
     return parser
 
 
@@ -324,7 +310,7 @@ def _for_each(names: Sequence[str], action: Callable[[str], object]) -> int:
     return each(names, act)[1]
 
 
-COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Config, Namespace], int]]] = {
+COMMANDS: dict[str, Command] = {
     "attach": (run.attach_parser, run.attach),
     "exec": (run.exec_parser, run.execute),
     "inspect": (inspect_parser, inspect),

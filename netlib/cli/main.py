@@ -1,13 +1,14 @@
 """``netlib``: finds the command's module by its first word, before anything heavy is imported.
 
-Commands that are waited for all day (``run``, ``exec``, ``ps`` …) parse with argparse (7 ms), the others with typer (45 ms).
+Nothing here touches records or the kernel: a command asks :func:`netlib.client.call`, which asks netlibd where that is there.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netlib import __version__
+from netlib.cli.arguments import Command, do
 from netlib.cli.outcome import complain, guarded
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -53,7 +54,7 @@ examples:
 """
 
 _CONTAINERS = ("attach", "exec", "inspect", "kill", "logs", "port", "ps", "restart", "rm", "run", "start", "stop", "wait")
-_SYSTEM = ("check", "explain", "info", "log", "system", "version")
+_CONTAINER_WORDS = {"list": "ps", "ls": "ps", "remove": "rm"}  # Docker's long spelling: `container ls`
 _DIRECTORIES = {"--state-dir": "state_dir", "--run-dir": "run_dir"}
 
 
@@ -75,25 +76,34 @@ def _dispatch(config: Config, rest: list[str]) -> int:
     if rest[0] in ("--version", "-v"):
         print(f"netlib {__version__}")
         return 0
-    command, *arguments = rest
-    if command == "container" and arguments:  # Docker's long spelling: `netlib container ls`
-        command, *arguments = arguments
-        command = {"ls": "ps", "list": "ps"}.get(command, command)
+    command, *words = rest
+    if command == "network":
+        from netlib.cli import network
+
+        return _choose(config, network.COMMANDS, network.HELP, "network ", words)
+    if command == "system":
+        from netlib.cli import system
+
+        return _choose(config, system.SYSTEM_COMMANDS, system.HELP, "system ", words)
+    if command == "container" and words:
+        command, *words = words
+        command = _CONTAINER_WORDS.get(command, command)
     if command in _CONTAINERS:
         from netlib.cli import containers
 
-        return containers.run_command(config, command, arguments)
-    if command == "network":
-        from netlib.cli import network, typed
+        return do(config, containers.COMMANDS[command], words)
+    from netlib.cli import system
 
-        return typed.run(network.app, "netlib network", arguments, config)
-    if command in _SYSTEM:
-        from netlib.cli import system, typed
+    return _choose(config, system.COMMANDS, HELP, "", [command, *words])
 
-        if command == "system":
-            return typed.run(system.system, "netlib system", arguments, config)
-        return typed.run(system.app, "netlib", [command, *arguments], config)
-    raise ConfigError(f"{command!r} is no command; `netlib --help` lists them")
+
+def _choose(config: Config, commands: Mapping[str, Command], usage: str, noun: str, words: Sequence[str]) -> int:
+    if not words or words[0] in ("--help", "-h"):
+        print(usage, end="")
+        return 0
+    if words[0] not in commands:
+        raise ConfigError(f"{noun + words[0]!r} is no command; `netlib {noun}--help` lists them")
+    return do(config, commands[words[0]], words[1:])
 
 
 def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:

@@ -1,210 +1,247 @@
 """``netlib network …``: Docker's commands for networks."""
 
-from typing import Annotated
+from argparse import Namespace
 
-import typer
-
+from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
-from netlib.cli.typed import application, config_of, examples, several
 from netlib.client import call
+from netlib.config import Config
 from netlib.errors import NotFound
 
-app = application("Networks: create, list, look at, join, leave, remove.")
+HELP = """\
+usage: netlib network COMMAND …
+
+  create      create a network and print its id
+  ls          list networks
+  inspect     show networks with their members in JSON
+  connect     join a container to a network, while it runs
+  disconnect  take a container out of a network
+  rm          remove networks that nobody is in
+  prune       remove all networks of yours that nobody is in
+
+`netlib network COMMAND --help` shows more.
+"""
 
 _COLUMNS = (Column("NETWORK ID", "ID"), Column("NAME", "Name"), Column("DRIVER", "Driver"), Column("SCOPE", "Scope"))
-_FILTERS = "driver=, id=, label=KEY[=VALUE], name=, scope=, type=custom|builtin, dangling=true|false."
-
-Name = Annotated[str, typer.Argument(metavar="NETWORK", help="Name or id of the network.")]
-Names = Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Names or ids of networks.")]
-Container = Annotated[str, typer.Argument(metavar="CONTAINER", help="Name or id of the container.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")]
 
 
-@app.command(
-    epilog=examples(
-        "netlib network create web",
-        "netlib network create --subnet 172.28.0.0/16 --ip-range 172.28.5.0/24 --gateway 172.28.5.254 web",
-        "netlib network create --ipv6 --subnet 172.28.0.0/16 --subnet fd00:28::/64 dual",
-        "netlib network create --internal -o com.docker.network.driver.mtu=1400 backend",
+def create_parser() -> Parser:
+    """The arguments of ``network create``."""
+    parser = Parser(
+        "network create",
+        "Create a network and print its id.",
+        "web",
+        "--subnet 172.28.0.0/16 --ip-range 172.28.5.0/24 --gateway 172.28.5.254 web",
+        "--ipv6 --subnet 172.28.0.0/16 --subnet fd00:28::/64 dual",
+        "--internal -o com.docker.network.driver.mtu=1400 backend",
+        usage="[OPTION …] NETWORK",
     )
-)
-def create(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NETWORK", help="Name of the new network.")],
-    *,
-    driver: Annotated[str, typer.Option("--driver", "-d", help="bridge, or another installed driver.")] = "bridge",
-    subnets: Annotated[
-        list[str],
-        several("--subnet", metavar="CIDR", purpose="Subnet; repeat for several. A free one else."),
-    ],
-    gateways: Annotated[
-        list[str],
-        several("--gateway", metavar="IP", purpose="Gateway of a subnet. Its first address else."),
-    ],
-    ip_ranges: Annotated[
-        list[str],
-        several("--ip-range", metavar="CIDR", purpose="Where in a subnet containers get addresses."),
-    ],
-    auxiliary: Annotated[
-        list[str],
-        several("--aux-address", metavar="NAME=IP", purpose="Address that no container is to get."),
-    ],
-    internal: Annotated[bool, typer.Option("--internal", help="No way out, and none in.")] = False,
-    ipv4: Annotated[bool, typer.Option("--ipv4/--no-ipv4", help="IPv4 addresses.")] = True,
-    ipv6: Annotated[bool, typer.Option("--ipv6/--no-ipv6", help="IPv6 addresses.")] = False,
-    options: Annotated[list[str], several("--opt", "-o", metavar="KEY=VALUE", purpose="Option of the driver.")],
-    labels: Annotated[list[str], several("--label", metavar="KEY=VALUE", purpose="Label to find it by.")],
-    ipam_driver: Annotated[str, typer.Option(help="Who gives out the addresses.")] = "default",
-    ipam_options: Annotated[list[str], several("--ipam-opt", metavar="KEY=VALUE", purpose="Option of the IPAM driver.")],
-    scope: Annotated[str, typer.Option(help="How far the network reaches: this host.")] = "local",
-    attachable: Annotated[bool, typer.Option("--attachable", help="Accepted; networks of this host always are.")] = False,  # noqa: ARG001
-) -> None:
-    """Create a network and print its id."""
+    parser.value("-d", "--driver", metavar="NAME", default="bridge", purpose="bridge, or another installed driver")
+    parser.values("--subnet", metavar="CIDR", purpose="subnet, repeatable (a free one)")
+    parser.values("--gateway", metavar="IP", purpose="gateway of a subnet (its first address)")
+    parser.values("--ip-range", metavar="CIDR", purpose="where in a subnet containers get addresses")
+    parser.values("--aux-address", metavar="NAME=IP", purpose="address that no container is to get")
+    parser.switch("--internal", purpose="no way out, and none in")
+    parser.switch("--ipv4", on=True, purpose="IPv4 addresses")
+    parser.switch("--ipv6", purpose="IPv6 addresses")
+    parser.values("-o", "--opt", metavar="KEY=VALUE", purpose="option of the driver")
+    parser.values("--label", metavar="KEY=VALUE", purpose="label to find it by")
+    parser.value("--ipam-driver", metavar="NAME", default="default", purpose="who gives out the addresses")
+    parser.values("--ipam-opt", metavar="KEY=VALUE", purpose="option of the IPAM driver")
+    parser.value("--scope", metavar="SCOPE", default="local", purpose="how far it reaches: local, this host")
+    parser.switch("--attachable", purpose="accepted; networks of this host always are")
+    parser.positional("name", "NETWORK")
+    return parser
+
+
+def create(config: Config, given: Namespace) -> int:
+    """Create a network."""
     args = {
-        "name": name,
-        "driver": driver,
-        "subnets": subnets,
-        "gateways": gateways,
-        "ip_ranges": ip_ranges,
-        "auxiliary": auxiliary,
-        "internal": internal,
-        "ipv4": ipv4,
-        "ipv6": ipv6,
-        "options": options,
-        "labels": labels,
-        "ipam_driver": ipam_driver,
-        "ipam_options": ipam_options,
-        "scope": scope,
+        "name": given.name,
+        "driver": given.driver,
+        "subnets": given.subnet,
+        "gateways": given.gateway,
+        "ip_ranges": given.ip_range,
+        "auxiliary": given.aux_address,
+        "internal": given.internal,
+        "ipv4": given.ipv4,
+        "ipv6": given.ipv6,
+        "options": given.opt,
+        "labels": given.label,
+        "ipam_driver": given.ipam_driver,
+        "ipam_options": given.ipam_opt,
+        "scope": given.scope,
     }
-    with progress(f"creating network {name}") as tell:
-        created = call(config_of(ctx), "network.create", args, progress=tell)
+    with progress(f"creating network {given.name}") as tell:
+        created = call(config, "network.create", args, progress=tell)
     print(created["Id"])
+    return 0
 
 
-@app.command("ls", epilog=examples("netlib network ls", "netlib network ls --filter type=custom --format '{{.Name}}'"))
-@app.command("list", hidden=True)
-def list_networks(
-    ctx: typer.Context,
-    *,
-    filters: Annotated[list[str], several("--filter", "-f", metavar="KEY=VALUE", purpose=_FILTERS)],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only.")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Ids in full.")] = False,
-    template: Annotated[str, typer.Option("--format", help="json, or a template like '{{.Name}}'.")] = "",
-) -> None:
-    """List networks."""
-    rows = call(config_of(ctx), "network.ls", {"filters": filters})
-    if not no_trunc:
-        rows = [{**row, "ID": row["ID"][:SHORT_ID]} for row in rows]
-    print_rows(rows, _COLUMNS, template, quiet="ID" if quiet else "")
-
-
-@app.command(
-    epilog=examples(
-        "netlib network inspect web",
-        "netlib network inspect -f '{{range .Containers}}{{.Name}} {{println .IPv4Address}}{{end}}' web",
+def ls_parser() -> Parser:
+    """The arguments of ``network ls``."""
+    parser = Parser(
+        "network ls", "List networks.", "", "--filter type=custom --format '{{.Name}}'", usage="[-q] [--no-trunc] [OPTION …]"
     )
-)
-def inspect(
-    ctx: typer.Context,
-    networks: Names,
-    *,
-    template: Annotated[str, typer.Option("--format", "-f", help="json, or a template like '{{.Name}}'.")] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Accepted; all there is is always shown.")] = False,  # noqa: ARG001
-) -> None:
-    """Show networks with their members in JSON."""
-    found, code = each(networks, lambda name: call(config_of(ctx), "network.inspect", {"names": [name]})[0])
-    print_objects(found, template)
-    raise typer.Exit(code)
+    parser.values(
+        "-f",
+        "--filter",
+        metavar="KEY=VALUE",
+        purpose="driver, id, label, name, scope, type (custom, builtin), dangling (true, false)",
+    )
+    parser.value("--format", metavar="FORMAT", purpose="json, or a template like '{{.Name}}'")
+    parser.switch("-q", "--quiet", purpose="ids only")
+    parser.switch("--no-trunc", purpose="ids in full")
+    return parser
 
 
-@app.command(
-    epilog=examples("netlib network connect web db --alias database", "netlib network connect --ip 172.28.0.10 web db")
-)
-def connect(
-    ctx: typer.Context,
-    network: Name,
-    container: Container,
-    *,
-    ip: Annotated[str, typer.Option(metavar="IP", help="IPv4 address to have.")] = "",
-    ip6: Annotated[str, typer.Option(metavar="IP", help="IPv6 address to have.")] = "",
-    aliases: Annotated[list[str], several("--alias", metavar="NAME", purpose="One more name here.")],
-    links: Annotated[list[str], several("--link", metavar="NAME:ALIAS", purpose="Know another container by a name.")],
-    options: Annotated[list[str], several("--driver-opt", metavar="KEY=VALUE", purpose="Option of the driver.")],
-    gw_priority: Annotated[int, typer.Option(help="Whose gateway is the default one: the highest's.")] = 0,
-    mac: Annotated[str, typer.Option("--mac-address", metavar="MAC", help="MAC address to have.")] = "",
-) -> None:
-    """Join a container to a network, while it runs."""
+def ls(config: Config, given: Namespace) -> int:
+    """List networks."""
+    rows = call(config, "network.ls", {"filters": given.filter})
+    if not given.no_trunc:
+        rows = [{**row, "ID": row["ID"][:SHORT_ID]} for row in rows]
+    print_rows(rows, _COLUMNS, given.format, quiet="ID" if given.quiet else "")
+    return 0
+
+
+def inspect_parser() -> Parser:
+    """The arguments of ``network inspect``."""
+    parser = Parser(
+        "network inspect",
+        "Show networks with their members in JSON.",
+        "web",
+        "-f '{{range .Containers}}{{.Name}} {{println .IPv4Address}}{{end}}' web",
+        usage="[-f FORMAT] NETWORK …",
+    )
+    parser.format_option()
+    parser.switch("-v", "--verbose", purpose="accepted; all there is is always shown")
+    parser.names("NETWORK")
+    return parser
+
+
+def inspect(config: Config, given: Namespace) -> int:
+    """Show what is known of networks."""
+    found, code = each(given.names, lambda name: call(config, "network.inspect", {"names": [name]})[0])
+    print_objects(found, given.template)
+    return code
+
+
+def connect_parser() -> Parser:
+    """The arguments of ``network connect``."""
+    parser = Parser(
+        "network connect",
+        "Join a container to a network, while it runs or before.",
+        "--alias database web db",
+        "--ip 172.28.0.10 web db",
+        usage="[OPTION …] NETWORK CONTAINER",
+    )
+    parser.value("--ip", metavar="IP", purpose="IPv4 address to have")
+    parser.value("--ip6", metavar="IP", purpose="IPv6 address to have")
+    parser.values("--alias", metavar="NAME", purpose="one more name here")
+    parser.values("--link", metavar="NAME[:ALIAS]", purpose="know another container by a name")
+    parser.values("--driver-opt", metavar="KEY=VALUE", purpose="option of the driver")
+    parser.number("--gw-priority", purpose="the highest one's gateway is the default (0)")
+    parser.value("--mac-address", metavar="MAC", purpose="MAC address to have")
+    parser.positional("network", "NETWORK")
+    parser.positional("container", "CONTAINER")
+    return parser
+
+
+def connect(config: Config, given: Namespace) -> int:
+    """Join a container to a network."""
     args = {
-        "network": network,
-        "container": container,
-        "ip": ip,
-        "ip6": ip6,
-        "mac": mac,
-        "aliases": aliases,
-        "links": links,
-        "options": options,
-        "gw_priority": gw_priority,
+        "network": given.network,
+        "container": given.container,
+        "ip": given.ip,
+        "ip6": given.ip6,
+        "mac": given.mac_address,
+        "aliases": given.alias,
+        "links": given.link,
+        "options": given.driver_opt,
+        "gw_priority": given.gw_priority,
     }
-    with progress(f"connecting {container} to {network}") as tell:
-        call(config_of(ctx), "network.connect", args, progress=tell)
+    with progress(f"connecting {given.container} to {given.network}") as tell:
+        call(config, "network.connect", args, progress=tell)
+    return 0
 
 
-@app.command(epilog=examples("netlib network disconnect web db"))
-def disconnect(
-    ctx: typer.Context,
-    network: Name,
-    container: Container,
-    *,
-    force: Annotated[bool, typer.Option("--force", "-f", help="No error when it is not in it.")] = False,
-) -> None:
-    """Take a container out of a network, while it runs."""
-    with progress(f"disconnecting {container} from {network}") as tell:
+def disconnect_parser() -> Parser:
+    """The arguments of ``network disconnect``."""
+    parser = Parser("network disconnect", "Take a container out of a network.", "web db", usage="[-f] NETWORK CONTAINER")
+    parser.switch("-f", "--force", purpose="no error when it is not in it")
+    parser.positional("network", "NETWORK")
+    parser.positional("container", "CONTAINER")
+    return parser
+
+
+def disconnect(config: Config, given: Namespace) -> int:
+    """Take a container out of a network."""
+    with progress(f"disconnecting {given.container} from {given.network}") as tell:
         try:
-            call(config_of(ctx), "network.disconnect", {"network": network, "container": container}, progress=tell)
+            call(config, "network.disconnect", {"network": given.network, "container": given.container}, progress=tell)
         except NotFound:
-            if not force:
+            if not given.force:
                 raise
+    return 0
 
 
-@app.command("rm", epilog=examples("netlib network rm web backend"))
-@app.command("remove", hidden=True)
-def remove(
-    ctx: typer.Context,
-    networks: Names,
-    *,
-    force: Annotated[bool, typer.Option("--force", "-f", help="No error for a network that does not exist.")] = False,
-) -> None:
-    """Remove networks that nobody is in."""
+def rm_parser() -> Parser:
+    """The arguments of ``network rm``."""
+    parser = Parser("network rm", "Remove networks that nobody is in.", "web backend", usage="[-f] NETWORK …")
+    parser.switch("-f", "--force", purpose="no error for a network that does not exist")
+    parser.names("NETWORK")
+    return parser
+
+
+def rm(config: Config, given: Namespace) -> int:
+    """Remove networks; print the names of those that are gone."""
 
     def remove_one(name: str) -> None:
         try:
             with progress(f"removing network {name}") as tell:
-                call(config_of(ctx), "network.rm", {"name": name}, progress=tell)
+                call(config, "network.rm", {"name": name}, progress=tell)
         except NotFound:
-            if not force:
+            if not given.force:
                 raise
         else:
             print(name)
 
-    _, code = each(networks, remove_one)
-    raise typer.Exit(code)
+    return each(given.names, remove_one)[1]
 
 
-@app.command(epilog=examples("netlib network prune -f --filter label=project=shop"))
-def prune(
-    ctx: typer.Context,
-    *,
-    force: Force = False,
-    filters: Annotated[
-        list[str],
-        several("--filter", metavar="KEY=VALUE", purpose="label=KEY[=VALUE], label!=KEY[=VALUE]."),
-    ],
-) -> None:
-    """Remove all networks of yours that no container is in."""
-    if not force:
+def prune_parser() -> Parser:
+    """The arguments of ``network prune``."""
+    parser = Parser(
+        "network prune",
+        "Remove all networks of yours that no container is in.",
+        "-f --filter label=project=shop",
+        usage="[-f] [--filter label=KEY]",
+    )
+    parser.switch("-f", "--force", purpose="do not ask")
+    parser.values("--filter", metavar="KEY=VALUE", purpose="label=KEY[=VALUE], label!=KEY[=VALUE]")
+    return parser
+
+
+def prune(config: Config, given: Namespace) -> int:
+    """Remove unused networks, once confirmed."""
+    if not given.force:
         confirm("This removes all networks of yours that no container is in. Go on?")
     with progress("removing networks") as tell:
-        removed = call(config_of(ctx), "network.prune", {"filters": filters}, progress=tell)["NetworksDeleted"]
+        removed = call(config, "network.prune", {"filters": given.filter}, progress=tell)["NetworksDeleted"]
     if removed:
         print("\n".join(["Deleted Networks:", *removed]))
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "connect": (connect_parser, connect),
+    "create": (create_parser, create),
+    "disconnect": (disconnect_parser, disconnect),
+    "inspect": (inspect_parser, inspect),
+    "list": (ls_parser, ls),
+    "ls": (ls_parser, ls),
+    "prune": (prune_parser, prune),
+    "remove": (rm_parser, rm),
+    "rm": (rm_parser, rm),
+}

@@ -11,20 +11,16 @@ from netlib.client import call
 from netlib.config import Config
 from netlib.errors import ConfigError, Conflict
 
-_RUN_EXAMPLES = (
-    "netlib run -d --name web --network alpine-net -p 8080:80 python3 -m http.server 80",
-    "netlib run --rm --network alpine-net ping -c1 web",
-    "netlib run --rm -it --network name=web,ip=172.28.0.9 --network backend sh",
-    "netlib run --rm --rootfs /srv/alpine -v /srv/data:/data:ro cat /data/file",
-)
-
 
 def run_parser() -> Parser:
     """The arguments of ``run``."""
     parser = Parser(
         "run",
         "Run a command in a new container. Its files are those of --rootfs, else a throw-away view of the host's.",
-        _RUN_EXAMPLES,
+        "-d --name web --network alpine-net -p 8080:80 python3 -m http.server 80",
+        "--rm --network alpine-net ping -c1 web",
+        "--rm -it --network name=web,ip=172.28.0.9 --network backend sh",
+        "--rm --rootfs /srv/alpine -v /srv/data:/data:ro cat /data/file",
         usage="[OPTION …] COMMAND [ARGUMENT …]",
         short_help=False,
     )
@@ -45,7 +41,7 @@ def run_parser() -> Parser:
     parser.values("-l", "--label", metavar="KEY=VALUE", purpose="label")
     parser.value("--stop-signal", metavar="SIGNAL", default="TERM", purpose="what `netlib stop` sends (TERM)")
     parser.seconds("--stop-timeout", purpose="what `netlib stop` waits before it kills (10)")
-    parser.command()
+    parser.command_after()
     return parser
 
 
@@ -73,10 +69,9 @@ def _add_network_options(parser: Parser) -> None:
 
 def run(config: Config, given: Namespace) -> int:
     """Run a command in a new container; its exit code is ours, unless it is detached."""
-    command = _command(given, "run")
     _check_terminal(given)
     args: dict[str, Any] = {
-        "command": command,
+        "command": given.command,
         "name": given.name,
         "rootfs": os.path.abspath(given.rootfs) if given.rootfs else "",
         "hostname": given.hostname,
@@ -114,12 +109,10 @@ def run(config: Config, given: Namespace) -> int:
 
 def start_parser() -> Parser:
     """The arguments of ``start``."""
-    parser = Parser(
-        "start", "Start containers that have ended.", ("netlib start web", "netlib start -a job"), usage="[-a] [-i] CONTAINER …"
-    )
+    parser = Parser("start", "Start containers that have ended.", "web", "-a job", usage="[-a] [-i] CONTAINER …")
     parser.switch("-a", "--attach", purpose="show its output, and end with its exit code")
     parser.switch("-i", "--interactive", purpose="pass standard input on")
-    parser.names()
+    parser.names("CONTAINER")
     return parser
 
 
@@ -149,11 +142,11 @@ def attach_parser() -> Parser:
     parser = Parser(
         "attach",
         "Be the terminal of a running container; its exit code is yours.",
-        ("netlib attach web",),
+        "web",
         usage="[--no-stdin] CONTAINER",
     )
     parser.switch("--no-stdin", purpose="do not pass standard input on")
-    parser.name()
+    parser.positional("name", "CONTAINER")
     return parser
 
 
@@ -174,7 +167,9 @@ def exec_parser() -> Parser:
     parser = Parser(
         "exec",
         "Run one more command in a running container.",
-        ("netlib exec web ip addr", "netlib exec -it web sh", "netlib exec -e DEBUG=1 -w /srv web ./check"),
+        "web ip addr",
+        "-it web sh",
+        "-e DEBUG=1 -w /srv web ./check",
         usage="[OPTION …] CONTAINER COMMAND [ARGUMENT …]",
     )
     parser.switch("-d", "--detach", purpose="do not wait for it")
@@ -184,23 +179,21 @@ def exec_parser() -> Parser:
     parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
     parser.value("-w", "--workdir", metavar="DIR", purpose="folder that the command starts in")
     parser.value("-u", "--user", metavar="USER[:GROUP]", purpose="who runs the command")
-    parser.name()
-    parser.command()
+    parser.command_after("CONTAINER")
     return parser
 
 
 def execute(config: Config, given: Namespace) -> int:
     """Run one more command in a container: this process becomes the one that joins it, and ends with its exit code."""
-    command = _command(given, "exec")
     _check_terminal(given)
     variables = environment(given.env, given.env_file, os.environ)
-    record = call(config, "container.record", {"name": given.name})
+    record = call(config, "container.record", {"name": given.container})
     from netlib.codec import convert
     from netlib.runtime.container import Runtime
     from netlib.runtime.spec import Container, ExecSpec
 
     wanted = ExecSpec(
-        command=tuple(command),
+        command=tuple(given.command),
         environment=variables,
         workdir=given.workdir,
         user=given.user,
@@ -216,13 +209,6 @@ def execute(config: Config, given: Namespace) -> int:
 def minder_socket(config: Config, container_id: str) -> Any:
     """Where a container's minder answers (a Path)."""
     return config.run_dir / "containers" / container_id / "attach.sock"
-
-
-def _command(given: Namespace, verb: str) -> list[str]:
-    words: list[str] = given.command[1:] if given.command[:1] == ["--"] else given.command
-    if not words:
-        raise ConfigError(f"{verb}: no command given; `netlib {verb} --help` shows examples")
-    return words
 
 
 def _check_terminal(given: Namespace) -> None:

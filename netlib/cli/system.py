@@ -1,94 +1,167 @@
 """``netlib explain``, ``check``, ``log``, ``info``, ``version`` and ``netlib system …``: looking behind it, and clearing up."""
 
-from datetime import datetime
-from typing import Annotated, Any
+from argparse import Namespace
+from typing import Any
 
-import typer
-
+from netlib.cli.arguments import Command, Parser
 from netlib.cli.render import confirm, print_objects, progress
-from netlib.cli.typed import application, config_of, examples
 from netlib.client import call
+from netlib.config import Config
 
-app = application("Looking behind it.")
-system = application("This netlib as a whole.")
+HELP = """\
+usage: netlib system COMMAND …
 
-Thing = Annotated[str, typer.Argument(metavar="NETWORK|CONTAINER", help="Name or id.")]
-Template = Annotated[str, typer.Option("--format", "-f", help="json, or a template.")]
+  info   show what there is, and where
+  reset  remove every container, network and firewall rule that netlib made
+
+`netlib system COMMAND --help` shows more.
+"""
 
 
-@app.command(epilog=examples("netlib explain bridge", "netlib explain --format json web"))
-def explain(ctx: typer.Context, name: Thing, *, template: Template = "") -> None:
-    """Print the ip, sysctl and nft commands that amount to a network or a container."""
-    objects = call(config_of(ctx), "explain", {"name": name})
-    if template:
-        print_objects(objects, template)
-        return
+def explain_parser() -> Parser:
+    """The arguments of ``explain``."""
+    parser = Parser(
+        "explain",
+        "Print the ip, sysctl and nft commands that amount to a network or a container.",
+        "bridge",
+        "--format json web",
+        usage="[-f FORMAT] NETWORK|CONTAINER",
+    )
+    parser.format_option()
+    parser.positional("name", "NETWORK|CONTAINER")
+    return parser
+
+
+def explain(config: Config, given: Namespace) -> int:
+    """Print commands."""
+    objects = call(config, "explain", {"name": given.name})
+    if given.template:
+        print_objects(objects, given.template)
+        return 0
     for item in objects:
         for line in item["Commands"]:
             print(line)
+    return 0
 
 
-@app.command(epilog=examples("netlib check web"))
-def check(ctx: typer.Context, name: Thing, *, template: Template = "") -> None:
-    """Compare a network or a container with the kernel; exit code 1 when they differ."""
-    found = call(config_of(ctx), "check", {"name": name})
-    if template:
-        print_objects(found, template)
+def check_parser() -> Parser:
+    """The arguments of ``check``."""
+    parser = Parser(
+        "check",
+        "Compare a network or a container with the kernel; exit code 1 when they differ.",
+        "web",
+        usage="[-f FORMAT] NETWORK|CONTAINER",
+    )
+    parser.format_option()
+    parser.positional("name", "NETWORK|CONTAINER")
+    return parser
+
+
+def check(config: Config, given: Namespace) -> int:
+    """Print differences."""
+    found = call(config, "check", {"name": given.name})
+    if given.template:
+        print_objects(found, given.template)
     else:
         for item in found:
             print(f"{item['Object']}: {item['Drift']}")
-    raise typer.Exit(1 if found else 0)
+    return 1 if found else 0
 
 
-@app.command(epilog=examples("netlib log -n 5 -v"))
-def log(
-    ctx: typer.Context,
-    *,
-    number: Annotated[int, typer.Option("--number", "-n", help="How many operations, the last ones.")] = 50,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Name all objects made (+) and removed (-).")] = False,
-    template: Template = "",
-) -> None:
-    """Show what netlib did, one line per operation, the latest last."""
-    entries = call(config_of(ctx), "log", {"limit": number})
-    if template:
-        print_objects(entries, template)
-        return
+def log_parser() -> Parser:
+    """The arguments of ``log``."""
+    parser = Parser(
+        "log", "Show what netlib did, one line per operation, the latest last.", "-n 5 -v", usage="[-n N] [-v] [-f FORMAT]"
+    )
+    parser.number("-n", "--number", default=50, purpose="how many, the last ones (50)")
+    parser.switch("-v", "--verbose", purpose="with every object made (+) and removed (-)")
+    parser.format_option()
+    return parser
+
+
+def log(config: Config, given: Namespace) -> int:
+    """Print operations."""
+    entries = call(config, "log", {"limit": given.number})
+    if given.template:
+        print_objects(entries, given.template)
+        return 0
     for entry in entries:
         objects = entry["Objects"]
-        moment = datetime.fromisoformat(entry["Time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         count = f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
-        print(
-            f"{moment}  {entry['Operation']}  {entry['Subject']}  {entry['Outcome']}  {entry['Seconds'] * 1000:.1f} ms  {count}"
+        moment = entry["Time"][:19].replace("T", " ")
+        parts = (
+            f"{moment}Z",
+            entry["Operation"],
+            entry["Subject"],
+            entry["Outcome"],
+            f"{entry['Seconds'] * 1000:.1f} ms",
+            count,
         )
-        for item in objects if verbose else ():
+        print("  ".join(parts))
+        for item in objects if given.verbose else ():
             print(f"    {item}")
+    return 0
 
 
-@app.command(epilog=examples("netlib info --format '{{.StateDir}}'"))
-@system.command("info", epilog=examples("netlib info --format '{{.StateDir}}'"))
-def info(ctx: typer.Context, *, template: Template = "") -> None:
-    """Show what there is, and where."""
-    _print_facts(call(config_of(ctx), "system.info", {}), template)
+def info_parser() -> Parser:
+    """The arguments of ``info``."""
+    parser = Parser("info", "Show what there is, and where.", "--format '{{.StateDir}}'", usage="[-f FORMAT]")
+    parser.format_option()
+    return parser
 
 
-@app.command(epilog=examples("netlib version --format json"))
-def version(ctx: typer.Context, *, template: Template = "") -> None:
-    """Print the version."""
-    _print_facts(call(config_of(ctx), "version", {}), template)
+def info(config: Config, given: Namespace) -> int:
+    """Print facts about this netlib's host."""
+    return _print_facts(call(config, "system.info", {}), given.template)
 
 
-@system.command(epilog=examples("netlib system reset -f"))
-def reset(ctx: typer.Context, *, force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask.")] = False) -> None:
-    """Remove every container, network and firewall rule that netlib made, and put changed sysctls back."""
-    if not force:
+def version_parser() -> Parser:
+    """The arguments of ``version``."""
+    parser = Parser("version", "Print the versions of what answers.", "--format json", usage="[-f FORMAT]")
+    parser.format_option()
+    return parser
+
+
+def version(config: Config, given: Namespace) -> int:
+    """Print versions."""
+    return _print_facts(call(config, "version", {}), given.template)
+
+
+def reset_parser() -> Parser:
+    """The arguments of ``system reset``."""
+    parser = Parser(
+        "system reset",
+        "Remove every container, network and firewall rule that netlib made, and put changed sysctls back.",
+        "-f",
+        usage="[-f]",
+    )
+    parser.switch("-f", "--force", purpose="do not ask")
+    return parser
+
+
+def reset(config: Config, given: Namespace) -> int:
+    """Remove all that is ours, once confirmed."""
+    if not given.force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
     with progress("removing everything") as tell:
-        call(config_of(ctx), "system.reset", {}, progress=tell)
+        call(config, "system.reset", {}, progress=tell)
+    return 0
 
 
-def _print_facts(facts: dict[str, Any], template: str) -> None:
+def _print_facts(facts: dict[str, Any], template: str) -> int:
     if template:
         print_objects([facts], template)
-        return
+        return 0
     for key, value in facts.items():
         print(f"{key}: {value}")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "check": (check_parser, check),
+    "explain": (explain_parser, explain),
+    "info": (info_parser, info),
+    "log": (log_parser, log),
+    "version": (version_parser, version),
+}
+SYSTEM_COMMANDS: dict[str, Command] = {"info": (info_parser, info), "reset": (reset_parser, reset)}

@@ -239,13 +239,14 @@ class ControlServer:
 
     def _work(self, peer: _Peer, request: Request) -> None:
         """Answer the request; then the connection is the loop's again."""
+        outcome = self._outcome(request)
+        peer.close_fds()
         try:
-            peer.send(self._outcome(request))
+            peer.send(outcome)
         except OSError as error:
             logger.info("nobody took the answer to %s: %s", request.verb, error)
             self._drop(peer)
             return
-        peer.close_fds()
         peer.busy = False
         if not self._stopping:
             self._rearm(peer)

@@ -28,21 +28,29 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
     """A small text file. A new one appears whole, under its name; a standing one is rewritten in place.
 
     In place, because resolv.conf and hosts are bind-mounted into containers, and a mount shows the inode, not the name. The
-    new text goes over the old one in one write, then what is left of a longer old one is cut off: the file is never empty.
+    new text goes over the old one in one write, then what is left of a longer old one is cut off: the file is never empty. An
+    *adopted* file was there before us, and stays as it is.
     """
 
     survives_boot = True
+    observations = ("adopted",)
 
     path: str
     content: str
     mode: int = 0o644
+    adopted: bool = False
 
     @property
     def key(self) -> Key:
         return Key("file", "", self.path)
 
+    def observed(self, kernel: "Kernel") -> Self:
+        return replace(self, adopted=os.path.lexists(self.path))
+
     def ensure(self, kernel: "Kernel") -> None:
         """Write it; ObjectMissing when its folder is not there, KernelError when something else has its name."""
+        if self.adopted:
+            return
         with doing(f"write {self.path}"):
             try:
                 fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -80,10 +88,14 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
             os.fchmod(fd, self.mode)
 
     def remove(self, kernel: "Kernel") -> None:
+        if self.adopted:
+            return
         with doing(f"delete {self.path}"), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.path)
 
     def drift(self, kernel: "Kernel") -> str | None:
+        if self.adopted:
+            return None
         path = Path(self.path)
         with doing(f"read {self.path}"):
             try:

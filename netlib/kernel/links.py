@@ -84,6 +84,11 @@ def _create(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, data
     return True
 
 
+def _without_link_local(mtu: int) -> bytes:
+    """No IPv6 address that the kernel makes up when a carrier comes; a link of an MTU below 1280 has no IPv6 to be set."""
+    return _NO_LINK_LOCAL if _kernel_has_ipv6() and (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU else b""
+
+
 def _finish(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
     """The second request of a creation, and the live change of what exists: the tag for the mark, attributes, up."""
     if kernel.tag:
@@ -151,7 +156,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
                 raise _not_ours(link, self.netns)
         self._ignore_router_advertisements(kernel)
         # The MTU not before now: one given at creation is forgotten when the first port comes.
-        _finish(kernel, rtnl, self.ifname, mac + _attributes(mtu=self.mtu))
+        _finish(kernel, rtnl, self.ifname, mac + _attributes(mtu=self.mtu) + _without_link_local(self.mtu))
 
     def _ignore_router_advertisements(self, kernel: "Kernel") -> None:
         """Else a container gives the host addresses and a default route (CVE-2020-13401)."""
@@ -237,9 +242,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
                 break
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
-        if _kernel_has_ipv6() and (self.mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU:  # a link with less has no IPv6 to be set
-            more += _NO_LINK_LOCAL
-        _finish(kernel, rtnl, self.ifname, more)
+        _finish(kernel, rtnl, self.ifname, more + _without_link_local(self.mtu))
 
     def _create(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
         place = number(IFLA_NET_NS_FD, kernel.netns_fd(self.peer_netns))

@@ -169,7 +169,7 @@ class Runtime:
         started = float(str(ran["started"]))
         alive = ran["boot"] == boot_id() and process.start_time(int(str(ran["minder"]))) == ran["minder_start"]
         ended = _read_json(folder / "exit.json")  # looked at last: a minder writes it before it goes
-        if ended is not None:
+        if ended is not None and all(ended[key] == ran[key] for key in ("minder", "minder_start")):
             return State(status="exited", code=int(str(ended["code"])), started=started, finished=float(str(ended["finished"])))
         if alive:
             return State(status="running", pid=int(str(ran["pid"])), started=started)
@@ -233,6 +233,8 @@ class Runtime:
 
     def remove(self, container: Container) -> None:
         """Delete its files and control groups; Conflict while it runs."""
+        if self.state(container).running:
+            raise Conflict(f"container {container.name!r} is running; stop it first")
         with ExitStack() as stack:
             if self.run_folder(container).is_dir():
                 stack.enter_context(self._lock(container))

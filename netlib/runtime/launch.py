@@ -132,15 +132,13 @@ def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | No
 
 
 def _write_pid_file(config: dict[str, Any], pid: int) -> None:
-    """Write down who runs, so that a reused pid or another boot is told apart; then forget how the last run ended."""
+    """Write down who runs, so that a reused pid or another boot is told apart."""
     folder, minder = config["folder"], os.getpid()
     start, minder_start = process.start_time(pid), process.start_time(minder)
     with open(f"{folder}/pid.json.new", "w") as file:
         file.write(f'{{"pid": {pid}, "start": {start}, "minder": {minder}, "minder_start": {minder_start},')
         file.write(f' "boot": "{config["boot"]}", "started": {time.time()}}}')
     os.rename(f"{folder}/pid.json.new", f"{folder}/pid.json")
-    if os.path.exists(f"{folder}/exit.json"):
-        os.unlink(f"{folder}/exit.json")
 
 
 def _minder(config: dict[str, Any], pid: int, out: int, error: int, feed: int | None) -> list[str]:
@@ -150,5 +148,6 @@ def _minder(config: dict[str, Any], pid: int, out: int, error: int, feed: int | 
     for fd in fds.values():
         os.set_inheritable(fd, True)
     facts = {name: config[name] for name in ("id", "folder", "socket", "keep_stdin")}
-    words = [f"{name}={value}" for name, value in {**facts, "pid": pid, **fds}.items()]
+    facts |= {"pid": pid, "minder_start": process.start_time(os.getpid()), **fds}
+    words = [f"{name}={value}" for name, value in facts.items()]
     return command_line(sys.executable, sys.path[-1], "shim", *words, "--", *config["reap"])

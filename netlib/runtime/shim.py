@@ -273,19 +273,23 @@ class Minder:
     # --- the end -------------------------------------------------------------------------------------------------------
 
     def _keep_end(self, code: int) -> None:
-        """Write exit.json, give up the lock: from here on the container is an ended one for everybody."""
-        folder = self.facts["folder"]
+        """Give up the lock and write exit.json: from then on the container is an ended one, and may be started or removed.
+
+        It names the minder, so that it is not taken for the end of the next run.
+        """
+        folder, minder = self.facts["folder"], os.getpid()
         with open(f"{folder}/exit.json.new", "w") as file:
-            file.write(f'{{"code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}, "finished": {time.time()}}}')
+            file.write(f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},')
+            file.write(f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}')
         try:
             cgroups.remove(self.facts["id"], cgroups.own_hierarchies())
         except (OSError, TimeoutError) as error:  # the folder goes with `rm`; the end is told all the same
             sys.stderr.write(f"{error}\n")
+        os.close(int(self.facts["lock"]))
         os.rename(f"{folder}/exit.json.new", f"{folder}/exit.json")
         if os.path.exists(self.facts["socket"]):
             os.unlink(self.facts["socket"])
         os.close(self.listen)
-        os.close(int(self.facts["lock"]))
 
 
 def main() -> None:

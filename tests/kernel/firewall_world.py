@@ -183,7 +183,8 @@ class World:
             sock.setblocking(False)
             if probe.source_port:
                 sock.bind(("", probe.source_port))
-            sock.connect_ex((probe.address, probe.port))  # inside, where the link of a fe80:: address is known
+            # Inside, where the link of a fe80:: address is known, and spelled out: connect() would forget it.
+            sock.connect_ex(socket.getaddrinfo(probe.address, probe.port, family, flags=socket.AI_NUMERICHOST)[0][4])
         if probe.protocol == "udp":
             sock.send(b"who are you?")
         return sock

@@ -615,10 +615,13 @@ def test_exec_in_an_ended_container_is_refused(runtime: Runtime, living: Contain
 
 
 def test_what_was_executed_ends_with_the_container(runtime: Runtime, living: Container) -> None:
-    with runtime.exec_command(living, ExecSpec(command=("sleep", "60"))) as arguments:
-        helper = subprocess.Popen(arguments, close_fds=False)
-    runtime.stop(living, 0)
-    assert helper.wait(10) == 137
+    with runtime.exec_command(living, ExecSpec(command=("sh", "-c", "echo ready; exec sleep 60"))) as arguments:
+        helper = subprocess.Popen(arguments, close_fds=False, stdout=subprocess.PIPE)
+    with helper:
+        assert helper.stdout is not None
+        assert helper.stdout.readline() == b"ready\n"
+        runtime.stop(living, 0)
+        assert helper.wait(10) == 137
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------------
@@ -661,7 +664,10 @@ def test_a_container_outlives_its_starter(runtime: Runtime, box: Callable[..., C
     assert all(line.endswith("/netlib/minders") for line in groups)
 
 
-def test_a_minder_holds_little(runtime: Runtime, living: Container) -> None:
+def test_a_minder_holds_little(runtime: Runtime, box: Callable[..., Container]) -> None:
+    living = box("sh", "-c", "echo ready; exec sleep 60")
+    runtime.launch(living)
+    _ready(runtime, living)
     minder = _minder(runtime, living)
     names = {os.readlink(f"/proc/{minder}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{minder}/fd")}
     folder, run_folder = runtime.folder(living), runtime.run_folder(living)

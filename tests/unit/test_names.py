@@ -191,6 +191,7 @@ def test_names_that_are_derived() -> None:
     named = Network(id=one, name="web", driver="bridge", created=0.0, options={BRIDGE_NAME_OPTION: "web0"})
     assert bridge_ifname(named) == "web0"
     assert veth_ifname(Endpoint(id="3f2a1c9d" * 8, network="n", sandbox="s", created=0.0)) == "veth3f2a1c9"
-    assert endpoint_mac("3f2a1c9d" * 8) == "02:42:3f:2a:1c:9d"
+    assert endpoint_mac("3f2a1c9d" * 8, None) == "02:42:3f:2a:1c:9d"
+    assert endpoint_mac("3f2a1c9d" * 8, ip_address("172.17.0.2")) == "02:42:ac:11:00:02"
     assert check_ifname(bridge_ifname(network)) == "br-3f2a1c9d4e5b"
-    assert check_mac(endpoint_mac(one)) == endpoint_mac(one)
+    assert check_mac(endpoint_mac(one, None)) == endpoint_mac(one, None)

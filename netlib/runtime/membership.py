@@ -1,0 +1,100 @@
+"""Containers joining and leaving networks after their start, or before: what they joined is theirs again at the next start."""
+
+from msgspec.structs import replace
+
+from netlib.controller import Controller
+from netlib.errors import AlreadyExists, Conflict, NotFound
+from netlib.lifecycle import record_lock
+from netlib.model import Endpoint, Network
+from netlib.names import check_alias, parse_address
+from netlib.runtime.service import find_container, runtime
+from netlib.runtime.spec import Container, NetworkAttachment, check_spec
+
+
+def connect_container(controller: Controller, reference: str, wanted: NetworkAttachment) -> Endpoint | None:
+    """Join a container to a network, at once where it runs (then the endpoint is answered), else at its next start.
+
+    A sandbox that is no container of the runtime (the Python API's) is joined as well. Raises what :meth:`Controller.connect` raises; AlreadyExists when it is in that network, Conflict when its network is
+    another container's.
+    """
+    network = controller.network(wanted.network)
+    container = _find(controller, reference)
+    if container is None:
+        return _join(controller, network, reference, wanted)
+    with controller.locks.hold(record_lock(container.id), f"connecting container {container.name}"):
+        container = _own_networks(controller, container)
+        spec = container.spec
+        if any(_means(item, network) for item in spec.networks):
+            raise AlreadyExists(f"container {container.name!r} is in network {network.name!r} already")
+        _check(wanted)
+        changed = replace(spec, networks=(*spec.networks, replace(wanted, network=network.name)))
+        check_spec(changed)
+        endpoint = None
+        if runtime(controller).state(container).running:
+            endpoint = _join(controller, network, container.container_id, wanted)
+        _write(controller, replace(container, spec=changed))
+    return endpoint
+
+
+def disconnect_container(controller: Controller, reference: str, network_reference: str) -> None:
+    """Take a container out of a network, at once where it runs, and for its next start; NotFound when it is not in it."""
+    network = controller.network(network_reference)
+    container = _find(controller, reference)
+    if container is None:
+        controller.disconnect(network.id, reference)
+        return
+    with controller.locks.hold(record_lock(container.id), f"disconnecting container {container.name}"):
+        container = _own_networks(controller, container)
+        kept = tuple(item for item in container.spec.networks if not _means(item, network))
+        if len(kept) == len(container.spec.networks):
+            raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
+        if runtime(controller).state(container).running:
+            controller.disconnect(network.id, container.container_id)
+        _write(controller, replace(container, spec=replace(container.spec, networks=kept)))
+
+
+def _find(controller: Controller, reference: str) -> Container | None:
+    try:
+        return find_container(controller, reference)
+    except NotFound:
+        return None
+
+
+def _join(controller: Controller, network: Network, sandbox: str, wanted: NetworkAttachment) -> Endpoint:
+    return controller.connect(
+        network.id,
+        sandbox,
+        ip=wanted.ip or None,
+        ip6=wanted.ip6 or None,
+        mac=wanted.mac,
+        aliases=wanted.aliases,
+        links=wanted.links,
+        gw_priority=wanted.gw_priority,
+        options=wanted.options,
+    )
+
+
+def _own_networks(controller: Controller, container: Container) -> Container:
+    """The container as it is now; Conflict when it has no network of its own."""
+    container = find_container(controller, container.id)
+    if container.spec.netns_of:
+        raise Conflict(f"the network of container {container.name!r} is that of {container.spec.netns_of!r}; connect that one")
+    return container
+
+
+def _means(attachment: NetworkAttachment, network: Network) -> bool:
+    """Whether an attachment, which names a network as somebody typed it, is to *network*."""
+    return attachment.network == network.name or network.id.startswith(attachment.network)
+
+
+def _check(wanted: NetworkAttachment) -> None:
+    for alias in wanted.aliases:
+        check_alias(alias)
+    for flag, text in (("--ip", wanted.ip), ("--ip6", wanted.ip6)):
+        if text:
+            parse_address(text, flag)
+
+
+def _write(controller: Controller, container: Container) -> None:
+    with controller.store.write() as tx:
+        tx.replace(container)

@@ -1,0 +1,109 @@
+"""Zones that grow and shrink member by member, and events of nftables: pure parts of netlibd."""
+
+import struct
+from ipaddress import ip_address, ip_interface
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netlib.daemon.events import Notice, meaning
+from netlib.daemon.serving import ZoneKeeper
+from netlib.dns.zone import build_zone
+from netlib.kernel.netlink import attribute
+from netlib.model import Endpoint, NetnsRef, Network, Sandbox
+
+NETWORK = Network(id="n" * 64, name="web", driver="bridge", created=0.0)
+
+
+def _member(number: int, aliases: tuple[str, ...] = ()) -> tuple[Endpoint, Sandbox]:
+    sandbox = Sandbox(
+        id=f"{number:064x}",
+        name=f"box{number}",
+        created=0.0,
+        netns=NetnsRef(f"/run/netns/box{number}"),
+        owned=True,
+        hostname="host",
+    )
+    endpoint = Endpoint(
+        id=f"e{number:063x}",
+        network=NETWORK.id,
+        sandbox=sandbox.id,
+        created=0.0,
+        addresses=(ip_interface(f"10.0.0.{number}/24"), ip_interface(f"fd00::{number:x}/64")),
+        aliases=aliases,
+    )
+    return endpoint, sandbox
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from([(), ("db",), ("db", "Cache")])), max_size=30))
+def test_a_zone_kept_in_step_is_the_zone_built_anew(changes: list[tuple[int, tuple[str, ...]]]) -> None:
+    keeper = ZoneKeeper(NETWORK)
+    members: dict[int, tuple[Endpoint, Sandbox]] = {}
+    for number, aliases in changes:
+        if number in members:
+            keeper.update([members.pop(number)[0].id], ())
+        else:
+            members[number] = _member(number, aliases)
+            keeper.update((), [members[number]])
+        assert keeper.zone == build_zone(NETWORK, members.values())
+        assert sorted(keeper.sandboxes.values()) == sorted(sandbox.id for _, sandbox in members.values())
+
+
+def test_a_member_may_change_in_one_step() -> None:
+    keeper = ZoneKeeper(NETWORK)
+    before = _member(1, ("old",))
+    after = _member(1, ("new",))
+    keeper.update((), [before])
+    former = keeper.zone
+    keeper.update([before[0].id], [after])
+    assert keeper.zone.find("old") is None
+    assert keeper.zone.find("new") == (ip_address("10.0.0.1"), ip_address("fd00::1"))
+    assert keeper.zone.pointers == {
+        ip_address("10.0.0.1").reverse_pointer: ("box1.web",),
+        ip_address("fd00::1").reverse_pointer: ("box1.web",),
+    }
+    assert former.find("old") is not None  # a snapshot is swapped, never edited
+
+
+def _event(message: int, family: int, table: str) -> bytes:
+    body = struct.pack("=BBH", family, 0, 0) + attribute(1, table.encode() + b"\0")
+    return struct.pack("=IHHII", 16 + len(body), 10 << 8 | message, 0, 0, 0) + body
+
+
+NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE, NEWSETELEM, DELSETELEM, NEWGEN = 0, 2, 3, 5, 6, 8, 12, 14, 15
+IPV4, INET, BRIDGE = 2, 1, 7
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (_event(DELTABLE, INET, "netlib"), Notice.TABLE),
+        (_event(DELRULE, INET, "netlib"), Notice.TABLE),
+        (_event(DELCHAIN, INET, "netlib"), Notice.TABLE),
+        (_event(DELSETELEM, INET, "netlib"), Notice.NOTHING),  # a port unpublished: ours, a thousand times a day
+        (_event(NEWSETELEM, INET, "netlib"), Notice.NOTHING),
+        (_event(NEWCHAIN, INET, "netlib"), Notice.NOTHING),
+        (_event(DELTABLE, INET, "netlib2"), Notice.FOREIGN),
+        (_event(DELTABLE, IPV4, "netlib"), Notice.FOREIGN),
+        (_event(NEWCHAIN, IPV4, "filter"), Notice.FOREIGN),
+        (_event(DELRULE, IPV4, "filter"), Notice.FOREIGN),
+        (_event(NEWRULE, IPV4, "filter"), Notice.NOTHING),
+        (_event(DELTABLE, BRIDGE, "filter"), Notice.NOTHING),
+        (_event(NEWGEN, INET, ""), Notice.NOTHING),
+        (
+            _event(NEWGEN, INET, "") + _event(DELRULE, IPV4, "nat") + _event(DELTABLE, INET, "netlib"),
+            Notice.TABLE | Notice.FOREIGN,
+        ),
+        (b"", Notice.NOTHING),
+        (b"\0" * 40, Notice.NOTHING),
+        (_event(DELTABLE, INET, "netlib")[:-9], Notice.NOTHING),
+    ],
+)
+def test_what_an_event_means(data: bytes, expected: Notice) -> None:
+    assert meaning(data) == expected
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_mean_something(data: bytes) -> None:
+    assert isinstance(meaning(data), Notice)
