@@ -401,7 +401,7 @@ def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
     netns = sandbox.netns
     without_ipv6 = endpoint.address(6) is None
     return [
-        *([Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", netns=netns)] if without_ipv6 else []),
+        *([Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", optional=True, netns=netns)] if without_ipv6 else []),
         *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
         LinkUp(ifname=endpoint.ifname, netns=netns),
     ]

@@ -100,8 +100,7 @@ class Lifecycle:
             plan = self.engine.observed(tx, kernel, endpoint_id, plan)
             tx.insert(endpoint, name=f"{endpoint.network}/{sandbox}", network=endpoint.network, sandbox=sandbox)
             tx.write_objects(endpoint_id, plan)
-            for mapping in endpoint.ports:
-                tx.claim_port(mapping, endpoint_id)
+            tx.claim_ports(endpoint.ports, endpoint_id)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         try:
             self.engine.ensure(kernel, endpoint_id, plan)

@@ -29,24 +29,26 @@ class Key(NamedTuple):
 class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     """One thing the kernel holds for us: names, never ifindexes.
 
-    Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``shared`` ones are held by
-    several records at once and are changed under a lock per key. ``batch`` names what can be changed together in one request
-    ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of such neighbours. ``observations``
-    names the fields that :meth:`observed` fills; a later holder of the key takes them over from the first one.
+    Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``batch`` names what can be
+    changed together in one request ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of
+    such neighbours. ``observations`` names the fields that :meth:`observed` fills; a later holder of the key takes them over
+    from the first one. ``survives_boot`` says that it lies on disk, and must be removed even when the kernel's side is gone.
     """
 
-    shared: ClassVar[bool] = False
     batch: ClassVar[str] = ""
     observations: ClassVar[tuple[str, ...]] = ()
-    survives_boot: ClassVar[bool] = (
-        False  # it lies on disk, and must be removed even when the kernel that held the rest is gone
-    )
+    survives_boot: ClassVar[bool] = False
 
     netns: NetnsRef = HOST
 
     @property
     def key(self) -> Key:
         raise NotImplementedError
+
+    @property
+    def shared(self) -> bool:
+        """Whether other records may hold this key too, so that it is changed under a lock of it."""
+        return False
 
     def observed(self, kernel: "Kernel") -> Self:
         """Return this object with what must be known before it is written down (a prior value, an adoption)."""

@@ -4,7 +4,6 @@ Everything that can be refused is refused here, before anything is written or to
 """
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from msgspec import Struct
@@ -14,7 +13,7 @@ from netlib.driverapi import BindsPorts, NamesLinks, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, PortTaken
 from netlib.ipamapi import PoolRequest
 from netlib.kernel.sockets import port_candidates, probe_port
-from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Sandbox
+from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Protocol, Sandbox
 from netlib.names import (
     check_alias,
     check_ifname,
@@ -30,7 +29,7 @@ from netlib.ports import PortRequest
 from netlib.registry import driver, ipam_driver
 from netlib.store.records import Transaction
 
-Addressable = str | IPv4Address | IPv6Address
+_Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
 
 
 class NetworkRequest(Struct, frozen=True, kw_only=True):
@@ -251,13 +250,16 @@ def _ports(tx: Transaction, network: Network, requests: Sequence[PortRequest]) -
     known = driver(network.driver)
     default = known.default_host_ip(network) if isinstance(known, BindsPorts) else None
     chosen: list[PortMapping] = []
+    places: _Places = {}
     for request in requests:
         host_ip = request.host_ip if request.host_ip is not None else default
-        chosen.append(_port(tx, request, host_ip, chosen))
+        mapping = _port(tx, request, host_ip, places)
+        chosen.append(mapping)
+        places.setdefault((mapping.protocol, mapping.host_port), []).append(host_ip)
     return tuple(chosen)
 
 
-def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chosen: Sequence[PortMapping]) -> PortMapping:
+def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chosen: _Places) -> PortMapping:
     numbers = port_candidates(request.host_port_first, request.host_port_last)
     refusal: PortTaken | None = None
     for number in numbers:
@@ -276,11 +278,10 @@ def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chos
     raise refusal
 
 
-def _check_port(tx: Transaction, mapping: PortMapping, chosen: Sequence[PortMapping]) -> None:
+def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
     place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
-    for other in chosen:
-        if (other.host_port, other.protocol) == (mapping.host_port, mapping.protocol) and mapping.meets(other.host_ip):
-            raise PortTaken(f"{place} is asked for twice in this request; publish it once")
+    if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
+        raise PortTaken(f"{place} is asked for twice in this request; publish it once")
     holder = tx.port_holder(mapping)
     if holder is not None:
         row = tx.by_id(holder)

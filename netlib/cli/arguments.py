@@ -52,18 +52,17 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: list[str]) -> Namespace:
         """The arguments in *words*; raises ConfigError, or HelpShown."""
+        options, rest = self._split(words)
         if self._before_command is None:
-            return self.parse_intermixed_args(self._plain(words))
-        end = self._end_of_options(words)
-        given = self.parse_args(self._plain(words[:end]))
-        rest = words[end:]
-        for number, name in enumerate(self._before_command):
-            if number >= len(rest):
+            return self.parse_intermixed_args(options)
+        given = self.parse_args(options)
+        for name in self._before_command:
+            if not rest:
                 self.error(f"no {name.lower()} given")
-            setattr(given, name.lower(), rest[number])
-        given.command = rest[len(self._before_command) :]
-        if not given.command:
+            setattr(given, name.lower(), rest.pop(0))
+        if not rest:
             self.error("no command given")
+        given.command = rest
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -115,28 +114,36 @@ class Parser(argparse.ArgumentParser):
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
-    def _plain(self, words: Sequence[str]) -> list[str]:
-        """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them."""
-        plain: list[str] = []
-        for word in words:
-            found = _TRUTH.fullmatch(word)
-            action = self._option_string_actions.get(found[1]) if found else None
-            if not found or action is None or action.nargs != 0:
-                plain.append(word)
-            elif found[2].lower() == "true":
-                plain.append(found[1])
-            elif f"--no-{found[1][2:]}" in action.option_strings:
-                plain.append(f"--no-{found[1][2:]}")
-        return plain
-
-    def _end_of_options(self, words: Sequence[str]) -> int:
-        """Where the first word stands that is neither an option nor an option's value."""
+    def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Words as argparse reads them (values that begin with a dash too), and what comes after the options if a command does."""
+        options: list[str] = []
         at = 0
-        while at < len(words) and words[at].startswith("-") and words[at] != "-":
-            if words[at] == "--":
-                return at + 1
-            at += 2 if self._wants_next(words[at]) else 1
-        return min(at, len(words))
+        while at < len(words):
+            word = words[at]
+            if word == "--":
+                return (options, list(words[at + 1 :])) if self._before_command is not None else ([*options, *words[at:]], [])
+            if not word.startswith("-") or word == "-":
+                if self._before_command is not None:
+                    break
+                options.append(word)
+            elif self._wants_next(word) and "".join(words[at + 1 : at + 2]):
+                at += 1
+                options.append(f"{word}={words[at]}" if word.startswith("--") else f"{word}{words[at]}")
+            else:
+                options += self._truth(word)
+            at += 1
+        return options, list(words[at:])
+
+    def _truth(self, word: str) -> list[str]:
+        """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them."""
+        found = _TRUTH.fullmatch(word)
+        action = self._option_string_actions.get(found[1]) if found else None
+        if not found or action is None or action.nargs != 0:
+            return [word]
+        if found[2].lower() == "true":
+            return [found[1]]
+        negative = f"--no-{found[1][2:]}"
+        return [negative] if negative in action.option_strings else []
 
     def _wants_next(self, word: str) -> bool:
         """Whether the value of an option (or of the last one in ``-it``) is the next word."""

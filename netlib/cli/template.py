@@ -1,7 +1,8 @@
 """Docker's ``--format`` templates: the part of Go's ``text/template`` that people type.
 
-Fields ``{{.Name}}``; functions ``json len index print println lower upper``; ``{{range .X}}…{{else}}…{{end}}``, with or without
-``$key, $value :=``; ``{{if .X}}`` and ``{{with .X}}`` likewise; ``-`` to trim white space. All else is refused by name.
+Fields ``{{.Name}}``; functions ``json len index print println lower upper``, also as ``{{.Name | upper}}``; parentheses;
+``{{range .X}}…{{else}}…{{end}}``, with or without ``$key, $value :=``; ``{{if .X}}`` and ``{{with .X}}`` likewise; ``-`` to trim
+white space. All else is refused by name.
 """
 
 import json
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 from netlib.errors import ConfigError
 
 _ACTION = re.compile(r"(\s*)\{\{-\s|\{\{", re.ASCII)
-_TOKEN = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\$\w*(?:\.\w+)*|(?:\.[\w-]+)+|\.|:=|,|\||-?\d+|\w+)""")
+_TOKEN = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\$\w*(?:\.\w+)*|(?:\.[\w-]+)+|\.|:=|,|\||\(|\)(?:\.[\w-]+)*|-?\d+|\w+)""")
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 _BLOCKS = ("range", "if", "with")
+_FUNCTIONS = ("json", "len", "index", "println", "print", "lower", "upper")
 
 
 class _Block(NamedTuple):
@@ -104,45 +106,76 @@ class Template:
         return "".join(self._render(block.body, item, names | known) for (_, item), known in zip(pairs, named, strict=True))
 
     def _evaluate(self, words: Sequence[str], dot: Any, names: dict[str, Any]) -> Any:
-        first, *rest = words
-        if first in ("json", "len", "index", "println", "print", "lower", "upper"):
-            return self._call(first, [self._operand(word, dot, names) for word in rest])
-        if rest:
-            raise self._refusal(f"unknown function {first!r}; there are: json len index print println lower upper")
-        return self._operand(first, dot, names)
+        """The value of a pipeline."""
+        left = list(words)
+        value = self._pipeline(left, dot, names)
+        if left:
+            raise self._refusal("a closing parenthesis without an opening one")
+        return value
+
+    def _pipeline(self, words: list[str], dot: Any, names: dict[str, Any]) -> Any:
+        """Take a pipeline off *words*, up to their end or a closing parenthesis, which stays."""
+        piped: list[Any] = []
+        while True:
+            function = words.pop(0) if words and words[0] in _FUNCTIONS else ""
+            values: list[Any] = []
+            while words and words[0] != "|" and words[0][0] != ")":
+                values.append(self._term(words, dot, names))
+            values += piped
+            if function:
+                value = self._call(function, values)
+            elif len(values) != 1:
+                raise self._refusal(f"there must be one value, or a function first; there are: {' '.join(_FUNCTIONS)}")
+            else:
+                value = values[0]
+            if not words or words[0] != "|":
+                return value
+            words.pop(0)
+            piped = [value]
+
+    def _term(self, words: list[str], dot: Any, names: dict[str, Any]) -> Any:
+        word = words.pop(0)
+        if word != "(":
+            return self._operand(word, dot, names)
+        value = self._pipeline(words, dot, names)
+        if not words:
+            raise self._refusal("an opening parenthesis without a closing one")
+        return self._fields(value, words.pop(0)[1:])
 
     def _call(self, function: str, values: list[Any]) -> Any:
         if not values:
             raise self._refusal(f"{function} lacks its argument")
+        first = values[0]
         if function == "json":
-            return json.dumps(values[0])
+            return json.dumps(first)
         if function == "len":
-            return len(values[0])
+            if not isinstance(first, str | list | dict):
+                raise self._refusal(f"{_shown(first)} has no length")
+            return len(first)
         if function in ("print", "println"):
             return " ".join(map(_shown, values)) + ("\n" if function == "println" else "")
         if function in ("lower", "upper"):
-            return str(getattr(_shown(values[0]), function)())
-        found = values[0]
+            return str(getattr(_shown(first), function)())
         for key in values[1:]:
             try:
-                found = found[key]
+                first = first[key]
             except (KeyError, IndexError, TypeError):
                 raise self._refusal(f"there is no {key!r} to index") from None
-        return found
+        return first
 
     def _operand(self, word: str, dot: Any, names: dict[str, Any]) -> Any:
         if word[0] in '"`':
             return word[1:-1]
         if word.lstrip("-").isdigit():
             return int(word)
-        name, *fields = word.split(".")
-        if not name:
-            value = dot
-        elif name in names:
-            value = names[name]
-        else:
-            raise self._refusal(f"unknown name {name!r}")
-        for field in filter(None, fields):
+        name, _, fields = word.partition(".")
+        if name and name not in names:
+            raise self._refusal(f"unknown word {name!r}; there are: {' '.join(_FUNCTIONS)}")
+        return self._fields(names[name] if name else dot, fields)
+
+    def _fields(self, value: Any, fields: str) -> Any:
+        """The field of *value* that a dotted path leads to."""
+        for field in filter(None, fields.split(".")):
             if not isinstance(value, dict) or field not in value:
                 known = ", ".join(value) if isinstance(value, dict) else "none"
                 raise self._refusal(f"there is no field {field!r}; there are: {known}")

@@ -239,12 +239,12 @@ class ControlServer:
 
     def _work(self, peer: _Peer, request: Request) -> None:
         """Answer the request; then the connection is the loop's again."""
-        outcome = self._outcome(request)
-        peer.close_fds()
         try:
+            outcome = self._outcome(request)
+            peer.close_fds()
             peer.send(outcome)
         except OSError as error:
-            logger.info("nobody took the answer to %s: %s", request.verb, error)
+            logger.warning("the answer to %s did not reach its caller: %s", request.verb, error)
             self._drop(peer)
             return
         peer.busy = False

@@ -6,18 +6,22 @@ takes, from the reading to the commit.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from netlib.errors import KernelError
+from netlib.errors import DeadlineExceeded, KernelError
 from netlib.firewall.ruleset import allowance_comment
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
 
 _XTABLES_LOCK = Path("/run/xtables.lock")
+_LOCK_SECONDS = 10.0
+_PROGRAMS = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
+_NAMES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 
 
 class LegacyTables:
@@ -26,96 +30,71 @@ class LegacyTables:
     def __init__(self, netns: NetnsRef) -> None:
         self.netns = netns
 
-    def dropping(self) -> tuple[str, ...]:
-        """The families ("ip", "ip6") whose legacy FORWARD chain has policy DROP; without such tables, two file reads."""
-        with entered(self.netns):
-            return tuple(family for family in self._present() if self._policy(family) == "DROP")
-
     def allow(self, bridge: str, tag: str) -> None:
         """Append two accepts for *bridge* to each legacy FORWARD chain that drops by default."""
-        for family in self.dropping():
-            with self._changing(family) as chain:
-                if not any(_our_comments(chain, bridge)):
-                    for rule in self._accepts(family, bridge, allowance_comment(bridge, tag)):
+        for family in self._present():
+            with self._forward(family) as chain:
+                if chain.get_policy().name == "DROP" and not any(_our_comments(chain, bridge)):
+                    for rule in _accepts(family, bridge, allowance_comment(bridge, tag)):
                         chain.append_rule(rule)
 
     def withdraw(self, bridge: str) -> None:
         """Delete our accepts for *bridge*, wherever they are."""
-        with entered(self.netns):
-            present = self._present()
-        for family in present:
-            if self._is_allowed(family, bridge):
-                with self._changing(family) as chain:
-                    for comment in set(_our_comments(chain, bridge)):
-                        for rule in self._accepts(family, bridge, comment):
-                            chain.delete_rule(rule)
+        for family in self._present():
+            with self._forward(family) as chain:
+                for comment in set(_our_comments(chain, bridge)):
+                    for rule in _accepts(family, bridge, comment):
+                        chain.delete_rule(rule)
 
     def lacking(self, bridge: str) -> Iterator[str]:
         """One sentence per legacy FORWARD chain that drops *bridge*'s packets, with the line that helps."""
-        programs = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
-        for family in self.dropping():
-            if not self._is_allowed(family, bridge):
-                lines = "; ".join(f"{programs[family]} -A FORWARD {option} {bridge} -j ACCEPT" for option in ("-i", "-o"))
-                yield f"{programs[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
+        for family in self._present():
+            with self._forward(family) as chain:
+                closed = chain.get_policy().name == "DROP" and not any(_our_comments(chain, bridge))
+            if closed:
+                lines = "; ".join(f"{_PROGRAMS[family]} -A FORWARD {option} {bridge} -j ACCEPT" for option in ("-i", "-o"))
+                yield f"{_PROGRAMS[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
 
-    def _is_allowed(self, family: str, bridge: str) -> bool:
-        with entered(self.netns), doing(f"read the legacy {family} tables"):
-            chain = self._forward(family)
-            chain.table.refresh()
-            return any(_our_comments(chain, bridge))
-
-    @staticmethod
-    def _present() -> tuple[str, ...]:
-        """Families with a legacy filter table; only asking iptables would make one."""
-        names = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
+    def _present(self) -> tuple[str, ...]:
+        """Families with a legacy filter table: two file reads, for only asking iptables would make the tables."""
         found = []
-        for family, name in names.items():
-            file = Path("/proc/thread-self/net") / name
-            if file.exists() and "filter" in file.read_text().split():
-                found.append(family)
+        with entered(self.netns), doing("look for legacy tables"):
+            for family, name in _NAMES.items():
+                file = Path("/proc/thread-self/net") / name
+                if file.exists() and "filter" in file.read_text().split():
+                    found.append(family)
         return tuple(found)
 
-    @staticmethod
-    def _forward(family: str) -> Any:
+    @contextmanager
+    def _forward(self, family: str) -> Iterator[Any]:
+        """The FORWARD chain as it is now, to read and to change under the lock; one commit at the end.
+
+        Readers hold the lock as well: python-iptables has one table object for all threads of the process.
+        """
         import iptc  # 90 ms of imports, only where legacy tables are
 
-        table = iptc.Table(iptc.Table.FILTER) if family == "ip" else iptc.Table6(iptc.Table6.FILTER)
-        return iptc.Chain(table, "FORWARD")
-
-    def _policy(self, family: str) -> str:
-        with doing(f"read the legacy {family} tables"):
-            chain = self._forward(family)
-            chain.table.refresh()
-            return str(chain.get_policy().name)
-
-    @staticmethod
-    def _accepts(family: str, bridge: str, comment: str) -> Iterator[Any]:
-        import iptc
-
-        for direction in ("in_interface", "out_interface"):
-            rule = iptc.Rule() if family == "ip" else iptc.Rule6()
-            setattr(rule, direction, bridge)
-            rule.create_match("comment").comment = comment
-            rule.target = rule.create_target("ACCEPT")
-            yield rule
-
-    @contextmanager
-    def _changing(self, family: str) -> Iterator[Any]:
-        """The FORWARD chain, to change under the lock; one commit at the end."""
-        import iptc
-
-        with entered(self.netns), doing(f"change the legacy {family} tables"), _xtables_lock():
-            chain = self._forward(family)
-            table = chain.table
+        with entered(self.netns), doing(f"use the tables of {_PROGRAMS[family]}"), _xtables_lock():
+            table = iptc.Table(iptc.Table.FILTER) if family == "ip" else iptc.Table6(iptc.Table6.FILTER)
+            table.autocommit = False
             try:
-                table.autocommit = False
                 table.refresh()
-                yield chain
+                yield iptc.Chain(table, "FORWARD")
                 table.commit()
             except (iptc.IPTCError, iptc.XTablesError) as error:
-                raise KernelError(f"cannot change the legacy {family} tables: {error}") from error
+                raise KernelError(f"cannot use the tables of {_PROGRAMS[family]}: {error}") from error
             finally:
                 table.autocommit = True
+
+
+def _accepts(family: str, bridge: str, comment: str) -> Iterator[Any]:
+    import iptc
+
+    for direction in ("in_interface", "out_interface"):
+        rule = iptc.Rule() if family == "ip" else iptc.Rule6()
+        setattr(rule, direction, bridge)
+        rule.create_match("comment").comment = comment
+        rule.target = rule.create_target("ACCEPT")
+        yield rule
 
 
 def _our_comments(chain: Any, bridge: str) -> Iterator[str]:
@@ -129,9 +108,22 @@ def _our_comments(chain: Any, bridge: str) -> Iterator[str]:
 
 @contextmanager
 def _xtables_lock() -> Iterator[None]:
+    """Hold the lock that every iptables program takes; DeadlineExceeded after ten seconds."""
+    deadline = time.monotonic() + _LOCK_SECONDS
     fd = os.open(_XTABLES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while not _locked(fd):
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{_XTABLES_LOCK} is held by another program for {_LOCK_SECONDS:.0f} s; try again")
+            time.sleep(0.01)  # noqa: TID251 - flock has no deadline of its own
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -69,7 +69,13 @@ class Nftables:
 
     def ensure(self, objects: Sequence[KernelObject], tag: str = "") -> None:
         """Make all of *objects* so in one transaction, their entries commented with *tag*; all of them or none."""
-        self._transact(lambda exact: self._ensuring(objects, tag, exact), f"set up {_names(objects)}")
+        try:
+            self._transact(lambda exact: self._ensuring(objects, tag, exact), f"set up {_names(objects)}")
+        except ObjectMissing as error:
+            if not any(isinstance(item, FirewallBase) for item in objects):
+                raise
+            # The table is part of this transaction: what is missing is an expression or a chain type.
+            raise FeatureMissing(f"this kernel lacks a part of nf_tables (nat, masq, fib, ct): {error}", error.errno) from error
         for item in objects:
             if isinstance(item, ForwardAllowance):
                 LegacyTables(self.netns).allow(item.bridge, tag)

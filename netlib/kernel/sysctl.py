@@ -54,24 +54,39 @@ def write_sysctl(kernel: "Kernel", netns: NetnsRef, name: str, value: str) -> No
 
 
 class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
-    """One setting. *prior* is what it was before the first holder came; the last one writes it back."""
+    """One setting. *prior* is what it was before the first holder came; the last one writes it back.
 
-    shared = True
+    An *optional* one is let be where it does not exist: a kernel without IPv6 needs none switched off.
+    """
+
     observations = ("prior",)
 
     name: str
     value: str
+    optional: bool = False
     prior: str | None = None
 
     @property
     def key(self) -> Key:
         return Key("sysctl", self.netns.path, sysctl_path(self.name))
 
+    @property
+    def shared(self) -> bool:
+        """The host's settings serve every network; a sandbox's are its own."""
+        return self.netns.is_host
+
+    @property
+    def ifname(self) -> str | None:
+        """The link that this setting is of, and vanishes with; None for all others."""
+        _, _, kind, place, *_ = (*sysctl_path(self.name).split("/"), "", "", "")
+        return place if kind in ("conf", "neigh") and place not in ("all", "default") else None
+
     def observed(self, kernel: "Kernel") -> Self:
         return self if self.prior is not None else replace(self, prior=read_sysctl(kernel, self.netns, self.name))
 
     def ensure(self, kernel: "Kernel") -> None:
-        if read_sysctl(kernel, self.netns, self.name) != self._wanted:
+        found = read_sysctl(kernel, self.netns, self.name)
+        if found != self._wanted and not (found is None and self.optional):
             write_sysctl(kernel, self.netns, self.name, self.value)
 
     def remove(self, kernel: "Kernel") -> None:
@@ -85,7 +100,7 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
     def drift(self, kernel: "Kernel") -> str | None:
         found = read_sysctl(kernel, self.netns, self.name)
         if found is None:
-            return f"sysctl {sysctl_path(self.name)} is missing"
+            return None if self.optional else f"sysctl {sysctl_path(self.name)} is missing"
         return None if found == self._wanted else f"sysctl {sysctl_path(self.name)} is {found!r}, not {self._wanted!r}"
 
     def commands(self) -> Iterable[str]:
@@ -105,10 +120,13 @@ class RouterAdvertisements(KernelObject, frozen=True, kw_only=True, tag="router_
     *ifnames* are the links that have a route learnt so and ``accept_ra=1``, observed once.
     """
 
-    shared = True
     observations = ("ifnames",)
 
     ifnames: tuple[str, ...] | None = None
+
+    @property
+    def shared(self) -> bool:
+        return True
 
     @property
     def key(self) -> Key:

@@ -14,8 +14,9 @@ from netlib.runtime.spec import Container, NetworkAttachment, check_spec
 def connect_container(controller: Controller, reference: str, wanted: NetworkAttachment) -> Endpoint | None:
     """Join a container to a network, at once where it runs (then the endpoint is answered), else at its next start.
 
-    A sandbox that is no container of the runtime (the Python API's) is joined as well. Raises what :meth:`Controller.connect` raises; AlreadyExists when it is in that network, Conflict when its network is
-    another container's.
+    A sandbox that is no container of the runtime (the Python API's) is joined as well. Raises what
+    :meth:`Controller.connect` raises; AlreadyExists when it is in that network, Conflict when its network is another
+    container's.
     """
     network = controller.network(wanted.network)
     container = _find(controller, reference)

@@ -70,7 +70,7 @@ def find_container(controller: Controller, reference: str) -> Container:
 
 def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
     """What of a request has no effect, one sentence each."""
-    if not spec.publish or spec.netns_of:
+    if not spec.publish or not spec.networks:
         return []
     name = spec.networks[0].network
     if not isinstance(driver(controller.network(name).driver), Addressless):
@@ -89,24 +89,35 @@ def run_container(
     *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises what that raises and what the
     verbs of the controller do.
     """
-    container = create_container(controller, spec)
-    try:
-        return start_container(controller, container.id, client=client, size=size)
-    except BaseException:
-        remove_container(controller, container.id, force=True)
-        raise
+    finish(controller)
+    container = _draft(controller, spec)
+    with controller.locks.hold(record_lock(container.id), f"running container {spec.name or container.short_id}"):
+        container = _inserted(controller, container, Phase.CREATING)  # after a crash nobody was told of it: it goes
+        try:
+            container = _start(controller, container, client, size)
+            with controller.store.write() as tx:
+                tx.set_phase(container.id, Phase.READY)
+        except BaseException:
+            _kill(controller, container)
+            _leave(controller, container)
+            _delete(controller, container)
+            raise
+    return container
 
 
 def create_container(controller: Controller, spec: ContainerSpec) -> Container:
     """Check a request and write the container down; nothing runs and nothing is joined yet."""
     finish(controller)
-    container = _draft(controller, spec)
+    return _inserted(controller, _draft(controller, spec), Phase.READY)
+
+
+def _inserted(controller: Controller, container: Container, phase: Phase) -> Container:
     with controller.store.write() as tx:
-        if not spec.name:
+        if not container.name:
             taken = [row.name for row in tx.all(Container)] + [row.name for row in tx.all(Sandbox)]
             container = replace(container, name=generate_name(taken))
         _check_free(tx, container.name)
-        tx.insert(container, name=container.name, phase=Phase.READY)
+        tx.insert(container, name=container.name, phase=phase)
     return container
 
 
@@ -164,12 +175,17 @@ def start_container(
         if runtime(controller).state(container).running:
             return container
         _leave(controller, container)
-        try:
-            container = _join(controller, container)
-            runtime(controller).launch(container, client=client, size=size)
-        except BaseException:
-            _leave(controller, container)
-            raise
+        return _start(controller, container, client, size)
+
+
+def _start(controller: Controller, container: Container, client: socket.socket | None, size: tuple[int, int]) -> Container:
+    """Join and launch a container whose lock is held; after an error it is nowhere again."""
+    try:
+        container = _join(controller, container)
+        runtime(controller).launch(container, client=client, size=size)
+    except BaseException:
+        _leave(controller, container)
+        raise
     return container
 
 
@@ -262,11 +278,10 @@ def reap_container(controller: Controller, reference: str) -> None:
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
     """Remove a container with its files and its log; InUse when it runs, unless *force* says to kill it."""
     container = find_container(controller, reference)
-    own = runtime(controller)
-    if own.state(container).running:
+    if runtime(controller).state(container).running:
         if not force:
             raise InUse(f"container {container.name!r} is running; stop it first, or remove it with --force")
-        own.stop(container, _KILL_SECONDS, signal.SIGKILL)
+        _kill(controller, container)
     with controller.locks.hold(record_lock(container.id), f"removing container {container.name}"):
         with controller.store.write() as tx:
             if tx.by_id(container.id) is None:
@@ -276,12 +291,21 @@ def remove_container(controller: Controller, reference: str, *, force: bool = Fa
         _delete(controller, container)
 
 
+def _kill(controller: Controller, container: Container) -> None:
+    """End it at once, if it runs."""
+    runtime(controller).stop(container, _KILL_SECONDS, signal.SIGKILL)
+
+
 def _leave(controller: Controller, container: Container) -> None:
     """Remove the sandbox of an ended run, if there is one, and write down that the container is nowhere."""
     with controller.store.read() as tx:
         sandbox = tx.by_id(container.container_id)
+    if sandbox is not None and sandbox.phase is not Phase.READY:
+        controller.recover()  # it was left half made or half removed
+    with controller.store.read() as tx:
+        sandbox = tx.by_id(container.container_id)
         record = tx.by_id(container.id)
-    if sandbox is not None:
+    if sandbox is not None and sandbox.phase is Phase.READY:
         controller.remove_sandbox(sandbox.id)
     if record is not None and record.value.netns is not None:
         _written(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
@@ -321,8 +345,12 @@ def _if_idle(controller: Controller, row: Row[Container], action: Callable[[], N
 def _finish_one(controller: Controller, record: str) -> None:
     with controller.store.read() as tx:
         row = tx.by_id(record)
-    if row is None or runtime(controller).state(row.value).running:
+    if row is None:
         return
+    if runtime(controller).state(row.value).running:
+        if row.phase is Phase.READY:
+            return
+        _kill(controller, row.value)
     _leave(controller, row.value)
     if row.phase is not Phase.READY or row.value.spec.auto_remove:
         _delete(controller, row.value)

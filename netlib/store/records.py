@@ -196,11 +196,11 @@ class Transaction:
 
     # --- published ports -------------------------------------------------------------------------------------------
 
-    def claim_port(self, mapping: PortMapping, owner: str) -> None:
-        """Write down that *owner* (an endpoint's id) publishes a host port; :meth:`port_holder` first."""
-        self.db.execute(
+    def claim_ports(self, mappings: Iterable[PortMapping], owner: str) -> None:
+        """Write down that *owner* (an endpoint's id) publishes these host ports; :meth:`port_holder` first."""
+        self.db.executemany(
             "INSERT INTO port (protocol, number, host_ip, owner) VALUES (?,?,?,?)",
-            (mapping.protocol, mapping.host_port, str(mapping.host_ip or ""), owner),
+            [(mapping.protocol, mapping.host_port, str(mapping.host_ip or ""), owner) for mapping in mappings],
         )
 
     def port_holder(self, mapping: PortMapping) -> str | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from netlib.errors import ConfigError, NetlibError, ObjectMissing
+from netlib.errors import ConfigError, FeatureMissing, NetlibError, ObjectMissing
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance, PublishedPort
+from netlib.firewall.ruleset import base_commands
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef, Protocol
@@ -94,6 +95,18 @@ def test_without_the_table_a_port_is_refused_and_a_plan_with_the_base_is_not(ker
         port(80).ensure(kernel)
     FirewallObject.ensure_many(kernel, [FirewallBase(), port(80)])
     assert port(80).drift(kernel) is None
+
+
+def test_a_kernel_without_what_the_base_needs_is_told_from_a_lost_table(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel answers ENOENT to an expression that it does not have, as it does to a chain that is not there."""
+    nft("delete table inet netlib")
+    broken = (*base_commands(), "add rule inet netlib forward jump nowhere")
+    monkeypatch.setattr("netlib.firewall.nftables.base_commands", lambda: broken)
+    with pytest.raises(FeatureMissing, match="lacks a part of nf_tables"):
+        FirewallBase().ensure(kernel)
+    assert kernel.firewall().listing() == ""
 
 
 def test_an_older_versions_rules_are_replaced_and_entries_kept(kernel: Kernel) -> None:

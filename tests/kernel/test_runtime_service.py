@@ -15,9 +15,11 @@ import pytest
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, InUse, NetlibError, NotFound, PortTaken
+from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Sandbox
 from netlib.runtime import attach, service
+from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
 from netlib.runtime.verbs import VERBS, remove_all
 from netlib.verbs import perform
@@ -106,11 +108,11 @@ def test_the_network_of_another_container(controller: Controller) -> None:
         controller, "container.run", {"command": ["python3", "-m", "http.server", "80"], "name": "first", "networks": ["web"]}
     )
     first = service.find_container(controller, "first")
-    netns = os.readlink(f"/proc/{service.runtime(controller).state(first).pid}/ns/net")
+    place = os.readlink(f"/proc/{service.runtime(controller).state(first).pid}/ns/net")
     script = "readlink /proc/self/ns/net; hostname; cat /etc/hostname; ip -o -4 addr show eth0"
     code, out = _run(controller, "sh", "-c", script, networks=["container:first"], name="second")
     assert code == 0
-    assert out.split()[:3] == [netns, first.hostname, first.hostname]
+    assert out.split()[:3] == [place, first.hostname, first.hostname]
     assert "172.18.0.2/16" in out
     assert [box.name for box in controller.sandboxes()] == ["first"]
     controller.sandbox("first")  # the end of the second took nothing away from it
@@ -305,23 +307,26 @@ def _killed_at(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+_STEPS = {
+    "record": (service, "_inserted"),
+    "netns": (netns, "create_netns"),
+    "sandbox": (Controller, "create_sandbox"),
+    "place": (service, "_written"),
+    "endpoint": (Controller, "connect"),
+    "processes": (Runtime, "launch"),
+}
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["create_sandbox", "connect", "launch", "written"])
+@pytest.mark.parametrize("step", _STEPS)
 def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest.MonkeyPatch, when: str, step: str) -> None:
     _run(controller, "true", networks=["web"], name="warm", auto_remove=True)
     before = _everything(controller)
-    target: object = {"launch": service.Runtime, "written": service}.get(step, Controller)
-    name = {"written": "_written"}.get(step, step)
+    target, name = _STEPS[step]
     spec = ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
     _killed_at(controller, target, name, monkeypatch, when, lambda: service.run_container(controller, spec))
     service.finish(controller)
-    if (step, when) == ("launch", "after"):  # it runs, and whoever asked had the luck of a moment less than needed
-        assert service.runtime(controller).state(service.find_container(controller, "box")).running
-        service.remove_container(controller, "box", force=True)
-    elif (step, when) != ("before", "create_sandbox"):
-        (row,) = perform(controller, "container.ls", {"all_states": True})
-        assert row["State"] == "created"
-        service.remove_container(controller, "box")
+    controller.recover()
     assert _everything(controller) == before
 
 
@@ -347,7 +352,7 @@ def test_a_dead_minder_is_noticed_and_cleared_away_after(controller: Controller)
     os.kill(minder, signal.SIGKILL)
     assert select.select([pidfd], [], [], 5)[0]
     os.close(pidfd)
-    assert controller.sandbox("box")
+    assert [box.name for box in controller.sandboxes()] == ["box"]
     service.finish(controller)
     with controller.store.read() as tx:
         assert tx.find(Sandbox, "box") is None

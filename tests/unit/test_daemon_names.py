@@ -97,7 +97,6 @@ IPV4, INET, BRIDGE = 2, 1, 7
         ),
         (b"", Notice.NOTHING),
         (b"\0" * 40, Notice.NOTHING),
-        (_event(DELTABLE, INET, "netlib")[:-9], Notice.NOTHING),
     ],
 )
 def test_what_an_event_means(data: bytes, expected: Notice) -> None:

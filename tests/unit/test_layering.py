@@ -13,31 +13,32 @@ FUNCTION_LINES = 60
 # Imports point down only: from a higher number to the same or a lower one.
 CONTRACTS, KERNEL, PARTS, CORE, EDGES = range(5)
 LEVEL_NAMES = ("contracts", "kernel", "parts", "core", "edges")
+_CONTRACTS = (
+    "codec",
+    "config",
+    "driverapi",
+    "errors",
+    "ipamapi",
+    "model",
+    "names",
+    "options",
+    "parse",
+    "plan",
+    "ports",
+    "registry",
+)
+_PARTS = "drivers", "ipam", "netlib.dns", "netlib.firewall", "netlib.store"
+_EDGES = "cni_plugins", "labs", *(f"netlib.{name}" for name in ("__main__", "cli", "daemon", "lab", "runtime", "verbs"))
 LEVELS = {
     **{f"netlib.{path.stem}": CORE for path in (ROOT / "netlib").glob("*.py") if path.stem != "__init__"},
-    **dict.fromkeys(("drivers", "ipam", "netlib.dns", "netlib.firewall", "netlib.store"), PARTS),
-    **dict.fromkeys(("cni_plugins", "labs", "netlib.cli", "netlib.daemon", "netlib.runtime", "netlib.lab"), EDGES),
+    **{f"netlib.{name}": CONTRACTS for name in _CONTRACTS},
     "netlib.kernel": KERNEL,
-    **{
-        f"netlib.{name}": CONTRACTS
-        for name in (
-            "errors",
-            "model",
-            "plan",
-            "driverapi",
-            "ipamapi",
-            "registry",
-            "codec",
-            "config",
-            "names",
-            "parse",
-            "ports",
-            "options",
-        )
-    },
+    **dict.fromkeys(_PARTS, PARTS),
+    **dict.fromkeys(_EDGES, EDGES),
 }
-# Reached at the moment of use, from below: the handle opens the firewall backend of a netns for the objects that ask for it.
-UPWARD = {("netlib.kernel.handle", "netlib.firewall.nftables")}
+# Reached from below at the moment of use: the firewall backend of a netns, for the objects that ask the handle for it; and the
+# verbs themselves, where no daemon is to do them.
+UPWARD = {("netlib.kernel.handle", "netlib.firewall.nftables"), ("netlib.client", "netlib.verbs")}
 
 # Libraries that stay behind one door, and where the door is.
 DOORS = {

@@ -83,7 +83,7 @@ def test_deleting_a_record_takes_its_objects_and_ports_along(store: Store) -> No
     mapping = PortMapping(container_port=80, host_port=8080)
     with store.write() as tx:
         tx.write_objects(ENDPOINT.id, [OwnedNetns(path="/run/netns/x")])
-        tx.claim_port(mapping, ENDPOINT.id)
+        tx.claim_ports([mapping], ENDPOINT.id)
         assert tx.port_holder(mapping) == ENDPOINT.id
         tx.delete(ENDPOINT.id)
         assert tx.port_holder(mapping) is None
@@ -104,7 +104,9 @@ def test_deleting_a_record_takes_its_objects_and_ports_along(store: Store) -> No
 def test_a_port_on_every_address_clashes_with_each(store: Store, held: str | None, asked: str | None, clash: bool) -> None:
     _fill(store)
     with store.write() as tx:
-        tx.claim_port(PortMapping(container_port=80, host_port=8080, host_ip=ip_address(held) if held else None), ENDPOINT.id)
+        tx.claim_ports(
+            [PortMapping(container_port=80, host_port=8080, host_ip=ip_address(held) if held else None)], ENDPOINT.id
+        )
         asked_ip = ip_address(asked) if asked else None
         assert (tx.port_holder(PortMapping(container_port=81, host_port=8080, host_ip=asked_ip)) is not None) is clash
         assert tx.port_holder(PortMapping(container_port=81, host_port=8080, host_ip=asked_ip, protocol=Protocol.UDP)) is None

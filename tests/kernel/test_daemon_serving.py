@@ -1,0 +1,342 @@
+"""What netlibd keeps up for sandboxes: names, held ports, the firewall; over kills, restarts and other programs' doings."""
+
+import ipaddress
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+
+from netlib.client import call, leave, start_daemon
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.daemon.events import FirewallEvents
+from netlib.daemon.ports import HeldPorts
+from netlib.daemon.serving import Serving
+from netlib.dns.server import DnsServer
+from netlib.errors import PortTaken
+from netlib.firewall.objects import DnsRedirect, PublishedPort
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import boot_id, entered
+from netlib.kernel.sockets import probe_port
+from netlib.model import Endpoint, NetnsRef, PortMapping, Sandbox
+from netlib.ports import parse_publish
+from netlib.store.sqlite import Store
+
+SECONDS = 10.0
+
+
+@pytest.fixture
+def controller(config: Config) -> Iterator[Controller]:
+    with Controller(config) as controller:
+        yield controller
+        controller.reset()
+    leave(config)
+
+
+def kill(config: Config) -> None:
+    """End netlibd as a crash would, and wait until it has ended."""
+    fd = os.pidfd_open(int(config.pid_file.read_text()))
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    assert select.select([fd], [], [], SECONDS)[0]
+    os.close(fd)
+
+
+def resolve(netns: NetnsRef, name: str) -> list[str] | str:
+    """The addresses of *name* as a process in *netns* finds them, or the rcode's name."""
+    with entered(netns):
+        answer = dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.11", timeout=SECONDS)
+    if answer.rcode() != dns.rcode.NOERROR:
+        return dns.rcode.to_text(answer.rcode())
+    return sorted(record.address for rrset in answer.answer for record in rrset)
+
+
+def address(endpoint: Endpoint) -> str:
+    found = endpoint.address(4)
+    assert found is not None
+    return str(found.ip)
+
+
+def held(port: int) -> bool:
+    try:
+        probe_port(PortMapping(container_port=0, host_port=port))
+    except PortTaken:
+        return True
+    return False
+
+
+def test_names_are_there_when_connect_returns_and_gone_when_disconnect_does(controller: Controller) -> None:
+    controller.create_network("web", internal=True)
+    one, two = controller.create_sandbox("one"), controller.create_sandbox("two")
+    first = controller.connect("web", "one")
+    assert resolve(one.netns, "two") == "NXDOMAIN"
+    second = controller.connect("web", "two", aliases=["db"])
+    assert resolve(one.netns, "two") == resolve(one.netns, "db") == resolve(one.netns, "two.web") == [address(second)]
+    assert resolve(two.netns, "one") == [address(first)]
+    controller.disconnect("web", "two")
+    assert resolve(one.netns, "two") == "NXDOMAIN"
+    controller.create_network("other", internal=True)
+    elsewhere = controller.connect("other", "two")
+    controller.connect("other", "one")
+    assert resolve(one.netns, "two") == [address(elsewhere)]
+    controller.remove_sandbox("two")
+    assert resolve(one.netns, "two") == "NXDOMAIN"
+
+
+def test_the_daemons_own_verbs_are_served_as_well(controller: Controller, config: Config) -> None:
+    controller.create_network("web", internal=True)
+    one = controller.create_sandbox("one")
+    start_daemon(config)
+    call(config, "network.connect", {"network": "web", "container": "one", "aliases": ["me"]})
+    (endpoint,) = controller.endpoints(sandbox="one")
+    assert resolve(one.netns, "me") == [address(endpoint)]
+    call(config, "network.disconnect", {"network": "web", "container": "one"})
+    with entered(one.netns), pytest.raises((dns.query.NoDOQ, OSError, dns.exception.Timeout)):
+        dns.query.udp(dns.message.make_query("me", "A"), "127.0.0.11", timeout=0.2)
+
+
+def test_published_ports_are_held_and_let_go(controller: Controller) -> None:
+    controller.create_network("web")
+    controller.create_sandbox("one")
+    controller.connect(
+        "web", "one", ports=[*parse_publish("8080:80"), *parse_publish("5353:53/udp"), *parse_publish("8081-8090:81-90")]
+    )
+    assert all(held(port) for port in (8080, *range(8081, 8091)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(OSError, match="in use"):
+        sock.bind(("127.0.0.1", 5353))
+    controller.disconnect("web", "one")
+    assert not any(held(port) for port in (8080, *range(8081, 8091)))
+
+
+def test_killed_while_traffic_flows_and_back_with_the_next_command(controller: Controller, config: Config) -> None:
+    controller.create_network("web")
+    one = controller.create_sandbox("one")
+    controller.create_sandbox("two")
+    controller.connect("web", "one", ports=parse_publish("8080:80"))
+    second = controller.connect("web", "two")
+    with entered(one.netns):
+        listener = socket.create_server(("0.0.0.0", 80))
+    listener.settimeout(SECONDS)
+    with listener, socket.create_connection(("127.0.0.1", 8080), timeout=SECONDS) as client:
+        server, _ = listener.accept()
+        server.settimeout(SECONDS)
+        sent, received = bytearray(), bytearray()
+        stop = threading.Event()
+
+        def pump() -> None:
+            number = 0
+            while not stop.is_set():
+                piece = number.to_bytes(4, "big")
+                client.sendall(piece)
+                sent.extend(piece)
+                received.extend(server.recv(4, socket.MSG_WAITALL))
+                number += 1
+
+        pumping = threading.Thread(target=pump)
+        pumping.start()
+        kill(config)
+        with socket.create_connection(("127.0.0.1", 8080), timeout=SECONDS):  # a new one as well
+            listener.accept()[0].close()
+        call(config, "network.ls", {})
+        assert resolve(one.netns, "two") == [address(second)]
+        assert held(8080)
+        stop.set()
+        pumping.join()
+        server.close()
+        assert len(sent) > 400
+        assert sent == received
+
+
+def test_a_resolver_whose_port_was_taken_meanwhile_moves_and_is_found(controller: Controller, config: Config) -> None:
+    controller.create_network("web", internal=True)
+    one = controller.create_sandbox("one")
+    endpoint = controller.connect("web", "one")
+    before = controller.sandbox("one").dns_port
+    kill(config)
+    with entered(one.netns):
+        thief = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with thief:
+        thief.bind(("0.0.0.0", before))
+        start_daemon(config)
+        after = controller.sandbox("one").dns_port
+        assert after != before
+        assert resolve(one.netns, "one") == [address(endpoint)]
+        assert controller.plan_of("one").of(DnsRedirect) == (DnsRedirect(netns=one.netns, port=after),)
+        assert controller.check("one") == []
+
+
+def test_a_redirect_that_a_crash_left_behind_is_put_right_at_the_start(controller: Controller, config: Config) -> None:
+    controller.create_network("web", internal=True)
+    one = controller.create_sandbox("one")
+    endpoint = controller.connect("web", "one")
+    leave(config)
+    with Kernel() as kernel:
+        DnsRedirect(netns=one.netns, port=9).ensure(kernel)
+    start_daemon(config)
+    deadline = time.monotonic() + SECONDS
+    while controller.check("one") and time.monotonic() < deadline:
+        call(config, "daemon.ping", {})
+    assert resolve(one.netns, "one") == [address(endpoint)]
+
+
+def test_names_answer_to_the_names_command_as_well(controller: Controller) -> None:
+    controller.create_network("web", internal=True)
+    controller.create_sandbox("one")
+    endpoint = controller.connect("web", "one", aliases=["db"])
+    done = subprocess.run(
+        ["ip", "netns", "exec", "one", "getent", "ahostsv4", "db"], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    assert done.stdout.split()[0] == address(endpoint)
+
+
+# --- the firewall ------------------------------------------------------------------------------------------------------
+
+
+def _after_a_restoration(ports: tuple[PublishedPort, ...], act: Callable[[], None]) -> None:
+    """Do *act*, then wait on nftables' events until *ports* are in the kernel again."""
+    events = FirewallEvents()
+    try:
+        act()
+        deadline = time.monotonic() + SECONDS
+        while True:
+            with Kernel() as kernel:
+                missing = [port.drift(kernel) for port in ports]
+            if not any(missing):
+                return
+            assert time.monotonic() < deadline, missing
+            select.select([events.fileno()], [], [], 1)
+            events.read()
+    finally:
+        events.close()
+
+
+@pytest.mark.parametrize("command", ["flush ruleset", "delete table inet netlib", "flush table inet netlib"])
+def test_a_flushed_firewall_is_put_back(controller: Controller, command: str) -> None:
+    controller.create_network("web")
+    controller.create_network("second")
+    controller.create_sandbox("one")
+    controller.connect("web", "one", ports=[*parse_publish("8080:80"), *parse_publish("8000-8019:8000-8019")])
+    ports = controller.plan_of("one").of(PublishedPort)
+    assert len(ports) == 21
+    _after_a_restoration(ports, lambda: subprocess.run(["nft", *command.split()], check=True).check_returncode())
+    for name in ("web", "second", "one"):
+        assert [drift for drift in controller.check(name) if "firewall/host" in drift[0]] == []
+    controller.disconnect("web", "one")
+    with Kernel() as kernel:
+        assert [found for found in kernel.firewall().list_ours() if "8080" in found.what] == []
+
+
+def test_a_firewall_that_was_flushed_while_no_daemon_was_there_is_put_back_at_its_start(
+    controller: Controller, config: Config
+) -> None:
+    controller.create_network("web")
+    controller.create_sandbox("one")
+    controller.connect("web", "one", ports=parse_publish("8080:80"))
+    leave(config)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    _after_a_restoration(controller.plan_of("one").of(PublishedPort), lambda: start_daemon(config))
+
+
+def test_nothing_is_restored_that_nobody_has(controller: Controller, config: Config) -> None:
+    controller.create_network("web")
+    start_daemon(config)
+    controller.remove_network("web")
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    call(config, "network.ls", {})
+    log = (config.run_dir / "netlibd.log").read_text()
+    assert "Traceback" not in log
+
+
+# --- what nobody told of -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(config: Config) -> Iterator[Serving]:
+    """The serving room in this process; what it serves is looked at from outside."""
+    dns_server, ports = DnsServer(), HeldPorts()
+    yield Serving(Store(config.state_dir, boot=boot_id()), dns_server, ports, lambda sandbox, port: None)
+    ports.close()
+    dns_server.close()
+
+
+def test_changes_that_nobody_told_of_are_found(config: Config, serving: Serving) -> None:
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web", internal=True)
+        one, two = controller.create_sandbox("one"), controller.create_sandbox("two")
+        first = controller.connect("web", "one", ports=parse_publish("8080:80"))
+        serving.reconcile()
+        assert resolve(one.netns, "one") == [address(first)]
+        assert held(8080)
+        second = controller.connect("web", "two")
+        serving.reconcile()
+        assert resolve(one.netns, "two") == [address(second)]
+        assert resolve(two.netns, "one") == [address(first)]
+        controller.remove_sandbox("one")
+        serving.reconcile()
+        assert resolve(two.netns, "one") == "NXDOMAIN"
+        assert not held(8080)
+        assert serving.served() == [two.id]
+        serving.reconcile()
+        controller.reset()
+        serving.reconcile()
+        assert serving.served() == []
+
+
+def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config, serving: Serving) -> None:
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web")
+        controller.create_sandbox("one")
+        controller.connect("web", "one", ports=parse_publish("8080:80"))
+        with socket.create_server(("0.0.0.0", 8080)):
+            serving.load()
+        assert not held(8080)
+        serving.reconcile()
+        assert held(8080)
+        controller.reset()
+        serving.reconcile()
+
+
+def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config, serving: Serving) -> None:
+    """Reads grow with what changed, not with the network: counted, for times are the machine's affair."""
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web", internal=True)
+        boxes: list[Sandbox] = []
+        counts: list[int] = []
+        store = serving._store
+        for number in range(12):
+            boxes.append(controller.create_sandbox(f"box{number}"))
+            controller.connect("web", boxes[-1].id)
+            statements: list[str] = []
+            store._connection().set_trace_callback(statements.append)
+            serving.changed(sandboxes=[boxes[-1].id], networks=[], needed=True)
+            store._connection().set_trace_callback(None)
+            counts.append(len(statements))
+        assert len(set(counts[1:])) == 1, counts
+        assert resolve(boxes[0].netns, "box11") == resolve(boxes[11].netns, "box11")
+        for box in boxes:
+            assert not Path(box.netns.path).is_symlink()
+        controller.reset()
+        serving.reconcile()
+
+
+def test_addresses_resolve_back_to_names(config: Config, serving: Serving) -> None:
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web", internal=True)
+        one = controller.create_sandbox("one")
+        endpoint = controller.connect("web", "one")
+        serving.load()
+        reverse = ipaddress.ip_address(address(endpoint)).reverse_pointer
+        with entered(one.netns):
+            answer = dns.query.udp(dns.message.make_query(reverse, "PTR"), "127.0.0.11", timeout=SECONDS)
+        assert [str(record) for rrset in answer.answer for record in rrset] == ["one.web."]
+        controller.reset()
+        serving.reconcile()

@@ -1,0 +1,145 @@
+"""How words become arguments: where options end, Docker's ways to write them, and refusals in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netlib.cli.arguments import HelpShown, Parser, environment
+from netlib.cli.containers import COMMANDS as CONTAINER_COMMANDS
+from netlib.cli.containers import rm_parser, stop_parser
+from netlib.cli.network import COMMANDS as NETWORK_COMMANDS
+from netlib.cli.network import connect_parser, create_parser
+from netlib.cli.run import exec_parser, run_parser
+from netlib.cli.system import COMMANDS as OTHER_COMMANDS
+from netlib.cli.system import SYSTEM_COMMANDS
+from netlib.errors import ConfigError
+
+PARSERS = [
+    parser
+    for commands in (CONTAINER_COMMANDS, NETWORK_COMMANDS, OTHER_COMMANDS, SYSTEM_COMMANDS)
+    for parser, _ in commands.values()
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["ping", "-c1", "web"], ["ping", "-c1", "web"]),
+        (["-d", "--name", "web", "python3", "-m", "http.server", "80"], ["python3", "-m", "http.server", "80"]),
+        (["-dit", "--rm", "sh", "-c", "echo --rm"], ["sh", "-c", "echo --rm"]),
+        (["-dp", "8080:80", "nc", "-l"], ["nc", "-l"]),
+        (["-p8080:80", "nc"], ["nc"]),
+        (["--name=web", "-e", "-x=1", "env"], ["env"]),
+        (["--", "-odd-command", "-d"], ["-odd-command", "-d"]),
+        (["echo", "--rm=false", "-d=true"], ["echo", "--rm=false", "-d=true"]),
+        (["echo", "--"], ["echo", "--"]),
+    ],
+)
+def test_the_command_of_run_begins_at_the_first_word_that_is_no_option(words: list[str], command: list[str]) -> None:
+    assert run_parser().read(words).command == command
+
+
+def test_options_of_run_are_read_up_to_the_command() -> None:
+    given = run_parser().read(["-dit", "-p", "80", "-p", "8080:80", "-h", "box", "--net", "web", "--network", "db", "sh", "-d"])
+    assert (given.detach, given.interactive, given.tty, given.rm) == (True, True, True, False)
+    assert (given.publish, given.hostname, given.network) == (["80", "8080:80"], "box", ["web", "db"])
+
+
+def test_exec_takes_the_container_and_then_the_command() -> None:
+    given = exec_parser().read(["-it", "-e", "A=1", "web", "sh", "-c", "ls -it"])
+    assert (given.container, given.command, given.env, given.tty) == ("web", ["sh", "-c", "ls -it"], ["A=1"], True)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ([], "no container given"),
+        (["-it"], "no container given"),
+        (["web"], "no command given"),
+        (["-e", "A=1", "web"], "no command given"),
+    ],
+)
+def test_exec_says_what_is_missing(words: list[str], missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        exec_parser().read(words)
+
+
+def test_options_and_names_may_come_in_any_order() -> None:
+    given = connect_parser().read(["--alias", "a", "web", "--ip", "10.0.0.9", "db", "--alias", "b"])
+    assert (given.network, given.container, given.ip, given.alias) == ("web", "db", "10.0.0.9", ["a", "b"])
+    assert rm_parser().read(["a", "-f", "b"]).names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "ipv4", "ipv6", "internal"),
+    [
+        ([], True, False, False),
+        (["--ipv4=false", "--ipv6=true", "--internal=true"], False, True, True),
+        (["--no-ipv4", "--ipv6", "--internal=FALSE"], False, True, False),
+    ],
+)
+def test_switches_may_be_written_with_true_and_false(words: list[str], ipv4: bool, ipv6: bool, internal: bool) -> None:
+    given = create_parser().read([*words, "web"])
+    assert (given.ipv4, given.ipv6, given.internal) == (ipv4, ipv6, internal)
+
+
+def test_values_that_look_like_truths_are_values() -> None:
+    assert create_parser().read(["--label", "--internal=true", "--driver=true", "web"]).driver == "true"
+
+
+@pytest.mark.parametrize(
+    ("parser", "words", "sentence"),
+    [
+        (run_parser, ["--cpus", "2", "sh"], r"run: unrecognized arguments: --cpus; see `netlib run --help`"),
+        (run_parser, ["--na", "web", "sh"], r"unrecognized arguments: --na"),
+        (run_parser, ["-d"], r"run: no command given"),
+        (run_parser, ["--name"], r"--name: expected one argument"),
+        (stop_parser, ["-t", "soon", "web"], r"'soon' is no number of seconds"),
+        (stop_parser, ["-t", "-1", "web"], r"'-1' is no length of time"),
+        (stop_parser, ["-t", "nan", "web"], r"'nan' is no length of time"),
+        (stop_parser, [], r"stop: the following arguments are required: CONTAINER"),
+        (connect_parser, ["web", "db", "more"], r"network connect: unrecognized arguments: more"),
+        (connect_parser, ["--gw-priority", "high", "web", "db"], r"'high' is no whole number"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(parser: Callable[[], Parser], words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        parser().read(words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: f"{parser.__module__}.{parser.__name__}")
+def test_every_help_has_a_purpose_and_examples_that_its_parser_takes(
+    parser: Callable[[], Parser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    with pytest.raises(HelpShown):
+        parser().read(["--help"])
+    text = capsys.readouterr().out
+    usage, _, examples = text.partition("\nexamples:\n")
+    assert usage.startswith("usage: netlib ")
+    prog = parser().prog
+    lines = [line.strip() for line in examples.splitlines()]
+    assert lines
+    for line in lines:
+        assert line.startswith(prog)
+        assert parser().read(shlex.split(line.removeprefix(prog)))
+
+
+def test_environment_comes_from_files_then_options_then_the_callers_own(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.write_text("# comment\n\nA=file\nB=file\n  HOME  \n")
+    found = environment(["B=option", "HOME", "UNSET", "EMPTY="], [str(path)], {"HOME": "/root"})
+    assert found == {"A": "file", "B": "option", "HOME": "/root", "EMPTY": ""}
+
+
+def test_environment_refuses_what_has_no_name_and_files_it_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'=x' has no name"):
+        environment(["=x"], [], {})
+    with pytest.raises(ConfigError, match=r"nowhere' cannot be read: no such file"):
+        environment([], [str(tmp_path / "nowhere")], {})
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"is not UTF-8"):
+        environment([], [str(tmp_path / "binary")], {})
