@@ -133,7 +133,7 @@ class Connection:
     def __init__(self, config: Config, until: float) -> None:
         """Connect. Raises OSError where nobody listens, DaemonError when the listener is neither root nor ourselves."""
         self._state_dir = config.state_dir
-        self._buffer = b""
+        self._buffer = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
@@ -205,8 +205,7 @@ class Connection:
                 os.close(fd)
 
     def _receive(self, verb: str, until: float) -> dict[str, Any]:
-        size = -1
-        while size < 0 or len(self._buffer) < size:
+        while (size := self._frame_size(verb)) > len(self._buffer):
             try:
                 data = self._read(verb, until)
             except ConnectionResetError as error:  # the kernel says so when it closed without having read what we sent
@@ -216,13 +215,18 @@ class Connection:
                     f"netlibd (pid {self.pid}) ended during {verb!r}; what it left half done is undone by the next command"
                 )
             self._buffer += data
-            if size < 0 and len(self._buffer) >= LENGTH.size:
-                size = LENGTH.size + LENGTH.unpack_from(self._buffer)[0]
-                if size > MAX_ANSWER:
-                    raise DaemonError(f"netlibd (pid {self.pid}) answered {verb!r} with {size} bytes, more than {MAX_ANSWER}")
-        body, self._buffer = self._buffer[LENGTH.size : size], self._buffer[size:]
-        answer: dict[str, Any] = json.loads(body)
+        answer: dict[str, Any] = json.loads(self._buffer[LENGTH.size : size])
+        del self._buffer[:size]
         return answer
+
+    def _frame_size(self, verb: str) -> int:
+        """How many bytes the next frame has, with its length; only that length's while it is not there."""
+        if len(self._buffer) < LENGTH.size:
+            return LENGTH.size
+        size = LENGTH.size + int(LENGTH.unpack_from(self._buffer)[0])
+        if size > MAX_ANSWER:
+            raise DaemonError(f"netlibd (pid {self.pid}) answered {verb!r} with {size} bytes, more than {MAX_ANSWER}")
+        return size
 
     def _read(self, verb: str, until: float) -> bytes:
         self._socket.settimeout(max(until - time.monotonic(), 0.001))

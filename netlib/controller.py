@@ -23,7 +23,7 @@ from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFou
 from netlib.host import Host
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import LinkUp
-from netlib.kernel.netns import NETNS_DIR, identity_of_path
+from netlib.kernel.netns import NETNS_DIR, entered, identity_of_path
 from netlib.kernel.routes import host_routes
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
@@ -266,6 +266,13 @@ class Controller:
                     raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
                 self.lifecycle.take_down(rows)
         self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
+
+    @contextmanager
+    def inside(self, sandbox: str) -> Iterator[Sandbox]:
+        """Be in a sandbox's netns during the block (this thread alone): sockets opened there belong to it."""
+        box = self.sandbox(sandbox)
+        with entered(box.netns):
+            yield box
 
     # --- telling ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ containers are :mod:`netlib.runtime.service`'s, and loaded when the first of the
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -76,9 +76,8 @@ def network_create(
 
 def network_ls(controller: Controller, *, filters: Sequence[str] = ()) -> list[dict[str, str]]:
     """The networks that pass *filters*, by name."""
-    wanted = _filters(filters, _NETWORK_FILTERS)
-    used = _used(controller) if "dangling" in wanted else set()
-    return [network_row(network) for network in controller.networks() if _passes(network, wanted, used)]
+    used = _used(controller) if any(text.startswith("dangling") for text in filters) else set()
+    return [network_row(network) for network in select_networks(controller.networks(), filters, used)]
 
 
 def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -138,15 +137,12 @@ def network_rm(controller: Controller, *, name: str) -> None:
 
 def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dict[str, list[str]]:
     """Remove the networks that people made and nobody is in; answer with their names."""
-    wanted = _filters(filters, {"label", "label!"})
     used = _used(controller)
-    unused = [network for network in controller.networks() if not network.predefined and network.id not in used]
     removed = []
-    for network in unused:
-        if not _passes(network, wanted, used):
-            continue
-        controller.remove_network(network.id)
-        removed.append(network.name)
+    for network in select_networks(controller.networks(), filters, used, known=_PRUNE_FILTERS):
+        if not network.predefined and network.id not in used:
+            controller.remove_network(network.id)
+            removed.append(network.name)
     return {"NetworksDeleted": removed}
 
 
@@ -242,43 +238,51 @@ def _auxiliary(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-_NETWORK_FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
+_LS_FILTERS = frozenset({"driver", "id", "label", "name", "scope", "type", "dangling"})
+_PRUNE_FILTERS = frozenset({"label", "label!"})
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
-def _filters(texts: Sequence[str], known: set[str]) -> dict[str, list[str]]:
-    """``KEY=VALUE`` filters by key; values of one key are alternatives, but for labels, which must all be there."""
+def select_networks(
+    networks: Iterable[Network], filters: Sequence[str], used: Collection[str], *, known: Collection[str] = _LS_FILTERS
+) -> list[Network]:
+    """The networks that pass ``KEY=VALUE`` *filters*; *used* holds the ids of those that somebody is in.
+
+    Values of one key are alternatives, but for labels, which must all be there. Raises ConfigError for a filter that is
+    not *known*.
+    """
+    wanted = _filters(filters, known)
+    return [network for network in networks if _passes(network, wanted, used)]
+
+
+def _filters(texts: Sequence[str], known: Collection[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if key not in known or not equals:
             raise ConfigError(f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(sorted(known))}")
-        found.setdefault(key, []).append(value)
-    for value in found.get("type", []):
-        if value not in ("custom", "builtin"):
-            raise ConfigError(f"filter 'type={value}' is not understood; the types are custom and builtin")
-    for value in found.get("dangling", []):
-        if value.lower() not in _TRUTH:
-            raise ConfigError(f"filter 'dangling={value}' is not understood; it is true or false")
+        found.setdefault(key, []).append(value.lower() if key == "dangling" else value)
+    for key, values in (("type", ("custom", "builtin")), ("dangling", tuple(_TRUTH))):
+        for value in found.get(key, []):
+            if value not in values:
+                raise ConfigError(f"filter '{key}={value}' is not understood; it is {' or '.join(values)}")
     return found
 
 
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
-
-
-def _passes(network: Network, wanted: Mapping[str, Sequence[str]], used: set[str]) -> bool:
+def _passes(network: Network, wanted: Mapping[str, Sequence[str]], used: Collection[str]) -> bool:
     tests: dict[str, Callable[[str], bool]] = {
         "driver": lambda value: network.driver == value,
         "id": lambda value: network.id.startswith(value),
         "name": lambda value: value in network.name,
         "scope": lambda value: network.scope.value == value,
         "type": lambda value: network.predefined == (value == "builtin"),
-        "dangling": lambda value: (network.id not in used and not network.predefined) == _TRUTH[value.lower()],
+        "dangling": lambda value: (network.id not in used and not network.predefined) == _TRUTH[value],
     }
-    if not all(_has_label(network, value) for value in wanted.get("label", ())):
-        return False
-    if any(_has_label(network, value) for value in wanted.get("label!", ())):
-        return False
-    return all(any(tests[key](value) for value in values) for key, values in wanted.items() if key in tests)
+    return (
+        all(_has_label(network, value) for value in wanted.get("label", ()))
+        and not any(_has_label(network, value) for value in wanted.get("label!", ()))
+        and all(any(tests[key](value) for value in values) for key, values in wanted.items() if key in tests)
+    )
 
 
 def _has_label(network: Network, text: str) -> bool:

@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
     # --- reading -------------------------------------------------------------------------------------------------------
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Words as argparse reads them (values that begin with a dash too), and what comes after the options if a command does."""
+        """Words as argparse reads them (a value may begin with a dash), and the command's words, where there is a command."""
         options: list[str] = []
         at = 0
         while at < len(words):

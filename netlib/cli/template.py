@@ -1,8 +1,8 @@
 """Docker's ``--format`` templates: the part of Go's ``text/template`` that people type.
 
 Fields ``{{.Name}}``; functions ``json len index print println lower upper``, also as ``{{.Name | upper}}``; parentheses;
-``{{range .X}}…{{else}}…{{end}}``, with or without ``$key, $value :=``; ``{{if .X}}`` and ``{{with .X}}`` likewise; ``-`` to trim
-white space. All else is refused by name.
+``{{range .X}}…{{else}}…{{end}}``, with or without ``$key, $value :=``; ``{{if .X}}`` and ``{{with .X}}`` likewise; ``-`` to
+trim white space. All else is refused by name.
 """
 
 import json

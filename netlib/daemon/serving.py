@@ -73,6 +73,10 @@ class _Box(NamedTuple):
 
     sandbox: Sandbox
     endpoints: tuple[Endpoint, ...]
+    networks: tuple[str, ...]  # theirs
+
+
+_Views = dict[tuple[tuple[str, ...], tuple[IPAddress, ...]], View]
 
 
 class Serving:
@@ -105,9 +109,10 @@ class Serving:
                 boxes = {sandbox: self._read(tx, sandbox) for sandbox in sandboxes}
                 touched = self._apply(tx, boxes)
             zones = [self._zones[network] for network in {*renewed, *touched}]
-            moved = self._serve(boxes, failures)
+            views: _Views = {}
+            moved = self._serve(boxes, views, failures)
             for sandbox in {sandbox for zone in zones for sandbox in zone.sandboxes.values()} - boxes.keys():
-                self._dns.publish(sandbox, self._view(self._boxes[sandbox]))
+                self._dns.publish(sandbox, self._view(self._boxes[sandbox], views))
             for zone in zones:
                 if not zone.sandboxes:
                     del self._zones[zone.network.id]
@@ -150,7 +155,8 @@ class Serving:
         if row is None or row.phase is not Phase.READY or not isinstance(row.value, Sandbox):
             return None
         endpoints = [item.value for item in tx.endpoints_of_sandbox(sandbox) if item.phase is Phase.READY]
-        return _Box(row.value, tuple(sorted(endpoints, key=lambda endpoint: endpoint.ifname)))
+        endpoints.sort(key=lambda endpoint: endpoint.ifname)
+        return _Box(row.value, tuple(endpoints), tuple(endpoint.network for endpoint in endpoints))
 
     @staticmethod
     def _network(tx: Transaction, network: str) -> Network:
@@ -201,7 +207,7 @@ class Serving:
 
     # --- to the resolver -------------------------------------------------------------------------------------------
 
-    def _serve(self, sandboxes: Iterable[str], failures: list[NetlibError]) -> list[tuple[str, int]]:
+    def _serve(self, sandboxes: Iterable[str], views: _Views, failures: list[NetlibError]) -> list[tuple[str, int]]:
         """Open, swap or close the resolver of each sandbox; answer with those that listen elsewhere than recorded."""
         moved = []
         for sandbox in sandboxes:
@@ -210,7 +216,7 @@ class Serving:
                 if box is None or not self._is_served(box):
                     self._dns.withdraw(sandbox)
                     continue
-                port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=self._view(box))
+                port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=self._view(box, views))
             except NetlibError as error:
                 failures.append(error)
                 continue
@@ -219,8 +225,17 @@ class Serving:
                 self._boxes[sandbox] = box._replace(sandbox=replace(box.sandbox, dns_port=port))
         return moved
 
-    def _view(self, box: _Box) -> View:
-        return build_view([(self._zones[endpoint.network].zone, endpoint) for endpoint in box.endpoints], box.sandbox.resolver)
+    def _view(self, box: _Box, views: _Views) -> View:
+        """What *box* sees; most members of a network see the same, and share one of *views* for the length of a change."""
+        key = (box.networks, box.sandbox.resolver.servers)
+        has_links = any(endpoint.links for endpoint in box.endpoints)
+        view = None if has_links else views.get(key)
+        if view is None:
+            zones = [(self._zones[endpoint.network].zone, endpoint) for endpoint in box.endpoints]
+            view = build_view(zones, box.sandbox.resolver)
+            if not has_links:
+                views[key] = view
+        return view
 
     def _is_served(self, box: _Box) -> bool:
         attachments = [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]

@@ -89,18 +89,27 @@ def join_minders(where: dict[str, str]) -> None:
 
 
 def leave_minders(where: dict[str, str]) -> None:
-    """Take the groups away with the last minder, the caller; a no-op while there are others."""
+    """Leave the group of all minders, if the caller is the last one in it, so that it can go."""
     for mountpoint in where.values():
-        path = f"{mountpoint}/{PARENT}/{MINDERS}"
         try:
-            with open(f"{path}/cgroup.procs") as file:
+            with open(f"{mountpoint}/{PARENT}/{MINDERS}/cgroup.procs") as file:
                 if file.read().split() != [str(os.getpid())]:
                     return
             join(0, {"": mountpoint})
-            os.rmdir(path)
-            os.rmdir(os.path.dirname(path))
-        except OSError:  # one that starts just now needs them
+        except OSError:  # there is no such group, or no way out of it
             return
+    remove_unused(where)
+
+
+def remove_unused(where: dict[str, str]) -> None:
+    """Remove the group of all minders and the parent of all groups where nobody is in them."""
+    for mountpoint in where.values():
+        for path in (f"{mountpoint}/{PARENT}/{MINDERS}", f"{mountpoint}/{PARENT}"):
+            if os.path.isdir(path):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    break
 
 
 def remove(group: str, where: dict[str, str]) -> None:

@@ -243,7 +243,9 @@ class Runtime:
     def sweep(self, container_id: str) -> None:
         """Delete what is left of a container that does not run (its record may be gone); a no-op when nothing is."""
         try:
-            cgroups.remove(container_id, cgroups.own_hierarchies())
+            hierarchies = cgroups.own_hierarchies()
+            cgroups.remove(container_id, hierarchies)
+            cgroups.remove_unused(hierarchies)
         except (OSError, TimeoutError) as error:
             raise KernelError(str(error)) from error
         with Kernel() as kernel:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from netlib.codec import to_builtins
 from netlib.controller import Controller
 from netlib.errors import ConfigError, NotFound
@@ -77,27 +79,12 @@ def read_spec(
 
     *aliases*, *ip*, *ip6*, *mac* and *links* belong to the first network. A network may be ``name=web,ip=…``, as in Docker.
     """
-    netns_of = ""
-    attachments = [_attachment(text) for text in networks or ("bridge",)]
-    first = attachments[0]
-    if first.network.startswith("container:"):
-        netns_of = first.network.removeprefix("container:")
-        if len(attachments) > 1 or not netns_of:
-            raise ConfigError("--network container:NAME names one container and stands alone")
-        if aliases or ip or ip6 or mac or links:
-            raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own")
-        attachments = []
-    else:
-        attachments[0] = NetworkAttachment(
-            network=first.network,
-            aliases=(*first.aliases, *aliases),
-            ip=ip or first.ip,
-            ip6=ip6 or first.ip6,
-            mac=mac or first.mac,
-            links=tuple(parse_link(text) for text in links),
-            gw_priority=first.gw_priority,
-            options=first.options,
-        )
+    attachments, netns_of = _attachments(
+        networks,
+        NetworkAttachment(
+            network="", aliases=tuple(aliases), ip=ip, ip6=ip6, mac=mac, links=tuple(parse_link(text) for text in links)
+        ),
+    )
     return ContainerSpec(
         command=tuple(command),
         name=name,
@@ -111,19 +98,35 @@ def read_spec(
         stdin=stdin,
         auto_remove=auto_remove,
         volumes=tuple(parse_volume(text) for text in volumes),
-        networks=tuple(attachments),
+        networks=attachments,
         netns_of=netns_of,
         publish=tuple(publish),
-        resolver=ResolverConfig(
-            servers=tuple(parse_address(text, "--dns") for text in dns),
-            search=tuple(dns_search),
-            options=tuple(dns_options),
-            extra_hosts=tuple(_extra_host(text) for text in add_hosts),
-        ),
+        resolver=_resolver(dns, dns_search, dns_options, add_hosts),
         labels=parse_labels(labels),
         stop_signal=parse_signal(stop_signal),
         stop_seconds=stop_seconds,
     )
+
+
+def _attachments(texts: Sequence[str], first: NetworkAttachment) -> tuple[tuple[NetworkAttachment, ...], str]:
+    """Read all ``--network``, *first* being what else was said of the first: the attachments, or whose netns it is."""
+    found = [_attachment(text) for text in texts or ("bridge",)]
+    name = found[0].network
+    if name.startswith("container:"):
+        if len(found) > 1 or name == "container:":
+            raise ConfigError("--network container:NAME names one container and stands alone")
+        if first != NetworkAttachment(network=""):
+            raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own")
+        return (), name.removeprefix("container:")
+    found[0] = replace(
+        found[0],
+        aliases=(*found[0].aliases, *first.aliases),
+        ip=first.ip or found[0].ip,
+        ip6=first.ip6 or found[0].ip6,
+        mac=first.mac or found[0].mac,
+        links=first.links,
+    )
+    return tuple(found), ""
 
 
 _ATTACHMENT_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "gw-priority", "driver-opt")
@@ -153,6 +156,15 @@ def _attachment(text: str) -> NetworkAttachment:
         mac=single.get("mac-address", ""),
         gw_priority=int(priority),
         options=parse_options(values.get("driver-opt", ())),
+    )
+
+
+def _resolver(dns: Sequence[str], search: Sequence[str], options: Sequence[str], hosts: Sequence[str]) -> ResolverConfig:
+    return ResolverConfig(
+        servers=tuple(parse_address(text, "--dns") for text in dns),
+        search=tuple(search),
+        options=tuple(options),
+        extra_hosts=tuple(_extra_host(text) for text in hosts),
     )
 
 

@@ -28,7 +28,7 @@ from netlib.firewall.objects import DnsRedirect, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, entered
 from netlib.kernel.sockets import probe_port
-from netlib.model import Endpoint, NetnsRef, PortMapping, Sandbox
+from netlib.model import Endpoint, Link, NetnsRef, PortMapping, Sandbox
 from netlib.ports import parse_publish
 from netlib.store.sqlite import Store
 
@@ -90,6 +90,18 @@ def test_names_are_there_when_connect_returns_and_gone_when_disconnect_does(cont
     assert resolve(one.netns, "two") == [address(elsewhere)]
     controller.remove_sandbox("two")
     assert resolve(one.netns, "two") == "NXDOMAIN"
+
+
+def test_links_and_name_servers_are_each_sandboxes_own(controller: Controller) -> None:
+    controller.create_network("web", internal=True)
+    boxes = {name: controller.create_sandbox(name) for name in ("one", "two", "three")}
+    target = controller.connect("web", "two")
+    controller.connect("web", "one", links=[Link("two", "db")])
+    controller.connect("web", "three")
+    assert resolve(boxes["one"].netns, "db") == [address(target)]
+    assert resolve(boxes["two"].netns, "db") == resolve(boxes["three"].netns, "db") == "NXDOMAIN"
+    controller.disconnect("web", "two")
+    assert resolve(boxes["one"].netns, "db") == "NXDOMAIN"
 
 
 def test_the_daemons_own_verbs_are_served_as_well(controller: Controller, config: Config) -> None:

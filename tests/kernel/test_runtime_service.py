@@ -60,10 +60,14 @@ def _everything(controller: Controller) -> dict[str, object]:
         "folders": own.leftovers(set()),
         "netns": sorted(path.name for path in NETNS_DIR.iterdir()),
         "links": subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.count("veth"),
-        "groups": sorted(
-            str(path) for path in Path("/sys/fs/cgroup").glob("*/netlib/*") if path.is_dir() and path.name != "minders"
-        ),
+        "groups": _empty_groups(),
     }
+
+
+def _empty_groups() -> list[str]:
+    """Control groups of containers with no process in them; those of other test runs on the machine are not empty."""
+    groups = [path for path in Path("/sys/fs/cgroup").glob("*/netlib/*/cgroup.procs") if path.parent.name != "minders"]
+    return sorted(str(path.parent) for path in groups if not path.read_text())
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------

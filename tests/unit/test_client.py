@@ -109,7 +109,8 @@ def test_the_light_path_stays_light() -> None:
 def test_a_result_comes_back_with_progress_before_it(config: Config) -> None:
     def handle(request: Request) -> Any:
         assert request.tell is not None
-        request.tell({"moment": "ensured", "object": "link/host/br0"})
+        for number in range(50):
+            request.tell({"moment": "ensured", "object": number})
         return {"echo": request.args, "long": "x" * 1_000_000}
 
     told: list[Any] = []
@@ -117,7 +118,25 @@ def test_a_result_comes_back_with_progress_before_it(config: Config) -> None:
         answer = call(config, "test", {"a": [1, None, "é"]}, progress=told.append)
     assert answer["echo"] == {"a": [1, None, "é"]}
     assert len(answer["long"]) == 1_000_000
-    assert told == [{"moment": "ensured", "object": "link/host/br0"}]
+    assert [update["object"] for update in told] == list(range(50))
+
+
+def test_answers_that_come_at_once_are_told_apart(config: Config) -> None:
+    answers = frame({"progress": 1}) + frame({"progress": 2}) + frame({"result": "done"})
+
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as peer:
+            peer.recv(1 << 16)
+            peer.sendall(answers)
+            peer.recv(1)
+
+    told: list[int] = []
+    with listening(config) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        assert call(config, "test", {}, deadline=5, progress=told.append) == "done"
+        thread.join()
+    assert told == [1, 2]
 
 
 def test_the_request_says_who_asks_from_where(config: Config) -> None:
