@@ -104,7 +104,7 @@ class BridgeDriver:
 
 
 def _bridge_addresses(network: Network) -> list[IPInterface]:
-    """The gateways; with IPv6 also a link-local address, the same on every bridge (Docker's), for the link is told to make none."""
+    """The gateways; with IPv6 a link-local address too, Docker's, the same on every bridge: the link makes none itself."""
     gateways = [pool.gateway_interface for pool in network.pools if pool.gateway_interface]
     return [*gateways, *([_LINK_LOCAL] if network.pool(6) else [])]
 

@@ -406,9 +406,9 @@ class Controller:
 def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
     """What the core adds to every endpoint with a link: its addresses, and the link up."""
     netns = sandbox.netns
-    without_ipv6 = endpoint.address(6) is None
+    no_ipv6 = Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", optional=True, netns=netns)
     return [
-        *([Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", optional=True, netns=netns)] if without_ipv6 else []),
+        *(() if endpoint.address(6) else (no_ipv6,)),
         *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
         LinkUp(ifname=endpoint.ifname, netns=netns),
     ]
@@ -416,8 +416,8 @@ def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
 
 def _host_resolver() -> HostResolver:
     """The host's resolver; behind a local stub, the servers that the stub asks."""
-    host = _resolver_at(HOST_RESOLV_CONF)
-    return _resolver_at(UPLINK_RESOLV_CONF) if host.is_stub and UPLINK_RESOLV_CONF.exists() else host
+    host, uplink = _resolver_at(HOST_RESOLV_CONF), Path(UPLINK_RESOLV_CONF)
+    return _resolver_at(uplink) if host.is_stub and uplink.exists() else host
 
 
 def _resolver_at(path: Path) -> HostResolver:

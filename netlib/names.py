@@ -247,7 +247,7 @@ def veth_ifname(endpoint: Endpoint) -> str:
 
 
 def endpoint_mac(endpoint_id: str, address: IPAddress | None) -> str:
-    """A locally administered MAC address: Docker's prefix and the IPv4 *address*, so that a reused one finds no stale neighbour.
+    """A locally administered MAC address: Docker's prefix and the IPv4 *address*, so that a reused one meets no stale entry.
 
     Without an IPv4 address it ends in the first digits of the endpoint's id.
     """

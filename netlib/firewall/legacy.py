@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,16 @@ class LegacyTables:
                 yield f"{_PROGRAMS[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
 
     def _present(self) -> tuple[str, ...]:
-        """Families with a legacy filter table: two file reads, for only asking iptables would make the tables."""
+        """Families with a legacy filter table: two file reads, for only asking iptables would make the tables.
+
+        In a user namespace the files cannot be read, and what cannot be seen is taken for absent.
+        """
         found = []
         with entered(self.netns), doing("look for legacy tables"):
             for family, name in _NAMES.items():
-                file = Path("/proc/thread-self/net") / name
-                if file.exists() and "filter" in file.read_text().split():
-                    found.append(family)
+                with suppress(FileNotFoundError, PermissionError):
+                    if "filter" in (Path("/proc/thread-self/net") / name).read_text().split():
+                        found.append(family)
         return tuple(found)
 
     @contextmanager

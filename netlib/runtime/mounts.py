@@ -225,7 +225,10 @@ def _folders(*paths: str) -> None:
 
 
 def show_host(root: Root, mountinfo: str, masked: list[str]) -> None:
-    """Complete an overlay over the host's ``/``: its separate mounts read-only, /run and *masked* hidden."""
+    """Complete an overlay over the host's ``/``: its separate mounts read-only, /run and *masked* hidden.
+
+    A convenience, so that a container needs no image; no isolation: whatever else root can read on the host is seen inside.
+    """
     readonly, temporary = separate_mounts(mountinfo, masked)
     for path in readonly:
         try:

@@ -242,7 +242,7 @@ class Transaction:
         rows = self.db.execute(
             "SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)
         ).fetchall()
-        return [JournalEntry(*entry, detail=decode(detail, list[str])) for *entry, detail in reversed(rows)]
+        return [JournalEntry._make((*row[:5], decode(row[5], list[str]))) for row in reversed(rows)]
 
 
 def decode_object(body: bytes) -> KernelObject:

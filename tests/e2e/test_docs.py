@@ -1,7 +1,7 @@
 """The examples of the README and of docs/ do what they say: each page is run from top to bottom on a fresh host.
 
-Programs (```python) run as they are. Sessions (```console) run line by line: ``$`` begins a command, what follows is its output,
-in which ``…`` stands for anything, also for lines.
+Programs (```python) run as they are. Sessions (```console) run line by line: ``$`` begins a command, what follows is its
+output, in which ``…`` stands for anything, also for lines.
 """
 
 import os
@@ -58,10 +58,18 @@ def test_session_prints_what_the_page_says(page: Path, environment: dict[str, st
     for block in _blocks(page, "console"):
         for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
             result = subprocess.run(
-                ["bash", "-c", command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30, check=False
+                ["bash", "-c", command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=30,
+                check=False,
             )
             assert result.returncode == 0, f"$ {command}\n{result.stdout}"
-            assert _matches(expected, result.stdout), f"$ {command}\n--- the page says:\n{expected}--- it printed:\n{result.stdout}"
+            assert _matches(expected, result.stdout), (
+                f"$ {command}\n--- the page says:\n{expected}--- it printed:\n{result.stdout}"
+            )
 
 
 def _matches(expected: str, printed: str) -> bool:

@@ -173,9 +173,9 @@ def test_a_second_connect_and_a_disconnect_of_what_is_not_there_are_refused(cont
 
 def test_two_networks_do_not_share_a_subnet_a_name_or_a_bridge(controller: Controller) -> None:
     controller.create_network("web", subnets=["10.64.0.0/16"], options={"com.docker.network.bridge.name": "br-mine"})
-    for wanted in ({"subnets": ["10.64.5.0/24"]}, {"subnets": ["10.0.0.0/8"]}):
+    for subnet in ("10.64.5.0/24", "10.0.0.0/8"):
         with pytest.raises(Conflict, match="web"):
-            controller.create_network("other", **wanted)
+            controller.create_network("other", subnets=[subnet])
     with pytest.raises(AlreadyExists, match="web"):
         controller.create_network("web")
     with pytest.raises(Conflict, match="web"):

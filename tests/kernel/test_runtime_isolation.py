@@ -1,6 +1,7 @@
 """What a container sees and may do: namespaces, capabilities, files, volumes, and the traps around them."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from netlib.config import Config
 from netlib.errors import ConfigError, KernelError
 from netlib.runtime.container import Runtime
-from netlib.runtime.spec import ExecSpec, Volume
+from netlib.runtime.spec import Volume
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
@@ -41,10 +42,8 @@ def test_namespaces_are_its_own(world: World, runtime: Runtime) -> None:
     pid = runtime.launch(container)
     inside, outside = _namespaces(pid), _namespaces("self")
     assert [kind for kind in inside if inside[kind] != outside[kind]] == ["uts", "ipc", "pid", "mnt", "cgroup"]
-    assert (
-        runtime.exec(container, ExecSpec(command=("sh", "-c", "test $(hostname) = inner && test $(domainname) = example.org")))
-        == 0
-    )
+    script = "test $(hostname) = inner && test $(domainname) = example.org"
+    assert world.exec(container, "sh", "-c", script)[0] == 0
     assert os.uname().nodename != "inner"
 
 
@@ -137,21 +136,18 @@ def test_the_hosts_state_and_run_folders_are_hidden(world: World, config: Config
     assert code != 0  # in a test host they are in /run, which is new
 
 
-def test_a_state_folder_outside_run_is_hidden(world: World, tmp_path: Path) -> None:
+def test_a_state_folder_outside_run_is_hidden(tmp_path: Path) -> None:
     state = Path("/var/lib/netlib/hidden")  # a tmpfs in a test host, not below /run
-    runtime = Runtime(Config(state_dir=state, run_dir=tmp_path / "r"), reap=lambda _: [])
-    state.mkdir(exist_ok=True)
+    state.mkdir()
     (state / "secret").write_text("x")
-    container = world.box("sh", "-c", f"ls -A {state}; touch {state}/y")
+    world = World(Config(state_dir=state, run_dir=tmp_path / "run"))
     try:
-        code, out, err = world.foreground(container)
+        code, out, err = world.run("sh", "-c", f"ls -A {state}; touch {state}/y")
         assert (code, out) == (1, "")
         assert "ead-only" in err
     finally:
-        runtime.remove(container)
-        (state / "secret").unlink()
-        (state / "containers").rmdir()
-        state.rmdir()
+        world.clear()
+        shutil.rmtree(state)
 
 
 def test_separately_mounted_folders_are_read_only(world: World) -> None:
@@ -192,16 +188,14 @@ def test_missing_root_file_system_is_refused(world: World, tmp_path: Path) -> No
         world.run("true", rootfs=str(tmp_path / "none"))
 
 
-def test_a_layer_that_cannot_be_kept_on_disk_is_kept_in_memory(world: World, tmp_path: Path) -> None:
+def test_a_layer_that_cannot_be_kept_on_disk_is_kept_in_memory(tmp_path: Path) -> None:
     state = Path("/etc/netlib-state")  # on an overlay in a test host, which cannot carry another one's upper layer
-    runtime = Runtime(Config(state_dir=state, run_dir=tmp_path / "r"), reap=lambda _: [])
-    container = world.box("sh", "-c", "echo x > /srv/mark && cat /srv/mark")
+    world = World(Config(state_dir=state, run_dir=tmp_path / "run"))
     try:
-        assert world.foreground(container)[:2] == (0, "x\n")
+        assert world.run("sh", "-c", "echo x > /srv/mark && cat /srv/mark") == (0, "x\n", "")
     finally:
-        runtime.remove(container)
-        (state / "containers").rmdir()
-        state.rmdir()
+        world.clear()
+        shutil.rmtree(state)
 
 
 def test_volumes(world: World, tmp_path: Path) -> None:

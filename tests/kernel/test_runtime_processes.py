@@ -337,9 +337,14 @@ def test_a_container_outlives_its_starter(world: World, runtime: Runtime) -> Non
 
 def test_a_minder_holds_little(world: World, runtime: Runtime) -> None:
     living = world.box("sh", "-c", "echo ready; exec sleep 60")
-    runtime.launch(living)
-    world.ready(living)
-    minder = world.minder(living)
+    mine, theirs = attach.pair()
+    with mine, theirs:
+        runtime.launch(living, client=theirs)
+        assert mine.recv(100) == b"oready\n"  # from here on it is in its loop
+        _check_minder(runtime, living, world.minder(living))
+
+
+def _check_minder(runtime: Runtime, living: Container, minder: int) -> None:
     names = {os.readlink(f"/proc/{minder}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{minder}/fd")}
     folder, run_folder = runtime.folder(living), runtime.run_folder(living)
     allowed = {"/dev/null", "pipe", "socket", "anon_inode", str(run_folder / "lock")}

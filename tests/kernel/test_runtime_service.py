@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, I
 from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Sandbox
+from netlib.names import new_id
 from netlib.runtime import attach, service
 from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
@@ -27,8 +29,12 @@ from netlib.verbs import perform
 pytestmark = pytest.mark.needs_cgroups
 
 
+_PREFIX = secrets.token_hex(3)
+
+
 @pytest.fixture
-def controller(config: Config) -> Iterator[Controller]:
+def controller(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
+    monkeypatch.setattr(service, "new_id", lambda: _PREFIX + new_id()[len(_PREFIX) :])
     with Controller(config, watcher=Unwatched()) as controller:
         controller.create_network("web")
         yield controller
@@ -60,14 +66,13 @@ def _everything(controller: Controller) -> dict[str, object]:
         "folders": own.leftovers(set()),
         "netns": sorted(path.name for path in NETNS_DIR.iterdir()),
         "links": subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.count("veth"),
-        "groups": _empty_groups(),
+        "groups": _groups(),
     }
 
 
-def _empty_groups() -> list[str]:
-    """Control groups of containers with no process in them; those of other test runs on the machine are not empty."""
-    groups = [path for path in Path("/sys/fs/cgroup").glob("*/netlib/*/cgroup.procs") if path.parent.name != "minders"]
-    return sorted(str(path.parent) for path in groups if not path.read_text())
+def _groups() -> list[str]:
+    """Control groups of this test's containers; the machine's hierarchies are shared with whoever else runs tests."""
+    return sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"*/netlib/{_PREFIX}*"))
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------

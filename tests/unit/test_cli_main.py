@@ -28,7 +28,6 @@ HEAVY = (
     "rich",
     "sqlite3",
     "typer",
-    "urllib",
 )
 
 Answer = Callable[[str, dict[str, Any]], Any]

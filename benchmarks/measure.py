@@ -1,0 +1,134 @@
+"""What was measured and what it is held against: series of figures, rows of the table, and whether a target is met.
+
+One rule: a row whose peer, or whose own figure, is missing is "not compared", never met.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+
+class Series(NamedTuple):
+    """The figures of one thing measured several times."""
+
+    values: tuple[float, ...]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        """The median, and where there are several figures their extremes."""
+        if len(self.values) == 1:
+            return f"{_spelled(self.median)} {self.unit}"
+        return f"{_spelled(self.median)} {self.unit} ({_spelled(min(self.values))}-{_spelled(max(self.values))})"
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "unit": self.unit,
+            "median": self.median,
+            "min": min(self.values),
+            "max": max(self.values),
+            "values": list(self.values),
+        }
+
+
+def _spelled(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+class Target(NamedTuple):
+    """What must hold: a limit of our median, or of its ratio to the peer's."""
+
+    limit: float
+    unit: str  # "x": of the ratio
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g} {self.unit}"
+
+
+class Row(NamedTuple):
+    """One line of the table: a subject, our figures, those of what it is compared with, and what must hold."""
+
+    subject: str
+    ours: Series | None
+    peer_name: str = ""
+    peer: Series | None = None
+    target: Target | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Our median as a multiple of the peer's."""
+        return None if self.ours is None or self.peer is None else self.ours.median / self.peer.median
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target, and where a figure that it needs is missing."""
+        if self.target is None or self.ours is None:
+            return None
+        figure = self.ratio if self.target.unit == "x" else self.ours.median
+        if figure is None:
+            return None
+        return figure >= self.target.limit if self.target.at_least else figure <= self.target.limit
+
+    @property
+    def verdict(self) -> str:
+        """The last column."""
+        if self.ours is None or (self.peer_name and self.peer is None and (self.target is None or self.target.unit == "x")):
+            return "not compared"
+        return {True: "yes", False: "NO", None: ""}[self.met]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether this row has a target and cannot say that it is met."""
+        return self.target is not None and self.met is not True
+
+    def as_json(self) -> dict[str, Any]:
+        """The row for programs; ``met`` is null where it cannot be said."""
+        return {
+            "subject": self.subject,
+            "ours": self.ours.as_json() if self.ours else None,
+            "peer_name": self.peer_name,
+            "peer": self.peer.as_json() if self.peer else None,
+            "ratio": self.ratio,
+            "target": str(self.target) if self.target else None,
+            "met": self.met,
+            "note": self.note,
+        }
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """How long *action* takes."""
+    started = time.perf_counter()
+    action()
+    return (time.perf_counter() - started) * 1000
+
+
+def series(values: Iterable[float], unit: str = "ms") -> Series | None:
+    """The figures as a series; None when there are none."""
+    found = tuple(values)
+    return Series(found, unit) if found else None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned columns, with the notes under the rows that they belong to."""
+    heading = ("subject", "ours: median (min-max)", "compared with", "ratio", "target", "met")
+    lines = [heading, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    for number in range(len(rows) - 1, -1, -1):
+        if rows[number].note:
+            text.insert(number + 3, f"    {rows[number].note}")
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}" if row.ratio < 0.1 else f"{row.ratio:.2f}"
+    peer = f"{row.peer_name}: {row.peer}" if row.peer else row.peer_name
+    return (row.subject, str(row.ours or "-"), peer, ratio, str(row.target or ""), row.verdict)

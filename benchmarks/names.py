@@ -1,0 +1,94 @@
+"""Answers a second of the embedded resolver, asked inside a sandbox at 127.0.0.11:53, beside Docker's in a container.
+
+dnsperf asks from one socket. No tool of Debian's opens a socket for each query, so :mod:`benchmarks.fresh_sockets` does, the
+same on both sides.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import fresh_sockets
+from benchmarks.measure import Row, Target, series
+from benchmarks.peers import IMAGE, Docker, PeerError, dnsperf
+from benchmarks.world import World
+
+_AT_LEAST_THEIRS = Target(1, "x", at_least=True)
+_NAMES = ("alpha", "beta", "gamma")
+_RESOLVER = "127.0.0.11"
+_QUERIES = 20_000
+
+Load = Callable[[Path], float]
+"""Asks inside a netns; answers with the answers per second."""
+
+
+def measure(world: World) -> Iterator[Row]:
+    """One socket, then fresh sockets; in turns with Docker."""
+    with world.served_host() as controller, _docker_container(world.docker) as theirs:
+        controller.create_network("net")
+        for name in _NAMES:
+            controller.create_sandbox(name)
+            controller.connect("net", name)
+        ours = Path(controller.sandbox(_NAMES[0]).netns.path)
+        loads: dict[str, Load] = {}
+        if shutil.which("dnsperf"):
+            loads["one socket"] = lambda netns: _one_socket(world, netns)
+        loads["a fresh socket per query"] = lambda netns: _fresh_sockets(world, netns)
+        for kind, load in loads.items():
+            figures: dict[Path, list[float]] = {netns: [] for netns in (ours, theirs) if netns}
+            for _ in range(world.times(3)):
+                for netns, found in figures.items():
+                    found.append(load(netns))
+            yield _row(world, kind, figures[ours], figures[theirs] if theirs else [])
+    if "one socket" not in loads:
+        yield _row(world, "one socket", [], [], "dnsperf is not installed; `scripts/install peers` brings it")
+
+
+def _row(world: World, kind: str, ours: list[float], theirs: list[float], note: str = "") -> Row:
+    unit = "answers/s"
+    return Row(
+        f"DNS, {kind}",
+        series(ours, unit),
+        "Docker's resolver",
+        series(theirs, unit),
+        _AT_LEAST_THEIRS,
+        note or world.without,
+    )
+
+
+@contextmanager
+def _docker_container(docker: Docker | None) -> Iterator[Path | None]:
+    """The netns of one of three containers on a network of Docker's; None without Docker."""
+    if docker is None:
+        yield None
+        return
+    docker("network", "create", "bench-names")
+    try:
+        for name in _NAMES:
+            docker("run", "--detach", "--name", name, "--network", "bench-names", IMAGE, "sleep", "1000")
+        yield docker.netns(_NAMES[0])
+        docker("rm", "--force", *_NAMES)
+    finally:
+        docker("network", "rm", "bench-names")
+
+
+def _one_socket(world: World, netns: Path) -> float:
+    return dnsperf(netns, _RESOLVER, _NAMES, world.folder, seconds=world.times(3)).per_second
+
+
+def _fresh_sockets(world: World, netns: Path) -> float:
+    """Two processes at once, so that the resolver is what limits; the slower one's end counts."""
+    script = [sys.executable, "-IS", fresh_sockets.__file__, _RESOLVER, str(world.times(_QUERIES)), *_NAMES]
+    command = ["nsenter", f"--net={netns}", *script]
+    askers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(fresh_sockets.PROCESSES)]
+    rates = []
+    for asker in askers:
+        output, _ = asker.communicate(timeout=60)
+        if asker.returncode != 0:
+            raise PeerError(f"the queries from fresh sockets failed with {os.waitstatus_to_exitcode(asker.returncode)}")
+        rates.append(float(output))
+    return sum(rates)

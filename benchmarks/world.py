@@ -1,0 +1,71 @@
+"""Where subjects are measured: hosts of ours with folders of their own, and Docker's engine beside them where it runs.
+
+One rule: a host is empty before its block and gone after it, records, kernel objects and netlibd.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+from benchmarks.peers import Docker, PeerError, missing
+from netlib.client import leave, start_daemon
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.operations import Observer
+from netlib.runtime.verbs import remove_all
+
+
+class World:
+    """What every subject is given."""
+
+    def __init__(self, folder: Path, *, part: float = 1.0, docker: Docker | None = None, without: str = "") -> None:
+        """*folder* lies in memory; *part* is what part of the repetitions to do; *without* says why *docker* is None."""
+        self.folder = folder
+        self.docker = docker
+        self.without = without
+        self._part = part
+        self._numbers = count(1)
+
+    def times(self, full: int) -> int:
+        """How often to do what a full run does *full* times."""
+        return max(1, round(full * self._part))
+
+    @contextmanager
+    def host(self, observer: Observer | None = None) -> Iterator[Controller]:
+        """A host worked on in this process alone: nobody answers names and holds ports."""
+        with Controller(self._config(), watcher=Unwatched(), observer=observer) as controller:
+            try:
+                yield controller
+            finally:
+                controller.reset()
+
+    @contextmanager
+    def served_host(self) -> Iterator[Controller]:
+        """A host with a warm netlibd, which is told of what the controller changes."""
+        config = self._config()
+        start_daemon(config)
+        try:
+            with Controller(config) as controller:
+                try:
+                    yield controller
+                finally:
+                    remove_all(controller)
+                    controller.reset()
+        finally:
+            leave(config)
+
+    def _config(self) -> Config:
+        folder = self.folder / f"host{next(self._numbers)}"
+        return Config(state_dir=folder / "state", run_dir=folder / "run")
+
+
+def start_docker(stack: ExitStack, folder: Path) -> tuple[Docker | None, str]:
+    """Docker's engine until *stack* closes, or None and why there is none."""
+    absent = missing()
+    if absent:
+        return None, f"not installed: {', '.join(absent)}; `scripts/install peers` brings them"
+    try:
+        return stack.enter_context(Docker(folder)), ""
+    except PeerError as error:
+        return None, str(error)

@@ -1,0 +1,235 @@
+"""The command line from end to end: networks, containers on them by name, what is shown of them, and the way they end."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netlib.cli.main import main
+from netlib.config import Config
+from netlib.kernel.snapshot import differences, snapshot
+
+Netlib = Callable[..., subprocess.CompletedProcess[str]]
+SECONDS = 20
+
+
+@pytest.fixture
+def netlib(config: Config) -> Iterator[Netlib]:
+    """Run ``netlib`` as a process of its own, on a host of its own; afterwards all that it made is removed."""
+
+    def run(*words: str, code: int = 0, **wanted: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "netlib.cli.main", *_folders(config), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, **wanted)
+        assert done.returncode == code, f"netlib {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}"
+        return done
+
+    yield run
+    run("system", "reset", "-f")
+
+
+def _folders(config: Config) -> list[str]:
+    return ["--state-dir", str(config.state_dir), "--run-dir", str(config.run_dir)]
+
+
+def _reachable(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something answers HTTP there, within the time that a server needs to start."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((host, port), timeout=SECONDS) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                if connection.recv(4) == b"HTTP":
+                    return True
+        except OSError:
+            select.select([], [], [], 0.02)
+    return False
+
+
+SERVER = ("python3", "-m", "http.server", "80")
+
+
+@pytest.mark.needs_cgroups
+def test_containers_on_a_network_by_name_and_published_port(netlib: Netlib, config: Config) -> None:
+    network_id = netlib("network", "create", "alpine-net").stdout.strip()
+    assert len(network_id) == 64
+    web_id = netlib("run", "-d", "--name", "web", "--network", "alpine-net", "-p", "8080:80", *SERVER).stdout.strip()
+    assert len(web_id) == 64
+
+    assert "1 received" in netlib("run", "--rm", "--network", "alpine-net", "ping", "-c1", "web").stdout
+    assert _reachable(8080)
+    assert netlib("port", "web").stdout == "80/tcp -> 0.0.0.0:8080\n"
+    assert netlib("port", "web", "80").stdout == "0.0.0.0:8080\n"
+    assert netlib("ps", "-q").stdout.split() == [web_id[:12]]  # the one of ping is gone when `run` ends
+    assert netlib("ps", "-aq", "--no-trunc").stdout.split() == [web_id]
+
+    shown = json.loads(netlib("network", "inspect", "alpine-net").stdout)[0]
+    member = shown["Containers"][web_id]
+    assert (member["Name"], member["IPv4Address"]) == ("web", "172.18.0.2/16")
+    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    assert netlib("inspect", "-f", address, "web").stdout == "172.18.0.2\n"
+    assert netlib("inspect", "-f", "{{.Name}}", "alpine-net").stdout == "alpine-net\n"
+
+    assert f"ip link add br-{network_id[:12]}" in netlib("explain", "alpine-net").stdout
+    explained = netlib("explain", "web").stdout
+    assert "ip -n web addr add 172.18.0.2/16" in explained
+    assert "ports4 { tcp . 8080 : 172.18.0.2 . 80 }" in explained
+    assert netlib("check", "web").stdout == ""
+
+    pid = int(config.pid_file.read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert "1 received" in netlib("run", "--rm", "--network", "alpine-net", "ping", "-c1", "web").stdout
+
+    refused = netlib("network", "rm", "alpine-net", code=125)
+    assert "web" in refused.stderr
+    assert netlib("rm", "-f", "web").stdout == "web\n"
+    assert netlib("network", "rm", "alpine-net").stdout == "alpine-net\n"
+    operations = [line.split("  ")[1] for line in netlib("log").stdout.splitlines()]
+    assert operations[0] == "network create"
+    assert operations[-1] == "network rm"
+
+
+@pytest.mark.needs_cgroups
+def test_exit_codes_and_streams_are_the_commands_own(netlib: Netlib) -> None:
+    done = netlib("run", "--rm", "--network", "none", "sh", "-c", "echo out; echo err >&2; exit 7", code=7)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    assert netlib("run", "--rm", "-i", "--network", "none", "cat", input="in\n").stdout == "in\n"
+    missing = netlib("run", "--rm", "--network", "none", "no-such-command", code=127)
+    assert missing.stderr.startswith("netlib: ")
+    assert "no-such-command" in missing.stderr
+    assert netlib("run", "--rm", "--network", "none", "/etc", code=126).stderr.count("\n") == 1
+    assert netlib("ps", "-aq").stdout == ""
+
+
+@pytest.mark.needs_cgroups
+def test_the_life_of_a_container(netlib: Netlib) -> None:
+    script = "trap 'echo bye; exit 3' TERM; echo hello; while :; do sleep 0.05; done"
+    netlib("run", "-d", "--name", "job", "--network", "none", "-e", "COLOUR=blue", "sh", "-c", script)
+    assert netlib("exec", "job", "printenv", "COLOUR").stdout == "blue\n"
+    assert netlib("exec", "-e", "COLOUR=red", "-w", "/usr", "job", "sh", "-c", "echo $COLOUR $PWD").stdout == "red /usr\n"
+    assert netlib("exec", "-i", "job", "cat", input="through\n").stdout == "through\n"
+    netlib("exec", "job", "sh", "-c", "exit 9", code=9)
+    netlib("exec", "job", "no-such-command", code=127)
+    assert netlib("stop", "job").stdout == "job\n"
+    assert netlib("wait", "job").stdout == "3\n"
+    assert netlib("logs", "job").stdout == "hello\nbye\n"
+    assert netlib("logs", "-n", "1", "job").stdout == "bye\n"
+    assert "is not running" in netlib("exec", "job", "true", code=125).stderr
+    assert netlib("ps", "--format", "{{.Names}}").stdout == ""
+    assert netlib("ps", "-a", "--format", "{{.Names}} {{.State}}").stdout == "job exited\n"
+    assert netlib("start", "job").stdout == "job\n"
+    assert netlib("restart", "-t", "5", "job").stdout == "job\n"
+    assert netlib("kill", "job").stdout == "job\n"
+    assert netlib("wait", "job").stdout == "137\n"
+    assert netlib("rm", "job").stdout == "job\n"
+    assert netlib("ps", "-aq").stdout == ""
+
+
+@pytest.mark.needs_cgroups
+def test_connect_and_disconnect_while_it_runs_and_for_the_next_start(netlib: Netlib) -> None:
+    netlib("network", "create", "one")
+    netlib("network", "create", "two")
+    netlib("run", "-d", "--name", "box", "--network", "one", "sleep", "1000")
+    netlib("network", "connect", "--alias", "other", "--ip", "172.19.0.77", "two", "box")
+    assert "172.19.0.77/16" in netlib("exec", "box", "ip", "-o", "addr").stdout
+    assert "already" in netlib("network", "connect", "two", "box", code=125).stderr
+    assert "1 received" in netlib("run", "--rm", "--network", "two", "ping", "-c1", "other").stdout
+
+    netlib("restart", "-t", "0", "box")
+    assert "172.19.0.77/16" in netlib("exec", "box", "ip", "-o", "addr").stdout
+    netlib("network", "disconnect", "one", "box")
+    addresses = netlib("exec", "box", "ip", "-o", "addr").stdout
+    assert "172.18.0." not in addresses
+    assert "172.19.0.77/16" in addresses
+    assert "is not in network 'one'" in netlib("network", "disconnect", "one", "box", code=125).stderr
+    netlib("network", "disconnect", "-f", "one", "box")
+
+    netlib("stop", "-t", "0", "box")
+    netlib("network", "connect", "one", "box")
+    assert "not running" in netlib("explain", "box", code=125).stderr
+    netlib("start", "box")
+    networks = json.loads(netlib("inspect", "box").stdout)[0]["NetworkSettings"]["Networks"]
+    assert sorted(networks) == ["one", "two"]
+
+
+@pytest.mark.needs_cgroups
+def test_another_containers_network_and_the_hosts(netlib: Netlib) -> None:
+    netlib("network", "create", "web")
+    netlib("run", "-d", "--name", "first", "--network", "web", "sleep", "1000")
+    shared = netlib("run", "--rm", "--network", "container:first", "ip", "-o", "addr").stdout
+    assert "172.18.0.2/16" in shared
+    netlib("run", "-d", "--name", "second", "--network", "container:first", "sleep", "1000")
+    assert netlib("explain", "second").stdout == netlib("explain", "first").stdout
+    assert "'first'" in netlib("network", "connect", "web", "second", code=125).stderr
+
+    host = netlib("run", "--rm", "--network", "host", "-p", "80:80", "ip", "-o", "link")
+    assert "br-" in host.stdout
+    assert host.stderr.startswith("netlib: warning: ")
+    assert netlib("run", "--rm", "--network", "none", "ls", "/sys/class/net").stdout.split() == ["lo"]
+
+
+@pytest.mark.needs_cgroups
+def test_a_terminal_is_passed_on(netlib: Netlib, config: Config) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "netlib.cli.main", *_folders(config), "run", "--rm", "-it", "--network", "none"]
+    process = subprocess.Popen([*words, "sh", "-c", "tty; read word; echo got-$word"], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = _read_until(ours, b"/dev/pts/")
+    os.write(ours, b"apple\n")
+    seen += _read_until(ours, b"got-apple")
+    assert process.wait(SECONDS) == 0
+    os.close(ours)
+
+
+def _read_until(fd: int, wanted: bytes) -> bytes:
+    seen = b""
+    deadline = time.monotonic() + SECONDS
+    while wanted not in seen:
+        assert select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0], f"{wanted!r} did not come: {seen!r}"
+        seen += os.read(fd, 4096)
+    return seen
+
+
+def test_a_network_from_its_making_to_its_end(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    def netlib(*words: str) -> str:
+        assert main([*_folders(config), *words]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    before = snapshot()
+    options = ["--subnet", "172.28.0.0/16", "--ip-range", "172.28.5.0/24", "--gateway", "172.28.5.254", "--label", "a=1"]
+    network_id = netlib("network", "create", *options, "--ipv6", "--subnet", "fd00:28::/64", "web").strip()
+    shown = json.loads(netlib("network", "inspect", network_id[:8]))[0]
+    assert shown["IPAM"]["Config"] == [
+        {"Subnet": "172.28.0.0/16", "IPRange": "172.28.5.0/24", "Gateway": "172.28.5.254"},
+        {"Subnet": "fd00:28::/64", "Gateway": "fd00:28::1"},
+    ]
+    assert (shown["EnableIPv6"], shown["Labels"]) == (True, {"a": "1"})
+    assert netlib("network", "ls", "-f", "type=custom", "--no-trunc", "-q") == f"{network_id}\n"
+    rows = [json.loads(line) for line in netlib("network", "ls", "--format", "json").splitlines()]
+    assert [row["Name"] for row in rows] == ["bridge", "host", "none", "web"]
+    assert netlib("check", "web") == ""
+    subprocess.run(["ip", "address", "del", "172.28.5.254/16", "dev", f"br-{network_id[:12]}"], check=True)
+    assert main([*_folders(config), "check", "web"]) == 1
+    assert "172.28.5.254" in capsys.readouterr().out
+    assert netlib("network", "prune", "-f", "--filter", "label!=a") == ""
+    assert netlib("network", "prune", "-f") == "Deleted Networks:\nweb\n"
+    netlib("system", "reset", "-f")
+    assert differences(before, snapshot()) == []
+
+
+def test_looking_changes_nothing(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot()
+    for words in (["network", "ls"], ["network", "inspect", "bridge"], ["explain", "bridge"], ["ps", "-a"], ["info"], ["log"], ["version"]):
+        assert main([*_folders(config), *words]) == 0, capsys.readouterr().err
+    assert differences(before, snapshot()) == []
+    assert not config.pid_file.exists()
