@@ -14,22 +14,21 @@ from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 
 _CONNECT, _DISCONNECT = Target(5, "ms"), Target(30, "ms")
 _CNI_FOLDER = Path("/usr/lib/cni")
-_CNI_NETWORK = {
-    "cniVersion": "1.0.0",
-    "name": "bench",
-    "type": "bridge",
-    "bridge": "cni0",
-    "isGateway": True,
-    "ipMasq": True,
-    "ipam": {"type": "host-local", "subnet": "10.22.0.0/16"},
-}
 
 
 class _Cni:
     """The reference plugins bridge and host-local with masquerade, on a host of their own, for one container."""
 
     def __init__(self, folder: Path, host: Path, container: Path) -> None:
-        network = {**_CNI_NETWORK, "ipam": {**_CNI_NETWORK["ipam"], "dataDir": str(folder / "cni")}}
+        network = {
+            "cniVersion": "1.0.0",
+            "name": "bench",
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "ipam": {"type": "host-local", "subnet": "10.22.0.0/16", "dataDir": str(folder / "cni")},
+        }
         self._network = json.dumps(network)
         self._command = ["nsenter", f"--net={host}", str(_CNI_FOLDER / "bridge")]
         self._environment = {
@@ -74,11 +73,11 @@ def _in_process(world: World) -> Iterator[Row]:
         controller.create_sandbox("box")
         for cycle in range(-1, world.times(40)):  # the first one warms up
             figures = {
-                "connect": milliseconds(lambda: controller.connect("net", "box")),
-                "disconnect": milliseconds(lambda: controller.disconnect("net", "box")),
+                "connect": milliseconds(controller.connect, "net", "box"),
+                "disconnect": milliseconds(controller.disconnect, "net", "box"),
             }
             if cni is not None:
-                figures |= {verb: milliseconds(lambda verb=verb: cni(verb)) for verb in ("ADD", "DEL")}
+                figures |= {verb: milliseconds(cni, verb) for verb in ("ADD", "DEL")}
             for name, figure in figures.items() if cycle >= 0 else ():
                 times[name].append(figure)
     note = "the plugins are a process each, as runtimes call them; ours is warm; the targets are absolute"
@@ -95,8 +94,8 @@ def _through_netlibd(world: World) -> Iterator[Row]:
         controller.create_network("net")
         controller.create_sandbox("box")
         for cycle in range(-1, world.times(40)):
-            connect = milliseconds(lambda: call(config, "network.connect", args))
-            disconnect = milliseconds(lambda: call(config, "network.disconnect", args))
+            connect = milliseconds(call, config, "network.connect", args)
+            disconnect = milliseconds(call, config, "network.disconnect", args)
             if cycle >= 0:
                 connects.append(connect)
                 disconnects.append(disconnect)

@@ -6,7 +6,9 @@ One rule: a row whose peer, or whose own figure, is missing is "not compared", n
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
+
+_P = ParamSpec("_P")
 
 
 class Series(NamedTuple):
@@ -102,10 +104,10 @@ class Row(NamedTuple):
         }
 
 
-def milliseconds(action: Callable[[], object]) -> float:
+def milliseconds(action: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> float:
     """How long *action* takes."""
     started = time.perf_counter()
-    action()
+    action(*arguments, **keywords)
     return (time.perf_counter() - started) * 1000
 
 

@@ -4,20 +4,20 @@ dnsperf asks from one socket. No tool of Debian's opens a socket for each query,
 same on both sides.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import fresh_sockets
 from benchmarks.measure import Row, Target, series
-from benchmarks.peers import IMAGE, Docker, PeerError, dnsperf
+from benchmarks.peers import IMAGE, PeerError, dnsperf
 from benchmarks.world import World
 
 _AT_LEAST_THEIRS = Target(1, "x", at_least=True)
+_NETWORK = "bench-names"
 _NAMES = ("alpha", "beta", "gamma")
 _RESOLVER = "127.0.0.11"
 _QUERIES = 20_000
@@ -28,19 +28,22 @@ Load = Callable[[Path], float]
 
 def measure(world: World) -> Iterator[Row]:
     """One socket, then fresh sockets; in turns with Docker."""
-    with world.served_host() as controller, _docker_container(world.docker) as theirs:
-        controller.create_network("net")
+    with world.served_host() as controller, world.docker_network(_NETWORK) as docker:
+        controller.create_network(_NETWORK)
         for name in _NAMES:
             controller.create_sandbox(name)
-            controller.connect("net", name)
+            controller.connect(_NETWORK, name)
+            if docker:
+                docker("run", "-d", "--name", name, "--network", _NETWORK, IMAGE, "sleep", "1000")
         ours = Path(controller.sandbox(_NAMES[0]).netns.path)
+        theirs = docker.netns(_NAMES[0]) if docker else None
         loads: dict[str, Load] = {}
         if shutil.which("dnsperf"):
             loads["one socket"] = lambda netns: _one_socket(world, netns)
         loads["a fresh socket per query"] = lambda netns: _fresh_sockets(world, netns)
         for kind, load in loads.items():
             figures: dict[Path, list[float]] = {netns: [] for netns in (ours, theirs) if netns}
-            for _ in range(world.times(3)):
+            for _ in range(world.times(4)):
                 for netns, found in figures.items():
                     found.append(load(netns))
             yield _row(world, kind, figures[ours], figures[theirs] if theirs else [])
@@ -60,35 +63,20 @@ def _row(world: World, kind: str, ours: list[float], theirs: list[float], note: 
     )
 
 
-@contextmanager
-def _docker_container(docker: Docker | None) -> Iterator[Path | None]:
-    """The netns of one of three containers on a network of Docker's; None without Docker."""
-    if docker is None:
-        yield None
-        return
-    docker("network", "create", "bench-names")
-    try:
-        for name in _NAMES:
-            docker("run", "--detach", "--name", name, "--network", "bench-names", IMAGE, "sleep", "1000")
-        yield docker.netns(_NAMES[0])
-        docker("rm", "--force", *_NAMES)
-    finally:
-        docker("network", "rm", "bench-names")
-
-
 def _one_socket(world: World, netns: Path) -> float:
     return dnsperf(netns, _RESOLVER, _NAMES, world.folder, seconds=world.times(3)).per_second
 
 
 def _fresh_sockets(world: World, netns: Path) -> float:
-    """Two processes at once, so that the resolver is what limits; the slower one's end counts."""
+    """Several processes at once, so that the resolver is what limits; the sum of what each was answered."""
     script = [sys.executable, "-IS", fresh_sockets.__file__, _RESOLVER, str(world.times(_QUERIES)), *_NAMES]
     command = ["nsenter", f"--net={netns}", *script]
-    askers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(fresh_sockets.PROCESSES)]
-    rates = []
-    for asker in askers:
-        output, _ = asker.communicate(timeout=60)
-        if asker.returncode != 0:
-            raise PeerError(f"the queries from fresh sockets failed with {os.waitstatus_to_exitcode(asker.returncode)}")
-        rates.append(float(output))
-    return sum(rates)
+    with ExitStack() as stack:
+        askers = []
+        for _ in range(fresh_sockets.PROCESSES):
+            askers.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+            stack.callback(askers[-1].kill)  # a no-op for one that has ended
+        outputs = [asker.communicate(timeout=60)[0] for asker in askers]
+    if any(asker.returncode for asker in askers):
+        raise PeerError(f"asking {_RESOLVER} in {netns} from fresh sockets failed")
+    return sum(map(float, outputs))

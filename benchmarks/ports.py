@@ -70,7 +70,7 @@ def _one_more(world: World) -> Iterator[Row]:
             for crowded in (False, True):
                 others = _publish_others(controller, world.times(_OTHERS)) if crowded else []
                 for _ in range(world.times(20)):
-                    connects[crowded].append(milliseconds(lambda: controller.connect("net", "box", ports=mapping)))
+                    connects[crowded].append(milliseconds(controller.connect, "net", "box", ports=mapping))
                     entries[crowded].append(stopwatch.firewall)
                     controller.disconnect("net", "box")
                 controller.connect("net", "box", ports=mapping)
@@ -156,7 +156,7 @@ def _range(world: World) -> Iterator[Row]:
                 whole.append((ended - started) * 1000)
                 before.append((stopwatch.begun - started) * 1000)
                 firewall.append(stopwatch.firewall)
-                probing.append(milliseconds(lambda: _probe(endpoint.ports)))
+                probing.append(milliseconds(_probe, endpoint.ports))
     parts = {"before the firewall": before, "of that probing": probing, "firewall": firewall}
     note = ", ".join(f"{name} {found}" for name, figures in parts.items() if (found := series(figures)))
     yield Row(f"connect with a range of {number:,} ports", series(whole), target=_RANGE, note=note)
@@ -176,7 +176,7 @@ def _range_held(world: World) -> Iterator[Row]:
         controller.create_sandbox("box")
         ports = _ports(_FIRST_OF_OTHERS, number)
         for cycle in range(-1, world.times(10)):
-            time_taken = milliseconds(lambda: controller.connect("net", "box", ports=ports))
+            time_taken = milliseconds(controller.connect, "net", "box", ports=ports)
             controller.disconnect("net", "box")
             if cycle >= 0:
                 times.append(time_taken)

@@ -3,6 +3,7 @@
 One rule: a host is empty before its block and gone after it, records, kernel objects and netlibd.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -55,6 +56,20 @@ class World:
         finally:
             leave(config)
 
+    @contextmanager
+    def docker_network(self, name: str) -> Iterator[Docker | None]:
+        """A network of Docker's, which goes with its containers after the block; None without Docker."""
+        if self.docker is None:
+            yield None
+            return
+        self.docker("network", "create", name)
+        try:
+            yield self.docker
+        finally:
+            if containers := self.docker("ps", "--all", "--quiet").split():
+                self.docker("rm", "--force", *containers)
+            self.docker("network", "rm", name)
+
     def _config(self) -> Config:
         folder = self.folder / f"host{next(self._numbers)}"
         return Config(state_dir=folder / "state", run_dir=folder / "run")
@@ -69,3 +84,8 @@ def start_docker(stack: ExitStack, folder: Path) -> tuple[Docker | None, str]:
         return stack.enter_context(Docker(folder)), ""
     except PeerError as error:
         return None, str(error)
+
+
+def netlib(config: Config, *words: str) -> list[str]:
+    """The words of ``netlib WORDS`` as a person would run it on that host."""
+    return [sys.executable, "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}", *words]

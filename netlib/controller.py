@@ -251,7 +251,11 @@ class Controller:
                     kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
                 )
         served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
-        self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
+        try:
+            self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
+        except NetlibError:  # nobody would answer its names or hold its ports: not what was asked
+            self.disconnect(home.id, box.id)
+            raise
         return endpoint
 
     def disconnect(self, network: str, sandbox: str) -> None:

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         """The arguments in *words*; raises ConfigError, or HelpShown."""
         options, rest = self._split(words)
         if self._before_command is None:
-            return self.parse_intermixed_args(options)
+            return self.parse_args([*options, "--", *rest] if rest else options)
         given = self.parse_args(options)
         for name in self._before_command:
             if not rest:
@@ -115,24 +115,30 @@ class Parser(argparse.ArgumentParser):
     # --- reading -------------------------------------------------------------------------------------------------------
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Words as argparse reads them (a value may begin with a dash), and the command's words, where there is a command."""
+        """Options, as argparse reads them (a value may begin with a dash), and the other words.
+
+        Where a command is wanted, options end at the first other word, else they may stand anywhere.
+        """
         options: list[str] = []
+        others: list[str] = []
         at = 0
         while at < len(words):
             word = words[at]
+            at += 1
             if word == "--":
-                return (options, list(words[at + 1 :])) if self._before_command is not None else ([*options, *words[at:]], [])
+                return options, [*others, *words[at:]]
             if not word.startswith("-") or word == "-":
+                others.append(word)
                 if self._before_command is not None:
-                    break
-                options.append(word)
-            elif self._wants_next(word) and "".join(words[at + 1 : at + 2]):
+                    return options, [*others, *words[at:]]
+            elif (flag := self._flag_before_value(word)) and at < len(words):
+                if not word.startswith("--") and len(word) > 2:  # switches before it, as in -dp
+                    options.append(word[:-1])
+                options.append(f"{flag}={words[at]}")
                 at += 1
-                options.append(f"{word}={words[at]}" if word.startswith("--") else f"{word}{words[at]}")
             else:
                 options += self._truth(word)
-            at += 1
-        return options, list(words[at:])
+        return options, others
 
     def _truth(self, word: str) -> list[str]:
         """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them."""
@@ -145,16 +151,16 @@ class Parser(argparse.ArgumentParser):
         negative = f"--no-{found[1][2:]}"
         return [negative] if negative in action.option_strings else []
 
-    def _wants_next(self, word: str) -> bool:
-        """Whether the value of an option (or of the last one in ``-it``) is the next word."""
+    def _flag_before_value(self, word: str) -> str:
+        """The long flag of an option (the last one in ``-dp``) whose value is the next word; empty where there is none."""
         if word.startswith("--"):
             action = self._option_string_actions.get(word)
-            return action is not None and action.nargs != 0
+            return word if action is not None and action.nargs != 0 else ""
         for at, letter in enumerate(word[1:], 2):
             action = self._option_string_actions.get(f"-{letter}")
             if action is not None and action.nargs != 0:
-                return at == len(word)
-        return False
+                return max(action.option_strings, key=len) if at == len(word) else ""
+        return ""
 
 
 def environment(items: Sequence[str], files: Sequence[str], inherited: Mapping[str, str]) -> dict[str, str]:

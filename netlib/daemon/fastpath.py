@@ -22,6 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from netlib.errors import ConfigError, DaemonError, NetlibError
+from netlib.kernel.descriptors import lifted
 from netlib.wire import ABOUT_ITSELF, LENGTH, MAX_FDS, MAX_REQUEST, NAMESPACES, error_to_json, frame
 
 __all__ = ["ControlServer", "Refused", "Request"]
@@ -172,7 +173,7 @@ class ControlServer:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock = lifted(self._listener.accept()[0])
         except BlockingIOError:
             return
         except OSError as error:

@@ -142,6 +142,7 @@ class Keeper:
 
     def _sweep(self) -> None:
         self._in(_SWEEP_SECONDS, self._sweep)
+        self._serving.retry_ports()
         with self._controller.store.read() as tx:
             version = tx.change_count()
         if version != self._version:

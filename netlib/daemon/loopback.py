@@ -6,13 +6,16 @@ the host's own processes can come by this way.
 
 import errno
 import socket
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 
-from netlib.dns.loop import READABLE, WRITABLE, Loop, Timer
+from netlib.dns.loop import READABLE, WRITABLE, Loop
+from netlib.kernel.descriptors import lifted
 from netlib.model import IPAddress
 
-__all__ = ["LoopbackForwarder"]
+__all__ = ["LoopbackForwarder", "listen_beside"]
 
 ADDRESS = "::1"
 MAX_PAIRS = 512
@@ -20,86 +23,91 @@ _BACKLOG = 128
 _BUFFER = 1 << 16
 _CONNECT_SECONDS = 10.0
 _ACCEPT_PAUSE_SECONDS = 1.0
+_AT_ONCE = struct.pack("=ii", 1, 0)
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
+def listen_beside(held: socket.socket, port: int) -> socket.socket:
+    """Listen on ``[::1]:port`` although *held* has the port on every address. Raise OSError.
+
+    Both need SO_REUSEADDR while the second one binds, and give it up afterwards, or a third could bind too.
+    """
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        listener.bind((ADDRESS, port))
+        listener.listen(_BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+    return listener
+
+
 class LoopbackForwarder:
-    """Listens on ports of ``[::1]`` and forwards to containers, from a thread that begins with the first port."""
+    """Takes connections from listeners to containers, in a thread that begins with the first one."""
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
         self._pairs: dict[_Pair, socket.socket] = {}  # each with the listener that it came by
 
-    def listen(self, port: int, address: IPAddress, container_port: int, *, beside: socket.socket) -> socket.socket:
-        """Forward ``[::1]:port`` to a container until :meth:`close_listener` of what is returned. Raise OSError.
+    def forward(self, listeners: Mapping[socket.socket, tuple[IPAddress, int]]) -> None:
+        """Forward what comes in at each listener to its container's address and port."""
+        if not listeners:
+            return
+        loop = self._loop = self._loop or Loop("netlibd-loopback")
 
-        *beside* is the socket that holds the port on every address. Both need SO_REUSEADDR while the second one binds, and give it
-        up afterwards, or a third could bind too.
-        """
-        if self._loop is None:
-            self._loop = Loop("netlibd-loopback")
-        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        try:
-            listener.setblocking(False)
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-            listener.bind((ADDRESS, port))
-            listener.listen(_BACKLOG)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
-        except OSError:
-            listener.close()
-            raise
-        finally:
-            beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
-        target = (str(address), container_port)
-        self._loop.call(partial(self._loop.watch, listener.fileno(), partial(self._accept, self._loop, listener, target)))
-        return listener
+        def watch() -> None:
+            for listener, (address, port) in listeners.items():
+                loop.watch(listener.fileno(), partial(self._accept, loop, listener, (str(address), port)))
 
-    def close_listener(self, listener: socket.socket) -> None:
-        """Listen no more; what was connected by it is closed as well."""
-        if self._loop is not None:
-            self._loop.call(partial(self._close_listener, self._loop, listener))
+        loop.call(watch)
+
+    def close_listeners(self, listeners: Collection[socket.socket]) -> None:
+        """Close listeners and what is connected through them."""
+        if self._loop is not None and listeners:
+            self._loop.call(partial(self._close_listeners, self._loop, set(listeners)))
 
     def close(self) -> None:
-        """Close every connection and end the thread; listeners are closed before."""
+        """End the thread, after all listeners are closed."""
         if self._loop is not None:
-            self._loop.call(lambda: [pair.close() for pair in list(self._pairs)])
             self._loop.stop()
             self._loop = None
 
-    def _close_listener(self, loop: Loop, listener: socket.socket) -> None:
-        loop.forget(listener.fileno())
-        for pair in [pair for pair, origin in self._pairs.items() if origin is listener]:
+    def _close_listeners(self, loop: Loop, listeners: set[socket.socket]) -> None:
+        for pair in [pair for pair, origin in self._pairs.items() if origin in listeners]:
             pair.close()
-        listener.close()
+        for listener in listeners:
+            loop.forget(listener.fileno())
+            listener.close()
 
     def _accept(self, loop: Loop, listener: socket.socket, target: tuple[str, int], events: int) -> None:
         try:
-            client, _ = listener.accept()
-        except BlockingIOError:
-            return
+            client = lifted(listener.accept()[0])
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:  # it stays in the backlog, and we must not spin on it
                 loop.rewatch(listener.fileno(), 0)
-                loop.after(_ACCEPT_PAUSE_SECONDS, lambda: listener.fileno() >= 0 and loop.rewatch(listener.fileno(), READABLE))
+                loop.after(_ACCEPT_PAUSE_SECONDS, partial(self._resume, loop, listener))
             return
         if len(self._pairs) >= MAX_PAIRS:
             client.close()
             return
         try:
-            server = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, socket.SOCK_STREAM)
+            pair = _Pair(loop, client, target, self._ended)
         except OSError:
             client.close()
             return
-        server.setblocking(False)
-        client.setblocking(False)
-        if server.connect_ex(target) not in (0, errno.EINPROGRESS):
-            client.close()
-            server.close()
-            return
-        pair = _Pair(loop, client, server, self._ended)
         self._pairs[pair] = listener
+
+    @staticmethod
+    def _resume(loop: Loop, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            loop.rewatch(listener.fileno(), READABLE)
 
     def _ended(self, pair: "_Pair") -> None:
         self._pairs.pop(pair, None)
@@ -118,82 +126,84 @@ class _Flow:
     def move(self) -> None:
         """Move what can be moved now. Raises OSError when a side is gone."""
         if not self.ended and len(self.buffer) < _BUFFER:
-            try:
+            with suppress(BlockingIOError):
                 data = self.source.recv(_BUFFER)
                 self.ended = not data
                 self.buffer += data
-            except BlockingIOError:
-                pass
         if self.buffer:
-            try:
+            with suppress(BlockingIOError):
                 del self.buffer[: self.sink.send(self.buffer)]
-            except BlockingIOError:
-                pass
         if self.ended and not self.buffer and not self.closed:
             self.sink.shutdown(socket.SHUT_WR)
             self.closed = True
 
     @property
-    def wants_source(self) -> bool:
-        return not self.ended and len(self.buffer) < _BUFFER
+    def source_events(self) -> int:
+        """What the source is waited for."""
+        return READABLE if not self.ended and len(self.buffer) < _BUFFER else 0
 
     @property
-    def wants_sink(self) -> bool:
-        return bool(self.buffer)
+    def sink_events(self) -> int:
+        """What the sink is waited for."""
+        return WRITABLE if self.buffer else 0
 
 
 class _Pair:
     """A client of the host, and its connection to the container."""
 
-    def __init__(self, loop: Loop, client: socket.socket, server: socket.socket, ended: Callable[["_Pair"], None]) -> None:
+    def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int], ended: Callable[["_Pair"], None]) -> None:
+        """Begin to connect to *target*. Raise OSError where that cannot even begin; *client* is left open then."""
         self._loop = loop
         self._client = client
-        self._server = server
         self._ended = ended
-        self._flows = (_Flow(client, server), _Flow(server, client))
-        self._events = {client: 0, server: WRITABLE}
-        self._deadline: Timer | None = loop.after(_CONNECT_SECONDS, self.close)
+        client.setblocking(False)
+        self._server = lifted(socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, socket.SOCK_STREAM))
+        self._server.setblocking(False)
+        code = self._server.connect_ex(target)
+        if code not in (0, errno.EINPROGRESS):
+            self._server.close()
+            raise OSError(code, "connect")
+        self._flows = (_Flow(client, self._server), _Flow(self._server, client))
+        self._events = {client: 0, self._server: 0}
+        self._deadline = loop.after(_CONNECT_SECONDS, self.close)
         self._open = True
-        loop.watch(client.fileno(), self._on_ready, 0)
-        loop.watch(server.fileno(), self._on_connected, WRITABLE)
+        self._wait_for(self._server, WRITABLE)
 
     def close(self) -> None:
-        """Close both sides at once."""
+        """Close both sides at once; one that has not said all is reset, so that no half-closed rest of it keeps the port."""
         if not self._open:
             return
         self._open = False
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._deadline.cancel()
+        is_complete = all(flow.closed for flow in self._flows)
         for sock in (self._client, self._server):
-            self._loop.forget(sock.fileno())
+            self._wait_for(sock, 0)
+            if not is_complete:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             sock.close()
         self._ended(self)
 
-    def _on_connected(self, events: int) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        self._on_ready(events)
-
     def _on_ready(self, events: int) -> None:
-        if self._deadline is not None:  # the client hung up before the container answered
-            self.close()
-            return
+        self._deadline.cancel()  # connected, or refused: then the first read says so
+        there, back = self._flows
         try:
-            for flow in self._flows:
-                flow.move()
+            there.move()
+            back.move()
         except OSError:
             self.close()
             return
-        there, back = self._flows
         if there.closed and back.closed:
             self.close()
             return
-        self._wait_for(self._client, there.wants_source, back.wants_sink)
-        self._wait_for(self._server, back.wants_source, there.wants_sink)
+        self._wait_for(self._client, there.source_events | back.sink_events)
+        self._wait_for(self._server, back.source_events | there.sink_events)
 
-    def _wait_for(self, sock: socket.socket, readable: bool, writable: bool) -> None:
-        events = (READABLE if readable else 0) | (WRITABLE if writable else 0)
-        if events != self._events[sock]:
-            self._events[sock] = events
+    def _wait_for(self, sock: socket.socket, events: int) -> None:
+        """Wait for *events*; one that is waited for in no way is not watched, or its hang-up would wake us for ever."""
+        before, self._events[sock] = self._events[sock], events
+        if events and not before:
+            self._loop.watch(sock.fileno(), self._on_ready, events)
+        elif before and not events:
+            self._loop.forget(sock.fileno())
+        elif events != before:
             self._loop.rewatch(sock.fileno(), events)

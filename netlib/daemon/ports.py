@@ -1,18 +1,20 @@
 """Host ports that endpoints publish, held for as long as the daemon lives.
 
 One rule: a port is held by binding it, never by listening on it; the firewall forwards what comes in, and nobody else can
-have the port. One that cannot be held is told once and tried again at every :meth:`HeldPorts.retry`.
+have the port. Only on ``[::1]``, where the firewall cannot, do we listen as well. A port that cannot be held is told once and
+tried again at every :meth:`HeldPorts.retry`.
 """
 
 import logging
 import resource
 import socket
-from collections.abc import Collection
 from contextlib import suppress
 
+from netlib.daemon.loopback import LoopbackForwarder, listen_beside
 from netlib.errors import NetlibError
+from netlib.kernel.descriptors import lifted
 from netlib.kernel.sockets import hold_port
-from netlib.model import IPAddress, PortMapping, Protocol
+from netlib.model import Endpoint, IPAddress, PortMapping, Protocol
 
 __all__ = ["HeldPorts", "raise_descriptor_limit"]
 
@@ -21,58 +23,64 @@ _Place = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
-    """Sockets by the place they hold; used by one thread at a time."""
+    """The sockets that hold each endpoint's ports; used by one thread at a time."""
 
     def __init__(self) -> None:
         self._held: dict[str, dict[_Place, socket.socket]] = {}
-        self._missing: dict[str, dict[_Place, PortMapping]] = {}
+        self._listeners: dict[str, list[socket.socket]] = {}
+        self._missing: dict[str, Endpoint] = {}
+        self._forwarder = LoopbackForwarder()
 
-    def __len__(self) -> int:
-        return sum(len(places) for places in self._held.values())
-
-    def release(self, owner: str) -> None:
-        """Let go of every port of *owner* (an endpoint's id)."""
-        self._missing.pop(owner, None)
-        for held in self._held.pop(owner, {}).values():
+    def release(self, endpoint_id: str) -> None:
+        """Let go of every port of an endpoint."""
+        self._missing.pop(endpoint_id, None)
+        self._forwarder.close_listeners(self._listeners.pop(endpoint_id, ()))
+        for held in self._held.pop(endpoint_id, {}).values():
             held.close()
 
-    def hold(self, owner: str, mappings: Collection[PortMapping]) -> None:
-        """Hold the ports of *owner*, and no others any more; log those that somebody else has."""
-        wanted = {(mapping.protocol, mapping.host_port, mapping.host_ip): mapping for mapping in mappings}
-        held = self._held.setdefault(owner, {})
-        for place in held.keys() - wanted.keys():
-            held.pop(place).close()
-        missing: dict[_Place, PortMapping] = {}
-        known = self._missing.get(owner, {})
-        for place, mapping in wanted.items():
+    def hold(self, endpoint: Endpoint) -> None:
+        """Hold the ports of *endpoint*, and serve those on ``[::1]``; log those that somebody else has."""
+        held = self._held.setdefault(endpoint.id, {})
+        listeners: dict[socket.socket, tuple[IPAddress, int]] = {}
+        target = endpoint.address(6) or endpoint.address(4)
+        missing = 0
+        for mapping in endpoint.ports:
+            place = (mapping.protocol, mapping.host_port, mapping.host_ip)
             if place in held:
                 continue
             try:
-                held[place] = hold_port(mapping)
+                held[place] = lifted(hold_port(mapping))
             except NetlibError as error:
-                missing[place] = mapping
-                if place not in known:
+                missing += 1
+                if endpoint.id not in self._missing:
                     logger.warning("%s", error)
-        self._missing[owner] = missing
-        for table in (self._held, self._missing):
-            if not table[owner]:
-                del table[owner]
+                continue
+            if target is not None and _is_on_loopback(mapping):
+                with suppress(OSError):  # a host without IPv6
+                    listeners[lifted(listen_beside(held[place], mapping.host_port))] = (target.ip, mapping.container_port)
+        self._forwarder.forward(listeners)
+        self._listeners.setdefault(endpoint.id, []).extend(listeners)
+        if missing:
+            self._missing[endpoint.id] = endpoint
+        else:
+            self._missing.pop(endpoint.id, None)
 
     def retry(self) -> None:
         """Try again for the ports that could not be held."""
-        for owner, missing in list(self._missing.items()):
-            held = self._held.get(owner, {})
-            self.hold(owner, [*missing.values(), *(_mapping(place) for place in held)])
+        for endpoint in list(self._missing.values()):
+            self.hold(endpoint)
 
     def close(self) -> None:
         """Let go of everything."""
-        for owner in [*self._held, *self._missing]:
-            self.release(owner)
+        for endpoint_id in list(self._held):
+            self.release(endpoint_id)
+        self._forwarder.close()
 
 
-def _mapping(place: _Place) -> PortMapping:
-    protocol, number, host_ip = place
-    return PortMapping(container_port=0, host_port=number, protocol=protocol, host_ip=host_ip)
+def _is_on_loopback(mapping: PortMapping) -> bool:
+    """Whether the port is published on ``[::1]``, among others perhaps."""
+    host_ip = mapping.host_ip
+    return mapping.protocol is Protocol.TCP and (host_ip is None or str(host_ip) in ("::", "::1"))
 
 
 def raise_descriptor_limit() -> None:

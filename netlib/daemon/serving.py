@@ -137,11 +137,15 @@ class Serving:
                 for sandbox, box in self._boxes.items()
                 for record in (sandbox, *(endpoint.id for endpoint in box.endpoints))
             }
-            self._ports.retry()
         differing = present.keys() ^ known.keys()
         if differing:
             both = {**present, **known}
             self.changed(sandboxes={both[record] for record in differing}, networks=(), needed=False)
+
+    def retry_ports(self) -> None:
+        """Try again for the ports that somebody else had."""
+        with self._lock:
+            self._ports.retry()
 
     def served(self) -> list[str]:
         """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
@@ -191,13 +195,14 @@ class Serving:
             for endpoint in _missing_in(new, old):
                 if new is not None:
                     joining.setdefault(endpoint.network, []).append((endpoint, new.sandbox))
-                    ports.append(endpoint)
+                    if endpoint.ports:
+                        ports.append(endpoint)
             if new is None:
                 self._boxes.pop(sandbox, None)
             else:
                 self._boxes[sandbox] = new
         for endpoint in ports:
-            self._ports.hold(endpoint.id, endpoint.ports)
+            self._ports.hold(endpoint)
         for network in {*leaving, *joining}:
             zone = self._zones.get(network)
             if zone is None:

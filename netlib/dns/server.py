@@ -22,6 +22,7 @@ from netlib.dns.message import MAX_DATAGRAM, Rcode, parse_query
 from netlib.dns.resolver import Forward, answer, refusal
 from netlib.dns.upstream import HostServers, Upstream
 from netlib.dns.zone import View
+from netlib.kernel.descriptors import lifted
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
 from netlib.model import IPAddress, NetnsRef
@@ -248,6 +249,7 @@ class DnsServer:
         for _ in range(_ACCEPTS_PER_WAKE):
             try:
                 sock, client = served.tcp.accept()
+                sock = lifted(sock)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -292,7 +294,7 @@ def _open_sockets(address: IPAddress, port: int, device: str) -> tuple[socket.so
         opened: list[socket.socket] = []
         try:
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                sock = socket.socket(family, kind)
+                sock = lifted(socket.socket(family, kind))
                 opened.append(sock)
                 _prepare(sock, device)
                 sock.bind((str(address), wanted))

@@ -17,6 +17,7 @@ from netlib.dns.loop import READABLE, WRITABLE, Loop, Timer
 from netlib.dns.message import HEADER_SIZE, MAX_MESSAGE, Flag, Query, Rcode, truncated
 from netlib.dns.resolvconf import HostResolver, parse_resolv_conf
 from netlib.dns.resolver import refusal
+from netlib.kernel.descriptors import lifted
 from netlib.model import IPAddress
 
 __all__ = ["HostServers", "Upstream"]
@@ -267,7 +268,7 @@ class _Attempt:
         self._question = question
         self.message = os.urandom(2) + question.body
         family = socket.AF_INET if server.version == 4 else socket.AF_INET6
-        self.sock = socket.socket(family, self.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self.sock = lifted(socket.socket(family, self.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
         try:
             self._start()
         except BaseException:

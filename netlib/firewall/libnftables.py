@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from netlib.errors import FeatureMissing, KernelError, NotPermitted
+from netlib.kernel.descriptors import has_low
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
@@ -60,6 +61,8 @@ class Nft:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
             try:
                 self.generation()
+                if not has_low():
+                    raise KernelError(f"cannot open nftables in {netns.label}: too many files are open for libnftables, which ends the process")
                 self._context = library.nft_ctx_new(0)
             except BaseException:
                 self._socket.close()

@@ -1,4 +1,4 @@
-"""Bad input, one row each: exit code 125 (or the command's), one sentence that names the thing, and nothing changed anywhere."""
+"""Bad input, a row each: exit code 125 (or the command's), one sentence that names the thing, and nothing changed anywhere."""
 
 import os
 import socket
@@ -15,12 +15,19 @@ from netlib.cli.main import main
 from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller
-from netlib.errors import FeatureMissing
-from netlib.kernel.links import Bridge
-from netlib.kernel.snapshot import Snapshot, differences, snapshot
+from netlib.kernel.snapshot import snapshot
 from netlib.ports import parse_publish
 
 HELD_PORT = 8099
+# Neither the journal nor what an attempt may leave: when a predefined network was first used, which address was given last.
+ROWS = {
+    "record": "id, kind, name, phase, network, sandbox, body",
+    "object": "*",
+    "pool": "id, network, family, subnet",
+    "free_range": "*",
+    "lease": "*",
+    "port": "*",
+}
 LONG = "n" * 64
 
 
@@ -32,13 +39,15 @@ class World(NamedTuple):
     def netlib(self, *words: str) -> int:
         return main(["--state-dir", str(self.config.state_dir), "--run-dir", str(self.config.run_dir), *words])
 
-    def state(self) -> tuple[Snapshot, dict[str, list[str]], set[str]]:
-        """The kernel, the store's rows (but for the journal) and the files of this host."""
+    def state(self) -> set[str]:
+        """The kernel, the store's rows (but for the journal) and the files of this host, a line each."""
+        kernel = {f"{section}: {name} {text}" for section, items in snapshot().items() for name, text in items.items()}
         with sqlite3.connect(self.config.state_dir / "netlib.db") as db:
-            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
-            rows = {table: sorted(map(str, db.execute(f"SELECT * FROM {table}"))) for table in tables if table != "journal"}
-        files = {str(path) for path in self.config.state_dir.rglob("*") if "netlib.db" not in path.name}
-        return snapshot(), rows, files
+            rows = {
+                f"{table}: {row}" for table, columns in ROWS.items() for row in db.execute(f"SELECT {columns} FROM {table}")
+            }
+        files = [path for path in self.config.state_dir.rglob("*") if path.is_file() and "netlib.db" not in path.name]
+        return kernel | rows | {f"file: {path}" for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         controller.create_sandbox("other")
         controller.connect("web", "box", ip="172.28.0.10", mac="02:42:00:00:00:99", ports=parse_publish("8088:80"))
         controller.connect("tiny", "box")
+        controller.create_sandbox("plain")
+        controller.connect("bridge", "plain")
         yield World(config)
         controller.reset()
     leave(config)
@@ -74,7 +85,8 @@ NETWORKS = [
     (f"{CREATE} --subnet 10.1.0.0/33 x", ["10.1.0.0/33"]),
     (f"{CREATE} --subnet 10.1.0.1/16 x", ["10.1.0.1/16", "10.1.0.0/16"]),
     (f"{CREATE} --subnet 10.1.0.0/255.255.0.0 x", ["10.1.0.0/255.255.0.0"]),
-    (f"{CREATE} --subnet 10.1.0.0/31 --gateway 10.1.0.0 --aux-address a=10.1.0.1 --aux-address b=10.1.0.1 x", ["10.1.0.1"]),
+    (f"{CREATE} --subnet 10.1.0.0/31 x", ["10.1.0.0/31"]),
+    (f"{CREATE} --subnet 10.1.0.0/30 --aux-address a=10.1.0.2 --gateway 10.1.0.2 x", ["10.1.0.2"]),
     # gateways, ranges, auxiliary addresses
     (f"{CREATE} --subnet 10.1.0.0/16 --gateway 10.2.0.1 x", ["10.2.0.1", "10.1.0.0/16"]),
     (f"{CREATE} --gateway 10.2.0.1 x", ["10.2.0.1", "--subnet"]),
@@ -104,7 +116,6 @@ NETWORKS = [
     (f"{CREATE} -o com.docker.network.bridge.host_binding_ipv4=nowhere x", ["nowhere"]),
     (f"{CREATE} -o com.docker.network.container_iface_prefix=too-long-a-prefix x", ["too-long-a-prefix"]),
     (f"{CREATE} --label =v x", ["label"]),
-    (f"{CREATE} --ipv4=false x", ["x", "--ipv4"]),
     (f"{CREATE} --scope swarm x", ["swarm"]),
     (f"{CREATE} --ingress x", ["--ingress"]),
     # names
@@ -115,7 +126,6 @@ NETWORKS = [
     (f"{CREATE} {LONG}", [LONG]),
     (f"{CREATE} web", ["web"]),
     (f"{CREATE} bridge", ["bridge"]),
-    (f"{CREATE} -d host x", ["host"]),
     # removing
     ("network rm nosuch", ["nosuch"]),
     ("network rm web", ["web", "box"]),
@@ -164,7 +174,6 @@ CONTAINERS = [
     (f"{RUN} --network host --network web true", ["host"]),
     (f"{RUN} --network web --network web true", ["web"]),
     (f"{RUN} --network web --ip 172.28.0.10 true", ["172.28.0.10", "box"]),
-    (f"{RUN} --network host --ip 172.28.0.20 true", ["--ip"]),
     (f"{RUN} --network web --network-alias a/b true", ["a/b"]),
     (f"{RUN} -p eighty true", ["eighty"]),
     (f"{RUN} -p 0 true", ["0"]),
@@ -207,15 +216,15 @@ CONTAINERS = [
 ]
 
 
-@pytest.mark.parametrize(("line", "named"), [*NETWORKS, *CONNECTS, *CONTAINERS], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("line", "named"), [*NETWORKS, *CONNECTS, *CONTAINERS], ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_it_is_refused_in_one_sentence_and_nothing_is_changed(
     line: str, named: list[str], world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = world.state()
     _refused(world, line.split(), named, capsys)
-    after = world.state()
-    assert differences(before[0], after[0]) == []
-    assert after[1:] == before[1:]
+    assert world.state() ^ before == set()
 
 
 def _refused(world: World, words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +249,7 @@ def test_names_that_no_word_list_can_hold(name: str, world: World, capsys: pytes
     before = world.state()
     _refused(world, ["network", "create", name], [], capsys)
     _refused(world, ["run", "-d", "--name", name or " ", "true"], [], capsys)
-    assert world.state() == before
+    assert world.state() ^ before == set()
 
 
 @pytest.mark.needs_cgroups
@@ -249,7 +258,7 @@ def test_a_command_that_cannot_be_started_leaves_nothing(world: World, capsys: p
     for command, code in (("no-such-command", 127), ("/etc", 126)):
         assert world.netlib("run", "-d", "--network", "v4", command) == code
         _one_sentence(capsys.readouterr().err, [command])
-    assert world.state() == before
+    assert world.state() ^ before == set()
 
 
 def test_not_root(world: World, tmp_path: Path) -> None:
@@ -258,7 +267,7 @@ def test_not_root(world: World, tmp_path: Path) -> None:
     for words in (["network", "create", "x"], ["network", "ls"], ["run", "true"], ["system", "reset", "-f"]):
         assert _as_nobody(world, words, shown) == 125
         _one_sentence(shown.read_text(), ["root"])
-    assert world.state() == before
+    assert world.state() ^ before == set()
 
 
 def _as_nobody(world: World, words: list[str], shown: Path) -> int:
@@ -279,24 +288,6 @@ def _as_nobody(world: World, words: list[str], shown: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_kernel_without_a_feature(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    world = World(config)
-    assert world.netlib("network", "ls") == 0
-    capsys.readouterr()
-    before = world.state()
-
-    def ensure(self: Bridge, kernel: object) -> None:
-        raise FeatureMissing("this kernel has no bridges; load the module bridge")
-
-    monkeypatch.setattr(Bridge, "ensure", ensure)
-    _refused(world, ["network", "create", "x"], ["no bridges"], capsys)
-    after = world.state()
-    assert after[1:] == before[1:]
-    assert [line for line in differences(before[0], after[0]) if not line.startswith("firewall: + ")] == []
-
-
 def test_the_store_opened_from_another_network_namespace(world: World) -> None:
     before = world.state()
     folders = ["--state-dir", str(world.config.state_dir), "--run-dir", str(world.config.run_dir)]
@@ -305,7 +296,7 @@ def test_the_store_opened_from_another_network_namespace(world: World) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 125
         _one_sentence(done.stderr, [str(world.config.state_dir), "--state-dir"])
-    assert world.state() == before
+    assert world.state() ^ before == set()
 
 
 @pytest.mark.parametrize("damage", [b"this is no database" * 100, b"SQLite format 3\0" + bytes(4096)])

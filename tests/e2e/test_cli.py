@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netlib.cli.main import main
 from netlib.config import Config
+from netlib.errors import FeatureMissing
+from netlib.kernel.links import Bridge
 from netlib.kernel.snapshot import differences, snapshot
 
 Netlib = Callable[..., subprocess.CompletedProcess[str]]
@@ -182,7 +183,9 @@ def test_a_terminal_is_passed_on(netlib: Netlib, config: Config) -> None:
 
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "netlib.cli.main", *_folders(config), "run", "--rm", "-it", "--network", "none"]
-    process = subprocess.Popen([*words, "sh", "-c", "tty; read word; echo got-$word"], stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        [*words, "sh", "-c", "tty; read word; echo got-$word"], stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     seen = _read_until(ours, b"/dev/pts/")
     os.write(ours, b"apple\n")
@@ -229,7 +232,30 @@ def test_a_network_from_its_making_to_its_end(config: Config, capsys: pytest.Cap
 
 def test_looking_changes_nothing(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot()
-    for words in (["network", "ls"], ["network", "inspect", "bridge"], ["explain", "bridge"], ["ps", "-a"], ["info"], ["log"], ["version"]):
+    for words in (
+        ["network", "ls"],
+        ["network", "inspect", "bridge"],
+        ["explain", "bridge"],
+        ["ps", "-a"],
+        ["info"],
+        ["log"],
+        ["version"],
+    ):
         assert main([*_folders(config), *words]) == 0, capsys.readouterr().err
     assert differences(before, snapshot()) == []
     assert not config.pid_file.exists()
+
+
+def test_a_kernel_without_a_feature_is_named_in_one_sentence_and_nothing_is_left(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ensure(self: Bridge, kernel: object) -> None:
+        raise FeatureMissing("this kernel has no bridges; load the module bridge")
+
+    monkeypatch.setattr(Bridge, "ensure", ensure)
+    before = snapshot()
+    assert main([*_folders(config), "network", "create", "x"]) == 125
+    assert capsys.readouterr().err == "netlib: this kernel has no bridges; load the module bridge\n"
+    assert differences(before, snapshot()) == []
+    assert main([*_folders(config), "network", "ls", "-q", "-f", "type=custom"]) == 0
+    assert capsys.readouterr().out == ""

@@ -129,6 +129,42 @@ def test_published_ports_are_held_and_let_go(controller: Controller) -> None:
     assert not any(held(port) for port in (8080, *range(8081, 8091)))
 
 
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("published", ["8080:80", "[::1]:8080:80", "[::]:8080:80"])
+def test_the_hosts_ipv6_loopback_reaches_a_published_port(controller: Controller, published: str) -> None:
+    controller.create_network("web", ipv6=True)
+    one = controller.create_sandbox("one")
+    with entered(one.netns):
+        listener = socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True)
+    listener.settimeout(SECONDS)
+    controller.connect("web", "one", ports=parse_publish(published))
+    big = os.urandom(1 << 20)
+    with listener, socket.create_connection(("::1", 8080), timeout=SECONDS) as client:
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(SECONDS)
+            sending = threading.Thread(target=_send_all, args=(client, big))
+            sending.start()
+            received = bytearray()
+            while piece := server.recv(1 << 16):
+                received += piece
+            sending.join()
+            assert received == big
+            server.sendall(b"all of it")  # the other half is still open
+        assert client.recv(100, socket.MSG_WAITALL) == b"all of it"
+    with socket.create_connection(("::1", 8080), timeout=SECONDS) as client, pytest.raises(ConnectionResetError):
+        client.recv(1)  # nobody listens in the container any more
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server(("::1", 8080), family=socket.AF_INET6)
+    controller.disconnect("web", "one")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("::1", 8080), timeout=SECONDS)
+
+
 def test_killed_while_traffic_flows_and_back_with_the_next_command(controller: Controller, config: Config) -> None:
     controller.create_network("web")
     one = controller.create_sandbox("one")
@@ -315,7 +351,7 @@ def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config
         with socket.create_server(("0.0.0.0", 8080)):
             serving.load()
         assert not held(8080)
-        serving.reconcile()
+        serving.retry_ports()
         assert held(8080)
         controller.reset()
         serving.reconcile()

@@ -47,6 +47,13 @@ def test_options_of_run_are_read_up_to_the_command() -> None:
     assert (given.publish, given.hostname, given.network) == (["80", "8080:80"], "box", ["web", "db"])
 
 
+@pytest.mark.parametrize("value", ["=x", "", "-x=1", "--rm", "a b", "x="])
+@pytest.mark.parametrize("flags", [["-e"], ["--env"], ["-de"]])
+def test_any_word_can_be_a_value(flags: list[str], value: str) -> None:
+    given = run_parser().read([*flags, value, "sh"])
+    assert (given.env, given.command, given.detach) == ([value], ["sh"], flags == ["-de"])
+
+
 def test_exec_takes_the_container_and_then_the_command() -> None:
     given = exec_parser().read(["-it", "-e", "A=1", "web", "sh", "-c", "ls -it"])
     assert (given.container, given.command, given.env, given.tty) == ("web", ["sh", "-c", "ls -it"], ["A=1"], True)
@@ -70,6 +77,7 @@ def test_options_and_names_may_come_in_any_order() -> None:
     given = connect_parser().read(["--alias", "a", "web", "--ip", "10.0.0.9", "db", "--alias", "b"])
     assert (given.network, given.container, given.ip, given.alias) == ("web", "db", "10.0.0.9", ["a", "b"])
     assert rm_parser().read(["a", "-f", "b"]).names == ["a", "b"]
+    assert rm_parser().read(["-f", "--", "-a", "-f"]).names == ["-a", "-f"]
 
 
 @pytest.mark.parametrize(

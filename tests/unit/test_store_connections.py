@@ -1,0 +1,42 @@
+"""Connections of several threads to one store: what one of them does never takes the locks of another away."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from netlib.store.sqlite import Store
+
+READER = "import sys; from pathlib import Path; from netlib.store.sqlite import Store; s = Store(Path(sys.argv[1]), boot='b')\n"
+READER += "with s.read() as tx: print(tx.meta('key'))\ns.close()"
+
+
+def test_a_second_threads_connection_leaves_the_firsts_locks_alone(tmp_path: Path) -> None:
+    """SQLite's locks are the process's: one close(2) of the file by anybody drops them, and the next reader deletes the log."""
+    store = Store(tmp_path, boot="b")
+    with store.write() as tx:
+        tx.set_meta("key", "old")
+    opened, done = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with store.read() as tx:
+            tx.meta("key")
+        opened.set()
+        done.wait(30)
+        store.close()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    try:
+        assert opened.wait(30)
+        reader = subprocess.run([sys.executable, "-c", READER, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert reader.stdout == "old\n"
+        assert (tmp_path / "netlib.db-wal").exists()  # the reader was not the last one, and knew it
+        with store.write() as tx:
+            tx.set_meta("key", "new")
+        reader = subprocess.run([sys.executable, "-c", READER, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert reader.stdout == "new\n"
+    finally:
+        done.set()
+        thread.join(30)
+        store.close()
