@@ -62,7 +62,7 @@ class Nft:
             try:
                 self.generation()
                 if not has_low():
-                    raise KernelError(f"cannot open nftables in {netns.label}: too many files are open for libnftables, which ends the process")
+                    raise KernelError(f"cannot open nftables in {netns.label}: too many files are open for libnftables")
                 self._context = library.nft_ctx_new(0)
             except BaseException:
                 self._socket.close()

@@ -156,7 +156,7 @@ def test_the_hosts_ipv6_loopback_reaches_a_published_port(controller: Controller
             assert received == big
             server.sendall(b"all of it")  # the other half is still open
         assert client.recv(100, socket.MSG_WAITALL) == b"all of it"
-    with socket.create_connection(("::1", 8080), timeout=SECONDS) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), socket.create_connection(("::1", 8080), timeout=SECONDS) as client:
         client.recv(1)  # nobody listens in the container any more
     with pytest.raises(OSError, match="in use"):
         socket.create_server(("::1", 8080), family=socket.AF_INET6)
@@ -285,6 +285,17 @@ def test_a_flushed_firewall_is_put_back(controller: Controller, command: str) ->
     controller.disconnect("web", "one")
     with Kernel() as kernel:
         assert [found for found in kernel.firewall().list_ours() if "8080" in found.what] == []
+
+
+def test_a_thousand_held_ports_leave_libnftables_its_descriptor(controller: Controller) -> None:
+    controller.create_network("web")
+    controller.create_sandbox("one")
+    controller.connect("web", "one", ports=parse_publish("20000-20999:20000-20999"))
+    assert held(20999)
+    ports = controller.plan_of("one").of(PublishedPort)
+    _after_a_restoration(ports, lambda: subprocess.run(["nft", "flush", "ruleset"], check=True).check_returncode())
+    controller.disconnect("web", "one")
+    assert not held(20999)
 
 
 def test_a_firewall_that_was_flushed_while_no_daemon_was_there_is_put_back_at_its_start(
