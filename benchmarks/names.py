@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks import fresh_sockets
@@ -20,7 +21,7 @@ _AT_LEAST_THEIRS = Target(1, "x", at_least=True)
 _NETWORK = "bench-names"
 _NAMES = ("alpha", "beta", "gamma")
 _RESOLVER = "127.0.0.11"
-_QUERIES = 20_000
+_QUERIES = 10_000  # per process
 
 Load = Callable[[Path], float]
 """Asks inside a netns; answers with the answers per second."""
@@ -37,13 +38,13 @@ def measure(world: World) -> Iterator[Row]:
                 docker("run", "-d", "--name", name, "--network", _NETWORK, IMAGE, "sleep", "1000")
         ours = Path(controller.sandbox(_NAMES[0]).netns.path)
         theirs = docker.netns(_NAMES[0]) if docker else None
-        loads: dict[str, Load] = {}
+        loads: dict[str, tuple[int, Load]] = {}
         if shutil.which("dnsperf"):
-            loads["one socket"] = lambda netns: _one_socket(world, netns)
-        loads["a fresh socket per query"] = lambda netns: _fresh_sockets(world, netns)
-        for kind, load in loads.items():
+            loads["one socket"] = 3, partial(_one_socket, world)
+        loads["a fresh socket per query"] = 9, partial(_fresh_sockets, world)
+        for kind, (rounds, load) in loads.items():
             figures: dict[Path, list[float]] = {netns: [] for netns in (ours, theirs) if netns}
-            for _ in range(world.times(4)):
+            for _ in range(world.times(rounds)):
                 for netns, found in figures.items():
                     found.append(load(netns))
             yield _row(world, kind, figures[ours], figures[theirs] if theirs else [])

@@ -1,6 +1,6 @@
 """Which numbers descriptors get: the low ones are scarce.
 
-libnftables waits for its netlink socket by ``select``, which knows descriptors below 1024 only and aborts the process on others.
+libnftables waits for its netlink socket by ``select``, which knows descriptors below 1024 only and aborts on others.
 So whatever a process opens in numbers goes above, and libnftables finds a low one free.
 """
 

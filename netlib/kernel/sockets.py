@@ -172,13 +172,11 @@ def _processes(inodes: Iterable[int]) -> dict[int, str]:
     """``name (pid n)`` for each of the socket *inodes* that a process has open."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     holders: dict[int, str] = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            links = {os.readlink(fd.path) for fd in os.scandir(f"{entry.path}/fd")}
-            for link in links & wanted.keys():
-                holders.setdefault(wanted[link], f"{Path(entry.path, 'comm').read_text().strip()} (pid {entry.name})")
-        except OSError:  # it has ended meanwhile, or is another user's
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(FileNotFoundError):  # this one was closed meanwhile
+                    link = os.readlink(f"/proc/{pid}/fd/{fd}")
+                    if link in wanted:
+                        holders.setdefault(wanted[link], f"{Path('/proc', pid, 'comm').read_text().strip()} (pid {pid})")
     return holders
