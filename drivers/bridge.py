@@ -51,6 +51,8 @@ class BridgeDriver:
     def validate_network(self, network: Network) -> None:
         """Refuse a bridge name or an MTU that the kernel would not take."""
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
+        if not network.ipv4 and not network.ipv6:
+            raise ConfigError(f"network {network.name!r}: a bridge network needs IPv4 or IPv6; leave one of them on")
         if options.name:
             check_ifname(options.name)
         check_ifname(f"{options.prefix}0")

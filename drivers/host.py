@@ -1,6 +1,7 @@
 """The host driver: the sandbox is the host's own netns; there is nothing to make."""
 
 from netlib.driverapi import NoOptions
+from netlib.errors import ConfigError
 from netlib.model import Endpoint, Network, Sandbox, Scope
 from netlib.plan import Plan
 
@@ -16,6 +17,11 @@ class HostDriver:
     def sandbox_netns(self) -> str | None:
         """The host's own."""
         return ""
+
+    def validate_network(self, network: Network) -> None:
+        """Refuse a second one: the predefined network is the only one there can be."""
+        if not network.predefined:
+            raise ConfigError(f"network {network.name!r}: there is one network of driver host, called host; use that one")
 
     def network_plan(self, network: Network) -> Plan:
         """Nothing: the host is there already."""

@@ -1,6 +1,7 @@
 """The none driver: a netns of its own with lo and nothing else."""
 
 from netlib.driverapi import NoOptions
+from netlib.errors import ConfigError
 from netlib.model import Endpoint, Network, Sandbox, Scope
 from netlib.plan import Plan
 
@@ -16,6 +17,11 @@ class NoneDriver:
     def sandbox_netns(self) -> str | None:
         """One of its own."""
         return None
+
+    def validate_network(self, network: Network) -> None:
+        """Refuse a second one: the predefined network is the only one there can be."""
+        if not network.predefined:
+            raise ConfigError(f"network {network.name!r}: there is one network of driver none, called none; use that one")
 
     def network_plan(self, network: Network) -> Plan:
         """Nothing."""

@@ -246,7 +246,10 @@ class Controller:
         purpose = f"connecting {box.name} to {home.name}"
         with self._operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
             with self.lifecycle.working_on([box.id], purpose):
-                self.lifecycle.materialise(kernel, home)
+                if not self.lifecycle.is_materialised(home):
+                    with self.store.rehearsal() as tx:  # a refused request must not make the network's link
+                        self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
+                    self.lifecycle.materialise(kernel, home)
                 endpoint = self.lifecycle.create_endpoint(
                     kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
                 )

@@ -50,12 +50,12 @@ class Lifecycle:
 
     def materialise(self, kernel: Kernel, row: Row[Network]) -> None:
         """See that a ready network's objects are in the kernel: at its first use, and at the first one after a boot."""
-        if self._is_materialised(row):
+        if self.is_materialised(row):
             return
         with self.working_on([row.id], f"setting up network {row.name}"):
             with self.store.write() as tx:
                 present = tx.by_id(row.id)
-                if present is None or present.phase is not Phase.READY or self._is_materialised(present):
+                if present is None or present.phase is not Phase.READY or self.is_materialised(present):
                     return
                 plan = self.engine.observed(tx, kernel, row.id, driver(row.value.driver).network_plan(row.value))
                 tx.write_objects(row.id, plan)
@@ -190,7 +190,8 @@ class Lifecycle:
         tx.write_objects(sandbox, _union(old, new))
         return old, new
 
-    def _is_materialised(self, row: Row[Network]) -> bool:
+    def is_materialised(self, row: Row[Network]) -> bool:
+        """Whether the network's objects were applied in this boot."""
         return row.boot == self.store.boot
 
     @contextmanager

@@ -10,7 +10,6 @@ address means every address of both.
 """
 
 import re
-from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -18,7 +17,7 @@ from netlib.errors import ConfigError
 from netlib.model import IPAddress, PortMapping, Protocol
 from netlib.names import parse_address
 
-__all__ = ["PortRequest", "format_mapping", "format_mappings", "host_places", "parse_expose", "parse_publish"]
+__all__ = ["PortRequest", "parse_expose", "parse_publish"]
 
 _DIGITS = re.compile(r"[0-9]+")
 _SYNTAX = "write it like 80, 8080:80, 127.0.0.1:8080:80, [::1]:8080:80 or 8000-8010:80-90/udp"
@@ -80,25 +79,6 @@ def parse_expose(text: str) -> tuple[tuple[int, Protocol], ...]:
     if ":" in body:
         raise ConfigError(f"exposed port {text!r} names a host port; --expose takes container ports only, --publish both")
     return tuple((port, protocol) for port in _port_range(body, text, "container port", "exposed"))
-
-
-def format_mapping(mapping: PortMapping) -> tuple[str, ...]:
-    """The lines of ``netlib port`` for one mapping: ``80/tcp -> 0.0.0.0:8080``, and ``[::]:8080`` where that is meant too."""
-    return tuple(f"{mapping.container_port}/{mapping.protocol} -> {place}" for place in host_places(mapping))
-
-
-def format_mappings(mappings: Iterable[PortMapping]) -> Iterator[str]:
-    """Every line of ``netlib port``, by container port, protocol and host port."""
-    for mapping in sorted(mappings, key=lambda one: (one.container_port, one.protocol, one.host_port, str(one.host_ip or ""))):
-        yield from format_mapping(mapping)
-
-
-def host_places(mapping: PortMapping) -> tuple[str, ...]:
-    """Where the host answers: ``0.0.0.0:8080`` and ``[::]:8080``, or the one address that was asked for."""
-    if mapping.host_ip is None:
-        return (f"0.0.0.0:{mapping.host_port}", f"[::]:{mapping.host_port}")
-    host = f"[{mapping.host_ip}]" if mapping.host_ip.version == 6 else str(mapping.host_ip)
-    return (f"{host}:{mapping.host_port}",)
 
 
 def _without_protocol(text: str, kind: str) -> tuple[str, Protocol]:

@@ -173,7 +173,7 @@ def endpoint_record(
     return replace(
         endpoint,
         mac=_mac(tx, network, endpoint, request.mac),
-        ports=_ports(tx, network, request.ports),
+        ports=_ports(tx, network, endpoint, request.ports),
     )
 
 
@@ -246,13 +246,18 @@ def _pool_for(network: Network, family: int, wanted: IPAddress | None) -> Addres
     return pools[0] if pools else None
 
 
-def _ports(tx: Transaction, network: Network, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
+def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
     known = driver(network.driver)
     default = known.default_host_ip(network) if isinstance(known, BindsPorts) else None
     chosen: list[PortMapping] = []
     places: _Places = {}
     for request in requests:
         host_ip = request.host_ip if request.host_ip is not None else default
+        if host_ip is not None and not endpoint.address(host_ip.version) and not host_ip.is_loopback:  # netlibd serves ::1
+            raise ConfigError(
+                f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
+                f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"
+            )
         mapping = _port(tx, request, host_ip, places)
         chosen.append(mapping)
         places.setdefault((mapping.protocol, mapping.host_port), []).append(host_ip)

@@ -59,7 +59,7 @@ def _serve(config: Config, *, detached: bool) -> int:
         service = Service(config, detached=detached)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda *_: None)  # not SIG_IGN, which containers would inherit
         place.is_ready()
         if detached:
             _report({"ready": os.getpid()})

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from netlib.errors import FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
+from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft
@@ -141,6 +141,17 @@ class Nftables:
                 self.nft.run(item.removal, f"discard {item.what}")
             except ObjectMissing:
                 continue
+
+    def refuse_other_store(self, tag: str) -> None:
+        """Raise Conflict when a bridge stands in the table that was put there by another store than *tag*'s."""
+        ours = tag.rpartition(":")[0]
+        for (bridge,), (_, comment) in self._entries_or_none("bridges").items():
+            other = comment.rpartition(":")[0]
+            if ours and other and other != ours:
+                raise Conflict(
+                    f"the firewall of this host holds bridge {bridge} of another netlib store ({other}); "
+                    f"use that one's --state-dir, or, if it is lost, type `nft delete table {TABLE}`"
+                )
 
     def listing(self) -> str:
         """Our table as ``nft`` shows it to a person; empty when it is not there."""

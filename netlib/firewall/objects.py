@@ -6,7 +6,7 @@ takes a whole run of objects as one transaction.
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from netlib.errors import ConfigError
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef, Protocol
@@ -75,6 +75,11 @@ class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base
     @property
     def key(self) -> Key:
         return self._named("base")
+
+    def observed(self, kernel: "Kernel") -> Self:
+        """See that no other store's networks are in the table; Conflict names that store."""
+        kernel.firewall(self.netns).refuse_other_store(kernel.tag)
+        return self
 
 
 class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_network"):

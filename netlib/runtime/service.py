@@ -210,7 +210,7 @@ def _join(controller: Controller, container: Container) -> Container:
     ports = _ports(spec)
     for attachment in spec.networks:
         if isinstance(driver(controller.network(attachment.network).driver), Addressless):
-            controller.connect(attachment.network, sandbox.id)
+            _connect(controller, sandbox, attachment, ())
         else:
             _connect(controller, sandbox, attachment, ports)
             ports = ()

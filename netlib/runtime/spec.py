@@ -132,6 +132,9 @@ def check_spec(spec: ContainerSpec) -> None:
         if targets.count(target) > 1:
             raise ConfigError(f"two volumes have the same target {target!r}; leave one out")
     names = [attachment.network for attachment in spec.networks]
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"network {twice!r} is given twice; a container joins it once, leave one out")
     if len(names) > 1 and ({"host", "none"} & set(names)):
         raise ConfigError("the networks host and none cannot be combined with others")
 

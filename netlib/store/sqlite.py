@@ -19,6 +19,10 @@ from netlib.store.schema import MIGRATIONS
 BUSY_SECONDS = 30.0
 
 
+class _Rehearsed(Exception):
+    """Ends a rehearsal, so that its transaction is rolled back."""
+
+
 class Store:
     """Records, objects, leases and ports of one host, in ``<state_dir>/netlib.db``, readable by its owner only."""
 
@@ -48,6 +52,13 @@ class Store:
         Raises DeadlineExceeded when another process keeps the write lock for 30 s.
         """
         yield from self._transaction("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[Transaction]:
+        """A change that is checked to its end and then taken back: what it refuses is refused before anything is touched."""
+        with suppress(_Rehearsed), self.write() as tx:
+            yield tx
+            raise _Rehearsed
 
     def close(self) -> None:
         """Close this thread's connection; the next transaction opens a new one."""

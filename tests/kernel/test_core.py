@@ -299,3 +299,35 @@ def test_many_sandboxes_go_at_once(controller: Controller) -> None:
     assert controller.sandboxes() == []
     assert not any(link["ifname"].startswith("veth") for link in _ip("link"))
     controller.remove_network("web")
+
+
+def test_a_refused_first_use_makes_no_link(controller: Controller) -> None:
+    controller.create_sandbox("box")
+    before = snapshot()
+    with pytest.raises(PortTaken, match="twice"):
+        controller.connect("bridge", "box", ports=[*parse_publish("9000:80"), *parse_publish("9000:81")])
+    assert snapshot() == before
+
+
+def test_one_host_and_one_none_network_and_no_network_without_a_family(controller: Controller) -> None:
+    for driver in ("host", "none"):
+        with pytest.raises(ConfigError, match=f"there is one network of driver {driver}"):
+            controller.create_network("second", driver=driver, ipv4=False)
+    with pytest.raises(ConfigError, match="IPv4 or IPv6"):
+        controller.create_network("neither", ipv4=False)
+
+
+def test_a_port_on_an_address_of_a_family_that_the_network_lacks_is_refused(controller: Controller) -> None:
+    controller.create_sandbox("box")
+    with pytest.raises(ConfigError, match=r"2001:db8::1.*IPv6"):
+        controller.connect("bridge", "box", ports=parse_publish("[2001:db8::1]:8080:80"))
+
+
+def test_a_second_store_does_not_touch_the_firewall_of_the_first(controller: Controller, tmp_path: Path) -> None:
+    controller.create_network("web")
+    before = snapshot()
+    with Controller(Config(state_dir=tmp_path / "other", run_dir=tmp_path / "run"), watcher=Unwatched()) as other:
+        with pytest.raises(Conflict, match="another netlib store"):
+            other.create_network("mine")
+        assert [network.name for network in other.networks()] == ["bridge", "host", "none"]
+    assert snapshot() == before

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from netlib.errors import ConfigError
 from netlib.model import PortMapping, Protocol
-from netlib.ports import PortRequest, format_mapping, format_mappings, parse_expose, parse_publish
+from netlib.ports import PortRequest, parse_expose, parse_publish
 
 
 def port(container: int, first: int = 0, last: int = 0, ip: str = "", protocol: Protocol = Protocol.TCP) -> PortRequest:
@@ -125,10 +125,3 @@ def test_a_request_is_answered_by_a_mapping() -> None:
     assert parse_publish("8080:80")[0].is_fixed
     answer = PortMapping(container_port=80, host_port=8003, protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"))
     assert request.mapping(8003) == answer
-
-
-def test_mappings_as_people_read_them() -> None:
-    everywhere = PortMapping(container_port=80, host_port=8080)
-    local = PortMapping(container_port=53, host_port=5353, protocol=Protocol.UDP, host_ip=ip_address("::1"))
-    assert format_mapping(everywhere) == ("80/tcp -> 0.0.0.0:8080", "80/tcp -> [::]:8080")
-    assert list(format_mappings([everywhere, local])) == ["53/udp -> [::1]:5353", *format_mapping(everywhere)]
