@@ -22,7 +22,7 @@ def measure(world: World) -> Iterator[Row]:
         start = netlib(controller.config, "run", "-d", "--name", _NAME, "--network", _NETWORK, *_COMMAND)
         for cycle in range(-1, world.times(15)):
             figure = milliseconds(_run, start)
-            call(controller.config, "container.rm", {"name": _NAME, "force": True})
+            call(controller.config, "container.rm", {"names": [_NAME], "force": True})
             if cycle >= 0:
                 ours.append(figure)
             if docker is not None:

@@ -87,7 +87,8 @@ class Locks:
             try:
                 return os.open(path, flags, 0o600)
             except FileNotFoundError:
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                for folder in (self.folder.parent, self.folder):  # the sockets' folder too is for root alone
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return os.open(path, flags, 0o600)
         except PermissionError as error:
             raise NotPermitted(

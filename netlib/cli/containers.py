@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from netlib.cli import run
@@ -11,7 +12,7 @@ from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, print_objects, print_rows
 from netlib.client import DEADLINE_SECONDS, call
 from netlib.config import Config
-from netlib.errors import ConfigError, NotFound
+from netlib.errors import ConfigError, NetlibError, NotFound
 
 _COLUMNS = (
     Column("CONTAINER ID", "ID"),
@@ -292,11 +293,16 @@ def rm(config: Config, given: Namespace) -> int:
 
     def remove_one(name: str) -> None:
         try:
-            call(config, "container.rm", {"name": name, "force": given.force})
+            call(config, "container.rm", {"names": [name], "force": given.force})
         except NotFound:
             if not given.force:
                 raise
 
+    if len(given.names) > 1:
+        with suppress(NetlibError):  # all at once, which is quicker; else one by one, to tell which would not go
+            call(config, "container.rm", {"names": given.names, "force": given.force})
+            print("\n".join(given.names))
+            return 0
     return _for_each(given.names, remove_one)
 
 

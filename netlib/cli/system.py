@@ -5,7 +5,7 @@ from typing import Any
 
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.render import confirm, print_objects, progress
-from netlib.client import call
+from netlib.client import call, leave
 from netlib.config import Config
 
 HELP = """\
@@ -145,6 +145,7 @@ def reset(config: Config, given: Namespace) -> int:
         confirm("This stops and removes every container and network that netlib made. Go on?")
     with progress("removing everything") as tell:
         call(config, "system.reset", {}, progress=tell)
+    leave(config)
     return 0
 
 

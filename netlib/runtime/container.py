@@ -25,6 +25,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, opened
 from netlib.runtime import attach, cgroups, launch, process
 from netlib.runtime.logs import LogEntry, follow, read
+from netlib.runtime.shim import CLAIM
 from netlib.runtime.spec import Container, ExecSpec
 
 _ROOT = str(Path(netlib.__file__).resolve().parent.parent)
@@ -83,6 +84,7 @@ class Runtime:
             raise ConfigError(f"--rootfs {rootfs}: no such directory")
         folder = self.folder(container)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / CLAIM).unlink(missing_ok=True)
         self.run_folder(container).mkdir(parents=True, exist_ok=True, mode=0o700)
         for volume in container.spec.volumes:
             if not os.path.lexists(volume.source):
@@ -104,6 +106,12 @@ class Runtime:
             raise CommandNotRun(f"container {container.name!r}: {text}", int(code))
         reason = text or (folder / "minder.log").read_text(errors="replace").strip()[-500:] or "it ended without a word"
         raise KernelError(f"container {container.name!r} cannot be started: {reason}")
+
+    def claim(self, container: Container) -> None:
+        """Tell its minder that the caller clears the container away after its end, so that it starts nobody to do it."""
+        folder = self.folder(container)
+        if folder.is_dir():
+            (folder / CLAIM).touch(0o600)
 
     def _launch_config(self, container: Container, has_client: bool, size: tuple[int, int]) -> dict[str, object]:
         spec = container.spec

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -38,6 +39,7 @@ __all__ = [
     "kill_container",
     "reap_container",
     "remove_container",
+    "remove_containers",
     "run_container",
     "start_container",
     "stop_container",
@@ -250,6 +252,7 @@ def kill_container(controller: Controller, reference: str, number: int) -> None:
 def stop_container(controller: Controller, reference: str, *, seconds: float | None = None, number: int | None = None) -> State:
     """Ask the container to end, kill it when it does not in time, take its sandbox away; answer with how it ended."""
     container = find_container(controller, reference)
+    runtime(controller).claim(container)
     runtime(controller).stop(container, seconds, number)
     state = runtime(controller).state(container)
     reap_container(controller, container.id)
@@ -277,18 +280,35 @@ def reap_container(controller: Controller, reference: str) -> None:
 
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
     """Remove a container with its files and its log; InUse when it runs, unless *force* says to kill it."""
-    container = find_container(controller, reference)
-    if runtime(controller).state(container).running:
-        if not force:
-            raise InUse(f"container {container.name!r} is running; stop it first, or remove it with --force")
-        _kill(controller, container)
-    with controller.locks.hold(record_lock(container.id), f"removing container {container.name}"):
+    remove_containers(controller, [find_container(controller, reference)], force=force)
+
+
+def remove_containers(controller: Controller, going: Sequence[Container], *, force: bool = False) -> None:
+    """Remove many containers: all are killed first, then their networks are left in one go.
+
+    Raises InUse, and removes none, when one of them runs and *force* does not say to kill it.
+    """
+    own = runtime(controller)
+    going = list({container.id: container for container in going}.values())
+    running = [container for container in going if own.state(container).running]
+    if running and not force:
+        raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")
+    for container in running:
+        own.claim(container)
+        with suppress(Conflict):  # it ended just now
+            own.kill(container)
+    for container in running:
+        _kill(controller, container)  # and wait
+    with ExitStack() as locks:
+        for container in sorted(going, key=lambda item: item.id):
+            locks.enter_context(controller.locks.hold(record_lock(container.id), f"removing container {container.name}"))
         with controller.store.write() as tx:
-            if tx.by_id(container.id) is None:
-                return  # its own minder was faster
-            tx.set_phase(container.id, Phase.REMOVING)
-        _leave(controller, container)
-        _delete(controller, container)
+            present = [container for container in going if tx.by_id(container.id) is not None]  # a minder may be faster
+            for container in present:
+                tx.set_phase(container.id, Phase.REMOVING)
+        _leave(controller, *present)
+        for container in present:
+            _delete(controller, container)
 
 
 def _kill(controller: Controller, container: Container) -> None:
@@ -296,19 +316,18 @@ def _kill(controller: Controller, container: Container) -> None:
     runtime(controller).stop(container, _KILL_SECONDS, signal.SIGKILL)
 
 
-def _leave(controller: Controller, container: Container) -> None:
-    """Remove the sandbox of an ended run, if there is one, and write down that the container is nowhere."""
+def _leave(controller: Controller, *containers: Container) -> None:
+    """Remove the sandboxes of ended runs, where there are any, and write down that the containers are nowhere."""
+    controller.recover()  # one that was left half made or half removed
     with controller.store.read() as tx:
-        sandbox = tx.by_id(container.container_id)
-    if sandbox is not None and sandbox.phase is not Phase.READY:
-        controller.recover()  # it was left half made or half removed
-    with controller.store.read() as tx:
-        sandbox = tx.by_id(container.container_id)
-        record = tx.by_id(container.id)
-    if sandbox is not None and sandbox.phase is Phase.READY:
-        controller.remove_sandbox(sandbox.id)
-    if record is not None and record.value.netns is not None:
-        _written(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
+        rows = [tx.by_id(container.container_id) for container in containers]
+        records = [tx.by_id(container.id) for container in containers]
+    ready = [row.id for row in rows if row is not None and row.phase is Phase.READY]
+    if ready:
+        controller.remove_sandboxes(ready)
+    for record in records:
+        if record is not None and record.value.netns is not None:
+            _written(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
 
 
 def _delete(controller: Controller, container: Container) -> None:

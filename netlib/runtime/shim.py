@@ -19,6 +19,7 @@ from netlib.runtime import cgroups
 
 INPUT, END_OF_INPUT, RESIZE, ATTACH, OUTPUT, ERROR, EXITED = b"i", b"e", b"r", b"a", b"o", b"s", b"x"
 CHUNK = 32 * 1024
+CLAIM = "claimed"  # a file in the container's folder: whoever ends it clears it away as well
 _LONGEST_LINE = 16 * 1024  # longer ones are split, as in Docker's logs
 _ESCAPES = {number: f"\\u{number:04x}" for number in (*range(32), 0x2028, 0x2029)}
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", ord('"'): '\\"', ord("\\"): "\\\\"}
@@ -136,7 +137,8 @@ class Minder:
         self.input = b""
         for client in list(self.clients.values()):
             self._send(client, EXITED + str(code if code >= 0 else 128 - code).encode())
-        reaper = os.posix_spawn(self.reap[0], self.reap, dict(os.environ)) if self.reap else None
+        is_claimed = os.path.exists(f"{self.facts['folder']}/{CLAIM}")
+        reaper = os.posix_spawn(self.reap[0], self.reap, dict(os.environ)) if self.reap and not is_claimed else None
         while any(client.pending for client in self.clients.values()):
             self._turn(running=False)
         if reaper is not None:

@@ -201,9 +201,9 @@ def container_kill(controller: Controller, *, name: str, signal: str = "KILL") -
     service.kill_container(controller, name, parse_signal(signal))
 
 
-def container_rm(controller: Controller, *, name: str, force: bool = False) -> None:
-    """Remove a container."""
-    service.remove_container(controller, name, force=force)
+def container_rm(controller: Controller, *, names: Sequence[str], force: bool = False) -> None:
+    """Remove containers, all of them or none."""
+    service.remove_containers(controller, [service.find_container(controller, name) for name in names], force=force)
 
 
 def container_reap(controller: Controller, *, name: str) -> None:
@@ -235,8 +235,7 @@ def container_record(controller: Controller, *, name: str) -> Any:
 
 def remove_all(controller: Controller) -> None:
     """Kill and remove every container; part of ``system reset``."""
-    for container in service.containers(controller):
-        service.remove_container(controller, container.id, force=True)
+    service.remove_containers(controller, service.containers(controller), force=True)
     service.finish(controller)
 
 

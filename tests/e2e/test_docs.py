@@ -6,7 +6,6 @@ output, in which ``…`` stands for anything, also for lines.
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ SESSIONS = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES
 
 @pytest.fixture
 def environment(config: Config) -> Iterator[dict[str, str]]:
-    """Folders of a host of its own, ``netlib`` on the path; afterwards the host is reset and its netlibd ended."""
+    """Folders of a host of its own, ``netlib`` on the path; afterwards the host is reset."""
     variables = {
         **os.environ,
         "NETLIB_STATE_DIR": str(config.state_dir),
@@ -44,8 +43,6 @@ def environment(config: Config) -> Iterator[dict[str, str]]:
     }
     yield variables
     subprocess.run([sys.executable, "-m", "netlib", "system", "reset", "-f"], env=variables, check=True, timeout=30)
-    if config.pid_file.exists():
-        os.kill(int(config.pid_file.read_text()), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

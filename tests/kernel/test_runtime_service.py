@@ -184,8 +184,8 @@ def test_stop_start_and_remove(controller: Controller) -> None:
     (row,) = perform(controller, "container.ls", {})
     assert row["Ports"] == "0.0.0.0:8080->80/tcp"
     with pytest.raises(InUse, match="running"):
-        perform(controller, "container.rm", {"name": "box"})
-    perform(controller, "container.rm", {"name": "box", "force": True})
+        perform(controller, "container.rm", {"names": ["box"]})
+    perform(controller, "container.rm", {"names": ["box"], "force": True})
     with pytest.raises(NotFound):
         service.find_container(controller, "box")
     assert service.runtime(controller).leftovers(set()) == []
