@@ -3,8 +3,9 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Row, Target, milliseconds, series
@@ -67,37 +68,45 @@ def measure(world: World) -> Iterator[Row]:
 
 
 def _in_process(world: World) -> Iterator[Row]:
-    times: dict[str, list[float]] = {"connect": [], "disconnect": [], "ADD": [], "DEL": []}
+    """Ten cycles of ours, ten of theirs, and again: after each of their processes ours would not be warm."""
+    ours: tuple[list[float], list[float]] = ([], [])
+    theirs: tuple[list[float], list[float]] = ([], [])
     with world.host() as controller, _cni(world) as cni:
         controller.create_network("net")
         controller.create_sandbox("box")
-        for cycle in range(-1, world.times(40)):  # the first one warms up
-            figures = {
-                "connect": milliseconds(controller.connect, "net", "box"),
-                "disconnect": milliseconds(controller.disconnect, "net", "box"),
-            }
-            if cni is not None:
-                figures |= {verb: milliseconds(cni, verb) for verb in ("ADD", "DEL")}
-            for name, figure in figures.items() if cycle >= 0 else ():
-                times[name].append(figure)
-    note = "the plugins are a process each, as runtimes call them; ours is warm; the targets are absolute"
+        for turn in range(-1, 4):  # the first one warms up
+            for _ in range(world.times(10)):
+                _note(turn, ours, controller.connect, controller.disconnect, "net", "box")
+            for _ in range(world.times(10) if cni else 0):
+                assert cni is not None
+                _note(turn, theirs, partial(cni, "ADD"), partial(cni, "DEL"))
     peer = "CNI bridge + host-local + masquerade, "
-    yield Row("connect, in-process", series(times["connect"]), f"{peer}ADD", series(times["ADD"]), _CONNECT, note)
-    yield Row("disconnect, in-process", series(times["disconnect"]), f"{peer}DEL", series(times["DEL"]), _DISCONNECT)
+    note = "the plugins are a process each, as runtimes call them; ours is a warm library; the targets are absolute"
+    yield Row("connect, in-process", series(ours[0]), f"{peer}ADD", series(theirs[0]), _CONNECT, note)
+    yield Row("disconnect, in-process", series(ours[1]), f"{peer}DEL", series(theirs[1]), _DISCONNECT)
 
 
 def _through_netlibd(world: World) -> Iterator[Row]:
-    connects, disconnects = [], []
+    times: tuple[list[float], list[float]] = ([], [])
+    args = {"network": "net", "container": "box"}
     with world.served_host() as controller:
-        config = controller.config
-        args = {"network": "net", "container": "box"}
+        ask = partial(call, controller.config)
         controller.create_network("net")
         controller.create_sandbox("box")
-        for cycle in range(-1, world.times(40)):
-            connect = milliseconds(call, config, "network.connect", args)
-            disconnect = milliseconds(call, config, "network.disconnect", args)
-            if cycle >= 0:
-                connects.append(connect)
-                disconnects.append(disconnect)
-    yield Row("connect, through netlibd", series(connects), target=_CONNECT, note="its resolver is opened as well")
-    yield Row("disconnect, through netlibd", series(disconnects), target=_DISCONNECT)
+        for turn in range(-1, world.times(40)):
+            _note(turn, times, partial(ask, "network.connect", args), partial(ask, "network.disconnect", args))
+    yield Row("connect, through netlibd", series(times[0]), target=_CONNECT, note="its resolver is opened as well")
+    yield Row("disconnect, through netlibd", series(times[1]), target=_DISCONNECT)
+
+
+def _note(
+    turn: int,
+    times: tuple[list[float], list[float]],
+    connect: Callable[..., object],
+    disconnect: Callable[..., object],
+    *arguments: str,
+) -> None:
+    """Measure one cycle, and note it unless the turn is the warm-up."""
+    figures = milliseconds(connect, *arguments), milliseconds(disconnect, *arguments)
+    for kept, figure in zip(times, figures, strict=True) if turn >= 0 else ():
+        kept.append(figure)

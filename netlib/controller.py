@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -429,6 +430,11 @@ def _host_resolver() -> HostResolver:
 
 def _resolver_at(path: Path) -> HostResolver:
     try:
-        return parse_resolv_conf(path.read_text())
+        return _parsed(path.read_text())
     except FileNotFoundError:
-        return parse_resolv_conf("")
+        return _parsed("")
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> HostResolver:
+    return parse_resolv_conf(text)

@@ -45,17 +45,19 @@ class Engine:
         else is the kernel asked. Raises Conflict naming both when another record holds a key with other attributes.
         """
         mine = {item.key: item for item in own or ()}
+        holders = tx.holders(plan.keys, besides=[record])
         result: list[KernelObject] = []
         for item in plan:
-            holder = tx.holder(item.key, besides=[record])
-            known = mine.get(item.key) or (holder[1] if holder else None)
+            holder = holders.get(str(item.key)) if holders else None
+            theirs = tx.object_of(holder, str(item.key)) if holder else None
+            known = mine.get(item.key) or theirs
             if known is None:
                 item = item.observed(kernel)
             elif item.observations:
                 item = replace(item, **{field: getattr(known, field) for field in item.observations})
-            if holder is not None and holder[1] != item:
-                other = tx.by_id(holder[0])
-                name = f"{other.kind} {other.name!r}" if other else holder[0]
+            if holder is not None and theirs != item:
+                other = tx.by_id(holder)
+                name = f"{other.kind} {other.name!r}" if other else holder
                 raise Conflict(f"{item.key} is held by {name} with other settings; use the same ones, or another name")
             result.append(item)
         return Plan(*result)
@@ -145,8 +147,12 @@ class Engine:
             yield
 
     def _free(self, records: Collection[str], run: Iterable[KernelObject]) -> list[KernelObject]:
+        items = list(run)
+        if not items:
+            return []
         with self.store.read() as tx:
-            return [item for item in run if tx.holder(item.key, besides=records) is None]
+            held = tx.holders((item.key for item in items), besides=records)
+        return [item for item in items if str(item.key) not in held]
 
     def _let_go(self, records: Collection[str], run: Iterable[KernelObject]) -> None:
         """Cross shared objects off while their lock is held: of two last holders that leave at once, one sees itself last."""

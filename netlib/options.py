@@ -1,6 +1,7 @@
 """Driver options: from the strings that a user types to the typed struct that the driver declares."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -15,13 +16,19 @@ def decoded_options(kind: type[_S], options: Mapping[str, str], subject: str) ->
 
     Raises UnknownOption (listing the keys there are) or ConfigError naming the key, its value and what it should be.
     """
+    return _decoded(kind, tuple(sorted(options.items())), subject)  # type: ignore[return-value]  # the cache forgets the kind
+
+
+@lru_cache(maxsize=256)  # a connect asks for its network's options four times
+def _decoded(kind: type[msgspec.Struct], items: tuple[tuple[str, str], ...], subject: str) -> msgspec.Struct:
+    options = dict(items)
     fields = {item.encode_name: item for item in msgspec.structs.fields(kind)}
     for key in options:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none at all"
             raise UnknownOption(f"{subject}: unknown option {key!r}; there are: {known}")
     try:
-        return msgspec.convert(dict(options), kind, strict=False)
+        return msgspec.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:
         key = next((key for key in options if f"$.{key}`" in str(error)), "")
         wanted = getattr(fields[key].type, "__name__", "value") if key else "value"

@@ -179,12 +179,19 @@ class Transaction:
         for record, body in rows:
             yield record, decode_object(body)
 
-    def holder(self, key: Key, *, besides: Collection[str]) -> tuple[str, KernelObject] | None:
-        """A record, not one of *besides*, that holds *key*, and the object as it wrote it down."""
-        for record, body in self.db.execute("SELECT record, body FROM object WHERE key=?", (str(key),)):
-            if record not in besides:
-                return record, decode_object(body)
-        return None
+    def holders(self, keys: Iterable[Key], *, besides: Collection[str]) -> dict[str, str]:
+        """Of each key (spelled out) that records other than *besides* hold: the id of one of them. One query for all keys."""
+        rows = self.db.execute(
+        """Of each key (spelled out) that others than *besides* hold: the id of such a record. One query for all keys."""
+            " FROM json_each(?)",
+            (encode(list(besides)).decode(), encode([str(key) for key in keys]).decode()),
+        )
+        return {key: record for key, record in rows if record is not None}
+
+    def object_of(self, record: str, key: str) -> KernelObject:
+        """One object (its key spelled out) as *record*, which holds it, wrote it down."""
+        (body,) = self.db.execute("SELECT body FROM object WHERE record=? AND key=?", (record, key)).fetchone()
+        return decode_object(body)
 
     def drop_object(self, records: Iterable[str], key: Key) -> None:
         """Cross one object off *records*; the rest of what is written down for them stays."""

@@ -118,10 +118,11 @@ def test_an_object_held_by_two_records_has_a_holder_besides_each(store: Store) -
     with store.write() as tx:
         tx.write_objects(NETWORK.id, [item])
         tx.write_objects(SANDBOX.id, [item])
-        assert tx.holder(item.key, besides=[NETWORK.id]) == (SANDBOX.id, item)
-        assert tx.holder(item.key, besides=[NETWORK.id, SANDBOX.id]) is None
+        assert tx.holders([item.key], besides=[NETWORK.id]) == {str(item.key): SANDBOX.id}
+        assert tx.object_of(SANDBOX.id, str(item.key)) == item
+        assert tx.holders([item.key], besides=[NETWORK.id, SANDBOX.id]) == {}
         tx.drop_object([SANDBOX.id], item.key)
-        assert tx.holder(item.key, besides=[NETWORK.id]) is None
+        assert tx.holders([item.key], besides=[NETWORK.id]) == {}
 
 
 def test_a_new_name_for_a_kind_is_refused_while_it_is_taken(store: Store) -> None:
