@@ -30,17 +30,20 @@ def ask(server: str, number: int, names: Sequence[str]) -> float:
     questions = queries(names)
     started = time.perf_counter()
     for _ in range(0, number, _UNDER_WAY):
-        sockets = []
-        for question in itertools.islice(questions, _UNDER_WAY):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            sock.connect((server, 53))
-            sock.send(question)
-            sockets.append((sock, question))
-        for sock, question in sockets:
-            answer = sock.recv(512)
-            if answer[:2] != question[:2] or answer[3] & 0xF or answer[6:8] == b"\0\0":
-                raise OSError(f"no answer to the question asked: {answer!r}")
-            sock.close()
+        asked: list[tuple[socket.socket, bytes]] = []
+        try:
+            for question in itertools.islice(questions, _UNDER_WAY):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                asked.append((sock, question))
+                sock.connect((server, 53))
+                sock.send(question)
+            for sock, question in asked:
+                answer = sock.recv(512)
+                if answer[:2] != question[:2] or answer[3] & 0xF or answer[6:8] == b"\0\0":
+                    raise OSError(f"no answer to the question asked: {answer!r}")
+        finally:
+            for sock, _ in asked:
+                sock.close()
     rounds = -(-number // _UNDER_WAY)
     return rounds * _UNDER_WAY / (time.perf_counter() - started)
 

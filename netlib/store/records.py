@@ -180,9 +180,9 @@ class Transaction:
             yield record, decode_object(body)
 
     def holders(self, keys: Iterable[Key], *, besides: Collection[str]) -> dict[str, str]:
-        """Of each key (spelled out) that records other than *besides* hold: the id of one of them. One query for all keys."""
-        rows = self.db.execute(
         """Of each key (spelled out) that others than *besides* hold: the id of such a record. One query for all keys."""
+        rows = self.db.execute(
+            "SELECT value, (SELECT record FROM object WHERE key=value AND record NOT IN (SELECT value FROM json_each(?)) LIMIT 1)"
             " FROM json_each(?)",
             (encode(list(besides)).decode(), encode([str(key) for key in keys]).decode()),
         )
