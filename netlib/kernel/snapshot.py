@@ -23,6 +23,7 @@ _NFT_SECONDS = 20
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/route_localnet")
 _LINK_SYSCTLS = (("ipv4", "route_localnet"), ("ipv6", "accept_ra"), ("ipv6", "forwarding"))
 _MOVING = {"handle", "metainfo", "counter"}
+_IPV6, _LOCAL_TABLE, _BY_KERNEL = 10, 255, 2
 _CLONED = 0x200  # RTM_F_CLONED: a cached path, no route
 
 
@@ -36,7 +37,7 @@ def snapshot(netns: NetnsRef = HOST) -> Snapshot:
             return {
                 "links": {link.ifname: _link(link, names) for link in links},
                 "addresses": dict(_address(address, names) for address in raw.get_addr()),
-                "routes": dict(_route(route, names) for route in raw.get_routes() if not route["flags"] & _CLONED),
+                "routes": dict(_route(route, names) for route in raw.get_routes() if not _is_derived(route)),
                 "rules": dict(_rule(rule) for rule in raw.get_rules()),
                 "firewall": dict(_ruleset(kernel, netns)),
                 "sysctls": dict(_sysctls(kernel, netns, names.values())),
@@ -72,6 +73,12 @@ def _link(link: LinkInfo, names: dict[int, str]) -> str:
 def _address(address: Any, names: dict[int, str]) -> tuple[str, str]:
     local = address.get("IFA_LOCAL") or address.get("IFA_ADDRESS")
     return f"{names.get(address['index'])} {local}/{address['prefixlen']}", f"scope {address['scope']}"
+
+
+def _is_derived(route: Any) -> bool:
+    """Whether the kernel makes it up from an address: a moment after it, for IPv6, so that two looks would differ."""
+    is_cached = bool(route["flags"] & _CLONED)
+    return is_cached or (route["family"] == _IPV6 and route.get("RTA_TABLE") == _LOCAL_TABLE and route["proto"] == _BY_KERNEL)
 
 
 def _route(route: Any, names: dict[int, str]) -> tuple[str, str]:

@@ -182,8 +182,8 @@ class Transaction:
     def holders(self, keys: Iterable[Key], *, besides: Collection[str]) -> dict[str, str]:
         """Of each key (spelled out) that others than *besides* hold: the id of such a record. One query for all keys."""
         rows = self.db.execute(
-            "SELECT value, (SELECT record FROM object WHERE key=value AND record NOT IN (SELECT value FROM json_each(?)) LIMIT 1)"
-            " FROM json_each(?)",
+            "SELECT value, (SELECT record FROM object WHERE key=value AND record NOT IN (SELECT value FROM json_each(?)) "
+            "LIMIT 1) FROM json_each(?)",
             (encode(list(besides)).decode(), encode([str(key) for key in keys]).decode()),
         )
         return {key: record for key, record in rows if record is not None}
