@@ -1,6 +1,7 @@
 """Published ports: what the 4,000th costs beside the first, to add and to connect through, and what a range of 1,000 costs."""
 
 import socket
+import statistics
 import struct
 import subprocess
 import time
@@ -66,15 +67,15 @@ def _one_more(world: World) -> Iterator[Row]:
         mapping = parse_publish(f"{_PORT}:80")
         controller.connect("net", "box", ports=mapping)
         controller.disconnect("net", "box")
-        for _ in range(3):
+        for _ in range(world.times(5)):
             for crowded in (False, True):
                 others = _publish_others(controller, world.times(_OTHERS)) if crowded else []
-                for _ in range(world.times(20)):
+                for _ in range(world.times(12)):
                     connects[crowded].append(milliseconds(controller.connect, "net", "box", ports=mapping))
                     entries[crowded].append(stopwatch.firewall)
                     controller.disconnect("net", "box")
                 controller.connect("net", "box", ports=mapping)
-                latencies[crowded] += _latencies(controller.sandbox("box").netns, neighbour, world.times(500))
+                latencies[crowded].append(_latency(controller.sandbox("box").netns, neighbour, world.times(300)))
                 controller.disconnect("net", "box")
                 controller.remove_sandboxes(others)
     for subject, unit, figures in (
@@ -120,8 +121,8 @@ def _neighbour() -> Iterator[NetnsRef]:
         delete_netns(path)
 
 
-def _latencies(server: NetnsRef, client: NetnsRef, number: int) -> list[float]:
-    """Microseconds that connect() takes from the client's netns to the published port of a server in the sandbox."""
+def _latency(server: NetnsRef, client: NetnsRef, number: int) -> float:
+    """The median of the microseconds that connect() takes from the client's netns, by the published port, to the server's."""
     found = []
     with entered(server):
         listener = socket.create_server(("", 80), backlog=16)
@@ -133,7 +134,7 @@ def _latencies(server: NetnsRef, client: NetnsRef, number: int) -> list[float]:
                 found.append((time.perf_counter() - started) * 1e6)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
                 listener.accept()[0].close()
-    return found[1:]
+    return statistics.median(found[1:])
 
 
 # --- a range -----------------------------------------------------------------------------------------------------------

@@ -85,8 +85,7 @@ class BridgeDriver:
         return Plan(
             FirewallBase(),
             *(forwarding for forwarding in _forwarding(network) if outward),
-            Bridge(ifname=bridge, mac=_bridge_mac(network), mtu=options.mtu),
-            *(() if network.pool(6) else (Sysctl(name=f"net/ipv6/conf/{bridge}/disable_ipv6", value="1", optional=True),)),
+            Bridge(ifname=bridge, mac=_bridge_mac(network), mtu=options.mtu, ipv6=network.pool(6) is not None),
             *(Address(ifname=bridge, address=address) for address in _bridge_addresses(network)),
             BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
             *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if outward and options.masquerade),

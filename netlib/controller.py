@@ -6,8 +6,8 @@ leaves the kernel as asked or as it was. Verbs that only look change nothing in 
 
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,11 @@ from netlib.client import DaemonWatcher
 from netlib.config import Config
 from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, check_resolver, parse_resolv_conf
 from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, TeardownError
 from netlib.host import Host
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import LinkUp
-from netlib.kernel.netns import NETNS_DIR, entered, identity_of_path
+from netlib.kernel.netns import NETNS_DIR, current_identity, entered, identity_of_path
 from netlib.kernel.routes import host_routes
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
@@ -38,6 +38,7 @@ from netlib.sandboxes import Attachment, is_served, netns_plan, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+_AT_ONCE = 200  # how many records are removed together
 _DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
 
 
@@ -88,6 +89,7 @@ class Controller:
             watcher = self._own_watcher = DaemonWatcher(self.config)
         self._watcher = watcher
         self.recover()
+        self.host.prepare()
 
     def close(self) -> None:
         """Close the store's connection of this thread, and the one to netlibd."""
@@ -101,9 +103,9 @@ class Controller:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def recover(self) -> None:
-        """Finish or undo what dead processes left; one indexed query when there is nothing."""
-        recovery.finish_in_flight(self.lifecycle)
+    def recover(self) -> list[NetlibError]:
+        """Finish or undo what dead processes left; answer with what would not go. One indexed query when there is nothing."""
+        return recovery.finish_in_flight(self.lifecycle)
 
     # --- networks --------------------------------------------------------------------------------------------------
 
@@ -133,6 +135,7 @@ class Controller:
 
     def remove_network(self, reference: str) -> None:
         """Remove a network without endpoints; InUse lists who is in it."""
+        self._finish_removal(Network, reference)
         network = self.network(reference)
         if network.predefined:
             raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
@@ -185,11 +188,14 @@ class Controller:
         check_resolver(resolver)
         sandbox_id = sandbox_id or new_id()
         path = str(NETNS_DIR / name) if netns is None else netns
+        identity = identity_of_path(netns) if netns else ""
+        if identity == current_identity():
+            raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
         sandbox = Sandbox(
             id=sandbox_id,
             name=name,
             created=time.time(),
-            netns=NetnsRef(path) if netns is None else NetnsRef(path, identity_of_path(path)) if path else HOST,
+            netns=NetnsRef(path, identity) if path else HOST,
             owned=netns is None,
             hostname=hostname or sandbox_id[:12],
             domainname=domainname,
@@ -198,9 +204,14 @@ class Controller:
             files_dir=str(self.config.sandbox_dir / sandbox_id),
         )
         with self._operation("sandbox create", name), self.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"):
-            self._check_free(sandbox)
             with self.engine.kernel(sandbox_id) as kernel:
-                return self.lifecycle.create_sandbox(kernel, sandbox, netns_plan(sandbox), lambda: self._identified(sandbox))
+                return self.lifecycle.create_sandbox(
+                    kernel,
+                    sandbox,
+                    netns_plan(sandbox),
+                    check=lambda tx: self._check_free(tx, sandbox),
+                    finish=lambda: self._identified(sandbox),
+                )
 
     def remove_sandbox(self, reference: str) -> None:
         """Remove a sandbox with its endpoints, its files and, where it is ours, its netns."""
@@ -212,12 +223,9 @@ class Controller:
             boxes = [self._sandbox(tx, reference) for reference in references]
         names = ", ".join(row.name for row in boxes)
         ids = [row.id for row in boxes]
-        with self._operation("sandbox rm", names), self.lifecycle.working_on(ids, f"removing {names}"):
-            with self.store.read() as tx:
-                present = [row for item in ids if (row := tx.by_id(item)) is not None]
-                endpoints = [row for box in present for row in tx.endpoints_of_sandbox(box.id)]
-            self.lifecycle.take_down([*endpoints, *present])
-        self._watcher.changed(sandboxes=ids, networks={row.value.network for row in endpoints}, needed=False)
+        with self._operation("sandbox rm", names):
+            self._take_down(_chunks(ids), f"removing {names}")
+        self._watcher.changed(sandboxes=ids, networks=(), needed=False)
 
     # --- endpoints -------------------------------------------------------------------------------------------------
 
@@ -246,11 +254,11 @@ class Controller:
                 endpoint_id = new_id()
         purpose = f"connecting {box.name} to {home.name}"
         with self._operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
+            if not self.lifecycle.is_materialised(home):
+                with self.store.rehearsal() as tx:  # a refused request must not make the network's link
+                    self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
+                self.lifecycle.materialise(kernel, home)
             with self.lifecycle.working_on([box.id], purpose):
-                if not self.lifecycle.is_materialised(home):
-                    with self.store.rehearsal() as tx:  # a refused request must not make the network's link
-                        self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
-                    self.lifecycle.materialise(kernel, home)
                 endpoint = self.lifecycle.create_endpoint(
                     kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
                 )
@@ -314,14 +322,14 @@ class Controller:
 
     def reset(self) -> None:
         """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
-        with self.store.read() as tx:
-            rows: list[Row[Any]] = [*tx.all(Endpoint), *tx.all(Sandbox), *tx.all(Network)]
-        with (
-            self._operation("system reset", f"{len(rows)} records"),
-            self.lifecycle.working_on([row.id for row in rows], "resetting"),
-        ):
-            self.lifecycle.take_down(rows)
-        self._watcher.changed(sandboxes=[row.id for row in rows if row.kind == "sandbox"], networks=[], needed=False)
+        with self._operation("system reset", "everything"):
+            with self.store.write() as tx:  # from here on nobody joins a network that is there
+                networks = tx.all(Network)
+                for network in networks:
+                    tx.set_phase(network.id, Phase.REMOVING)
+                boxes = [row.id for row in tx.all(Sandbox)]
+            self._take_down([*_chunks(boxes), *_chunks([row.id for row in networks])], "resetting")
+        self._watcher.changed(sandboxes=boxes, networks=[], needed=False)
         self.host.prepare()
 
     # --- inside ----------------------------------------------------------------------------------------------------
@@ -335,12 +343,12 @@ class Controller:
         outcome = "ok"
         try:
             yield
-        except NetlibError as error:
+        except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
             entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail))
-            with self.store.write() as tx:
+            with suppress(StoreError), self.store.write() as tx:  # what was done is done, also where no line fits on the disk
                 tx.log(entry)
 
     def _observe(self, moment: str, item: KernelObject) -> None:
@@ -348,6 +356,30 @@ class Controller:
             self._trail.append(f"{'+' if moment == 'ensured' else '-'} {item.key}")
         if self._observer is not None:
             self._observer(moment, item)
+
+    def _take_down(self, chunks: Iterable[Sequence[str]], purpose: str) -> None:
+        """Take down sandboxes or networks (ids) with their endpoints, chunk by chunk: each lock is an open file."""
+        failures: list[NetlibError] = []
+        for ids in chunks:
+            with self.lifecycle.working_on(ids, purpose):
+                with self.store.read() as tx:
+                    rows = [row for item in ids if (row := tx.by_id(item)) is not None]
+                    users = [(*tx.endpoints_of_sandbox(row.id), *tx.endpoints_of_network(row.id)) for row in rows]
+                try:
+                    self.lifecycle.take_down([*(endpoint for group in users for endpoint in group), *rows])
+                except TeardownError as error:
+                    failures.extend(error.failures)
+        if failures:
+            raise TeardownError(failures)
+
+    def _finish_removal(self, kind: type[Any], reference: str) -> None:
+        """Try again to remove what would not go before; TeardownError says what still does not."""
+        with self.store.read() as tx:
+            row = tx.find(kind, reference)
+        if row is not None and row.phase is not Phase.READY:
+            failures = self.recover()
+            if failures:
+                raise TeardownError(failures)
 
     def _network(self, tx: Transaction, reference: str) -> Row[Network]:
         row = tx.find(Network, reference)
@@ -366,9 +398,9 @@ class Controller:
         row = tx.by_id(endpoint.sandbox)
         return row.name if row else endpoint.sandbox[:12]
 
-    def _check_free(self, sandbox: Sandbox) -> None:
-        with self.store.read() as tx:
-            taken = tx.find(Sandbox, sandbox.name)
+    @staticmethod
+    def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
+        taken = tx.find(Sandbox, sandbox.name)
         if taken is not None and taken.name == sandbox.name:
             raise AlreadyExists(
                 f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one"
@@ -395,8 +427,10 @@ class Controller:
         self, tx: Transaction, endpoint_id: str, network_id: str, sandbox_id: str, request: ConnectRequest
     ) -> tuple[Endpoint, Plan]:
         network, box = self._network(tx, network_id).value, self._sandbox(tx, sandbox_id).value
-        attachments = self._attachments(tx, box)
-        if any(other.id == network.id for other, _ in attachments):
+        same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id]
+        if any(row.phase is Phase.REMOVING for row in same):
+            raise InUse(f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`")
+        if same:
             raise AlreadyExists(f"{box.name!r} is already connected to network {network.name!r}")
         known = driver(network.driver)
         linked = not isinstance(known, Addressless)
@@ -411,12 +445,17 @@ class Controller:
         return endpoint, plan + _inside(endpoint, box) if linked else plan
 
 
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]
+
+
 def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
     """What the core adds to every endpoint with a link: its addresses, and the link up."""
     netns = sandbox.netns
-    no_ipv6 = Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value="1", optional=True, netns=netns)
+    off = "0" if endpoint.address(6) else "1"
     return [
-        *(() if endpoint.address(6) else (no_ipv6,)),
+        Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value=off, optional=True, netns=netns),
         *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
         LinkUp(ifname=endpoint.ifname, netns=netns),
     ]

@@ -36,7 +36,7 @@ class Driver(Protocol):
 
 @runtime_checkable
 class Addressless(Protocol):
-    """A driver whose endpoints have no link and no addresses of ours; ``joins_netns`` is whose netns the sandbox is."""
+    """A driver whose endpoints have no link and no addresses of ours; its sandboxes may have to use another netns."""
 
     def sandbox_netns(self) -> str | None:
         """The path of the netns a sandbox on this network must use ("" is the host's), or None for one of its own."""

@@ -46,9 +46,9 @@ class Host:
         self.locks = Locks(config.lock_dir)
         if recovery.check_host(self.store):
             with self.locks.hold("boot", "forgetting what the last boot held"):
-                recovery.forget_former_boot(self.store, config)
+                if recovery.check_host(self.store):  # else another process was first
+                    recovery.forget_former_boot(self.store, config)
         self.tag = self._tag()
-        self.prepare()
 
     def _tag(self) -> str:
         """Six digits that tell this store's links from another's."""

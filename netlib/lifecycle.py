@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from netlib.errors import NetlibError, TeardownError
+from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.operations import Engine
@@ -39,7 +39,9 @@ class Lifecycle:
         """Write the network that *draft* answers with, apply its plan, and call it ready."""
         with self.store.write() as tx:
             network = draft(tx)
-            plan = self.engine.observed(tx, kernel, network_id, driver(network.driver).network_plan(network))
+            wanted = driver(network.driver).network_plan(network)
+            self._refuse_links_of_others(tx, wanted)
+            plan = self.engine.observed(tx, kernel, network_id, wanted)
             tx.insert(network, name=network.name)
             tx.write_objects(network_id, plan)
         with self._or_forget(network_id):
@@ -47,6 +49,15 @@ class Lifecycle:
         with self.store.write() as tx:
             tx.set_phase(network_id, Phase.READY)
         return network
+
+    def _refuse_links_of_others(self, tx: Transaction, plan: Plan) -> None:
+        """Raise Conflict when a link of *plan* is to be that of a network whose objects are still to be made."""
+        links = {key for key in plan.keys if key.kind == "link"}
+        for row in tx.all(Network):
+            if not self.is_materialised(row):
+                common = links.intersection(driver(row.value.driver).network_plan(row.value).keys)
+                if common:
+                    raise Conflict(f"{next(iter(common))} belongs to network {row.name!r}; use another name")
 
     def materialise(self, kernel: Kernel, row: Row[Network]) -> None:
         """See that a ready network's objects are in the kernel: at its first use, and at the first one after a boot."""
@@ -57,7 +68,8 @@ class Lifecycle:
                 present = tx.by_id(row.id)
                 if present is None or present.phase is not Phase.READY or self.is_materialised(present):
                     return
-                plan = self.engine.observed(tx, kernel, row.id, driver(row.value.driver).network_plan(row.value))
+                wanted = driver(row.value.driver).network_plan(row.value)
+                plan = self.engine.observed(tx, kernel, row.id, wanted, own=tx.objects(row.id))
                 tx.write_objects(row.id, plan)
             try:
                 self.engine.ensure(kernel, row.id, plan)
@@ -70,9 +82,18 @@ class Lifecycle:
             with self.store.write() as tx:
                 tx.set_phase(row.id, Phase.READY)
 
-    def create_sandbox(self, kernel: Kernel, sandbox: Sandbox, netns: Plan, finish: Callable[[], Sandbox]) -> Sandbox:
-        """Write *sandbox*, make its netns, complete it by *finish* (its netns' identity), apply the rest."""
+    def create_sandbox(
+        self,
+        kernel: Kernel,
+        sandbox: Sandbox,
+        netns: Plan,
+        *,
+        check: Callable[[Transaction], None],
+        finish: Callable[[], Sandbox],
+    ) -> Sandbox:
+        """Write *sandbox* if *check* lets it, make its netns, complete it by *finish* (its netns' identity), apply the rest."""
         with self.store.write() as tx:
+            check(tx)
             tx.insert(sandbox, name=sandbox.name)
             tx.write_objects(sandbox.id, netns)
         with self._or_forget(sandbox.id):
@@ -134,53 +155,69 @@ class Lifecycle:
         ids = [row.id for row in rows]
         touched = {row.value.sandbox for row in rows if isinstance(row.value, Endpoint)} - set(ids)
         with self.engine.kernel(ids[0]) as kernel:
-            changes: dict[str, tuple[Plan, Plan]] = {}
+            changes: dict[Sandbox, tuple[Plan, Plan]] = {}
             with self.store.write() as tx:
                 for row in rows:
                     tx.set_phase(row.id, Phase.REMOVING)
                 objects = {row.id: tx.objects(row.id) for row in rows}
                 for sandbox in sorted(touched):
-                    if tx.by_id(sandbox) is not None:
-                        changes[sandbox] = self._rewrite_sandbox(tx, kernel, sandbox)
-            failures = self._tear(kernel, rows, objects, changes)
+                    box = tx.by_id(sandbox)
+                    if box is not None and box.phase is Phase.READY:
+                        changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
+            failures, stuck = self._tear(kernel, rows, objects)
+            for changed, (old, new) in changes.items():
+                failures += self._bring_forward(kernel, changed, old, new)
             with self.store.write() as tx:
                 for row in rows:
-                    if not failures:
+                    if row.id not in stuck:
                         self.forget(tx, row)
-                for sandbox, (_, new) in changes.items():
-                    if not failures:
-                        tx.write_objects(sandbox, new)
+                for changed, (_, new) in changes.items():
+                    tx.write_objects(changed.id, new)
         if failures:
             raise TeardownError(failures)
 
     def replan_sandbox(self, kernel: Kernel, sandbox: str) -> None:
-        """Bring a sandbox to what its records ask for now, whatever a crash left of it; its lock is held."""
+        """Bring a sandbox to what its changed record asks for; its lock is held. Raises what would not go, after all else."""
         with self.store.write() as tx:
-            if tx.by_id(sandbox) is None:
+            row = tx.by_id(sandbox)
+            if row is None or row.phase is not Phase.READY:
                 return
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
-        wanted = set(new.keys)
-        self.engine.ensure(kernel, sandbox, new)
-        self.engine.remove(kernel, [sandbox], [item for item in old if item.key not in wanted])
+        failures = self._bring_forward(kernel, row.value, old, new)
         with self.store.write() as tx:
             tx.write_objects(sandbox, new)
+        if failures:
+            raise TeardownError(failures)
 
-    def _tear(
-        self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan], changes: dict[str, tuple[Plan, Plan]]
-    ) -> list[NetlibError]:
+    def _bring_forward(self, kernel: Kernel, sandbox: Sandbox, old: Plan, new: Plan) -> list[NetlibError]:
+        """Bring a sandbox that loses endpoints to its new plan, undoing nothing; where its netns is gone, only its files."""
+        wanted = set(new.keys)
+        try:
+            kernel.netns_fd(sandbox.netns)
+        except ObjectMissing:
+            new = Plan(*(item for item in new if item.survives_boot))
+        failures = self.engine.repair(kernel, new)
+        try:
+            self.engine.remove(kernel, [sandbox.id], [item for item in old if item.key not in wanted])
+        except TeardownError as error:
+            failures.extend(error.failures)
+        return failures
+
+    def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []
-        for sandbox, (old, new) in changes.items():
-            try:
-                self.engine.update(kernel, sandbox, old, new)
-            except NetlibError as error:
-                failures.append(error)
+        stuck: set[str] = set()
         for kind in (Endpoint, Sandbox, Network):  # users before what they use
             group = [row for row in rows if isinstance(row.value, kind)]
             try:
                 self.engine.remove(kernel, [row.id for row in group], [item for row in group for item in objects[row.id]])
-            except TeardownError as error:
-                failures.extend(error.failures)
-        return failures
+            except TeardownError:
+                for row in group:  # one by one: what can go goes
+                    try:
+                        self.engine.remove(kernel, [row.id], objects[row.id])
+                    except TeardownError as error:
+                        failures.extend(error.failures)
+                        stuck.add(row.id)
+        return failures, stuck
 
     def _rewrite_sandbox(self, tx: Transaction, kernel: Kernel, sandbox: str) -> tuple[Plan, Plan]:
         """Write down a sandbox's present objects and its coming ones together; answer with (present, coming)."""

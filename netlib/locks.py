@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
@@ -77,8 +77,9 @@ class Locks:
             os.close(fd)
             return None
         _held.add(fd)
-        os.truncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
+        with suppress(OSError):  # a note for people; on a full disk the lock holds without it
+            os.truncate(fd, 0)
+            os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
         return fd
 
     def _open(self, path: Path) -> int:

@@ -131,6 +131,10 @@ class Network(Struct, frozen=True, kw_only=True):
         """The first pool of *family* (4 or 6)."""
         return next((pool for pool in self.pools if pool.family == family), None)
 
+    def pool_of(self, address: IPAddress) -> AddressPool | None:
+        """The pool whose subnet contains *address*."""
+        return next((pool for pool in self.pools if pool.family == address.version and address in pool.subnet), None)
+
     @property
     def short_id(self) -> str:
         return self.id[:12]

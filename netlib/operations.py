@@ -89,6 +89,17 @@ class Engine:
             self._go_back(error, lambda: self._restore(kernel, record, old, new))
             raise
 
+    def repair(self, kernel: Kernel, plan: Plan) -> list[NetlibError]:
+        """Apply *plan*, going on over failures and undoing nothing; answer with them."""
+        failures: list[NetlibError] = []
+        for run in plan.runs():
+            with self._locked(run):
+                try:
+                    self._ensure_run(kernel, run)
+                except NetlibError as error:
+                    failures.append(error)
+        return failures
+
     def remove(self, kernel: Kernel, records: Collection[str], objects: Iterable[KernelObject]) -> None:
         """Remove *objects* of *records*, last first; raise one TeardownError listing what would not go.
 
@@ -96,15 +107,20 @@ class Engine:
         vanishes with them (their addresses) is not removed one by one.
         """
         items = list({item.key: item for item in objects}.values())
-        carriers = self._free(records, [item for item in items if type(item).carries is not KernelObject.carries])
-        going = [item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers)]
+        carriers: dict[str, list[KernelObject]] = {}
+        for item in self._free(records, [item for item in items if type(item).carries is not KernelObject.carries]):
+            for path in item.carries_in:
+                carriers.setdefault(path, []).append(item)
+        going = [
+            item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers.get(item.netns.path, ()))
+        ]
         failures: list[NetlibError] = []
         for run in _removal_runs(going):
             with self._locked(run):
-                free = self._free(records, run)
-                for item in free:
-                    self._tell("remove", item)
                 try:
+                    free = self._free(records, run)
+                    for item in free:
+                        self._tell("remove", item)
                     if free:
                         type(free[0]).remove_many(kernel, free)
                         for item in free:

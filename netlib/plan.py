@@ -78,6 +78,11 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         for item in run:
             item.remove(kernel)
 
+    @property
+    def carries_in(self) -> tuple[str, ...]:
+        """The paths of the netns in which it may carry something (see :meth:`carries`)."""
+        return (self.netns.path,)
+
     def carries(self, other: "KernelObject") -> bool:
         """Whether *other* vanishes with this object by the kernel's own doing (an address with its link)."""
         return False

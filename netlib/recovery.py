@@ -16,14 +16,14 @@ from netlib.kernel.netns import boot_id, current_identity
 from netlib.lifecycle import Lifecycle, record_lock
 from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.plan import Plan
-from netlib.store.records import Row, Transaction
+from netlib.store.records import Row
 from netlib.store.sqlite import Store
 
 _PURPOSE = "recovering what a crash left"
 
 
 def check_host(store: Store) -> bool:
-    """See that this netns is the one the store describes, and claim it for a new store; True after a boot.
+    """See that this netns is the one the store describes, and claim it for a new store; True until a former boot is forgotten.
 
     Raises WrongHost: one store describes one netns (boot id and cookie), as two would undo each other's work.
     """
@@ -37,8 +37,9 @@ def check_host(store: Store) -> bool:
             f"{store.path} describes another network namespace than this one; "
             "pass --state-dir and --run-dir (or NETLIB_STATE_DIR and NETLIB_RUN_DIR) for a store of its own"
         )
-    with store.write() as tx:
-        tx.set_meta("netns", here)
+    if known is None:
+        with store.write() as tx:
+            tx.set_meta("netns", here)
     return known is not None
 
 
@@ -47,7 +48,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
-    order: dict[type[Any], int] = {Endpoint: 0, Sandbox: 1, Network: 2}
+    order: dict[type[Any], int] = {Sandbox: 0, Endpoint: 1, Network: 2}  # a sandbox takes its endpoints along
     for row in sorted((row for row in rows if type(row.value) in order), key=lambda row: order[type(row.value)]):
         lock = record_lock(row.value.sandbox if isinstance(row.value, Endpoint) else row.id)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
@@ -55,9 +56,20 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
                 continue
             with lifecycle.store.read() as tx:
                 present = tx.by_id(row.id)
-            if present is not None and present.phase is not Phase.READY:
+            if present is not None and present.phase is not Phase.READY and not _keeps_its_users(lifecycle, present):
                 failures.extend(_take_down(lifecycle, present))
     return failures
+
+
+def _keeps_its_users(lifecycle: Lifecycle, row: Row[Any]) -> bool:
+    """Call a network ready again that was to go with its endpoints (a reset that died) and still has some."""
+    if not isinstance(row.value, Network):
+        return False
+    with lifecycle.store.write() as tx:
+        is_used = any(endpoint.phase is Phase.READY for endpoint in tx.endpoints_of_network(row.id))
+        if is_used:
+            tx.set_phase(row.id, Phase.READY)
+    return is_used
 
 
 def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
@@ -65,11 +77,10 @@ def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
         endpoints = tx.endpoints_of_sandbox(row.id) if isinstance(row.value, Sandbox) else []
     try:
         lifecycle.take_down([*endpoints, row])
-        if isinstance(row.value, Endpoint):
-            with lifecycle.engine.kernel(row.value.sandbox) as kernel:
-                lifecycle.replan_sandbox(kernel, row.value.sandbox)
     except TeardownError as error:
         return list(error.failures)
+    except NetlibError as error:
+        return [error]
     return []
 
 
@@ -88,16 +99,11 @@ def forget_former_boot(store: Store, config: Config) -> None:
                     if item.survives_boot:
                         item.remove(kernel)
                 Lifecycle.forget(tx, row)
-        kept = {row.id for row in tx.all(Sandbox)}
-    if config.sandbox_dir.is_dir():
-        for folder in config.sandbox_dir.iterdir():
-            if folder.name not in kept:
-                shutil.rmtree(folder)
-
-
-def written_down(tx: Transaction) -> set[str]:
-    """The keys of all objects that some record holds."""
-    return {str(item.key) for _, item in tx.all_objects()}
+        if config.sandbox_dir.is_dir():
+            for folder in config.sandbox_dir.iterdir():
+                if tx.by_id(folder.name) is None:
+                    shutil.rmtree(folder)
+        tx.set_meta("netns", current_identity())  # last: a death before is a boot still to be forgotten
 
 
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:

@@ -4,13 +4,14 @@ Everything that can be refused is refused here, before anything is written or to
 """
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from netlib.driverapi import BindsPorts, NamesLinks, ValidatesNetwork
-from netlib.errors import AlreadyExists, ConfigError, PortTaken
+from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
 from netlib.ipamapi import PoolRequest
 from netlib.kernel.sockets import port_candidates, probe_port
 from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Protocol, Sandbox
@@ -30,6 +31,9 @@ from netlib.registry import driver, ipam_driver
 from netlib.store.records import Transaction
 
 _Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
+
+
+_IPV6_LOOPBACK = ip_address("::1")  # the kernel forwards nothing that is sent there; netlibd does
 
 
 class NetworkRequest(Struct, frozen=True, kw_only=True):
@@ -225,25 +229,33 @@ def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> 
 
 
 def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRequest, subject: str) -> tuple[IPInterface, ...]:
-    ipam = ipam_driver(network.ipam_driver)
     leased: list[IPInterface] = []
     for family, flag, text in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
         wanted = parse_address(text, flag) if text else None
         if wanted is not None and wanted.version != family:
             raise ConfigError(f"{subject}: {flag} {wanted} is an IPv{wanted.version} address; pass an IPv{family} one")
-        pool = _pool_for(network, family, wanted)
-        if pool is not None:
-            leased.append(ipam.request_address(tx, network.id, pool.subnet, owner, wanted))
-        elif wanted is not None:
-            raise ConfigError(f"{subject}: the network has no IPv{family} subnet for {flag} {wanted}; create it with one")
+        pools = [pool for pool in network.pools if pool.family == family]
+        if wanted is not None:
+            pools = [pool for pool in pools if wanted in pool.subnet] or pools[:1]
+            if not pools:
+                raise ConfigError(f"{subject}: the network has no IPv{family} subnet for {flag} {wanted}; create it with one")
+        if pools:
+            leased.append(_address(tx, owner, network, pools, wanted))
     return tuple(leased)
 
 
-def _pool_for(network: Network, family: int, wanted: IPAddress | None) -> AddressPool | None:
-    pools = [pool for pool in network.pools if pool.family == family]
-    if wanted is not None:
-        pools = [pool for pool in pools if wanted in pool.subnet] or pools
-    return pools[0] if pools else None
+def _address(
+    tx: Transaction, owner: str, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
+) -> IPInterface:
+    """Lease an address from the first of *pools* that has one."""
+    ipam = ipam_driver(network.ipam_driver)
+    *others, last = pools
+    for pool in others:
+        try:
+            return ipam.request_address(tx, network.id, pool.subnet, owner, wanted)
+        except PoolExhausted:
+            continue
+    return ipam.request_address(tx, network.id, last.subnet, owner, wanted)
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
@@ -253,7 +265,8 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
     places: _Places = {}
     for request in requests:
         host_ip = request.host_ip if request.host_ip is not None else default
-        if host_ip is not None and not endpoint.address(host_ip.version) and not host_ip.is_loopback:  # netlibd serves ::1
+        by_netlibd = host_ip == _IPV6_LOOPBACK and request.protocol is Protocol.TCP
+        if host_ip is not None and not endpoint.address(host_ip.version) and not by_netlibd:
             raise ConfigError(
                 f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
                 f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"

@@ -14,7 +14,7 @@ from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import OwnedNetns
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl
-from netlib.model import Endpoint, Network, Sandbox
+from netlib.model import Endpoint, IPAddress, Network, Sandbox
 from netlib.plan import KernelObject, Plan
 
 Attachment = tuple[Network, Endpoint]
@@ -53,9 +53,7 @@ def is_served(attachments: Sequence[Attachment]) -> bool:
 def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
     """Whose gateway is the default one: the highest priority, ties by network name; internal networks have none."""
     able = [
-        (network, endpoint)
-        for network, endpoint in attachments
-        if not network.internal and endpoint.address(family) and (pool := network.pool(family)) and pool.gateway
+        (network, endpoint) for network, endpoint in attachments if not network.internal and _gateway(network, endpoint, family)
     ]
     return min(able, key=lambda pair: (-pair[1].gw_priority, pair[0].name), default=None)
 
@@ -65,9 +63,22 @@ def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: 
     if chosen is None:
         return ()
     network, endpoint = chosen
-    pool = network.pool(family)
-    assert pool is not None
-    return (RouteEntry(destination=_ANYWHERE[family], gateway=pool.gateway, ifname=endpoint.ifname, netns=sandbox.netns),)
+    return (
+        RouteEntry(
+            destination=_ANYWHERE[family],
+            gateway=_gateway(network, endpoint, family),
+            ifname=endpoint.ifname,
+            netns=sandbox.netns,
+            yields=not sandbox.owned,
+        ),
+    )
+
+
+def _gateway(network: Network, endpoint: Endpoint, family: int) -> IPAddress | None:
+    """The gateway of the subnet that the endpoint's address is in."""
+    address = endpoint.address(family)
+    pool = network.pool_of(address.ip) if address else None
+    return pool.gateway if pool else None
 
 
 def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> tuple[KernelObject, ...]:

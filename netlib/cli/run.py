@@ -233,12 +233,14 @@ def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, s
         _warn(started)
         code = _relayed(config, ours, started["Id"], tty=tty, stdin=stdin)
     # Its minder asks for this too; to wait for it here is what lets the next command have its name, addresses and ports.
-    call(config, "container.reap", {"name": started["Id"]})
+    try:
+        call(config, "container.reap", {"name": started["Id"]})
+    except NetlibError as error:  # the minder or the next command does it; the command has ended as it has
+        complain(str(error))
     return code
 
 
 def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool) -> int:
-    from netlib.errors import NetlibError
     from netlib.runtime.attach import relay
 
     def forward(number: int) -> None:

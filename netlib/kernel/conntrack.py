@@ -96,11 +96,6 @@ def flush_udp(kernel: "Kernel", ports: Iterable[int], address: IPAddress | None 
     _flush(kernel, netns, [_Wanted(version, _ORIGINAL, None, destination, True, some) for version in versions for some in sets])
 
 
-def flush_address(kernel: "Kernel", address: IPAddress, netns: NetnsRef = HOST) -> None:
-    """Forget every connection from *address* and every one that it answers, translated or not, when its container goes."""
-    _flush(kernel, netns, [_Wanted(address.version, which, source=address.packed) for which in (_ORIGINAL, _REPLY)])
-
-
 def _flush(kernel: "Kernel", netns: NetnsRef, all_wanted: list[_Wanted]) -> None:
     if read_sysctl(kernel, netns, "net/netfilter/nf_conntrack_count") in (None, "0"):  # not loaded, or nothing tracked
         return

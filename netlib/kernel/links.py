@@ -35,6 +35,7 @@ from netlib.kernel.linkinfo import (
     INFO_DATA,
     INFO_KIND,
     RTM_DELLINK,
+    RTM_GETLINK,
     RTM_NEWLINK,
     RTM_SETLINK,
     LinkInfo,
@@ -122,11 +123,15 @@ def _not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
 
 
 class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
-    """A Linux bridge, up; 0 leaves the kernel's MTU. An *adopted* one was there before us and is only used."""
+    """A Linux bridge, up; 0 leaves the kernel's MTU. An *adopted* one was there before us and is only used.
+
+    Without *ipv6* the host has no IPv6 on it: what sits on the bridge cannot reach the host's services that way.
+    """
 
     ifname: str
     mac: str = ""
     mtu: int = 0
+    ipv6: bool = True
     adopted: bool = False
 
     observations = ("adopted",)
@@ -154,18 +159,20 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             link = rtnl.get_link(self.ifname)
             if not _ours(link, "bridge"):
                 raise _not_ours(link, self.netns)
-        self._ignore_router_advertisements(kernel)
+        self._set_ipv6(kernel)
         # The MTU not before now: one given at creation is forgotten when the first port comes.
         _finish(kernel, rtnl, self.ifname, mac + _attributes(mtu=self.mtu) + _without_link_local(self.mtu))
 
-    def _ignore_router_advertisements(self, kernel: "Kernel") -> None:
-        """Else a container gives the host addresses and a default route (CVE-2020-13401)."""
+    def _set_ipv6(self, kernel: "Kernel") -> None:
         with suppress(ObjectMissing):  # no IPv6 in this kernel, or none on a link with so small an MTU
-            write_sysctl(kernel, self.netns, self._accept_ra, "0")
+            for name, value in self._sysctls.items():
+                write_sysctl(kernel, self.netns, name, value)
 
     @property
-    def _accept_ra(self) -> str:
-        return f"net/ipv6/conf/{self.ifname}/accept_ra"
+    def _sysctls(self) -> dict[str, str]:
+        """No router advertisements, else a container gives the host addresses and a default route (CVE-2020-13401)."""
+        conf = f"net/ipv6/conf/{self.ifname}"
+        return {f"{conf}/accept_ra": "0", f"{conf}/disable_ipv6": "0" if self.ipv6 else "1"}
 
     def remove(self, kernel: "Kernel") -> None:
         """Delete it if it is ours; what was plugged into it stays, without a master."""
@@ -185,8 +192,10 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             return f"link {self.ifname} is no bridge"
         if self.adopted:
             return None
-        if read_sysctl(kernel, self.netns, self._accept_ra) not in (None, "0"):
-            return f"bridge {self.ifname} accepts router advertisements"
+        for name, value in self._sysctls.items():
+            found = read_sysctl(kernel, self.netns, name)
+            if found not in (None, value):
+                return f"sysctl {name} is {found!r}, not {value!r}"
         return _link_drift(link, self.ifname, self.mac, self.mtu)
 
     def commands(self) -> Iterable[str]:
@@ -195,7 +204,8 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         mac = f" address {self.mac}" if self.mac else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         yield command_in(self.netns, f"ip link add {self.ifname}{mac} type bridge")
-        yield command_in(self.netns, f"sysctl -w {self._accept_ra}=0")
+        for name, value in self._sysctls.items():
+            yield command_in(self.netns, f"sysctl -w {name}={value}")
         yield command_in(self.netns, f"ip link set {self.ifname}{mtu} up")
 
 
@@ -285,6 +295,10 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             run[0].remove(kernel)
         else:
             remove_links(kernel, [item.ifname for item in run if isinstance(item, Veth)], run[0].netns)
+
+    @property
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path, self.peer_netns.path)
 
     def carries(self, other: KernelObject) -> bool:
         if other is self:
@@ -396,7 +410,17 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
             return self
 
     def ensure(self, kernel: "Kernel") -> None:
-        _set(kernel.rtnl(self.netns), f"set link {self.ifname} up", self.ifname, b"", IFF_UP)
+        rtnl = kernel.rtnl(self.netns)
+        _set(rtnl, f"set link {self.ifname} up", self.ifname, b"", IFF_UP)
+        # Until the kernel's link watch has seen a new carrier, a link drops what it is to send: a first SYN comes again
+        # after 1 s. Being asked about a link lets Linux 6.8 and newer do that at once (linkwatch_sync_dev); so ask along the
+        # path: this end, the host's end, and the bridge, whose carrier comes with its first port.
+        link = rtnl.get_link(self.ifname)
+        if link.kind == "veth":
+            with suppress(ObjectMissing), doing(f"look up the peer of {self.ifname}"):
+                host = LinkInfo.of(*kernel.rtnl().plain.get(RTM_GETLINK, link_header(link.peer)))
+                if host.master:
+                    kernel.rtnl().plain.get(RTM_GETLINK, link_header(host.master))
 
     def remove(self, kernel: "Kernel") -> None:
         if not self.adopted:

@@ -176,14 +176,13 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox."""
 
     path: str
-    identity: str = ""
 
     @property
     def key(self) -> Key:
         return Key("netns", self.path, "self")
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make it; raise AlreadyExists-like KernelError when something else is at the path."""
+        """Make it; a netns that is pinned there already is taken for ours: the core refuses a foreign one before this."""
         path = Path(self.path)
         if path.is_mount() or self._is_nsfs(path):
             return
@@ -196,6 +195,10 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
 
     def drift(self, kernel: "Kernel") -> str | None:
         return None if self._is_nsfs(Path(self.path)) else f"network namespace {self.path} is missing"
+
+    @property
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.path,)
 
     def carries(self, other: KernelObject) -> bool:
         """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own."""

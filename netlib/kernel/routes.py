@@ -5,12 +5,13 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from netlib.errors import KernelError, ObjectMissing
+from msgspec.structs import replace
+
+from netlib.errors import ObjectMissing
 from netlib.kernel.netlink import CREATE, REPLACE, attribute, number
 from netlib.kernel.netns import command_in
-from netlib.kernel.translate import doing
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
 from netlib.plan import KernelObject, Key
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel, Rtnl
 
 MAIN_TABLE = 254
-DEFAULT_MTU = 1500
 _IPV6_METRIC = 1024  # what the kernel makes of metric 0
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
@@ -27,18 +27,24 @@ _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
 _SCOPE_LINK, _STATIC, _UNICAST = 253, 4, 1
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Nobody has a network of its own there: RFC 5737, RFC 3849.
-_OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
 _ASIDE = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/64", "ff00::/8"))
 
 
 class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
-    """A route. Destination, metric and table identify it; gateway and link are attributes: changing them is one request."""
+    """A route. Destination, metric and table identify it; gateway and link are attributes: changing them is one request.
+
+    One that *yields* lets a route of its identity stand that was there before it; *adopted* says that this was so.
+    """
+
+    observations = ("adopted",)
 
     destination: IPNetwork
     ifname: str
     gateway: IPAddress | None = None
     metric: int = 0
     table: int = MAIN_TABLE
+    yields: bool = False
+    adopted: bool = False
 
     @property
     def key(self) -> Key:
@@ -54,13 +60,20 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     def _metric(self) -> int:
         return self.metric or (_IPV6_METRIC if self.destination.version == 6 else 0)
 
+    def observed(self, kernel: "Kernel") -> Self:
+        return replace(self, adopted=self.yields and bool(self._same(kernel.rtnl(self.netns))))
+
     def ensure(self, kernel: "Kernel") -> None:
         """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there."""
+        if self.adopted:
+            return
         rtnl = kernel.rtnl(self.netns)
         self._order(rtnl, "set", _RTM_NEWROUTE, CREATE | REPLACE, rtnl.index(self.ifname))
 
     def remove(self, kernel: "Kernel") -> None:
         """Remove it if it still is as described here."""
+        if self.adopted:
+            return
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -87,6 +100,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         return route.link == index and route.gateway == (self.gateway.packed if self.gateway else None)
 
     def drift(self, kernel: "Kernel") -> str | None:
+        if self.adopted:
+            return None
         try:
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -159,18 +174,3 @@ def host_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> list[IPNetwork]:
 
 def _within(network: Any, aside: Any) -> bool:
     return network.version == aside.version and bool(network.subnet_of(aside))
-
-
-def default_route_mtu(kernel: "Kernel", netns: NetnsRef = HOST) -> int:
-    """The MTU of the link that leads outside: of the IPv4 default route, else of the IPv6 one, else 1500."""
-    rtnl = kernel.rtnl(netns)
-    for version in (4, 6):
-        try:
-            with doing(f"look up the default route in {netns.label}"):
-                (route,) = rtnl.raw.route("get", dst=_OUTSIDE[version])
-                link = rtnl.raw.link("get", index=route.get("RTA_OIF"))[0]
-        except KernelError:  # unreachable, or the family is switched off
-            continue
-        if route["type"] == _UNICAST:
-            return int(link.get("IFLA_MTU"))
-    return DEFAULT_MTU

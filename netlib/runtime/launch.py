@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import marshal  # both ends are the same interpreter, and json costs 5 ms here
 import os
+import select
 import sys
 import time
 
@@ -111,7 +112,7 @@ def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | No
     Raises CommandRefused with what the child says went wrong.
     """
     terminal = None
-    answer = os.read(status, 1)
+    answer = _said(status, 1)
     if not answer:
         raise process.CommandRefused(125, "it was killed while it was set up")
     if answer == init.MOUNTED:
@@ -121,7 +122,7 @@ def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | No
             # Held by the minder as well, or its reads end whenever the container has the terminal open nowhere.
             os.set_inheritable(os.open(f"/proc/{pid}/root/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY), True)
         os.write(go, number.encode())
-    while chunk := os.read(status, 4096):
+    while chunk := _said(status, 4096):
         answer += chunk
     os.close(status)
     os.close(go)
@@ -129,6 +130,16 @@ def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | No
         code, _, sentence = answer.decode(errors="replace").partition(" ")
         raise process.CommandRefused(int(code), sentence)
     return terminal
+
+
+def _said(status: int, most: int) -> bytes:
+    """Read from the child, however long that takes it, but no longer than our starter is there to be answered."""
+    poll = select.poll()
+    poll.register(status, select.POLLIN)
+    poll.register(1, 0)  # errors only: nobody reads our answer any more
+    if status not in dict(poll.poll()):
+        raise process.CommandRefused(125, "whoever started it has gone")
+    return os.read(status, most)
 
 
 def _write_pid_file(config: dict[str, Any], pid: int) -> None:

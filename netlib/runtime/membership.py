@@ -7,7 +7,7 @@ from netlib.errors import AlreadyExists, Conflict, NotFound
 from netlib.lifecycle import record_lock
 from netlib.model import Endpoint, Network
 from netlib.names import check_alias, parse_address
-from netlib.runtime.service import find_container, runtime
+from netlib.runtime.service import find_again, find_container, runtime
 from netlib.runtime.spec import Container, NetworkAttachment, check_spec
 
 
@@ -77,7 +77,7 @@ def _join(controller: Controller, network: Network, sandbox: str, wanted: Networ
 
 def _own_networks(controller: Controller, container: Container) -> Container:
     """The container as it is now; Conflict when it has no network of its own."""
-    container = find_container(controller, container.id)
+    container = find_again(controller, container)
     if container.spec.netns_of:
         raise Conflict(f"the network of container {container.name!r} is that of {container.spec.netns_of!r}; connect that one")
     return container

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 import sys
 import termios
@@ -32,6 +33,7 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442  # the same on every architecture
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 _CAPABILITY_VERSION_3 = 0x20080522
+_MOST_BYTES = 16 << 20  # of a container's /etc/passwd or /etc/group that are read
 SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
 
 # What Docker leaves to a container's root: moby, daemon/pkg/oci/caps/defaults.go. The numbers are those of linux/capability.h.
@@ -187,31 +189,42 @@ def become(uid: int, gid: int, groups: Sequence[int], capabilities: Iterable[int
 def find_user(text: str) -> tuple[int, int, list[int], str]:
     """Read ``user[:group]``, names or numbers, by the /etc/passwd and /etc/group in force; an empty text is root.
 
-    Return uid, gid, all groups and the home folder. Raises LookupError for a name that is not there.
+    Return uid, gid, all groups and the home folder. Raises LookupError for a name that is not there or an id out of range.
     """
     user, _, group = (text or "0").partition(":")
+    user = user or "0"
     entries = _colon_file("/etc/passwd", 7)
     entry = next((fields for fields in entries if user in (fields[0], fields[2])), None)
     if entry is None and not user.isdecimal():
         raise LookupError(f"no user {user} in the container's /etc/passwd")
-    uid = int(entry[2]) if entry else int(user)
-    gid = int(entry[3]) if entry else 0
+    uid = _checked_id(entry[2] if entry else user)
+    gid = _checked_id(entry[3]) if entry else 0
     all_groups = _colon_file("/etc/group", 4)
     if group:
         found = next((fields for fields in all_groups if group in (fields[0], fields[2])), None)
         if found is None and not group.isdecimal():
             raise LookupError(f"no group {group} in the container's /etc/group")
-        return uid, (gid := int(found[2]) if found else int(group)), [gid], entry[5] if entry else "/"
-    more = [int(fields[2]) for fields in all_groups if entry and entry[0] in fields[3].split(",")]
+        return uid, (gid := _checked_id(found[2] if found else group)), [gid], entry[5] if entry else "/"
+    more = [_checked_id(fields[2]) for fields in all_groups if entry and entry[0] in fields[3].split(",")]
     return uid, gid, list(dict.fromkeys([gid, *more])), entry[5] if entry else "/"
 
 
+def _checked_id(text: str) -> int:
+    """A user or group id, in Docker's range: to the kernel, 4294967295 would mean "as it is", which is root here."""
+    if not text.isdecimal() or not len(text) <= 10 or int(text) >= 1 << 31:
+        raise LookupError(f"{text!r} is no user or group id; they go from 0 to 2147483647")
+    return int(text)
+
+
 def _colon_file(path: str, fields: int) -> list[list[str]]:
+    """The lines of a container's file, which may be anything: a pipe would block and /dev/zero fill the memory."""
     try:
-        with open(path, errors="replace") as file:
-            lines = [line.rstrip("\n").split(":") for line in file]
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         return []
+    text = os.read(fd, _MOST_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    os.close(fd)
+    lines = [line.split(":") for line in text.decode(errors="replace").split("\n")]
     return [line for line in lines if len(line) == fields and line[2].isdecimal()]
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from netlib.controller import Controller
 from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, Conflict, InUse, NotFound
+from netlib.errors import AlreadyExists, ConfigError, Conflict, InUse, NetlibError, NotFound
 from netlib.lifecycle import record_lock
 from netlib.model import Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
@@ -34,6 +34,7 @@ _KILL_SECONDS = 10.0
 __all__ = [
     "containers",
     "create_container",
+    "find_again",
     "find_container",
     "finish",
     "kill_container",
@@ -68,6 +69,16 @@ def find_container(controller: Controller, reference: str) -> Container:
     if row is None or row.phase is Phase.REMOVING:
         raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
     return row.value
+
+
+def find_again(controller: Controller, container: Container) -> Container:
+    """A container as it is now that its lock is held; NotFound when it was removed before."""
+    with controller.store.read() as tx:
+        row = tx.by_id(container.id)
+    if row is None or row.phase is Phase.REMOVING:
+        raise NotFound(f"container {container.name!r} was removed meanwhile; `netlib ps -a` lists what there is")
+    found: Container = row.value
+    return found
 
 
 def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
@@ -173,7 +184,7 @@ def start_container(
     """
     container = find_container(controller, reference)
     with controller.locks.hold(record_lock(container.id), f"starting container {container.name}"):
-        container = find_container(controller, container.id)
+        container = find_again(controller, container)
         if runtime(controller).state(container).running:
             return container
         _leave(controller, container)
@@ -284,26 +295,26 @@ def remove_container(controller: Controller, reference: str, *, force: bool = Fa
 
 
 def remove_containers(controller: Controller, going: Sequence[Container], *, force: bool = False) -> None:
-    """Remove many containers: all are killed first, then their networks are left in one go.
+    """Remove many containers: all are killed first, then their networks are left in one go. Nobody starts them meanwhile.
 
     Raises InUse, and removes none, when one of them runs and *force* does not say to kill it.
     """
     own = runtime(controller)
-    going = list({container.id: container for container in going}.values())
-    running = [container for container in going if own.state(container).running]
-    if running and not force:
-        raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")
-    for container in running:
-        own.claim(container)
-        with suppress(Conflict):  # it ended just now
-            own.kill(container)
-    for container in running:
-        _kill(controller, container)  # and wait
     with ExitStack() as locks:
-        for container in sorted(going, key=lambda item: item.id):
+        for container in sorted({container.id: container for container in going}.values(), key=lambda item: item.id):
             locks.enter_context(controller.locks.hold(record_lock(container.id), f"removing container {container.name}"))
+        with controller.store.read() as tx:
+            present = [row.value for container in going if (row := tx.by_id(container.id)) is not None]  # a minder may be faster
+        running = [container for container in present if own.state(container).running]
+        if running and not force:
+            raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")
+        for container in running:
+            own.claim(container)
+            with suppress(Conflict):  # it ended just now
+                own.kill(container)
+        for container in running:
+            _kill(controller, container)  # and wait
         with controller.store.write() as tx:
-            present = [container for container in going if tx.by_id(container.id) is not None]  # a minder may be faster
             for container in present:
                 tx.set_phase(container.id, Phase.REMOVING)
         _leave(controller, *present)
@@ -339,20 +350,33 @@ def _delete(controller: Controller, container: Container) -> None:
 # --- after a crash -------------------------------------------------------------------------------------------------------
 
 
-def finish(controller: Controller) -> None:
-    """Clear away what dead processes left: containers half made or half removed, sandboxes of ended ones, folders of none."""
+def finish(controller: Controller) -> list[NetlibError]:
+    """Clear away what dead processes left: containers half made or half removed, sandboxes of ended ones, folders of none.
+
+    Answers with what would not go: that is no reason to refuse others.
+    """
     with controller.store.read() as tx:
         rows = tx.all(Container)
     own = runtime(controller)
+    failures: list[NetlibError] = []
     for row in rows:
         if row.phase is Phase.READY and (row.value.netns is None or own.state(row.value).running):
             continue
-        _if_idle(controller, row, partial(_finish_one, controller, row.id))
+        failures += _attempted(partial(_if_idle, controller, row, partial(_finish_one, controller, row.id)))
     for container_id in own.leftovers({row.value.container_id for row in rows}):
         with controller.store.read() as tx:
             written_meanwhile = tx.by_id(container_id + RECORD_SUFFIX) is not None
         if not written_meanwhile:
-            own.sweep(container_id)
+            failures += _attempted(partial(own.sweep, container_id))
+    return failures
+
+
+def _attempted(action: Callable[[], None]) -> list[NetlibError]:
+    try:
+        action()
+    except NetlibError as error:
+        return [error]
+    return []
 
 
 def _if_idle(controller: Controller, row: Row[Container], action: Callable[[], None]) -> None:

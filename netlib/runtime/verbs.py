@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from netlib.codec import to_builtins
 from netlib.controller import Controller
-from netlib.errors import ConfigError, NotFound
+from netlib.errors import ConfigError, NotFound, TeardownError
 from netlib.inspect import network_settings, ports
 from netlib.model import Endpoint, IPAddress, ResolverConfig
 from netlib.names import parse_address, parse_labels, parse_options
@@ -234,9 +234,10 @@ def container_record(controller: Controller, *, name: str) -> Any:
 
 
 def remove_all(controller: Controller) -> None:
-    """Kill and remove every container; part of ``system reset``."""
+    """Kill and remove every container; part of ``system reset``. Raises TeardownError for what would not go."""
     service.remove_containers(controller, service.containers(controller), force=True)
-    service.finish(controller)
+    if failures := service.finish(controller):
+        raise TeardownError(failures)
 
 
 def _details(controller: Controller, container: Container) -> dict[str, Any]:

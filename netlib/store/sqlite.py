@@ -4,6 +4,7 @@ Its one rule: every write is ``BEGIN IMMEDIATE``. A deferred transaction that re
 contention (673 of 1,000 times with 50 processes); an immediate one waits its turn.
 """
 
+import fcntl
 import os
 import sqlite3
 import stat
@@ -119,13 +120,22 @@ class Store:
             raise StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one") from error
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
+            self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
             self._migrate(connection)
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return connection
+
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        """Switch the log on, one process at a time: SQLite does not wait for another one that does it at this moment."""
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            os.close(folder)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

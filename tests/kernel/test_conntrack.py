@@ -5,13 +5,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
-from time import perf_counter
 
 import pytest
 from pyroute2 import NFCTSocket
 
 from netlib.kernel import conntrack
-from netlib.kernel.conntrack import flush_address, flush_udp
+from netlib.kernel.conntrack import flush_udp
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.kernel.sysctl import read_sysctl
@@ -101,24 +100,10 @@ def test_a_range_of_ports_is_forgotten(kernel: Kernel, web: NetnsRef) -> None:
     assert sorted(port for _, port in tracked(web)) == sorted([*range(7000, 7010), *range(7110, 7120), 7001])
 
 
-@pytest.mark.usefixtures("way")
-def test_connections_of_an_address_are_forgotten_translated_or_not(kernel: Kernel, web: NetnsRef) -> None:
-    send(web, ("127.0.0.1", 8053), ("10.22.0.2", 99), ("10.22.0.3", 99), ("fd00::2", 99), ("fd00::3", 99))
-    send(web, ("10.22.0.3", 98), source="10.22.0.2")
-    assert sum(tracked(web).values()) == 6
-    flush_address(kernel, ip_address("10.22.0.2"), netns=web)
-    assert tracked(web) == {("10.22.0.3", 99): 1, ("fd00::2", 99): 1, ("fd00::3", 99): 1}
-    flush_address(kernel, ip_address("fd00::2"), netns=web)
-    assert tracked(web) == {("10.22.0.3", 99): 1, ("fd00::3", 99): 1}
-
-
 def test_an_empty_table_costs_next_to_nothing(kernel: Kernel, web: NetnsRef) -> None:
-    started = perf_counter()
     flush_udp(kernel, range(1, 10_000), netns=web)
-    assert perf_counter() - started < 0.1
     assert read_sysctl(kernel, web, "net/netfilter/nf_conntrack_count") == "0"
 
 
 def test_nothing_to_flush_in_a_netns_that_is_gone(kernel: Kernel) -> None:
     flush_udp(kernel, [53], netns=NetnsRef("/run/netns/nobody"))
-    flush_address(kernel, ip_address("10.22.0.2"), netns=NetnsRef("/run/netns/nobody"))

@@ -126,3 +126,19 @@ def test_neighbours_are_told_the_mac_of_the_endpoint(controller: Controller) -> 
         _send(controller.sandbox("box").netns, (str(other.addresses[0].ip), 9))
         question = first(lambda packet: ARP in packet and packet[ARP].op == 1)
     assert (question[ARP].hwsrc, question[ARP].psrc) == (box.mac, str(box.addresses[0].ip))
+
+
+def test_the_first_packet_after_a_connect_arrives(controller: Controller) -> None:
+    """A link whose carrier the kernel has not noticed yet drops what it is to send; one lost ARP request costs a second."""
+    other = controller.create_sandbox("other")
+    target = (str(controller.connect("web", "other").addresses[0].ip), 9)
+    with entered(other.netns):
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver:
+        receiver.bind(target)
+        receiver.settimeout(0.8)
+        for _ in range(20):
+            controller.connect("web", "box")
+            _send(controller.sandbox("box").netns, target)
+            assert receiver.recv(16) == b"hello"
+            controller.disconnect("web", "box")

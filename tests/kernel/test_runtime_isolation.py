@@ -105,6 +105,35 @@ def test_unknown_user_is_refused(world: World) -> None:
         world.run("true", user="nosuch")
 
 
+@pytest.mark.parametrize("user", ["4294967295", "2147483648", "99999999999999999999", "0:4294967295", "high", "²"])
+def test_an_id_out_of_range_is_refused(world: World, tmp_path: Path, user: str) -> None:
+    """To setresuid(2), 4294967295 means "as it is": the command would be root's."""
+    passwd = tmp_path / "passwd"
+    passwd.write_text("high:x:4294967295:4294967295::/:/bin/sh\n")
+    with pytest.raises(KernelError, match="is no user or group id|no user"):
+        world.run("id", user=user, volumes=(Volume(str(passwd), "/etc/passwd"),))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless", "link to nowhere"])
+@pytest.mark.timeout(20)
+def test_a_user_file_that_is_none(world: World, tmp_path: Path, kind: str) -> None:
+    """A container fills its /etc as it likes: what is no plain file holds nobody up and has no users."""
+    container = world.living("sh", "-c", f"rm /etc/passwd /etc/group; {_USER_FILES[kind]}; echo ready; exec sleep 60")
+    world.ready(container)
+    assert world.exec(container, "sh", "-c", "echo fine")[:2] == (0, "fine\n")
+    code, _, complaint = world.exec(container, "true", user="bob")
+    assert code == 125
+    assert complaint == "netlib: no user bob in the container's /etc/passwd\n"
+
+
+_USER_FILES = {
+    "pipe": "mkfifo /etc/passwd /etc/group",
+    "folder": "mkdir /etc/passwd /etc/group",
+    "endless": "ln -s /dev/zero /etc/passwd; ln -s /dev/zero /etc/group",
+    "link to nowhere": "ln -s /nowhere /etc/passwd; ln -s /nowhere /etc/group",
+}
+
+
 def test_system_folders_are_there(world: World) -> None:
     script = """set -e
         echo x > /dev/null; head -c4 /dev/zero | wc -c; : > /dev/shm/a; ls /dev/mqueue /dev/pts; ls -l /dev/stdin

@@ -35,6 +35,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         [
             "ip link add br-web address 02:42:ac:12:00:01 type bridge",
             "sysctl -w net/ipv6/conf/br-web/accept_ra=0",
+            "sysctl -w net/ipv6/conf/br-web/disable_ipv6=0",
             "ip link set br-web mtu 1400 up",
         ],
     ),

@@ -121,7 +121,5 @@ def test_exposed_ports() -> None:
 
 def test_a_request_is_answered_by_a_mapping() -> None:
     request = parse_publish("127.0.0.1:8000-8010:80/udp")[0]
-    assert not request.is_fixed
-    assert parse_publish("8080:80")[0].is_fixed
     answer = PortMapping(container_port=80, host_port=8003, protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"))
     assert request.mapping(8003) == answer

@@ -30,7 +30,7 @@ _ENUM = {
 }
 _ALLOWED = {
     "shim": {"select"},
-    "launch": {*_CTYPES, "marshal"},
+    "launch": {*_CTYPES, "marshal", "select"},
     "enter": {*_CTYPES, *_ENUM, "marshal", "select", "signal"},
 }
 
