@@ -9,7 +9,7 @@ from netlib.cli.arguments import Parser, environment
 from netlib.cli.outcome import complain, each
 from netlib.client import call
 from netlib.config import Config
-from netlib.errors import ConfigError, Conflict
+from netlib.errors import ConfigError, Conflict, NetlibError
 
 
 def run_parser() -> Parser:

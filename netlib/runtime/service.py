@@ -300,11 +300,12 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
     Raises InUse, and removes none, when one of them runs and *force* does not say to kill it.
     """
     own = runtime(controller)
+    going = sorted({container.id: container for container in going}.values(), key=lambda item: item.id)
     with ExitStack() as locks:
-        for container in sorted({container.id: container for container in going}.values(), key=lambda item: item.id):
+        for container in going:
             locks.enter_context(controller.locks.hold(record_lock(container.id), f"removing container {container.name}"))
         with controller.store.read() as tx:
-            present = [row.value for container in going if (row := tx.by_id(container.id)) is not None]  # a minder may be faster
+            present = [row.value for container in going if (row := tx.by_id(container.id)) is not None]  # minders are quick
         running = [container for container in present if own.state(container).running]
         if running and not force:
             raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")

@@ -18,7 +18,7 @@ from netlib.controller import Controller, Unwatched
 from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, InUse, NetlibError, NotFound, PortTaken
 from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
-from netlib.model import Sandbox
+from netlib.model import Phase, Sandbox
 from netlib.names import new_id
 from netlib.runtime import attach, service
 from netlib.runtime.container import Runtime
@@ -416,3 +416,59 @@ def test_launching_is_quick(controller: Controller) -> None:
         times.append(time.perf_counter() - started)
         own.wait(container, 10)
     assert min(times) < 0.15
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_started_before_it_could_be_removed(controller: Controller, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    """An ended one may run again once its lock is free: it keeps its network, or is killed."""
+    container = service.create_container(
+        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
+    )
+    hold = controller.locks.hold
+
+    def hold_late(name: str, purpose: str, **wanted: Any) -> Any:
+        monkeypatch.setattr(controller.locks, "hold", hold)
+        service.start_container(controller, container.id)
+        return hold(name, purpose, **wanted)
+
+    monkeypatch.setattr(controller.locks, "hold", hold_late)
+    if force:
+        service.remove_container(controller, "box", force=True)
+        assert service.containers(controller) == []
+        return
+    with pytest.raises(InUse, match="is running"):
+        service.remove_container(controller, "box")
+    assert [box.name for box in service.containers(controller)] == ["box"]
+    assert len(controller.endpoints(sandbox="box")) == 1
+
+
+def test_removed_before_it_could_be_started(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.create_container(controller, ContainerSpec(command=("sleep", "60"), name="box"))
+    hold = controller.locks.hold
+
+    def hold_late(name: str, purpose: str, **wanted: Any) -> Any:
+        monkeypatch.setattr(controller.locks, "hold", hold)
+        service.remove_container(controller, "box")
+        return hold(name, purpose, **wanted)
+
+    monkeypatch.setattr(controller.locks, "hold", hold_late)
+    with pytest.raises(NotFound, match="'box' was removed meanwhile"):
+        service.start_container(controller, "box")
+
+
+def test_one_that_cannot_be_cleared_away_stands_in_nobodys_way(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = service.create_container(controller, ContainerSpec(command=("true",), name="stuck"))
+    with controller.store.write() as tx:
+        tx.set_phase(stuck.id, Phase.REMOVING)
+    remove = Runtime.remove
+
+    def remove_others(own: Runtime, container: Container) -> None:
+        if container.id == stuck.id:
+            raise Conflict("container 'stuck' is being started")
+        remove(own, container)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "remove", remove_others)
+        assert _run(controller, "true", networks=["web"], auto_remove=True)[0] == 0
+        assert [str(error) for error in service.finish(controller)] == ["container 'stuck' is being started"]
+    assert service.finish(controller) == []

@@ -45,6 +45,24 @@ def test_processes_of_a_container_import_little(module: str) -> None:
     assert set(run.stdout.split()) - _COMMON <= _ALLOWED[module]
 
 
+def test_a_launcher_whose_starter_has_gone_waits_for_nobody() -> None:
+    """Its child may hang in a container's file system; nothing of it must outlive the command that was killed."""
+    code = """if True:
+        import os, sys
+        from netlib.runtime import launch, process
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(writer)
+        os.close(reader)
+        try:
+            launch._said(os.pipe()[0], 1)
+        except process.CommandRefused as error:
+            sys.exit(str(error))
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=20)
+    assert (run.returncode, run.stderr) == (1, "whoever started it has gone\n")
+
+
 def test_lines_are_kept_by_stream_and_partial_ones_joined(tmp_path: Path) -> None:
     log = Log(str(tmp_path / "log"))
     log.write("stdout", b"one\ntw")
