@@ -164,9 +164,13 @@ class Lifecycle:
                     box = tx.by_id(sandbox)
                     if box is not None and box.phase is Phase.READY:
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
-            failures, stuck = self._tear(kernel, rows, objects)
-            for changed, (old, new) in changes.items():
-                failures += self._bring_forward(kernel, changed, old, new)
+            failures = [
+                failure
+                for changed, (old, new) in changes.items()  # first: its default route moves on before its link goes
+                for failure in self._bring_forward(kernel, changed, old, new)
+            ]
+            failed, stuck = self._tear(kernel, rows, objects)
+            failures += failed
             with self.store.write() as tx:
                 for row in rows:
                     if row.id not in stuck:

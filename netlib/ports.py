@@ -32,6 +32,11 @@ class PortRequest(Struct, frozen=True, kw_only=True):
     host_port_first: int = 0
     host_port_last: int = 0
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is a single host port that will do."""
+        return 0 < self.host_port_first == self.host_port_last
+
     def mapping(self, host_port: int) -> PortMapping:
         """This request, answered with *host_port*."""
         return PortMapping(

@@ -263,6 +263,11 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
     default = known.default_host_ip(network) if isinstance(known, BindsPorts) else None
     chosen: list[PortMapping] = []
     places: _Places = {}
+    fixed = {
+        protocol: [item.host_port_first for item in requests if item.is_fixed and item.protocol is protocol]
+        for protocol in Protocol
+    }
+    published = {(protocol, number) for protocol, numbers in fixed.items() for number in tx.published(protocol, numbers)}
     for request in requests:
         host_ip = request.host_ip if request.host_ip is not None else default
         by_netlibd = host_ip == _IPV6_LOOPBACK and request.protocol is Protocol.TCP
@@ -271,7 +276,12 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
                 f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
                 f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"
             )
-        mapping = _port(tx, request, host_ip, places)
+        mapping = replace(request.mapping(request.host_port_first), host_ip=host_ip)
+        place = (mapping.protocol, mapping.host_port)
+        if request.is_fixed and place not in published and place not in places:
+            probe_port(mapping)  # the common case, in which a thousand ports are asked for
+        else:
+            mapping = _port(tx, request, host_ip, places)
         chosen.append(mapping)
         places.setdefault((mapping.protocol, mapping.host_port), []).append(host_ip)
     return tuple(chosen)

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def read(path: Path, *, tail: int | None = None, since: str = "") -> Iterator[Lo
     with open(fd, "rb") as file:
         if tail is not None:
             file.seek(_tail_offset(fd, tail))
-        yield from _entries(file.read(), since)
+        yield from _entries(file, since)
 
 
 def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
@@ -60,7 +60,7 @@ def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") 
         while True:
             while data := os.read(fd, _BLOCK):
                 whole, newline, rest = (rest + data).rpartition(b"\n")
-                yield from _entries(whole + newline, since)
+                yield from _entries((whole + newline).splitlines(), since)
             if over:
                 return
             events = dict(poll.poll())
@@ -86,8 +86,8 @@ def parse_since(text: str, now: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
-def _entries(data: bytes, since: str) -> Iterator[LogEntry]:
-    for line in data.splitlines():
+def _entries(lines: Iterable[bytes], since: str) -> Iterator[LogEntry]:
+    for line in lines:
         try:
             entry = _decoder.decode(line)
         except msgspec.DecodeError:  # a line that the disk had no room for

@@ -220,10 +220,10 @@ def _colon_file(path: str, fields: int) -> list[list[str]]:
     """The lines of a container's file, which may be anything: a pipe would block and /dev/zero fill the memory."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        text = os.read(fd, _MOST_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        os.close(fd)
+    except OSError:  # it is not there, or a link to what cannot be read: it names nobody
         return []
-    text = os.read(fd, _MOST_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    os.close(fd)
     lines = [line.split(":") for line in text.decode(errors="replace").split("\n")]
     return [line for line in lines if len(line) == fields and line[2].isdecimal()]
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from msgspec import Struct
 
 from netlib.codec import decode, encode
-from netlib.model import Endpoint, Network, Phase, PortMapping, Sandbox
+from netlib.model import Endpoint, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.plan import KernelObject, Key, Plan
 from netlib.registry import object_class
 
@@ -210,6 +210,14 @@ class Transaction:
             "INSERT INTO port (protocol, number, host_ip, owner) VALUES (?,?,?,?)",
             [(mapping.protocol, mapping.host_port, str(mapping.host_ip or ""), owner) for mapping in mappings],
         )
+
+    def published(self, protocol: Protocol, numbers: Iterable[int]) -> set[int]:
+        """Which of these host ports somebody publishes, on whatever address."""
+        rows = self.db.execute(
+            "SELECT number FROM port WHERE protocol=? AND number IN (SELECT value FROM json_each(?))",
+            (protocol, encode(list(numbers)).decode()),
+        )
+        return {number for (number,) in rows}
 
     def port_holder(self, mapping: PortMapping) -> str | None:
         """The id of the endpoint whose published port *mapping* would clash with (see :meth:`PortMapping.meets`)."""

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 
 import pytest
 from msgspec.structs import replace
@@ -399,9 +399,7 @@ def test_many_veths_go_in_one_request_and_leave_foreign_links(kernel: Kernel, ho
         veth.ensure(kernel)
     ip(host, "link del veth7")
     ip(host, "link set veth8 alias taken-over")
-    started = perf_counter()
     Veth.remove_many(kernel, [*veths, Veth(ifname="foreign", peer="theirs", peer_netns=web, netns=host)])
-    assert perf_counter() - started < 0.3  # one by one, each waits for a grace period: 40 take 0.9 s
     assert [link.ifname for link in kernel.rtnl(host).links()] == ["lo", "foreign", "veth8"]
     ip(host, "link del veth8")
     Veth.remove_many(kernel, veths)

@@ -114,7 +114,7 @@ def test_an_id_out_of_range_is_refused(world: World, tmp_path: Path, user: str) 
         world.run("id", user=user, volumes=(Volume(str(passwd), "/etc/passwd"),))
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "endless", "link to nowhere"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless", "link to nowhere", "memory"])
 @pytest.mark.timeout(20)
 def test_a_user_file_that_is_none(world: World, tmp_path: Path, kind: str) -> None:
     """A container fills its /etc as it likes: what is no plain file holds nobody up and has no users."""
@@ -130,6 +130,7 @@ _USER_FILES = {
     "pipe": "mkfifo /etc/passwd /etc/group",
     "folder": "mkdir /etc/passwd /etc/group",
     "endless": "ln -s /dev/zero /etc/passwd; ln -s /dev/zero /etc/group",
+    "memory": "ln -s /proc/self/mem /etc/passwd; ln -s /proc/self/mem /etc/group",
     "link to nowhere": "ln -s /nowhere /etc/passwd; ln -s /nowhere /etc/group",
 }
 

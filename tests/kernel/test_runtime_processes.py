@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import subprocess
+import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_stop_asks_first_and_kills_later(world: World, runtime: Runtime) -> None
     world.ready(stubborn)
     assert runtime.stop(stubborn, 0.3) == 137
     assert runtime.stop(stubborn) == 137  # it does not run any more: nothing to do
+
+
+def test_stop_waits_for_the_minder_of_one_that_ended_just_now(world: World, runtime: Runtime, living: Container) -> None:
+    """Between the end of process 1 and exit.json there is a moment, long where much output is still to be kept."""
+    minder = world.minder(living)
+    os.kill(minder, signal.SIGSTOP)
+    runtime.kill(living)
+    waiting = threading.Timer(0.3, os.kill, (minder, signal.SIGCONT))
+    waiting.start()
+    assert runtime.stop(living, 10, signal.SIGKILL) == 137
+    waiting.join()
+    assert runtime.state(living).status == "exited"
 
 
 def test_wait_has_a_deadline(world: World, runtime: Runtime) -> None:

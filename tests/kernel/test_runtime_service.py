@@ -6,7 +6,6 @@ import secrets
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -403,19 +402,6 @@ def test_every_verb_is_named_as_its_room(controller: Controller) -> None:
     assert all(verb.startswith("container.") for verb in VERBS)
     with pytest.raises(ConfigError, match="unknown verb"):
         perform(controller, "container.nosuch", {})
-
-
-def test_launching_is_quick(controller: Controller) -> None:
-    """Not a benchmark: it notices an import that should not be there."""
-    own = service.runtime(controller)
-    times = []
-    for number in range(5):
-        container = service.create_container(controller, ContainerSpec(command=("true",), name=f"c{number}"))
-        started = time.perf_counter()
-        own.launch(container)
-        times.append(time.perf_counter() - started)
-        own.wait(container, 10)
-    assert min(times) < 0.15
 
 
 @pytest.mark.parametrize("force", [False, True])
