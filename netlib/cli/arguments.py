@@ -8,7 +8,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
         """The arguments in *words*; raises ConfigError, or HelpShown."""
         options, rest = self._split(words)
         if self._before_command is None:
-            return self.parse_args([*options, "--", *rest] if rest else options)
-        given = self.parse_args(options)
+            return self._understood([*options, "--", *rest] if rest else options)
+        given = self._understood(options)
         for name in self._before_command:
             if not rest:
                 self.error(f"no {name.lower()} given")
@@ -64,6 +64,19 @@ class Parser(argparse.ArgumentParser):
             self.error("no command given")
         given.command = rest
         return given
+
+    def _understood(self, words: list[str]) -> Namespace:
+        given, unknown = self.parse_known_args(words)
+        if unknown := [word for word in unknown if word != "--"]:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return given
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:  # argparse would drop this value
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog.removeprefix('netlib ')}: {message}; see `{self.prog} --help`")

@@ -18,9 +18,10 @@ ERROR_LOG = "errors.log"
 
 
 def complain(sentence: str) -> None:
-    """Print one line ``netlib: …`` on standard error."""
+    """Print one line ``netlib: …`` on standard error; what a terminal would obey is spelled out."""
     sys.stdout.flush()
-    print(f"netlib: {' '.join(sentence.split())}", file=sys.stderr)
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(sentence.split()))
+    print(f"netlib: {text}", file=sys.stderr)
 
 
 def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]) -> int:

@@ -55,6 +55,7 @@ def explain(error: Exception) -> bytes:
     text = str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {(error.strerror or '').lower()}"
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return f"{code} {text}".encode(errors="replace")
 
 

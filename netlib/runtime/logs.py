@@ -77,13 +77,13 @@ def parse_since(text: str, now: float) -> str:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
     try:
-        moment = now - float(number) * unit
-    except ValueError:
         try:
-            moment = datetime.fromisoformat(text).timestamp()
-        except ValueError as error:
-            raise ConfigError(f"--since {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+            moment = datetime.fromtimestamp(now - float(number) * unit, UTC)
+        except ValueError:
+            moment = datetime.fromtimestamp(datetime.fromisoformat(text).timestamp(), UTC)
+    except (ValueError, OverflowError, OSError) as error:  # the last two: beyond what a calendar holds
+        raise ConfigError(f"--since {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
 def _entries(lines: Iterable[bytes], since: str) -> Iterator[LogEntry]:

@@ -196,14 +196,14 @@ def find_user(text: str) -> tuple[int, int, list[int], str]:
     entries = _colon_file("/etc/passwd", 7)
     entry = next((fields for fields in entries if user in (fields[0], fields[2])), None)
     if entry is None and not user.isdecimal():
-        raise LookupError(f"no user {user} in the container's /etc/passwd")
+        raise LookupError(f"no user {user!r} in the container's /etc/passwd")
     uid = _checked_id(entry[2] if entry else user)
     gid = _checked_id(entry[3]) if entry else 0
     all_groups = _colon_file("/etc/group", 4)
     if group:
         found = next((fields for fields in all_groups if group in (fields[0], fields[2])), None)
         if found is None and not group.isdecimal():
-            raise LookupError(f"no group {group} in the container's /etc/group")
+            raise LookupError(f"no group {group!r} in the container's /etc/group")
         return uid, (gid := _checked_id(found[2] if found else group)), [gid], entry[5] if entry else "/"
     more = [_checked_id(fields[2]) for fields in all_groups if entry and entry[0] in fields[3].split(",")]
     return uid, gid, list(dict.fromkeys([gid, *more])), entry[5] if entry else "/"

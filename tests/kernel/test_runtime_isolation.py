@@ -101,7 +101,7 @@ def test_as_another_user_there_are_no_capabilities(world: World) -> None:
 
 
 def test_unknown_user_is_refused(world: World) -> None:
-    with pytest.raises(KernelError, match="no user nosuch"):
+    with pytest.raises(KernelError, match="no user 'nosuch'"):
         world.run("true", user="nosuch")
 
 
@@ -123,7 +123,7 @@ def test_a_user_file_that_is_none(world: World, tmp_path: Path, kind: str) -> No
     assert world.exec(container, "sh", "-c", "echo fine")[:2] == (0, "fine\n")
     code, _, complaint = world.exec(container, "true", user="bob")
     assert code == 125
-    assert complaint == "netlib: no user bob in the container's /etc/passwd\n"
+    assert complaint == "netlib: no user 'bob' in the container's /etc/passwd\n"
 
 
 _USER_FILES = {

@@ -47,7 +47,7 @@ def test_options_of_run_are_read_up_to_the_command() -> None:
     assert (given.publish, given.hostname, given.network) == (["80", "8080:80"], "box", ["web", "db"])
 
 
-@pytest.mark.parametrize("value", ["=x", "", "-x=1", "--rm", "a b", "x="])
+@pytest.mark.parametrize("value", ["=x", "", "-x=1", "--rm", "a b", "x=", "--"])
 @pytest.mark.parametrize("flags", [["-e"], ["--env"], ["-de"]])
 def test_any_word_can_be_a_value(flags: list[str], value: str) -> None:
     given = run_parser().read([*flags, value, "sh"])
@@ -150,3 +150,10 @@ def test_environment_refuses_what_has_no_name_and_files_it_cannot_read(tmp_path:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"is not UTF-8"):
         environment([], [str(tmp_path / "binary")], {})
+
+
+def test_words_too_many_are_named_without_our_own() -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: b c;"):
+        CONTAINER_COMMANDS["logs"][0]().read(["a", "b", "c"])
+    with pytest.raises(ConfigError, match="unrecognized arguments: a;"):
+        NETWORK_COMMANDS["ls"][0]().read(["a"])

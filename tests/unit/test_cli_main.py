@@ -13,6 +13,7 @@ import pytest
 from netlib import __version__
 from netlib.cli import containers, network, run, system
 from netlib.cli.main import main
+from netlib.cli.outcome import complain
 from netlib.config import Config
 from netlib.errors import AlreadyExists, CommandNotRun, NetlibError, NotFound, TeardownError
 
@@ -306,3 +307,8 @@ def test_a_closed_pipe_ends_quietly() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_a_terminal_would_obey_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("no option \x1b[31m\n or \u202e, said Jürgen…")
+    assert capsys.readouterr().err == "netlib: no option \\x1b[31m or \\u202e, said Jürgen…\n"

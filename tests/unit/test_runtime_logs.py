@@ -127,5 +127,6 @@ def test_since_is_a_time_or_a_duration() -> None:
     assert parse_since("90", now) == "2024-05-01T11:58:30.000000000Z"
     assert parse_since("2h", now) == "2024-05-01T10:00:00.000000000Z"
     assert parse_since("2024-05-01T10:00:00+00:00", now) == "2024-05-01T10:00:00.000000000Z"
-    with pytest.raises(ConfigError):
-        parse_since("yesterday", now)
+    for text in ("yesterday", "nan", "inf", "-inf", "1e400", "99999999999999999999", "99999999999999d"):
+        with pytest.raises(ConfigError, match="is no time"):
+            parse_since(text, now)
