@@ -16,6 +16,7 @@ from netlib.errors import ConfigError
 Command = tuple[Callable[[], "Parser"], Callable[[Config, Namespace], int]]
 """How a command's arguments are read, and what it does; answers with the exit code."""
 
+_HIGHEST_NUMBER = (1 << 31) - 1
 _TRUTH = re.compile(r"(--[a-z0-9-]+)=(true|false)", re.IGNORECASE)
 
 
@@ -207,9 +208,12 @@ def _lines(path: str) -> list[str]:
 
 def _number(text: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not -_HIGHEST_NUMBER <= number <= _HIGHEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is beyond {_HIGHEST_NUMBER}")
+    return number
 
 
 def _seconds(text: str) -> float:

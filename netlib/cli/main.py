@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from netlib import __version__
 from netlib.cli.arguments import Command, do
-from netlib.cli.outcome import complain, guarded
+from netlib.cli.outcome import complain, guarded, open_standard
 from netlib.config import Config
 from netlib.errors import ConfigError
 
@@ -60,6 +60,7 @@ _DIRECTORIES = {"--state-dir": "state_dir", "--run-dir": "run_dir"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; *arguments* None means those of this process. Returns the exit code, never raises."""
+    open_standard()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         config, rest = _global_options(words)

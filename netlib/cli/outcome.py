@@ -1,5 +1,6 @@
 """How a command ends: one sentence on standard error, Docker's exit code, and never a traceback."""
 
+import errno
 import os
 import sys
 import time
@@ -38,12 +39,32 @@ def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]
         complain("interrupted; what was under way is finished or undone by the next command")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        _give_up_output()
         return PIPE_CLOSED
     except Exception as error:  # noqa: BLE001  the last one before the user: a defect of ours, told in one sentence
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _give_up_output()
+            complain("the output cannot be written: no space left on device")
+            return OURS
         complain(f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}")
         return OURS
     return code
+
+
+def open_standard() -> None:
+    """Open /dev/null where the caller closed standard input, output or error: else our own files get these numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  for the life of the process, as the two below
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _give_up_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
 
 
 def each(names: Sequence[str], action: Callable[[str], _T]) -> tuple[list[_T], int]:

@@ -312,3 +312,25 @@ def test_a_closed_pipe_ends_quietly() -> None:
 def test_what_a_terminal_would_obey_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     complain("no option \x1b[31m\n or \u202e, said Jürgen…")
     assert capsys.readouterr().err == "netlib: no option \\x1b[31m or \\u202e, said Jürgen…\n"
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+def test_closed_standard_descriptors_are_never_ours(closed: str) -> None:
+    """Without this, the first file or socket that we open is our standard input or output."""
+    redirections = " ".join(f"{fd}{'<' if fd == '0' else '>'}&-" for fd in closed)
+    check = "import os, sys; from netlib.cli.main import main; code = main(['--version']); os.fstat(0); sys.exit(code)"
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, check]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == ("" if "1" in closed else f"netlib {__version__}\n")
+
+
+def test_output_that_finds_no_room_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-m", "netlib", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (125, "netlib: the output cannot be written: no space left on device\n")
+
+
+def test_a_number_beyond_all_bounds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", "-n", "99999999999999999999"]) == 125
+    assert "'99999999999999999999' is beyond" in capsys.readouterr().err
