@@ -6,6 +6,7 @@ status pipe as ``<exit code> <sentence>``; the pipe closing without a word means
 
 from __future__ import annotations
 
+import errno
 import os
 
 from netlib.runtime import mounts, process
@@ -53,8 +54,8 @@ def explain(error: Exception) -> bytes:
     """``<exit code> <sentence>`` for an error that kept a container or command from starting."""
     code = error.code if isinstance(error, process.CommandRefused) else 125
     text = str(error)
-    if isinstance(error, OSError) and error.filename:
-        text = f"{error.filename}: {(error.strerror or '').lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
     text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return f"{code} {text}".encode(errors="replace")
 
@@ -64,10 +65,18 @@ def _enter_namespaces(config: dict[str, Any], netns: int | None) -> None:
         process.setns(netns, process.CLONE_NEWNET)
     if config["own_netns"]:
         for name, value in _SYSCTLS.items():
-            with open(f"/proc/sys/net/{name}", "w") as file:
-                file.write(value)
+            _set_sysctl(f"/proc/sys/net/{name}", value)
     process.unshare(process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC)
     process.set_hostname(config["hostname"], config["domainname"])
+
+
+def _set_sysctl(path: str, value: str) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(value)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a user namespace without that many groups: its root may ping all the same
+            raise
 
 
 def _make_root(config: dict[str, Any], groups: dict[str, str]) -> None:
@@ -98,11 +107,15 @@ def run_command(config: dict[str, Any], stdio: list[int]) -> NoReturn:
     workdir = config["workdir"] or "/"
     os.makedirs(workdir, exist_ok=True)
     os.chdir(workdir)
-    for number, fd in enumerate(stdio):
-        if uid and config["owns_stdio"]:
-            os.fchown(fd, uid, -1)  # else /dev/stdout cannot be opened anew
-        os.dup2(fd, number)
-    process.become(uid, gid, groups, process.DEFAULT_CAPABILITIES.values())
+    try:
+        for number, fd in enumerate(stdio):
+            if uid and config["owns_stdio"]:
+                os.fchown(fd, uid, -1)  # else /dev/stdout cannot be opened anew
+            os.dup2(fd, number)
+        process.become(uid, gid, groups, process.DEFAULT_CAPABILITIES.values())
+    except OSError as error:  # a user namespace may not have this user
+        error.filename = error.filename or f"become user {uid} and group {gid}"
+        raise
     if config["dies_with_parent"]:
         process.die_with_parent()  # again: the kernel forgets it when the credentials change
     process.execute(config["command"], {"HOME": home, **config["environment"]})

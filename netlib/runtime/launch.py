@@ -66,16 +66,13 @@ def _start(config: dict[str, Any]) -> list[str]:
     hierarchies = cgroups.own_hierarchies()
     groups = cgroups.create(config["id"], hierarchies)
 
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    process.unshare(process.CLONE_NEWPID)
-    pid = os.fork()
+    pid = process.fork_into_new_pids()
     if pid == 0:
         for fd in (LOCK_FD, LISTEN_FD, status, go):  # a lock is held, and a pipe is open, as long as any descriptor of it is
             os.close(fd)
         netns = NETNS_FD if config["enter_netns"] else None
         init.become_container(config, groups, netns, [stdin, out_write, error_write], status_write, go_read)
-    process.setns(home, process.CLONE_NEWPID)
-    for fd in {home, status_write, go_read, stdin, out_write, error_write} - {null}:
+    for fd in {status_write, go_read, stdin, out_write, error_write} - {null}:
         os.close(fd)
     if config["enter_netns"]:
         os.close(NETNS_FD)  # the minder must not pin it

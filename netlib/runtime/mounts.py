@@ -33,6 +33,7 @@ _MASKED = (
 )  # fmt: skip
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOTCONN, errno.ESTALE)
+_LOCKED = errno.EINVAL  # below it are mounts that a user namespace may not look behind
 _MOST_LINKS = 40  # as many as the kernel follows
 _PLAIN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
@@ -190,7 +191,7 @@ def mount_overlay(lower: str, folder: str) -> Root:
     """Lay a writable layer kept in *folder* over *lower* and return the result.
 
     Where the file system of *folder* cannot hold such a layer (an overlay itself, NFS), it is a tmpfs that ends with the
-    container's last process.
+    container's last process. In a user namespace, ``/`` is laid over folder by folder.
     """
     root = f"{folder}/root"
     _folders(root)
@@ -206,7 +207,13 @@ def mount_overlay(lower: str, folder: str) -> Root:
             fd = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mount("tmpfs", fd, MS_NOSUID | MS_NODEV, "mode=700")
             os.close(fd)
-            _overlay(lower, scratch, target)
+            try:
+                _overlay(lower, scratch, target)
+            except OSError as again:
+                if again.errno != _LOCKED or lower != "/":
+                    raise
+                mount("tmpfs", target, MS_NOSUID | MS_NODEV, "mode=755")
+                _overlay_folders(scratch, root)
     finally:
         os.close(target)
     return Root(root)
@@ -216,7 +223,37 @@ def _overlay(lower: str, folder: str, target: int) -> None:
     upper, work = f"{folder}/upper", f"{folder}/work"
     _folders(upper, work)
     os.chmod(upper, stat.S_IMODE(os.stat(lower).st_mode))  # the container's / has the mode of this folder
-    mount("overlay", target, MS_NODEV, overlay_options(lower, upper, work))
+    try:
+        mount("overlay", target, MS_NODEV, overlay_options(lower, upper, work))
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        # In a user namespace redirect_dir cannot be set; userxattr turns it off as well, and keeps the marks in user.overlay.
+        options = overlay_options(lower, upper, work).replace("redirect_dir=off", "userxattr")
+        mount("overlay", target, MS_NODEV, options)
+
+
+def _overlay_folders(scratch: str, root: str) -> None:
+    """Lay a layer over each folder of the host's /, for there are mounts in it that a user namespace may not look behind.
+
+    A folder which has such mounts itself is shown read-only.
+    """
+    for entry in os.scandir("/"):
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), f"{root}/{entry.name}")
+        elif entry.is_dir() and entry.path not in _NEVER:
+            layer = f"{scratch}/{entry.name}"
+            _folders(layer, f"{root}/{entry.name}")
+            folder = os.open(f"{root}/{entry.name}", os.O_PATH | os.O_CLOEXEC)
+            try:
+                _overlay(entry.path, layer, folder)
+            except OSError as error:
+                if error.errno != _LOCKED:
+                    raise
+                what = os.open(entry.path, os.O_PATH | os.O_CLOEXEC)
+                bind(what, folder, readonly=True, nodev=True, recursive=True)
+                os.close(what)
+            os.close(folder)
 
 
 def _folders(*paths: str) -> None:
@@ -234,7 +271,8 @@ def show_host(root: Root, mountinfo: str, masked: list[str]) -> None:
         try:
             root.bind(path, path, readonly=True, create=False)
         except OSError as error:
-            if error.errno not in _GONE:  # a mount that lies hidden below another one, or a dead FUSE server
+            # One that lies hidden below another one, or a dead FUSE server; or its folder is shown with all that is in it.
+            if error.errno not in (*_GONE, _LOCKED):
                 raise
     for path in temporary:
         root.mount("tmpfs", path, MS_NOSUID | MS_NODEV, "mode=1777")

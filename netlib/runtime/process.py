@@ -30,11 +30,12 @@ _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _CLOSE_RANGE_CLOEXEC = 4
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 428, 429, 436, 442  # the same on every architecture
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLONE3 = 428, 429, 435  # these and the next two: the same on every architecture
+_SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 436, 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_BYTES = 16 << 20  # of a container's /etc/passwd or /etc/group that are read
-SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
+SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 9, 13, 17, 25
 
 # What Docker leaves to a container's root: moby, daemon/pkg/oci/caps/defaults.go. The numbers are those of linux/capability.h.
 DEFAULT_CAPABILITIES = {
@@ -60,8 +61,18 @@ def _check(result: int, action: str) -> int:
 # --- namespaces ----------------------------------------------------------------------------------------------------------
 
 
+def fork_into_new_pids() -> int:
+    """As os.fork(), the child being process 1 of a new PID namespace.
+
+    Not unshare(2) and fork: to have its later children in its own namespace again, a process needs rights in that one, which
+    root of a user namespace has not. None of Python's hooks for forks are run.
+    """
+    arguments = struct.pack("=8Q", CLONE_NEWPID, 0, 0, 0, SIGCHLD, 0, 0, 0)  # struct clone_args: flags and exit_signal
+    return _check(_libc.syscall(_SYS_CLONE3, arguments, len(arguments)), "make namespaces")
+
+
 def unshare(flags: int) -> None:
-    """Leave the namespaces named by *flags* for new ones (for CLONE_NEWPID: the next child does)."""
+    """Leave the namespaces named by *flags* for new ones."""
     _check(_libc.unshare(flags), "make namespaces")
 
 

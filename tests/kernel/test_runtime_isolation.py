@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,3 +292,27 @@ def test_folder_and_environment(world: World) -> None:
         "h",
         "0022",
     ]
+
+
+def _in_user_namespace(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Do ``netlib ARGUMENTS`` as root of a user namespace of its own, with nothing of the machine's root."""
+    environment = {**os.environ, "NETLIB_STATE_DIR": str(state / "state"), "NETLIB_RUN_DIR": str(state / "run")}
+    unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+    command = [*unshare, sys.executable, "-m", "netlib", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_run_in_a_user_namespace(tmp_path: Path) -> None:
+    """As README says: no sudo. What is mounted below / is locked there, other users and PID namespaces are out of reach."""
+    script = "id -u; echo $$; echo mark > /srv/mark && cat /srv/mark; ls /proc/self/ns >/dev/null && ip -brief link"
+    done = _in_user_namespace(tmp_path, "run", "--rm", "--network", "none", "sh", "-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    uid, pid, mark, link = done.stdout.splitlines()
+    assert (uid, pid, mark, link.split()[0]) == ("0", "1", "mark", "lo")
+    assert not Path("/srv/mark").exists()
+
+
+def test_a_user_that_a_user_namespace_does_not_have(tmp_path: Path) -> None:
+    done = _in_user_namespace(tmp_path, "run", "--rm", "--network", "none", "-u", "1234", "true")
+    assert done.returncode == 125
+    assert done.stderr.endswith(" cannot be started: become user 1234 and group 0: invalid argument\n")
