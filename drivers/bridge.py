@@ -4,18 +4,21 @@ Options by Docker's keys; ``netlib.bridge.hairpin`` (ours) lets a container reac
 """
 
 import ipaddress
+from collections.abc import Mapping
 
 from msgspec import Struct, field
 
 from netlib.errors import ConfigError
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, PublishedPort
 from netlib.kernel.addresses import Address
-from netlib.kernel.links import Bridge, BridgePort, Veth
+from netlib.kernel.bridges import Bridge, BridgePort
+from netlib.kernel.links import Veth
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
 from netlib.model import Endpoint, IPAddress, IPInterface, Network, PortMapping, Sandbox, Scope
-from netlib.names import bridge_ifname, check_ifname, check_mtu, veth_ifname
+from netlib.names import BRIDGE_NAME_OPTION, bridge_ifname, check_ifname, check_mtu, veth_ifname
 from netlib.options import decoded_options
 from netlib.plan import KernelObject, Plan
+from netlib.ports import port_runs
 
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 _LINK_LOCAL = ipaddress.ip_interface("fe80::1/64")
@@ -59,13 +62,17 @@ class BridgeDriver:
         if options.mtu:
             check_mtu(options.mtu, ipv6=network.ipv6)
         if options.host_binding:
+            binding = f"network {network.name!r}: com.docker.network.bridge.host_binding_ipv4={options.host_binding}"
             try:
                 ipaddress.IPv4Address(options.host_binding)
             except ValueError:
-                raise ConfigError(
-                    f"network {network.name!r}: com.docker.network.bridge.host_binding_ipv4="
-                    f"{options.host_binding} is no IPv4 address"
-                ) from None
+                raise ConfigError(f"{binding} is no IPv4 address") from None
+            if not network.ipv4:
+                raise ConfigError(f"{binding} asks for ports on IPv4, which this network has not; leave it out, or IPv4 on")
+
+    def link_name(self, options: Mapping[str, str]) -> str:
+        """The bridge that the options name."""
+        return options.get(BRIDGE_NAME_OPTION, "")
 
     def ifname_prefix(self, network: Network) -> str:
         """``container_iface_prefix``, or eth."""
@@ -85,7 +92,13 @@ class BridgeDriver:
         return Plan(
             FirewallBase(),
             *(forwarding for forwarding in _forwarding(network) if outward),
-            Bridge(ifname=bridge, mac=_bridge_mac(network), mtu=options.mtu, ipv6=network.pool(6) is not None),
+            Bridge(
+                ifname=bridge,
+                mac=_bridge_mac(network),
+                mtu=options.mtu,
+                ipv6=network.pool(6) is not None,
+                filtered=not options.icc,
+            ),
             *(Address(ifname=bridge, address=address) for address in _bridge_addresses(network)),
             BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
             *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if outward and options.masquerade),
@@ -124,14 +137,15 @@ def _published(endpoint: Endpoint, bridge: str) -> tuple[KernelObject, ...]:
         PublishedPort(
             bridge=bridge,
             address=address.ip,
-            container_port=mapping.container_port,
-            host_port=mapping.host_port,
-            protocol=mapping.protocol,
-            host_ip=mapping.host_ip,
+            container_port=first.container_port,
+            host_port=first.host_port,
+            count=count,
+            protocol=first.protocol,
+            host_ip=first.host_ip,
         )
-        for mapping in endpoint.ports
+        for first, count in port_runs(endpoint.ports)
         for address in endpoint.addresses
-        if mapping.host_ip is None or mapping.host_ip.version == address.version
+        if first.host_ip is None or first.host_ip.version == address.version
     )
     if not any(_on_loopback(mapping) for mapping in endpoint.ports):
         return ports

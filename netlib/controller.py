@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from msgspec.structs import replace
-
 from netlib import recovery
 from netlib.client import DaemonWatcher
 from netlib.config import Config
@@ -25,16 +23,15 @@ from netlib.host import Host
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import NETNS_DIR, current_identity, entered, identity_of_path
-from netlib.kernel.routes import host_routes
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
-from netlib.model import HOST, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
+from netlib.model import Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
 from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
-from netlib.requests import ConnectRequest, NetworkRequest, endpoint_record, network_record
-from netlib.sandboxes import Attachment, is_served, netns_plan, sandbox_plan
+from netlib.requests import ConnectRequest, NetworkRequest, endpoint_record, network_record, surroundings
+from netlib.sandboxes import Attachment, is_served, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -128,9 +125,9 @@ class Controller:
         network_id = new_id()
         with self._operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
             with self.engine.kernel(network_id) as kernel:
-                avoid = host_routes(kernel)
+                around = surroundings(kernel, request)
                 return self.lifecycle.create_network(
-                    kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, avoid)
+                    kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, around)
                 )
 
     def remove_network(self, reference: str) -> None:
@@ -178,7 +175,7 @@ class Controller:
     ) -> Sandbox:
         """Create a sandbox: with a netns of its own in ``/run/netns`` (*netns* None), the host's (``""``), or that at a path.
 
-        Raises AlreadyExists when the name, or a netns of that name, is there.
+        Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already.
         """
         check_sandbox_name(name)
         if hostname:
@@ -187,31 +184,27 @@ class Controller:
             check_domainname(domainname)
         check_resolver(resolver)
         sandbox_id = sandbox_id or new_id()
-        path = str(NETNS_DIR / name) if netns is None else netns
         identity = identity_of_path(netns) if netns else ""
         if identity == current_identity():
             raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
-        sandbox = Sandbox(
-            id=sandbox_id,
-            name=name,
-            created=time.time(),
-            netns=NetnsRef(path, identity) if path else HOST,
-            owned=netns is None,
-            hostname=hostname or sandbox_id[:12],
-            domainname=domainname,
-            resolver=resolver,
-            dns_port=random.choice(_DNS_PORTS),
-            files_dir=str(self.config.sandbox_dir / sandbox_id),
-        )
-        with self._operation("sandbox create", name), self.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"):
-            with self.engine.kernel(sandbox_id) as kernel:
-                return self.lifecycle.create_sandbox(
-                    kernel,
-                    sandbox,
-                    netns_plan(sandbox),
-                    check=lambda tx: self._check_free(tx, sandbox),
-                    finish=lambda: self._identified(sandbox),
-                )
+        with (
+            self._operation("sandbox create", name),
+            self.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
+            self.engine.kernel(sandbox_id) as kernel,
+        ):
+            sandbox = Sandbox(
+                id=sandbox_id,
+                name=name,
+                created=time.time(),
+                netns=kernel.new_netns(str(NETNS_DIR / name)) if netns is None else NetnsRef(netns, identity),
+                owned=netns is None,
+                hostname=hostname or sandbox_id[:12],
+                domainname=domainname,
+                resolver=resolver,
+                dns_port=random.choice(_DNS_PORTS),
+                files_dir=str(self.config.sandbox_dir / sandbox_id),
+            )
+            return self.lifecycle.create_sandbox(kernel, sandbox, lambda tx: self._check_free(tx, sandbox))
 
     def remove_sandbox(self, reference: str) -> None:
         """Remove a sandbox with its endpoints, its files and, where it is ours, its netns."""
@@ -409,11 +402,11 @@ class Controller:
             raise AlreadyExists(
                 f"a network namespace {sandbox.name!r} that is not ours exists; choose another name, or `ip netns del` it"
             )
-
-    def _identified(self, sandbox: Sandbox) -> Sandbox:
-        if not sandbox.owned:
-            return sandbox
-        return replace(sandbox, netns=NetnsRef(sandbox.netns.path, identity_of_path(sandbox.netns.path)))
+        other = None if sandbox.owned or sandbox.netns.is_host else tx.sandbox_in(sandbox.netns.identity)
+        if other is not None:
+            raise AlreadyExists(
+                f"the network namespace at {sandbox.netns.path} is that of container {other.name!r}; use that one"
+            )
 
     def _attachments(self, tx: Transaction, sandbox: Sandbox) -> list[Attachment]:
         endpoints = [row.value for row in tx.endpoints_of_sandbox(sandbox.id) if row.phase is not Phase.REMOVING]

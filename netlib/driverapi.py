@@ -5,6 +5,7 @@ default route, resolv.conf and hosts are the core's, the same for every driver. 
 their own, never flags.
 """
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -49,6 +50,15 @@ class ValidatesNetwork(Protocol):
 
     def validate_network(self, network: Network) -> None:
         """Raise ConfigError with one sentence; nothing has been changed yet."""
+        ...
+
+
+@runtime_checkable
+class TakesLink(Protocol):
+    """A driver whose network may be told to sit on a link of the host: what is there on that link is then its own."""
+
+    def link_name(self, options: Mapping[str, str]) -> str:
+        """The link that *options* (those of a network request, not checked yet) name, or ""."""
         ...
 
 

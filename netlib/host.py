@@ -12,11 +12,10 @@ from netlib.config import Config
 from netlib.errors import ConfigError, Conflict, NotPermitted
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id
-from netlib.kernel.routes import host_routes
 from netlib.locks import Locks
 from netlib.model import Network, Phase
 from netlib.names import new_id
-from netlib.requests import NetworkRequest, network_record
+from netlib.requests import NetworkRequest, network_record, surroundings
 from netlib.store.sqlite import Store
 
 DEFAULT_SUBNET = "172.17.0.0/16"
@@ -67,16 +66,16 @@ class Host:
         if not missing:
             return
         with Kernel() as kernel:
-            routes = host_routes(kernel)
+            around = {request.name: surroundings(kernel, request) for request in missing}
         with self.store.write() as tx:
             for request in missing:
                 if tx.find(Network, request.name) is not None:
                     continue
                 network_id, now = new_id(), time.time()
                 try:
-                    network = network_record(tx, network_id, now, request, routes, predefined=True)
+                    network = network_record(tx, network_id, now, request, around[request.name], predefined=True)
                 except (Conflict, ConfigError):  # a route of the host is in the way: the next free pool
                     free = NetworkRequest(name=request.name, options=request.options)
-                    network = network_record(tx, network_id, now, free, routes, predefined=True)
+                    network = network_record(tx, network_id, now, free, around[request.name], predefined=True)
                 tx.insert(network, name=network.name, phase=Phase.READY)
                 tx.stamp(network_id, "")

@@ -82,32 +82,15 @@ class Lifecycle:
             with self.store.write() as tx:
                 tx.set_phase(row.id, Phase.READY)
 
-    def create_sandbox(
-        self,
-        kernel: Kernel,
-        sandbox: Sandbox,
-        netns: Plan,
-        *,
-        check: Callable[[Transaction], None],
-        finish: Callable[[], Sandbox],
-    ) -> Sandbox:
-        """Write *sandbox* if *check* lets it, make its netns, complete it by *finish* (its netns' identity), apply the rest."""
+    def create_sandbox(self, kernel: Kernel, sandbox: Sandbox, check: Callable[[Transaction], None]) -> Sandbox:
+        """Write *sandbox* if *check* lets it, apply its plan, and call it ready."""
         with self.store.write() as tx:
             check(tx)
             tx.insert(sandbox, name=sandbox.name)
-            tx.write_objects(sandbox.id, netns)
+            plan = self.engine.observed(tx, kernel, sandbox.id, self._plan_sandbox(tx, sandbox))
+            tx.write_objects(sandbox.id, plan)
         with self._or_forget(sandbox.id):
-            self.engine.ensure(kernel, sandbox.id, netns)
-            try:
-                sandbox = finish()
-                with self.store.write() as tx:
-                    plan = self.engine.observed(tx, kernel, sandbox.id, self._plan_sandbox(tx, sandbox), own=netns)
-                    tx.replace(sandbox)
-                    tx.write_objects(sandbox.id, plan)
-                self.engine.ensure(kernel, sandbox.id, Plan(*plan[len(netns) :]))
-            except NetlibError:
-                self.engine.remove(kernel, [sandbox.id], netns)
-                raise
+            self.engine.ensure(kernel, sandbox.id, plan)
         with self.store.write() as tx:
             tx.set_phase(sandbox.id, Phase.READY)
         return sandbox

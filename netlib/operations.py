@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.locks import Locks
-from netlib.plan import KernelObject, Plan, plan_change
+from netlib.plan import KernelObject, Key, Plan, plan_change
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
 
@@ -36,7 +36,11 @@ class Engine:
 
     def kernel(self, record: str) -> Kernel:
         """A handle whose tag says that what it makes belongs to *record*."""
-        return Kernel(tag=f"netlib:{self.store_tag}:{record[:12]}")
+        return Kernel(tag=self.tag(record))
+
+    def tag(self, record: str) -> str:
+        """What marks a thing in the kernel as *record*'s."""
+        return f"netlib:{self.store_tag}:{record[:12]}"
 
     def observed(self, tx: Transaction, kernel: Kernel, record: str, plan: Plan, *, own: Plan | None = None) -> Plan:
         """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.
@@ -107,10 +111,12 @@ class Engine:
         vanishes with them (their addresses) is not removed one by one.
         """
         items = list({item.key: item for item in objects}.values())
+        free = self._free(records, items)
         carriers: dict[str, list[KernelObject]] = {}
-        for item in self._free(records, [item for item in items if type(item).carries is not KernelObject.carries]):
-            for path in item.carries_in:
-                carriers.setdefault(path, []).append(item)
+        for item in items:
+            if item.key in free and type(item).carries is not KernelObject.carries:
+                for path in item.carries_in:
+                    carriers.setdefault(path, []).append(item)
         going = [
             item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers.get(item.netns.path, ()))
         ]
@@ -118,12 +124,13 @@ class Engine:
         for run in _removal_runs(going):
             with self._locked(run):
                 try:
-                    free = self._free(records, run)
-                    for item in free:
+                    unheld = self._free(records, run) if any(item.shared for item in run) else free  # asked again, locked
+                    leaving = [item for item in run if item.key in unheld]
+                    for item in leaving:
                         self._tell("remove", item)
-                    if free:
-                        type(free[0]).remove_many(kernel, free)
-                        for item in free:
+                    if leaving:
+                        type(leaving[0]).remove_many(kernel, leaving)
+                        for item in leaving:
                             self._tell("removed", item)
                     self._let_go(records, run)
                 except TeardownError as error:
@@ -162,13 +169,14 @@ class Engine:
                 stack.enter_context(self.locks.hold(f"key:{key}", f"changing {key}"))
             yield
 
-    def _free(self, records: Collection[str], run: Iterable[KernelObject]) -> list[KernelObject]:
-        items = list(run)
-        if not items:
-            return []
+    def _free(self, records: Collection[str], items: Iterable[KernelObject]) -> set[Key]:
+        """The keys of those that nobody besides *records* holds: one question for all of them."""
+        keys = {str(item.key): item.key for item in items}
+        if not keys:
+            return set()
         with self.store.read() as tx:
-            held = tx.holders((item.key for item in items), besides=records)
-        return [item for item in items if str(item.key) not in held]
+            held = tx.holders(keys.values(), besides=records)
+        return {key for spelled, key in keys.items() if spelled not in held}
 
     def _let_go(self, records: Collection[str], run: Iterable[KernelObject]) -> None:
         """Cross shared objects off while their lock is held: of two last holders that leave at once, one sees itself last."""

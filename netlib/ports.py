@@ -10,6 +10,7 @@ address means every address of both.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from netlib.errors import ConfigError
 from netlib.model import IPAddress, PortMapping, Protocol
 from netlib.names import parse_address
 
-__all__ = ["PortRequest", "parse_expose", "parse_publish"]
+__all__ = ["PortRequest", "parse_expose", "parse_publish", "port_runs"]
 
 _DIGITS = re.compile(r"[0-9]+")
 _SYNTAX = "write it like 80, 8080:80, 127.0.0.1:8080:80, [::1]:8080:80 or 8000-8010:80-90/udp"
@@ -42,6 +43,21 @@ class PortRequest(Struct, frozen=True, kw_only=True):
         return PortMapping(
             container_port=self.container_port, host_port=host_port, protocol=self.protocol, host_ip=self.host_ip
         )
+
+
+def port_runs(mappings: Sequence[PortMapping]) -> Iterator[tuple[PortMapping, int]]:
+    """Split into runs in which each mapping is the one before it with both its ports one further: (the first, how many)."""
+    start = 0
+    for end in range(1, len(mappings) + 1):
+        if end == len(mappings) or not _follows(mappings[end - 1], mappings[end]):
+            yield mappings[start], end - start
+            start = end
+
+
+def _follows(one: PortMapping, other: PortMapping) -> bool:
+    ports = (one.host_port + 1, one.container_port + 1)
+    same = one.protocol is other.protocol and one.host_ip == other.host_ip
+    return same and (other.host_port, other.container_port) == ports
 
 
 def parse_publish(text: str) -> tuple[PortRequest, ...]:

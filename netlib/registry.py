@@ -22,9 +22,9 @@ _DRIVERS = {
 _IPAM_DRIVERS = {"default": "ipam.default:DefaultIpam"}
 _OBJECTS = {
     "netns": "netlib.kernel.netns:OwnedNetns",
-    "bridge": "netlib.kernel.links:Bridge",
+    "bridge": "netlib.kernel.bridges:Bridge",
     "veth": "netlib.kernel.links:Veth",
-    "bridge_port": "netlib.kernel.links:BridgePort",
+    "bridge_port": "netlib.kernel.bridges:BridgePort",
     "link_up": "netlib.kernel.links:LinkUp",
     "address": "netlib.kernel.addresses:Address",
     "route": "netlib.kernel.routes:RouteEntry",

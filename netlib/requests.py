@@ -5,14 +5,17 @@ Everything that can be refused is refused here, before anything is written or to
 
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from netlib.driverapi import BindsPorts, NamesLinks, ValidatesNetwork
-from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
+from netlib.driverapi import BindsPorts, NamesLinks, TakesLink, ValidatesNetwork
+from netlib.errors import AlreadyExists, ConfigError, FeatureMissing, PoolExhausted, PortTaken
 from netlib.ipamapi import PoolRequest
+from netlib.kernel.addresses import addresses_of
+from netlib.kernel.links import kernel_has_ipv6
+from netlib.kernel.routes import host_routes
 from netlib.kernel.sockets import port_candidates, probe_port
 from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Protocol, Sandbox
 from netlib.names import (
@@ -29,6 +32,9 @@ from netlib.options import decoded_options
 from netlib.ports import PortRequest
 from netlib.registry import driver, ipam_driver
 from netlib.store.records import Transaction
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
 
 _Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
 
@@ -68,9 +74,35 @@ class ConnectRequest(Struct, frozen=True, kw_only=True):
     options: Mapping[str, str] = {}
 
 
-def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
-    """Sort gateways, ranges and auxiliary addresses to their subnets; add the families that are asked for without one."""
+class Surroundings(NamedTuple):
+    """What of the host a new network has to reckon with."""
+
+    routes: Sequence[IPNetwork] = ()
+    link: str = ""  # of the host, on which the network is to sit
+    addresses: Sequence[IPInterface] = ()  # that this link has already
+
+
+def surroundings(kernel: "Kernel", request: NetworkRequest) -> Surroundings:
+    """Look at the host for *request*: what is on the link that it names stands in nobody's way."""
+    known = driver(request.driver)
+    link = known.link_name(request.options) if isinstance(known, TakesLink) else ""
+    return Surroundings(host_routes(kernel, besides=link), link, addresses_of(kernel, link) if link else ())
+
+
+def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolRequest]:
+    """Sort gateways, ranges and auxiliary addresses to their subnets; add the families that are asked for without one.
+
+    A family without a subnet gets that of the link which the network is to sit on, where it has one: as in Docker, its
+    address is the gateway.
+    """
     subnets = [parse_subnet(item) for item in request.subnets]
+    if not request.ipv4 and (unwanted := [str(subnet) for subnet in subnets if subnet.version == 4]):
+        raise ConfigError(
+            f"network {request.name!r}: subnet {unwanted[0]} is of IPv4, which is switched off; leave out one of them"
+        )
+    for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
+        if wanted and not any(subnet.version == family for subnet in subnets):
+            subnets += _subnets_of(around.addresses, family)[:1]
     gateways = _by_subnet("gateway", [parse_address(item, "gateway") for item in request.gateways], subnets)
     ranges = _by_subnet("ip-range", [parse_subnet(item, "ip-range") for item in request.ip_ranges], subnets)
     auxiliary: dict[IPNetwork, dict[str, IPAddress]] = {}
@@ -78,12 +110,16 @@ def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
         address = parse_address(item, f"aux-address {label}")
         auxiliary.setdefault(next(iter(_by_subnet(f"aux-address {label}", [address], subnets))), {})[label] = address
     pools = [
-        PoolRequest(
-            family=subnet.version,
-            subnet=subnet,
-            gateway=gateways.get(subnet),
-            ip_range=ranges.get(subnet),
-            auxiliary=auxiliary.get(subnet, {}),
+        _reckoned(
+            PoolRequest(
+                family=subnet.version,
+                subnet=subnet,
+                gateway=gateways.get(subnet),
+                ip_range=ranges.get(subnet),
+                auxiliary=auxiliary.get(subnet, {}),
+            ),
+            around.link,
+            [address.ip for address in around.addresses if address.ip in subnet],
         )
         for subnet in subnets
     ]
@@ -93,12 +129,24 @@ def pool_requests(request: NetworkRequest) -> list[PoolRequest]:
     return sorted(pools, key=lambda pool: pool.family)
 
 
+def _subnets_of(addresses: Sequence[IPInterface], family: int) -> list[IPNetwork]:
+    """The subnets that links with *addresses* are in; those of one or two addresses have no room for members."""
+    return [item.network for item in addresses if item.version == family and item.network.num_addresses > 2]
+
+
+def _reckoned(pool: PoolRequest, link: str, present: Sequence[IPAddress]) -> PoolRequest:
+    """*pool* on a link that has the addresses *present*: the first is its gateway if none is given, no member gets another."""
+    rest = [address for address in present if address != pool.gateway and address not in pool.auxiliary.values()]
+    gateway = pool.gateway or (rest.pop(0) if rest else None)
+    return replace(pool, gateway=gateway, auxiliary={**pool.auxiliary, **{f"{link} {address}": address for address in rest}})
+
+
 def network_record(
     tx: Transaction,
     network_id: str,
     created: float,
     request: NetworkRequest,
-    avoid: Sequence[IPNetwork],
+    around: Surroundings,
     *,
     predefined: bool = False,
 ) -> Network:
@@ -112,7 +160,7 @@ def network_record(
         )
     check_labels(request.labels)
     decoded_options(known.network_options, request.options, f"network {request.name!r}")
-    wanted = pool_requests(request)
+    wanted = pool_requests(request, around)
     network = Network(
         id=network_id,
         name=request.name,
@@ -130,8 +178,10 @@ def network_record(
     )
     if isinstance(known, ValidatesNetwork):
         known.validate_network(network)
+    if network.ipv6 and not kernel_has_ipv6():
+        raise FeatureMissing(f"network {request.name!r}: this kernel has no IPv6; leave --ipv6 and IPv6 subnets out")
     ipam = ipam_driver(request.ipam_driver)
-    pools = tuple(ipam.request_pool(tx, network_id, pool, avoid) for pool in wanted)
+    pools = tuple(ipam.request_pool(tx, network_id, pool, around.routes) for pool in wanted)
     return replace(network, pools=pools)
 
 

@@ -25,15 +25,11 @@ _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0
 _UDP_TIMEOUT_SECONDS = "5"
 
 
-def netns_plan(sandbox: Sandbox) -> Plan:
-    """The netns itself, where it is ours: applied first, so that its identity is known to all that follows."""
-    return Plan(OwnedNetns(path=sandbox.netns.path)) if sandbox.owned else Plan()
-
-
 def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> Plan:
     """Everything of the sandbox that belongs to no single endpoint."""
-    objects: list[KernelObject] = [*netns_plan(sandbox)]
+    objects: list[KernelObject] = []
     if sandbox.owned:
+        objects.append(OwnedNetns(path=sandbox.netns.path, identity=sandbox.netns.identity))
         objects.append(LinkUp(ifname="lo", netns=sandbox.netns))
         if is_served(attachments):
             objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))

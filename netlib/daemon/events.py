@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Flag, auto
 
 from netlib.controller import Controller
-from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance
+from netlib.firewall.objects import FirewallBase, FirewallObject, ForwardAllowance
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
 from netlib.lifecycle import record_lock
@@ -106,7 +106,7 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
     """Where our table is not whole any more, make again all that ready records have in it; return how many objects that were.
 
     *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the
-    store's write lock, which is held. One transaction per record, so that each entry carries its record's tag.
+    store's write lock, which is held. It is one transaction: packets meet all of it, or what they met before.
     """
     base = FirewallBase()
     with (
@@ -120,9 +120,7 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
         watched = [base, *(item for items in records.values() for item in items if thorough)]
         if not records or all(item.drift(kernel) is None for item in watched):
             return 0
-        for record, items in sorted(records.items(), key=lambda pair: not _is_network(pair[1])):
-            kernel.tag = controller.engine.kernel(record).tag
-            FirewallObject.ensure_many(kernel, items)
+        FirewallObject.ensure_tagged(kernel, {controller.engine.tag(record): items for record, items in records.items()})
     return sum(map(len, records.values()))
 
 
@@ -142,7 +140,3 @@ def restore_allowances(controller: Controller) -> int:
                 item.ensure(kernel)
                 restored += 1
     return restored
-
-
-def _is_network(items: list[KernelObject]) -> bool:
-    return any(isinstance(item, BridgedNetwork) for item in items)

@@ -7,18 +7,19 @@ the host's own processes can come by this way.
 import errno
 import socket
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from netlib.dns.loop import READABLE, WRITABLE, Loop
 from netlib.kernel.descriptors import lifted
-from netlib.model import IPAddress
 
-__all__ = ["LoopbackForwarder", "listen_beside"]
+__all__ = ["LoopbackForwarder", "Place"]
 
 ADDRESS = "::1"
 MAX_PAIRS = 512
+_WAITED_FOR = 64  # listeners, 0.02 ms each
 _BACKLOG = 128
 _BUFFER = 1 << 16
 _CONNECT_SECONDS = 10.0
@@ -27,7 +28,15 @@ _AT_ONCE = struct.pack("=ii", 1, 0)
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def listen_beside(held: socket.socket, port: int) -> socket.socket:
+class Place(NamedTuple):
+    """A host port to listen on, the socket that holds it on every address, and where its connections go."""
+
+    port: int
+    held: socket.socket
+    target: tuple[str, int]
+
+
+def _listen_beside(held: socket.socket, port: int) -> socket.socket:
     """Listen on ``[::1]:port`` although *held* has the port on every address. Raise OSError.
 
     Both need SO_REUSEADDR while the second one binds, and give it up afterwards, or a third could bind too.
@@ -54,24 +63,20 @@ class LoopbackForwarder:
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
+        self._listeners: dict[str, set[socket.socket]] = {}  # each owner's
         self._pairs: dict[_Pair, socket.socket] = {}  # each with the listener that it came by
 
-    def forward(self, listeners: Mapping[socket.socket, tuple[IPAddress, int]]) -> None:
-        """Forward what comes in at each listener to its container's address and port."""
-        if not listeners:
-            return
-        loop = self._loop = self._loop or Loop("netlibd-loopback")
+    def forward(self, owner: str, places: Sequence[Place]) -> None:
+        """Forward what comes in at *places* on behalf of *owner*; a long range is opened after this comes back."""
+        if places:
+            loop = self._loop = self._loop or Loop("netlibd-loopback")
+            give = loop.call if len(places) <= _WAITED_FOR else loop.post
+            give(partial(self._listen, loop, owner, places))
 
-        def watch() -> None:
-            for listener, (address, port) in listeners.items():
-                loop.watch(listener.fileno(), partial(self._accept, loop, listener, (str(address), port)))
-
-        loop.call(watch)
-
-    def close_listeners(self, listeners: Collection[socket.socket]) -> None:
-        """Close listeners and what is connected through them."""
-        if self._loop is not None and listeners:
-            self._loop.call(partial(self._close_listeners, self._loop, set(listeners)))
+    def withdraw(self, owner: str) -> None:
+        """Close the listeners of *owner* and what is connected through them."""
+        if self._loop is not None:
+            self._loop.call(partial(self._close_listeners, self._loop, owner))
 
     def close(self) -> None:
         """End the thread, after all listeners are closed."""
@@ -79,7 +84,18 @@ class LoopbackForwarder:
             self._loop.stop()
             self._loop = None
 
-    def _close_listeners(self, loop: Loop, listeners: set[socket.socket]) -> None:
+    def _listen(self, loop: Loop, owner: str, places: Sequence[Place]) -> None:
+        listeners = self._listeners.setdefault(owner, set())
+        for place in places:
+            try:
+                listener = lifted(_listen_beside(place.held, place.port))
+            except OSError:  # a host without IPv6
+                continue
+            listeners.add(listener)
+            loop.watch(listener.fileno(), partial(self._accept, loop, listener, place.target))
+
+    def _close_listeners(self, loop: Loop, owner: str) -> None:
+        listeners = self._listeners.pop(owner, set())
         for pair in [pair for pair, origin in self._pairs.items() if origin in listeners]:
             pair.close()
         for listener in listeners:

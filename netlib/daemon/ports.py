@@ -10,7 +10,7 @@ import resource
 import socket
 from contextlib import suppress
 
-from netlib.daemon.loopback import LoopbackForwarder, listen_beside
+from netlib.daemon.loopback import LoopbackForwarder, Place
 from netlib.errors import NetlibError
 from netlib.kernel.descriptors import lifted
 from netlib.kernel.sockets import hold_port
@@ -19,30 +19,32 @@ from netlib.model import Endpoint, IPAddress, PortMapping, Protocol
 __all__ = ["HeldPorts", "raise_descriptor_limit"]
 
 logger = logging.getLogger(__name__)
-_Place = tuple[Protocol, int, IPAddress | None]
+_HeldPlace = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
     """The sockets that hold each endpoint's ports; used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[_Place, socket.socket]] = {}
-        self._listeners: dict[str, list[socket.socket]] = {}
+        self._held: dict[str, dict[_HeldPlace, socket.socket]] = {}
         self._missing: dict[str, Endpoint] = {}
         self._forwarder = LoopbackForwarder()
 
     def release(self, endpoint_id: str) -> None:
         """Let go of every port of an endpoint."""
         self._missing.pop(endpoint_id, None)
-        self._forwarder.close_listeners(self._listeners.pop(endpoint_id, ()))
-        for held in self._held.pop(endpoint_id, {}).values():
-            held.close()
+        held = self._held.pop(endpoint_id, {})
+        if held:
+            self._forwarder.withdraw(endpoint_id)
+        for sock in held.values():
+            sock.close()
 
     def hold(self, endpoint: Endpoint) -> None:
         """Hold the ports of *endpoint*, and serve those on ``[::1]``; log those that somebody else has."""
         held = self._held.setdefault(endpoint.id, {})
-        listeners: dict[socket.socket, tuple[IPAddress, int]] = {}
-        target = endpoint.address(6) or endpoint.address(4)
+        on_loopback: list[Place] = []
+        address = endpoint.address(6) or endpoint.address(4)
+        target = str(address.ip) if address else ""
         missing = 0
         for mapping in endpoint.ports:
             place = (mapping.protocol, mapping.host_port, mapping.host_ip)
@@ -55,11 +57,9 @@ class HeldPorts:
                 if endpoint.id not in self._missing:
                     logger.warning("%s", error)
                 continue
-            if target is not None and _is_on_loopback(mapping):
-                with suppress(OSError):  # a host without IPv6
-                    listeners[lifted(listen_beside(held[place], mapping.host_port))] = (target.ip, mapping.container_port)
-        self._forwarder.forward(listeners)
-        self._listeners.setdefault(endpoint.id, []).extend(listeners)
+            if target and _is_on_loopback(mapping):
+                on_loopback.append(Place(mapping.host_port, held[place], (target, mapping.container_port)))
+        self._forwarder.forward(endpoint.id, on_loopback)
         if missing:
             self._missing[endpoint.id] = endpoint
         else:

@@ -1,6 +1,7 @@
 """One thread, one epoll, one heap of timers: what the sockets of the resolver run on.
 
-Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.call` alone.
+Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post` and
+:meth:`Loop.call` alone.
 """
 
 import heapq
@@ -76,14 +77,19 @@ class Loop:
 
     # --- for other threads -----------------------------------------------------------------------------------------
 
-    def call(self, action: Callable[[], _T]) -> _T:
-        """Run *action* in the loop's thread and give back what it returns or raises."""
+    def post(self, action: Callable[[], _T]) -> "Future[_T]":
+        """Let the loop's thread run *action*, after all that it was given before, and do not wait."""
         future: Future[_T] = Future()
         with self._lock:
             if not self._running:
                 raise DaemonError("the DNS server is closed")
             self._calls.append((action, future))
             os.eventfd_write(self._wake_fd, 1)
+        return future
+
+    def call(self, action: Callable[[], _T]) -> _T:
+        """Run *action* in the loop's thread and give back what it returns or raises."""
+        future = self.post(action)
         try:
             return future.result(_CALL_SECONDS)
         except TimeoutError as error:

@@ -6,7 +6,7 @@ reading again.
 """
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
@@ -67,18 +67,20 @@ class Nftables:
             self._nft.close()
             self._nft = None
 
-    def ensure(self, objects: Sequence[KernelObject], tag: str = "") -> None:
-        """Make all of *objects* so in one transaction, their entries commented with *tag*; all of them or none."""
+    def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
+        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag."""
+        objects = [item for group in groups.values() for item in group]
         try:
-            self._transact(lambda exact: self._ensuring(objects, tag, exact), f"set up {_names(objects)}")
+            self._transact(lambda exact: self._ensuring(groups, exact), f"set up {_names(objects)}")
         except ObjectMissing as error:
             if not any(isinstance(item, FirewallBase) for item in objects):
                 raise
             # The table is part of this transaction: what is missing is an expression or a chain type.
             raise FeatureMissing(f"this kernel lacks a part of nf_tables (nat, masq, fib, ct): {error}", error.errno) from error
-        for item in objects:
-            if isinstance(item, ForwardAllowance):
-                LegacyTables(self.netns).allow(item.bridge, tag)
+        for tag, group in groups.items():
+            for item in group:
+                if isinstance(item, ForwardAllowance):
+                    LegacyTables(self.netns).allow(item.bridge, tag)
 
     def remove(self, objects: Sequence[KernelObject]) -> None:
         """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
@@ -176,23 +178,25 @@ class Nftables:
                 if attempt == _ATTEMPTS - 1:
                     raise
 
-    def _ensuring(self, objects: Sequence[KernelObject], tag: str, exact: bool) -> list[str]:
+    def _ensuring(self, groups: Mapping[str, Sequence[KernelObject]], exact: bool) -> list[str]:
+        objects = [item for group in groups.values() for item in group]
         commands: list[str] = []
         has_base = any(isinstance(item, FirewallBase) for item in objects)
         if has_base and self._base_drift() is not None:
             commands += base_commands()
-        wanted = [element for item in objects for element in elements(item)]
-        stale = [
-            element for item in objects if isinstance(item, BridgedNetwork) for element in self._stale(item, elements(item))
-        ]
-        if exact:
-            gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
-            stale += gone
-        commands += [*delete_elements(stale), *add_elements(wanted, tag)]
+        for tag, group in groups.items():
+            wanted = [element for item in group for element in elements(item)]
+            stale = [
+                element for item in group if isinstance(item, BridgedNetwork) for element in self._stale(item, elements(item))
+            ]
+            if exact:
+                gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
+                stale += gone
+            commands += [*delete_elements(stale), *add_elements(wanted, tag)]
         for item in objects:
             if isinstance(item, DnsRedirect):
                 commands += dns_commands(item)
-        commands += self._allowing([item for item in objects if isinstance(item, ForwardAllowance)], tag)
+        commands += self._allowing(groups)
         return commands
 
     def _removing(self, objects: Sequence[KernelObject], exact: bool) -> list[str]:
@@ -215,11 +219,12 @@ class Nftables:
                 commands += [f"add table {TABLE}", f"delete table {TABLE}"]
         return commands
 
-    def _allowing(self, allowances: Sequence[ForwardAllowance], tag: str) -> Iterator[str]:
-        if allowances:
+    def _allowing(self, groups: Mapping[str, Sequence[KernelObject]]) -> Iterator[str]:
+        bridges = [(item.bridge, tag) for tag, group in groups.items() for item in group if isinstance(item, ForwardAllowance)]
+        if bridges:
             tables = foreign_tables(self.nft)
-            for item in allowances:
-                yield from allowance_commands(tables, item.bridge, tag)
+            for bridge, tag in bridges:
+                yield from allowance_commands(tables, bridge, tag)
 
     def _difference(self, wanted: Iterable[Element], *, missing_table_is_empty: bool) -> tuple[list[Element], list[Element]]:
         """What must go first because it holds another value, and what must then be added."""

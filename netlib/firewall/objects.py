@@ -5,7 +5,7 @@ takes a whole run of objects as one transaction.
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -41,7 +41,13 @@ class FirewallObject(KernelObject, frozen=True, kw_only=True):
     @classmethod
     def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
         """Make the run so in one transaction: all of it or nothing."""
-        kernel.firewall(run[0].netns).ensure(run, kernel.tag)
+        cls.ensure_tagged(kernel, {kernel.tag: run})
+
+    @staticmethod
+    def ensure_tagged(kernel: "Kernel", groups: Mapping[str, Sequence[KernelObject]]) -> None:
+        """As :meth:`ensure_many` for several records at once: the objects of one netns, by the tag of their record."""
+        run = [item for group in groups.values() for item in group]
+        kernel.firewall(run[0].netns).ensure(groups)
         _flush_udp(kernel, run)
 
     @classmethod
@@ -87,7 +93,7 @@ class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_ne
     """A bridge that is a network of ours: apart from all others, closed to the outside but for its published ports.
 
     ``internal``: nothing leaves it and nothing enters. ``icc``: its members may talk to each other; bridged frames pass the
-    firewall only with ``bridge-nf-call-iptables``, so keeping members apart for certain takes isolated bridge ports as well.
+    firewall only where br_netfilter hands them over (see :class:`netlib.kernel.bridges.Bridge` and its ports).
     ``mode``: Docker's gateway mode; with ``nat-unprotected`` the outside may reach ports that are not published.
     """
 
@@ -116,6 +122,7 @@ class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
 class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="published_port"):
     """A container's port on a port of the host: on one address, or on every address of its family.
 
+    With a *count*, so many ports from ``host_port`` on lead to as many from ``container_port`` on: a range is one object.
     ``host_ip`` None, 0.0.0.0 and :: all mean every address. The kernel cannot forward what is sent to ``::1``: netlibd does.
     """
 
@@ -123,19 +130,25 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
     address: IPAddress
     container_port: int
     host_port: int
+    count: int = 1
     protocol: Protocol = Protocol.TCP
     host_ip: IPAddress | None = None
 
-    @cached_property  # a connect asks for it a dozen times, and for that of a thousand ports at once
+    @property
+    def host_ports(self) -> range:
+        return range(self.host_port, self.host_port + self.count)
+
+    @cached_property  # a connect asks for it a dozen times, and for that of many ports at once
     def key(self) -> Key:
         return self._named(f"port/{self.endpoint}/{self.protocol}")
 
     @property
     def endpoint(self) -> str:
-        """The host's side as people write it: ``0.0.0.0:8080``, ``[::1]:53``."""
+        """The host's side as people write it: ``0.0.0.0:8080``, ``[::1]:53``, ``0.0.0.0:8000-8099``."""
+        ports = f"{self.host_port}-{self.host_ports[-1]}" if self.count > 1 else str(self.host_port)
         if self.host_ip is None:
-            return f"0.0.0.0:{self.host_port}" if self.address.version == 4 else f"[::]:{self.host_port}"
-        return f"{self.host_ip}:{self.host_port}" if self.host_ip.version == 4 else f"[{self.host_ip}]:{self.host_port}"
+            return f"0.0.0.0:{ports}" if self.address.version == 4 else f"[::]:{ports}"
+        return f"{self.host_ip}:{ports}" if self.host_ip.version == 4 else f"[{self.host_ip}]:{ports}"
 
     @property
     def one_address(self) -> IPAddress | None:
@@ -178,7 +191,7 @@ def _flush_udp(kernel: "Kernel", run: Sequence[KernelObject]) -> None:
     ports: dict[IPAddress | None, set[int]] = {}
     for item in run:
         if isinstance(item, PublishedPort) and item.protocol == Protocol.UDP:
-            ports.setdefault(item.one_address, set()).add(item.host_port)
+            ports.setdefault(item.one_address, set()).update(item.host_ports)
     if ports:
         from netlib.kernel.conntrack import flush_udp
 

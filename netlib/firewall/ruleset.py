@@ -132,7 +132,7 @@ def elements(item: KernelObject) -> tuple[Element, ...]:
         case Masquerade():
             return (Element(f"masquerade{item.subnet.version}", (_subnet(item.subnet), checked_ifname(item.bridge))),)
         case PublishedPort():
-            return (_port_element(item),)
+            return tuple(_port_elements(item))
     return ()
 
 
@@ -149,15 +149,15 @@ def _network_elements(network: BridgedNetwork) -> Iterator[Element]:
         yield Element(f"own{subnet.version}", (_subnet(subnet), bridge))
 
 
-def _port_element(port: PublishedPort) -> Element:
+def _port_elements(port: PublishedPort) -> Iterator[Element]:
     for number in (port.host_port, port.container_port):
-        if not 0 < number < 65536:
+        if not 0 < number <= number + port.count - 1 < 65536:
             raise ConfigError(f"port {number} is out of range: 1 to 65535")
-    family = port.address.version
-    host = port.one_address
-    key = (port.protocol.value, str(port.host_port))
-    value = (_address(port.address), str(port.container_port))
-    return Element(f"hostports{family}", (_address(host), *key), value) if host else Element(f"ports{family}", key, value)
+    address, host, protocol = _address(port.address), port.one_address, port.protocol.value
+    holder = f"{'hostports' if host else 'ports'}{port.address.version}"
+    place = (_address(host), protocol) if host else (protocol,)
+    for offset in range(port.count):
+        yield Element(holder, (*place, str(port.host_port + offset)), (address, str(port.container_port + offset)))
 
 
 def _address(address: IPAddress) -> str:

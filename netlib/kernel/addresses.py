@@ -1,34 +1,36 @@
 """Addresses on links."""
 
 import errno
+import ipaddress
 import socket
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute
 from netlib.kernel.netns import command_in
-from netlib.model import IPInterface
+from netlib.kernel.sysctl import read_sysctl, write_sysctl
+from netlib.model import HOST, IPInterface, NetnsRef
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
-    from netlib.kernel.handle import Kernel
+    from netlib.kernel.handle import Kernel, Rtnl
 
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD, _IFA_F_DADFAILED = 0x02, 0x08
+_SCOPE_UNIVERSE = 0
 _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 
 
 class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
     """An address with its prefix length on a link; *adopted* when it was there before us, and then it stays.
 
-    IPv6 without duplicate address detection: addresses come from our own leases, and waiting costs a second. When the kernel
-    deletes an IPv4 address it takes younger ones of the same subnet on that link along (unless ``promote_secondaries`` is set).
+    IPv6 without duplicate address detection: addresses come from our own leases, and waiting costs a second.
     """
 
     ifname: str
@@ -54,9 +56,11 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
         self._order(kernel, f"add address {self.address} to", _RTM_NEWADDR, CREATE | EXCLUSIVE, broadcast, errno.EEXIST)
 
     def remove(self, kernel: "Kernel") -> None:
+        """Delete it alone: younger ones of its subnet, which the kernel would take along, stay."""
         if self.adopted:
             return
-        with suppress(ObjectMissing):
+        younger = f"net/ipv4/conf/{self.ifname}/promote_secondaries"
+        with suppress(ObjectMissing), kept(kernel, self.netns, younger) if self.address.version == 4 else nullcontext():
             self._order(kernel, f"delete address {self.address} from", _RTM_DELADDR, 0, b"", errno.EADDRNOTAVAIL)
 
     def _order(self, kernel: "Kernel", action: str, kind: int, flags: int, more: bytes, already: int) -> None:
@@ -83,15 +87,49 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
         return socket.AF_INET if self.address.version == 4 else socket.AF_INET6
 
     def _is_there(self, kernel: "Kernel") -> bool:
-        rtnl = kernel.rtnl(self.netns)
-        index, wanted = rtnl.index(self.ifname), (self.address.packed, self.address.network.prefixlen)
-        for header, found in rtnl.dump(_RTM_GETADDR, _IFADDR.pack(self._family, 0, 0, 0, index)):
-            _, prefixlen, flags, _, link = _IFADDR.unpack(header)
-            address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-            if (address, prefixlen) == wanted and link == index and not flags & _IFA_F_DADFAILED:
-                return True
-        return False
+        wanted = (self.address.packed, self.address.network.prefixlen)
+        found = _on_link(kernel.rtnl(self.netns), self.ifname, self._family)
+        return any((item.packed, item.prefixlen) == wanted and not item.flags & _IFA_F_DADFAILED for item in found)
 
     def commands(self) -> Iterable[str]:
         extra = " nodad" if self.address.version == 6 else " brd +" if self.address.network.prefixlen < 31 else ""
         yield command_in(self.netns, f"ip addr add {self.address}{extra} dev {self.ifname}")
+
+
+class _Found(NamedTuple):
+    packed: bytes
+    prefixlen: int
+    flags: int
+    scope: int
+
+
+def _on_link(rtnl: "Rtnl", ifname: str, family: int) -> Iterator[_Found]:
+    index = rtnl.index(ifname)
+    for header, found in rtnl.dump(_RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
+        kind, prefixlen, flags, scope, link = _IFADDR.unpack(header)
+        if link == index and kind == family:  # a kernel without IPv6 answers for all families
+            yield _Found(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS], prefixlen, flags, scope)
+
+
+def addresses_of(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[IPInterface]:
+    """The addresses of a link that are valid beyond it, as the kernel lists them; none when there is no such link."""
+    try:
+        found = [item for family in (socket.AF_INET, socket.AF_INET6) for item in _on_link(kernel.rtnl(netns), ifname, family)]
+    except ObjectMissing:
+        return []
+    return [ipaddress.ip_interface((item.packed, item.prefixlen)) for item in found if item.scope == _SCOPE_UNIVERSE]
+
+
+@contextmanager
+def kept(kernel: "Kernel", netns: NetnsRef, setting: str) -> Iterator[None]:
+    """Have a *setting* that lets addresses live on switched on during the block, where there is such a setting."""
+    prior = read_sysctl(kernel, netns, setting)
+    if prior in (None, "1"):
+        yield
+        return
+    write_sysctl(kernel, netns, setting, "1")
+    try:
+        yield
+    finally:
+        with suppress(ObjectMissing):
+            write_sysctl(kernel, netns, setting, str(prior))

@@ -19,8 +19,9 @@ def lifted(sock: socket.socket) -> socket.socket:
         fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_HIGH)
     except OSError:
         return sock
-    high = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-    high.settimeout(sock.gettimeout())
+    high = socket.socket(fileno=fd)
+    if (timeout := sock.gettimeout()) is not None:
+        high.settimeout(timeout)
     sock.close()
     return high
 

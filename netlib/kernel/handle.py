@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
 from netlib.kernel.netlink import Attributes, NetlinkSocket
-from netlib.kernel.netns import entered_fd, opened
+from netlib.kernel.netns import entered_fd, identity_of, new_netns, opened
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 
@@ -143,6 +143,17 @@ class Kernel:
             with opened(netns) as temporary:
                 fd = self._fds[netns] = os.dup(temporary)
         return fd
+
+    def new_netns(self, path: str) -> NetnsRef:
+        """Make a netns that an object will pin at *path*; until then it lives as long as the handle."""
+        fd = new_netns()
+        try:
+            netns = NetnsRef(path, identity_of(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fds[netns] = fd
+        return netns
 
     def forget(self, netns: NetnsRef) -> None:
         """Close what is open into the netns at that path, whatever its identity, so that it can end."""

@@ -11,6 +11,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 12, 18, 20, 26, 27
 IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 28, 29, 37
 INFO_KIND, INFO_DATA, INFO_SLAVE_DATA = 1, 2, 5
+BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
 BRPORT_MODE, BRPORT_LEARNING, BRPORT_ISOLATED = 4, 8, 33  # mode 1 is hairpin
 IFF_UP = 1
 
@@ -46,6 +47,7 @@ class LinkInfo(Struct, frozen=True):
     master: int  # index of its bridge, 0 for none
     peer: int  # of a veth: index of the other end in its netns; of a macvlan: the parent's
     peer_nsid: int | None  # the netns of that, as numbered here; None for the same netns
+    data: Attributes  # the settings of its kind
     port: Attributes  # of a bridge port: its settings
 
     @classmethod
@@ -66,6 +68,7 @@ class LinkInfo(Struct, frozen=True):
             master=_number(found.get(IFLA_MASTER)),
             peer=_number(found.get(IFLA_LINK)),
             peer_nsid=None if nsid is None else struct.unpack("=i", nsid)[0],
+            data=attributes_of(info.get(INFO_DATA, b"")),
             port=attributes_of(info.get(INFO_SLAVE_DATA, b"")),
         )
 

@@ -1,4 +1,4 @@
-"""Links: bridges, veth pairs, bridge ports, and links brought up.
+"""Links: what all kinds have in common, veth pairs, and links brought up.
 
 Ownership: what we make carries the handle's tag as its alias. The kernel takes no alias in the request that creates a link,
 so a new one is marked by its link group, and the next request swaps mark for alias: a link with neither is somebody else's
@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
-from netlib.errors import AlreadyExists, ConfigError, KernelError, ObjectMissing
+from netlib.errors import AlreadyExists, KernelError, ObjectMissing
 from netlib.kernel.linkinfo import (
-    BRPORT_ISOLATED,
-    BRPORT_LEARNING,
-    BRPORT_MODE,
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
@@ -28,10 +25,8 @@ from netlib.kernel.linkinfo import (
     IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_LINKINFO,
-    IFLA_MASTER,
     IFLA_MTU,
     IFLA_NET_NS_FD,
-    IFLA_PROTINFO,
     INFO_DATA,
     INFO_KIND,
     RTM_DELLINK,
@@ -43,7 +38,6 @@ from netlib.kernel.linkinfo import (
 )
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import command_in
-from netlib.kernel.sysctl import read_sysctl, write_sysctl
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -53,26 +47,29 @@ if TYPE_CHECKING:
 
 TAG_PREFIX = "netlib:"
 NEW_LINK_GROUP = 0x6E6C6962  # "nlib"
-_AF_BRIDGE, _VETH_INFO_PEER = 7, 1
+_VETH_INFO_PEER = 1
 _IPV6_MIN_MTU = 1280
 _NO_LINK_LOCAL = nest(IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(8, b"\1")))  # IFLA_INET6_ADDR_GEN_MODE: none
 
 
-def _ours(link: LinkInfo, kind: str) -> bool:
+def is_ours(link: LinkInfo, kind: str) -> bool:
+    """Whether it is of that kind and carries our tag or, half made, our mark."""
     return link.kind == kind and (link.alias.startswith(TAG_PREFIX) or (not link.alias and link.group == NEW_LINK_GROUP))
 
 
 @cache
-def _kernel_has_ipv6() -> bool:
+def kernel_has_ipv6() -> bool:
+    """Whether this kernel was built, and booted, with IPv6."""
     return Path("/proc/sys/net/ipv6").exists()
 
 
-def _attributes(mac: str = "", mtu: int = 0) -> bytes:
+def link_attributes(mac: str = "", mtu: int = 0) -> bytes:
+    """What a message sets of these; what is empty is left as it is."""
     address = attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))) if mac else b""
     return address + (number(IFLA_MTU, mtu) if mtu else b"")
 
 
-def _create(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, data: bytes = b"") -> bool:
+def create_link(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, data: bytes = b"") -> bool:
     """False when something of that name is there."""
     info = nest(IFLA_LINKINFO, attribute(INFO_KIND, kind.encode()), data)
     try:
@@ -85,19 +82,20 @@ def _create(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, data
     return True
 
 
-def _without_link_local(mtu: int) -> bytes:
+def without_link_local(mtu: int) -> bytes:
     """No IPv6 address that the kernel makes up when a carrier comes; a link of an MTU below 1280 has no IPv6 to be set."""
-    return _NO_LINK_LOCAL if _kernel_has_ipv6() and (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU else b""
+    return _NO_LINK_LOCAL if kernel_has_ipv6() and (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU else b""
 
 
-def _finish(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
+def finish_link(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
     """The second request of a creation, and the live change of what exists: the tag for the mark, attributes, up."""
     if kernel.tag:
         more += text(IFLA_IFALIAS, kernel.tag) + number(IFLA_GROUP, 0)
-    _set(rtnl, f"set up link {ifname}", ifname, more, IFF_UP)
+    set_link(rtnl, f"set up link {ifname}", ifname, more, IFF_UP)
 
 
-def _set(rtnl: "Rtnl", action: str, ifname: str, more: bytes, flags: int = 0, change: int = IFF_UP) -> None:
+def set_link(rtnl: "Rtnl", action: str, ifname: str, more: bytes, flags: int = 0, change: int = IFF_UP) -> None:
+    """Give a link the attributes *more*, and those *flags* that *change* names."""
     payload = link_header(0, flags, change) + text(IFLA_IFNAME, ifname) + more
     rtnl.order(f"{action} in {rtnl.netns.label}", (RTM_NEWLINK, 0, payload))
 
@@ -107,114 +105,30 @@ def _delete(rtnl: "Rtnl", link: LinkInfo) -> None:
         rtnl.order(f"delete link {link.ifname} in {rtnl.netns.label}", (RTM_DELLINK, 0, link_header(link.index)))
 
 
-def _remove(kernel: "Kernel", netns: NetnsRef, ifname: str, kind: str) -> None:
+def remove_link(kernel: "Kernel", netns: NetnsRef, ifname: str, kind: str) -> None:
+    """Delete a link of that name and kind if it is ours."""
     with suppress(ObjectMissing):
         rtnl = kernel.rtnl(netns)
         link = rtnl.find_link(ifname)
-        if link is not None and _ours(link, kind):
+        if link is not None and is_ours(link, kind):
             _delete(rtnl, link)
 
 
-def _not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
+def not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
+    """The error for a link that stands where we want to make one."""
     what = f"{link.kind}, alias {link.alias!r}" if link.alias else f"{link.kind} without alias"
     return AlreadyExists(
         f"link {link.ifname} exists in {netns.label} and is not netlib's ({what}); rename it, or use another name"
     )
 
 
-class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
-    """A Linux bridge, up; 0 leaves the kernel's MTU. An *adopted* one was there before us and is only used.
-
-    Without *ipv6* the host has no IPv6 on it: what sits on the bridge cannot reach the host's services that way.
-    """
-
-    ifname: str
-    mac: str = ""
-    mtu: int = 0
-    ipv6: bool = True
-    adopted: bool = False
-
-    observations = ("adopted",)
-
-    @property
-    def key(self) -> Key:
-        return Key("link", self.netns.path, self.ifname)
-
-    def observed(self, kernel: "Kernel") -> Self:
-        """Adopt a bridge of that name that is there and not ours; ConfigError when the name is another kind of link's."""
-        link = kernel.rtnl(self.netns).find_link(self.ifname)
-        if link is None:
-            return self
-        if link.kind != "bridge":
-            raise ConfigError(f"link {self.ifname} in {self.netns.label} is no bridge ({link.kind}); use another name")
-        return replace(self, adopted=not _ours(link, "bridge"))
-
-    def ensure(self, kernel: "Kernel") -> None:
-        rtnl = kernel.rtnl(self.netns)
-        if self.adopted:
-            rtnl.index(self.ifname)
-            return
-        mac = _attributes(self.mac)
-        if not _create(rtnl, f"bridge {self.ifname} in {self.netns.label}", self.ifname, "bridge", mac):
-            link = rtnl.get_link(self.ifname)
-            if not _ours(link, "bridge"):
-                raise _not_ours(link, self.netns)
-        self._set_ipv6(kernel)
-        # The MTU not before now: one given at creation is forgotten when the first port comes.
-        _finish(kernel, rtnl, self.ifname, mac + _attributes(mtu=self.mtu) + _without_link_local(self.mtu))
-
-    def _set_ipv6(self, kernel: "Kernel") -> None:
-        with suppress(ObjectMissing):  # no IPv6 in this kernel, or none on a link with so small an MTU
-            for name, value in self._sysctls.items():
-                write_sysctl(kernel, self.netns, name, value)
-
-    @property
-    def _sysctls(self) -> dict[str, str]:
-        """No router advertisements, else a container gives the host addresses and a default route (CVE-2020-13401)."""
-        conf = f"net/ipv6/conf/{self.ifname}"
-        return {f"{conf}/accept_ra": "0", f"{conf}/disable_ipv6": "0" if self.ipv6 else "1"}
-
-    def remove(self, kernel: "Kernel") -> None:
-        """Delete it if it is ours; what was plugged into it stays, without a master."""
-        if not self.adopted:
-            _remove(kernel, self.netns, self.ifname, "bridge")
-
-    def carries(self, other: KernelObject) -> bool:
-        if self.adopted or other is self or other.netns.path != self.netns.path:
-            return False
-        return _is_on(other, self.ifname) or (isinstance(other, BridgePort) and other.bridge == self.ifname)
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        link = kernel.rtnl(self.netns).find_link(self.ifname)
-        if link is None:
-            return f"bridge {self.ifname} is missing"
-        if link.kind != "bridge":
-            return f"link {self.ifname} is no bridge"
-        if self.adopted:
-            return None
-        for name, value in self._sysctls.items():
-            found = read_sysctl(kernel, self.netns, name)
-            if found not in (None, value):
-                return f"sysctl {name} is {found!r}, not {value!r}"
-        return _link_drift(link, self.ifname, self.mac, self.mtu)
-
-    def commands(self) -> Iterable[str]:
-        if self.adopted:
-            return
-        mac = f" address {self.mac}" if self.mac else ""
-        mtu = f" mtu {self.mtu}" if self.mtu else ""
-        yield command_in(self.netns, f"ip link add {self.ifname}{mac} type bridge")
-        for name, value in self._sysctls.items():
-            yield command_in(self.netns, f"sysctl -w {name}={value}")
-        yield command_in(self.netns, f"ip link set {self.ifname}{mtu} up")
-
-
-def _is_on(other: KernelObject, ifname: str) -> bool:
+def is_on(other: KernelObject, ifname: str) -> bool:
     """Whether *other* names the link that it sits on, and it is this one."""
     return getattr(other, "ifname", None) == ifname
 
 
-def _link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = True) -> str | None:
+def link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = True) -> str | None:
+    """How a link differs from what it should be, or None."""
     if mac and link.mac != mac.lower():
         return f"link {ifname} has MAC address {link.mac}, not {mac}"
     if mtu and link.mtu != mtu:
@@ -248,30 +162,32 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             if self._create(kernel, rtnl):
                 break
             if self._stands(kernel, rtnl):
-                more = _attributes(mtu=self.mtu)
+                more = link_attributes(mtu=self.mtu)
                 break
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
-        _finish(kernel, rtnl, self.ifname, more + _without_link_local(self.mtu))
+        finish_link(kernel, rtnl, self.ifname, more + without_link_local(self.mtu))
 
     def _create(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
         place = number(IFLA_NET_NS_FD, kernel.netns_fd(self.peer_netns))
-        peer = link_header() + text(IFLA_IFNAME, self.peer) + place + _attributes(self.mac, self.mtu)
+        peer = link_header() + text(IFLA_IFNAME, self.peer) + place + link_attributes(self.mac, self.mtu)
         action = f"veth pair {self.ifname} in {self.netns.label}, {self.peer} in {self.peer_netns.label}"
         data = nest(INFO_DATA, attribute(_VETH_INFO_PEER, peer))
-        return _create(rtnl, action, self.ifname, "veth", _attributes(mtu=self.mtu), data)
+        return create_link(rtnl, action, self.ifname, "veth", link_attributes(mtu=self.mtu), data)
 
     def _stands(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
         """After EEXIST: True when the pair is whole (its peer is then set right); False when a broken one is deleted."""
         host = rtnl.find_link(self.ifname)
         if host is None:
             raise AlreadyExists(f"link {self.peer} exists in {self.peer_netns.label}; rename or delete it, or use another name")
-        if not _ours(host, "veth"):
-            raise _not_ours(host, self.netns)
+        if not is_ours(host, "veth"):
+            raise not_ours(host, self.netns)
         if self._find_peer(kernel, host) is None:
             _delete(rtnl, host)
             return False
-        _set(kernel.rtnl(self.peer_netns), f"change link {self.peer}", self.peer, _attributes(self.mac, self.mtu), change=0)
+        set_link(
+            kernel.rtnl(self.peer_netns), f"change link {self.peer}", self.peer, link_attributes(self.mac, self.mtu), change=0
+        )
         return True
 
     def _find_peer(self, kernel: "Kernel", host: LinkInfo) -> LinkInfo | None:
@@ -287,7 +203,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
 
     def remove(self, kernel: "Kernel") -> None:
         """Delete the pair by its end in *netns*, if it is ours (the kernel takes 16 to 22 ms)."""
-        _remove(kernel, self.netns, self.ifname, "veth")
+        remove_link(kernel, self.netns, self.ifname, "veth")
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
@@ -304,13 +220,13 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         if other is self:
             return False
         ends = ((self.netns, self.ifname), (self.peer_netns, self.peer))
-        return any(other.netns.path == netns.path and _is_on(other, ifname) for netns, ifname in ends)
+        return any(other.netns.path == netns.path and is_on(other, ifname) for netns, ifname in ends)
 
     def drift(self, kernel: "Kernel") -> str | None:
         host = kernel.rtnl(self.netns).find_link(self.ifname)
         if host is None:
             return f"link {self.ifname} is missing"
-        if not _ours(host, "veth"):
+        if not is_ours(host, "veth"):
             return f"link {self.ifname} is not netlib's"
         try:
             peer = self._find_peer(kernel, host)
@@ -318,7 +234,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             return str(error)
         if peer is None:
             return f"link {self.ifname} is not connected to {self.peer} in {self.peer_netns.label}"
-        return _link_drift(host, self.ifname, "", self.mtu) or _link_drift(peer, self.peer, self.mac, self.mtu, up=False)
+        return link_drift(host, self.ifname, "", self.mtu) or link_drift(peer, self.peer, self.mac, self.mtu, up=False)
 
     def commands(self) -> Iterable[str]:
         mac = f" address {self.mac}" if self.mac else ""
@@ -326,69 +242,6 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         netns = "" if self.peer_netns.path == self.netns.path else f" netns {self.peer_netns.label}"
         yield command_in(self.netns, f"ip link add {self.ifname}{mtu} type veth peer name {self.peer}{mac}{mtu}{netns}")
         yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none up")
-
-
-class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
-    """A link's place in a bridge, and its settings there."""
-
-    ifname: str
-    bridge: str
-    hairpin: bool = False
-    isolated: bool = False
-    learning: bool = True
-
-    @property
-    def key(self) -> Key:
-        return Key("port", self.netns.path, self.ifname)
-
-    def ensure(self, kernel: "Kernel") -> None:
-        rtnl = kernel.rtnl(self.netns)
-        index = rtnl.index(self.ifname)
-        settings = ((BRPORT_MODE, self.hairpin), (BRPORT_ISOLATED, self.isolated), (BRPORT_LEARNING, self.learning))
-        port = nest(IFLA_PROTINFO, *(attribute(kind, bytes([value])) for kind, value in settings))
-        rtnl.order(
-            f"plug {self.ifname} into bridge {self.bridge} in {self.netns.label}",
-            (RTM_SETLINK, 0, link_header(index) + number(IFLA_MASTER, rtnl.index(self.bridge))),
-            (RTM_SETLINK, 0, link_header(index, family=_AF_BRIDGE) + port),
-        )
-
-    def remove(self, kernel: "Kernel") -> None:
-        """Unplug it; one that is in another bridge by now stays there."""
-        with suppress(ObjectMissing):
-            rtnl = kernel.rtnl(self.netns)
-            bridge, link = rtnl.index(self.bridge), rtnl.get_link(self.ifname)
-            if link.master == bridge:
-                action = f"unplug {self.ifname} from bridge {self.bridge} in {self.netns.label}"
-                rtnl.order(action, (RTM_SETLINK, 0, link_header(link.index) + number(IFLA_MASTER, 0)))
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        rtnl = kernel.rtnl(self.netns)
-        link = rtnl.find_link(self.ifname)
-        if link is None:
-            return f"link {self.ifname} is missing"
-        try:
-            bridge = rtnl.index(self.bridge)
-        except ObjectMissing:
-            return f"bridge {self.bridge} is missing"
-        if link.master != bridge:
-            return f"link {self.ifname} is not a port of bridge {self.bridge}"
-        for setting, word, wanted in (
-            (BRPORT_MODE, "hairpin", self.hairpin),
-            (BRPORT_ISOLATED, "isolated", self.isolated),
-            (BRPORT_LEARNING, "learning", self.learning),
-        ):
-            if link.port.get(setting) != bytes([wanted]):
-                return f"bridge port {self.ifname} has {word} {_on_off(not wanted)}"
-        return None
-
-    def commands(self) -> Iterable[str]:
-        yield command_in(self.netns, f"ip link set {self.ifname} master {self.bridge}")
-        settings = f"hairpin {_on_off(self.hairpin)} isolated {_on_off(self.isolated)} learning {_on_off(self.learning)}"
-        yield command_in(self.netns, f"bridge link set dev {self.ifname} {settings}")
-
-
-def _on_off(value: bool) -> str:
-    return "on" if value else "off"
 
 
 class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
@@ -411,7 +264,7 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        _set(rtnl, f"set link {self.ifname} up", self.ifname, b"", IFF_UP)
+        set_link(rtnl, f"set link {self.ifname} up", self.ifname, b"", IFF_UP)
         # Until the kernel's link watch has seen a new carrier, a link drops what it is to send: a first SYN comes again
         # after 1 s. Being asked about a link lets Linux 6.8 and newer do that at once (linkwatch_sync_dev); so ask along the
         # path: this end, the host's end, and the bridge, whose carrier comes with its first port.
@@ -425,7 +278,7 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
     def remove(self, kernel: "Kernel") -> None:
         if not self.adopted:
             with suppress(ObjectMissing):
-                _set(kernel.rtnl(self.netns), f"set link {self.ifname} down", self.ifname, b"")
+                set_link(kernel.rtnl(self.netns), f"set link {self.ifname} down", self.ifname, b"")
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:
@@ -448,7 +301,7 @@ def remove_links(kernel: "Kernel", ifnames: Iterable[str], netns: NetnsRef = HOS
         return
     wanted = set(ifnames)
     present = rtnl.links()
-    going = [link for link in present if link.ifname in wanted and _ours(link, link.kind)]
+    going = [link for link in present if link.ifname in wanted and is_ours(link, link.kind)]
     if not going:
         return
     group = _free_group({link.group for link in present})

@@ -5,6 +5,7 @@ ctypes, here and nowhere else.
 """
 
 import ctypes
+import errno
 import os
 import shlex
 import socket
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netlib.errors import KernelError, NetlibError, ObjectMissing
+from netlib.errors import AlreadyExists, KernelError, NetlibError, ObjectMissing
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject, Key
@@ -124,30 +125,50 @@ def command_in(netns: NetnsRef, command: str) -> str:
     return f"ip netns exec {netns.label} {command}"
 
 
-def create_netns(path: Path) -> None:
-    """Make a new netns and pin it at *path*, as ``ip netns add`` does, so that ``ip netns`` sees it.
+def new_netns() -> int:
+    """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed."""
+    made: list[int | NetlibError] = []
+
+    def make() -> None:  # in a thread of its own, which stays in what it unshares
+        try:
+            with doing("create a network namespace"):
+                _check(_libc.unshare(_CLONE_NEWNET), "create a network namespace")
+                made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        except NetlibError as error:  # carried to the caller's thread
+            made.append(error)
+
+    thread = threading.Thread(target=make, name="netns")
+    thread.start()
+    thread.join()
+    (result,) = made
+    if isinstance(result, NetlibError):
+        raise result
+    return result
+
+
+def pin_netns(fd: int, path: Path) -> None:
+    """Pin the netns behind *fd* at *path*, as ``ip netns add`` does, so that ``ip netns`` sees it.
 
     The parent folder becomes a shared mount, so that mounts in it are seen by containers' mount namespaces and undone there.
     """
     with doing(f"create network namespace {path}"):
         _prepare_netns_dir(path.parent)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    failures: list[NetlibError] = []
-
-    def pin() -> None:  # in a thread of its own: it takes the new netns with it when it ends
-        try:
-            _check(_libc.unshare(_CLONE_NEWNET), f"create network namespace {path}")
-            source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
-            _check(_libc.mount(source, str(path).encode(), b"none", _MS_BIND, None), f"pin network namespace {path}")
-        except NetlibError as error:  # carried to the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=pin, name="netns")
-    thread.start()
-    thread.join()
-    if failures:
+    try:
+        source = f"/proc/self/fd/{fd}".encode()
+        _check(_libc.mount(source, str(path).encode(), b"none", _MS_BIND, None), f"pin network namespace {path}")
+    except NetlibError:
         path.unlink(missing_ok=True)
-        raise failures[0]
+        raise
+
+
+def create_netns(path: Path) -> None:
+    """Make a new netns and pin it at *path*."""
+    fd = new_netns()
+    try:
+        pin_netns(fd, path)
+    finally:
+        os.close(fd)
 
 
 def _prepare_netns_dir(folder: Path) -> None:
@@ -173,28 +194,40 @@ def delete_netns(path: Path) -> None:
 
 
 class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
-    """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox."""
+    """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox.
+
+    It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: what is
+    at the path and not it is somebody else's, also after a crash.
+    """
 
     path: str
+    identity: str
 
     @property
     def key(self) -> Key:
         return Key("netns", self.path, "self")
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make it; a netns that is pinned there already is taken for ours: the core refuses a foreign one before this."""
-        path = Path(self.path)
-        if path.is_mount() or self._is_nsfs(path):
-            return
-        path.unlink(missing_ok=True)  # an empty file: left by a crash between its creation and the mount
-        create_netns(path)
+        """Pin it. AlreadyExists when another one is at the path, ObjectMissing when it has ended."""
+        found = self._found()
+        if found is None:
+            fd = kernel.netns_fd(NetnsRef(self.path, self.identity))
+            with doing(f"create network namespace {self.path}"):
+                Path(self.path).unlink(missing_ok=True)  # an empty file: left by a crash between its creation and the mount
+            pin_netns(fd, Path(self.path))
+        elif found != self.identity:
+            raise AlreadyExists(f"another network namespace is at {self.path}; `ip netns del` it, or choose another name")
 
     def remove(self, kernel: "Kernel") -> None:
         kernel.forget(NetnsRef(self.path))
-        delete_netns(Path(self.path))
+        if self._found() in (None, self.identity):
+            delete_netns(Path(self.path))
 
     def drift(self, kernel: "Kernel") -> str | None:
-        return None if self._is_nsfs(Path(self.path)) else f"network namespace {self.path} is missing"
+        found = self._found()
+        if found is None:
+            return f"network namespace {self.path} is missing"
+        return None if found == self.identity else f"another network namespace is at {self.path}"
 
     @property
     def carries_in(self) -> tuple[str, ...]:
@@ -207,16 +240,11 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     def commands(self) -> Iterable[str]:
         yield f"ip netns add {Path(self.path).name}"
 
-    @staticmethod
-    def _is_nsfs(path: Path) -> bool:
+    def _found(self) -> str | None:
+        """Who is at the path; None when nothing is, or a plain file."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            identity_of(fd)
-        except KernelError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+            return identity_of_path(self.path)
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+            return None

@@ -160,14 +160,19 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
     return found
 
 
-def host_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> list[IPNetwork]:
+def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") -> list[IPNetwork]:
     """Every destination in every table of *netns*, once: what a new subnet must not overlap.
 
     Without default routes, also those in halves (0.0.0.0/1 and 128.0.0.0/1, as VPNs set them), multicast, broadcast,
-    loopback and link-local ones. Blackholes and the like count.
+    loopback and link-local ones, and what is on the link *besides* itself. Blackholes and the like count.
     """
     rtnl = kernel.rtnl(netns)
-    routes = _routes(rtnl, 4) + _routes(rtnl, 6)
+    link = rtnl.find_link(besides) if besides else None
+    routes = [
+        route
+        for route in _routes(rtnl, 4) + _routes(rtnl, 6)
+        if link is None or route.link != link.index or route.gateway is not None
+    ]
     found = {route.destination for route in routes if route.kind not in _NO_DESTINATION and route.destination.prefixlen > 1}
     return [network for network in found if not any(_within(network, aside) for aside in _ASIDE)]
 

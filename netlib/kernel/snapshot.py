@@ -21,7 +21,10 @@ Snapshot = dict[str, dict[str, str]]
 
 _NFT_SECONDS = 20
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/route_localnet")
-_LINK_SYSCTLS = (("ipv4", "route_localnet"), ("ipv6", "accept_ra"), ("ipv6", "forwarding"))
+_LINK_SYSCTLS = (
+    *(("ipv4", name) for name in ("route_localnet", "promote_secondaries")),
+    *(("ipv6", name) for name in ("accept_ra", "forwarding", "disable_ipv6", "keep_addr_on_down")),
+)
 _MOVING = {"handle", "metainfo", "counter"}
 _IPV6, _LOCAL_TABLE, _BY_KERNEL = 10, 255, 2
 _CLONED = 0x200  # RTM_F_CLONED: a cached path, no route

@@ -118,10 +118,11 @@ def _bound(mapping: PortMapping, *, past_connections: bool) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host_ip is not None)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, past_connections)
+        if past_connections:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
         held.bind((str(host_ip or ("::" if family == socket.AF_INET6 else "0.0.0.0")), mapping.host_port))
-        # With the option still set, a server that sets it too (nearly all do) could bind and listen beside us.
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+        if past_connections:  # with the option still set, a server that sets it too (nearly all do) could listen beside us
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
     except OSError:
         held.close()
         raise

@@ -4,11 +4,11 @@ Names are spelled as sysctl(8) takes them: the first separator decides, so ``net
 ``net/ipv4/conf/eth0.10/forwarding`` are one setting. Keys use the second spelling, in which a link may have dots in its name.
 """
 
+import os
 import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -22,7 +22,8 @@ from netlib.plan import KernelObject, Key
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
-_ROOT = Path("/proc/sys")
+_ROOT = "/proc/sys"
+_LONGEST = 1 << 16  # bytes of a value
 _SWAP = str.maketrans("./", "/.")
 _RTM_GETROUTE, _PROTOCOL_RA, _RTA_OIF = 26, 9, 4
 
@@ -41,7 +42,7 @@ def read_sysctl(kernel: "Kernel", netns: NetnsRef, name: str) -> str | None:
     path = sysctl_path(name)
     try:
         with kernel.entered(netns), doing(f"read sysctl {path} in {netns.label}"):
-            return " ".join((_ROOT / path).read_text().split())
+            return _read(path)
     except ObjectMissing:
         return None
 
@@ -50,7 +51,23 @@ def write_sysctl(kernel: "Kernel", netns: NetnsRef, name: str, value: str) -> No
     """Write a value in *netns*; ObjectMissing when there is no such setting."""
     path = sysctl_path(name)
     with kernel.entered(netns), doing(f"set sysctl {path} to {value!r} in {netns.label}"):
-        (_ROOT / path).write_text(value)
+        _write(path, value)
+
+
+def _read(path: str) -> str:
+    fd = os.open(f"{_ROOT}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return " ".join(os.read(fd, _LONGEST).decode().split())
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(f"{_ROOT}/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
 
 
 class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
@@ -85,9 +102,14 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
         return self if self.prior is not None else replace(self, prior=read_sysctl(kernel, self.netns, self.name))
 
     def ensure(self, kernel: "Kernel") -> None:
-        found = read_sysctl(kernel, self.netns, self.name)
-        if found != self._wanted and not (found is None and self.optional):
-            write_sysctl(kernel, self.netns, self.name, self.value)
+        path = sysctl_path(self.name)
+        try:
+            with kernel.entered(self.netns), doing(f"set sysctl {path} to {self.value!r} in {self.netns.label}"):
+                if _read(path) != self._wanted:
+                    _write(path, self.value)
+        except ObjectMissing:
+            if not self.optional:
+                raise
 
     def remove(self, kernel: "Kernel") -> None:
         """Write the prior value back, unless somebody has changed ours meanwhile; a setting that is gone is done."""

@@ -101,6 +101,14 @@ class Transaction:
             row = rows[0]
         return self._row(row)
 
+    def sandbox_in(self, netns: str) -> Row[Sandbox] | None:
+        """The sandbox whose netns has that identity, in whatever phase."""
+        row = self.db.execute(
+            f"SELECT {_COLUMNS} FROM record WHERE kind='sandbox' AND json_extract(CAST(body AS TEXT), '$.netns.identity')=?",
+            (netns,),
+        ).fetchone()
+        return self._row(row) if row else None
+
     def has_prefix(self, prefix: str) -> bool:
         """Whether any record's id begins with *prefix*."""
         return (

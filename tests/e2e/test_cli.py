@@ -16,7 +16,7 @@ import pytest
 from netlib.cli.main import main
 from netlib.config import Config
 from netlib.errors import FeatureMissing
-from netlib.kernel.links import Bridge
+from netlib.kernel.bridges import Bridge
 from netlib.kernel.snapshot import differences, snapshot
 
 Netlib = Callable[..., subprocess.CompletedProcess[str]]

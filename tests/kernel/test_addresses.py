@@ -10,8 +10,8 @@ import pytest
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.addresses import Address
+from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.links import Bridge
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 

@@ -1,8 +1,10 @@
 """The verbs in a real kernel: who gets which link, address, route and file, and who is refused."""
 
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from netlib.kernel.netns import create_netns, delete_netns, entered
 from netlib.kernel.snapshot import snapshot
 from netlib.model import NetnsRef, Protocol
 from netlib.ports import parse_publish
+from netlib.store.records import Transaction
 
 
 @pytest.fixture
@@ -245,6 +248,37 @@ def test_a_netns_that_vanished_or_was_replaced_is_no_obstacle_to_removal(control
         delete_netns(path)
 
 
+def test_one_netns_is_one_sandbox_whatever_the_path(controller: Controller, netns_factory: Callable[[str], NetnsRef]) -> None:
+    guest = netns_factory("guest")
+    controller.create_sandbox("box")
+    controller.create_sandbox("first", netns=guest.path)
+    fd = os.open(guest.path, os.O_RDONLY)
+    try:
+        for path, name in (
+            (guest.path, "first"),
+            (f"/proc/{os.getpid()}/fd/{fd}", "first"),
+            ("/run/netns/box", "box"),
+        ):
+            with pytest.raises(AlreadyExists, match=f"{path}.*{name!r}"):
+                controller.create_sandbox("second", netns=path)
+    finally:
+        os.close(fd)
+    assert [box.name for box in controller.sandboxes()] == ["box", "first"]
+    controller.remove_sandbox("first")
+    controller.create_sandbox("second", netns=guest.path)
+    controller.create_sandbox("shared", netns="")
+    controller.create_sandbox("shared-too", netns="")  # the host's netns is everybody's
+
+
+def test_a_request_that_contradicts_itself_is_refused(controller: Controller) -> None:
+    with pytest.raises(ConfigError, match=r"^network 'six': subnet 10\.1\.0\.0/24 is of IPv4, which is switched off"):
+        controller.create_network("six", ipv4=False, ipv6=True, subnets=["10.1.0.0/24", "fd01::/64"])
+    binding = {"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}
+    with pytest.raises(ConfigError, match=r"^network 'six': .*host_binding_ipv4=127\.0\.0\.1 asks for ports on IPv4"):
+        controller.create_network("six", ipv4=False, ipv6=True, options=binding)
+    assert [network.name for network in controller.networks()] == ["bridge", "host", "none"]
+
+
 def test_files_tell_the_sandbox_its_resolver_names_and_addresses(controller: Controller) -> None:
     controller.create_network("web")
     box = controller.create_sandbox("box", hostname="machine")
@@ -299,6 +333,27 @@ def test_many_sandboxes_go_at_once(controller: Controller) -> None:
     assert controller.sandboxes() == []
     assert not any(link["ifname"].startswith("veth") for link in _ip("link"))
     controller.remove_network("web")
+
+
+def test_how_many_go_at_once_costs_no_more_questions(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller.create_network("web")
+    counts: list[int] = []
+    read = controller.store.read
+
+    def counted() -> AbstractContextManager[Transaction]:
+        counts[-1] += 1
+        return read()
+
+    monkeypatch.setattr(controller.store, "read", counted)
+    for number in (2, 12):
+        names = [f"box{index}" for index in range(number)]
+        counts.append(0)
+        for name in names:
+            controller.create_sandbox(name)
+            controller.connect("web", name, ports=parse_publish("80"))
+        counts[-1] = 0
+        controller.remove_sandboxes(names)
+    assert counts[0] == counts[1]
 
 
 def test_a_refused_first_use_makes_no_link(controller: Controller) -> None:

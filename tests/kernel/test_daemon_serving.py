@@ -276,7 +276,8 @@ def test_a_flushed_firewall_is_put_back(controller: Controller, command: str) ->
     controller.create_network("web")
     controller.create_network("second")
     controller.create_sandbox("one")
-    controller.connect("web", "one", ports=[*parse_publish("8080:80"), *parse_publish("8000-8019:8000-8019")])
+    some = [item for number in range(8080, 8120, 2) for item in parse_publish(f"{number}:80")]
+    controller.connect("web", "one", ports=[*some, *parse_publish("8000-8019:8000-8019")])
     ports = controller.plan_of("one").of(PublishedPort)
     assert len(ports) == 21
     _after_a_restoration(ports, lambda: subprocess.run(["nft", *command.split()], check=True).check_returncode())

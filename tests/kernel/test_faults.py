@@ -7,6 +7,7 @@ the fixture makes that first use, so that nothing at all may differ afterwards.
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,22 @@ def _create_network(controller: Controller) -> None:
     controller.create_network("web", subnets=["10.200.0.0/24", "fd00:200::/64"])
 
 
+def _make_bridge(controller: Controller) -> None:
+    """A bridge of somebody else, down, with an address, and with a network's MTU and IPv6 still to come."""
+    for command in ("link add br-lan mtu 1300 type bridge", "addr add 10.201.0.1/24 dev br-lan"):
+        subprocess.run(["ip", *command.split()], check=True)
+    Path("/proc/sys/net/ipv6/conf/br-lan/disable_ipv6").write_text("1")
+
+
+def _create_on_bridge(controller: Controller) -> None:
+    options = {
+        "com.docker.network.bridge.name": "br-lan",
+        "com.docker.network.driver.mtu": "1400",
+        "com.docker.network.bridge.enable_icc": "false",
+    }
+    controller.create_network("web", subnets=["10.201.0.0/24", "fd00:201::/64"], options=options)
+
+
 def _create_sandbox(controller: Controller) -> None:
     controller.create_sandbox("box")
 
@@ -107,6 +124,7 @@ def _remove_network(controller: Controller) -> None:
 # name, what must be there first, the action
 MAKING: list[tuple[str, list[Action], Action]] = [
     ("network create", [], _create_network),
+    ("network create on a bridge", [_make_bridge], _create_on_bridge),
     ("sandbox create", [_create_network], _create_sandbox),
     ("connect", [_create_network, _create_sandbox], _connect),
     ("second connect", [_create_network, _create_sandbox, _connect], _connect_default),
@@ -116,6 +134,7 @@ REMOVING: list[tuple[str, list[Action], list[Action], Action]] = [
     ("disconnect", [_create_network, _create_sandbox, _connect_default], [_connect], _disconnect),
     ("sandbox rm", [_create_network], [_create_sandbox, _connect], _remove_sandbox),
     ("network rm", [], [_create_network], _remove_network),
+    ("network rm on a bridge", [_make_bridge], [_create_on_bridge], _remove_network),
 ]
 
 
@@ -129,6 +148,7 @@ def host(config: Config) -> Iterator[Config]:
     yield config
     with Controller(config, watcher=Unwatched()) as controller:
         controller.reset()
+    subprocess.run(["ip", "link", "del", "br-lan"], check=False, capture_output=True)
 
 
 @pytest.mark.parametrize(("first", "action"), [pytest.param(first, action, id=name) for name, first, action in MAKING])

@@ -168,12 +168,8 @@ def test_a_handle_keeps_to_the_netns_it_was_opened_in(host: NetnsRef, netns_fact
     other = netns_factory("other")
     with Kernel(TAG) as kernel:
         firewall = kernel.firewall(other)
-        firewall.ensure(
-            [
-                FirewallBase(netns=other),
-                PublishedPort(netns=other, bridge="b", address=ip_address("10.0.0.2"), container_port=1, host_port=2),
-            ]
-        )
+        port = PublishedPort(netns=other, bridge="b", address=ip_address("10.0.0.2"), container_port=1, host_port=2)
+        firewall.ensure({TAG: [FirewallBase(netns=other), port]})
         assert "10.0.0.2 . 1" in firewall.listing()
         assert kernel.firewall().listing() == ""
         with entered(other):

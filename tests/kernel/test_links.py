@@ -9,9 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from netlib.errors import AlreadyExists, ConfigError, FeatureMissing, KernelError, ObjectMissing
+from netlib.kernel import bridges
+from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import IFLA_GROUP, IFLA_IFNAME, IFLA_LINKINFO, INFO_KIND, RTM_NEWLINK, RTM_SETLINK, link_header
-from netlib.kernel.links import Bridge, BridgePort, LinkUp, Veth, remove_links
+from netlib.kernel.links import LinkUp, Veth, remove_links
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import create_netns, delete_netns
 from netlib.kernel.snapshot import differences, snapshot
@@ -118,16 +120,20 @@ def test_bridge_with_an_mtu_too_small_for_ipv6(kernel: Kernel, host: NetnsRef) -
     settle(kernel, Bridge(ifname="br-web", mtu=1000, netns=host))
 
 
-def test_bridge_of_somebody_else_is_adopted_and_never_touched(kernel: Kernel, host: NetnsRef) -> None:
+def test_bridge_of_somebody_else_is_adopted_and_has_back_what_it_had(kernel: Kernel, host: NetnsRef) -> None:
     ip(host, "link add br0 mtu 1300 type bridge")
-    before = snapshot(host)
-    bridge = Bridge(ifname="br0", mac=MAC, mtu=1400, netns=host).observed(kernel)
+    before, settings = snapshot(host), kernel.rtnl(host).get_link("br0").data
+    bridge = Bridge(ifname="br0", mac=MAC, mtu=1400, filtered=True, netns=host).observed(kernel)
     assert bridge.adopted
-    bridge.ensure(kernel)
-    assert bridge.drift(kernel) is None
-    assert list(bridge.commands()) == []
+    assert bridge.drift(kernel) is not None
+    settle(kernel, bridge)
+    link = kernel.rtnl(host).get_link("br0")
+    assert (link.up, link.mtu, link.alias, link.mac) == (True, 1400, "", bridge.adopted.mac)
+    assert bridge.observed(kernel).adopted != bridge.adopted  # so that what was seen first is what counts
     bridge.remove(kernel)
     assert differences(before, snapshot(host)) == []
+    after = kernel.rtnl(host).get_link("br0").data
+    assert [after[kind] for kind in (36, 37)] == [settings[kind] for kind in (36, 37)] == [b"\0", b"\0"]
 
 
 def test_bridge_of_ours_is_not_adopted(kernel: Kernel, host: NetnsRef) -> None:
@@ -328,13 +334,17 @@ def wired(kernel: Kernel, host: NetnsRef, web: NetnsRef) -> None:
 
 
 @pytest.mark.usefixtures("wired")
-def test_port_settings(kernel: Kernel, host: NetnsRef) -> None:
+@pytest.mark.parametrize(("br_netfilter", "isolated"), [("bridge", "off"), ("no-bridge", "on")])
+def test_port_settings(
+    kernel: Kernel, host: NetnsRef, monkeypatch: pytest.MonkeyPatch, br_netfilter: str, isolated: str
+) -> None:
+    monkeypatch.setattr(bridges, "_BR_NETFILTER", Path("/proc/sys/net") / br_netfilter)
     port = BridgePort(ifname="veth0", bridge="br-web", hairpin=True, isolated=True, learning=False, netns=host)
     assert port.drift(kernel) == "link veth0 is not a port of bridge br-web"
     settle(kernel, port)
     shown = ip(host, "-d link show veth0")
     assert "hairpin on" in shown
-    assert "isolated on" in shown
+    assert f"isolated {isolated}" in shown
     assert "learning off" in shown
     plain = BridgePort(ifname="veth0", bridge="br-web", netns=host)
     assert plain.drift(kernel) == "bridge port veth0 has hairpin on"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netlib.errors import NetlibError, ObjectMissing
+from netlib.errors import AlreadyExists, NetlibError, ObjectMissing
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import (
     NETNS_DIR,
@@ -114,27 +114,40 @@ def test_handle_leaves_no_descriptor_and_pins_no_netns(web: NetnsRef) -> None:
 
 
 def test_owned_netns_comes_and_goes(kernel: Kernel) -> None:
-    owned = OwnedNetns(path=str(NETNS_DIR / "owned"))
+    made = kernel.new_netns(str(NETNS_DIR / "owned"))
+    owned = OwnedNetns(path=made.path, identity=made.identity)
     assert "is missing" in str(owned.drift(kernel))
     try:
         owned.ensure(kernel)
-        identity = identity_of_path(owned.path)
+        kernel.close()  # from here on its path alone keeps it
         owned.ensure(kernel)
-        assert identity_of_path(owned.path) == identity
+        assert identity_of_path(owned.path) == made.identity
         assert owned.drift(kernel) is None
         listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
         assert "owned" in listed
-        kernel.rtnl(NetnsRef(owned.path, identity)).links()
+        kernel.rtnl(made).links()
     finally:
         owned.remove(kernel)
     owned.remove(kernel)
     assert not Path(owned.path).exists()
     with pytest.raises(ObjectMissing):
-        kernel.rtnl(NetnsRef(owned.path, identity))
+        kernel.rtnl(made)
+    with pytest.raises(ObjectMissing):
+        owned.ensure(kernel)
+
+
+def test_owned_netns_is_not_another_one_at_its_path(kernel: Kernel, web: NetnsRef) -> None:
+    owned = OwnedNetns(path=web.path, identity=kernel.new_netns(web.path).identity)
+    assert owned.drift(kernel) == f"another network namespace is at {web.path}"
+    with pytest.raises(AlreadyExists, match=web.path):
+        owned.ensure(kernel)
+    owned.remove(kernel)
+    assert identity_of_path(web.path) == web.identity
 
 
 def test_a_file_that_a_crash_left_is_replaced(kernel: Kernel) -> None:
-    owned = OwnedNetns(path=str(NETNS_DIR / "half"))
+    made = kernel.new_netns(str(NETNS_DIR / "half"))
+    owned = OwnedNetns(path=made.path, identity=made.identity)
     Path(owned.path).touch()
     assert "is missing" in str(owned.drift(kernel))
     try:

@@ -1,6 +1,8 @@
 """What somebody else, a crash or a boot did is no obstacle: verbs go on, what is alive stays, what is gone is forgotten."""
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +13,13 @@ import pytest
 from netlib import recovery
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
-from netlib.kernel.netns import create_netns, delete_netns
+from netlib.daemon.events import restore_table
+from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
+from netlib.kernel.netns import OwnedNetns, create_netns, delete_netns
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.plan import KernelObject
+from netlib.ports import parse_publish
 
 
 @pytest.fixture
@@ -59,6 +64,52 @@ def test_leaving_a_network_after_the_netns_has_gone(controller: Controller) -> N
     assert len(controller.endpoints(sandbox="guest")) == 1
     controller.remove_network("one")
     assert not path.exists()
+
+
+def test_a_netns_that_somebody_made_anew_at_our_path_stays(controller: Controller) -> None:
+    controller.create_sandbox("box")
+    controller.connect("one", "box")
+    _run("ip netns del box")
+    _run("ip netns add box")
+    try:
+        _run("ip -n box link add mine type bridge")
+        assert any("another network namespace" in difference for _, difference in controller.check("box"))
+        controller.disconnect("one", "box")
+        controller.remove_sandbox("box")
+        assert controller.sandboxes() == []
+        assert [link["ifname"] for link in _ip("-n box link")] == ["lo", "mine"]
+        with pytest.raises(AlreadyExists, match="not ours"):
+            controller.create_sandbox("box")
+        assert [link["ifname"] for link in _ip("-n box link")] == ["lo", "mine"]
+    finally:
+        _run("ip netns del box")
+
+
+@pytest.mark.parametrize("moment", ["ensure", "ensured"])
+def test_a_netns_that_somebody_made_after_a_crash_of_ours_stays(controller: Controller, config: Config, moment: str) -> None:
+    """Died before its netns was at its path, or after, when somebody deletes it."""
+
+    def die(now: str, item: KernelObject) -> None:
+        if now == moment and isinstance(item, OwnedNetns):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        with Controller(config, watcher=Unwatched(), observer=die) as dying:
+            dying.create_sandbox("box")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    if moment == "ensured":
+        _run("ip netns del box")
+    _run("ip netns add box")
+    try:
+        _run("ip -n box link add mine type bridge")
+        assert controller.recover() == []
+        with controller.store.read() as tx:
+            assert tx.in_flight() == []
+        assert [link["ifname"] for link in _ip("-n box link")] == ["lo", "mine"]
+    finally:
+        _run("ip netns del box")
 
 
 def test_one_thing_that_will_not_go_holds_up_nothing_else(controller: Controller) -> None:
@@ -130,6 +181,21 @@ def test_a_boot_is_forgotten_again_when_that_failed(
             Controller(config, watcher=Unwatched())
     with Controller(config, watcher=Unwatched()) as booted:
         assert booted.sandboxes() == []
+
+
+def test_a_flushed_table_is_put_back_in_one_transaction_each_entry_with_its_records_tag(controller: Controller) -> None:
+    for number in range(3):
+        controller.create_sandbox(f"box{number}")
+        controller.connect("one", f"box{number}", ports=parse_publish(f"{8080 + number}:80"))
+    with controller.engine.kernel("") as kernel:
+        before = set(kernel.firewall().list_ours())
+        assert len({item.tag for item in before}) == 5  # two networks, three endpoints
+        _run("nft flush ruleset")
+        generation = kernel.firewall().nft.generation()
+        assert restore_table(controller) > 0
+        assert kernel.firewall().nft.generation() == generation + 1
+        assert set(kernel.firewall().list_ours()) == before
+        assert restore_table(controller, thorough=True) == 0
 
 
 def test_a_bridge_of_somebody_else_is_used_and_keeps_what_it_has(controller: Controller) -> None:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.addresses import Address
+from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.links import Bridge
 from netlib.kernel.routes import RouteEntry, host_routes
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef

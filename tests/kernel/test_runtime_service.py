@@ -317,7 +317,7 @@ def _killed_at(
 
 _STEPS = {
     "record": (service, "_inserted"),
-    "netns": (netns, "create_netns"),
+    "netns": (netns, "pin_netns"),
     "sandbox": (Controller, "create_sandbox"),
     "place": (service, "_written"),
     "endpoint": (Controller, "connect"),

@@ -103,6 +103,9 @@ def test_tags_that_nft_could_misread_are_refused(tag: str) -> None:
         port(host_port=0),
         port(host_port=65536),
         port(container_port=0),
+        port(host_port=65000, count=537),
+        port(container_port=65536 - 2, count=3),
+        port(count=0),
         port("fe80::1%eth0"),
     ],
 )
@@ -115,6 +118,18 @@ def test_impossible_ports_are_refused(wrong: PublishedPort) -> None:
 def test_every_address_has_one_key_however_it_is_written(host_ip: str) -> None:
     assert port(host_ip=host_ip).key.name == "port/0.0.0.0:8080/tcp"
     assert elements(port(host_ip=host_ip)) == (Element("ports4", ("tcp", "8080"), ("10.1.0.2", "80")),)
+
+
+def test_a_range_is_one_object_with_an_entry_for_each_port() -> None:
+    """A thousand ports are one row in the store and one line in the journal; the kernel looks each up by itself."""
+    some = port(host_port=8000, container_port=90, count=3)
+    assert some.key.name == "port/0.0.0.0:8000-8002/tcp"
+    assert [(element.key, element.value) for element in elements(some)] == [
+        (("tcp", "8000"), ("10.1.0.2", "90")),
+        (("tcp", "8001"), ("10.1.0.2", "91")),
+        (("tcp", "8002"), ("10.1.0.2", "92")),
+    ]
+    assert elements(port(host_ip="127.0.0.1", count=2))[1].key == ("127.0.0.1", "tcp", "8081")
 
 
 def test_keys_leave_out_what_can_change() -> None:

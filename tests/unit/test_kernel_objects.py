@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from netlib.codec import decode, encode
 from netlib.errors import ConfigError, FeatureMissing, KernelError, NotPermitted, ObjectMissing
 from netlib.kernel.addresses import Address
+from netlib.kernel.bridges import Bridge, BridgeBefore, BridgePort
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.linkinfo import LinkInfo
-from netlib.kernel.links import Bridge, BridgePort, LinkUp, Veth
+from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.netlink import attribute, attributes_of, nest, number, text
 from netlib.kernel.netns import OwnedNetns
 from netlib.kernel.routes import RouteEntry
@@ -26,6 +27,7 @@ from netlib.registry import object_class
 WEB = NetnsRef("/run/netns/web", "123456789abc:7")
 FAR = NetnsRef("/proc/4711/ns/net")
 ANY4, ANY6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+BEFORE = BridgeBefore(up=False, mac="02:00:00:00:00:01", mtu=1500, nf_call=(False, False), disable_ipv6="0")
 VETH = Veth(ifname="veth0", peer="eth0", peer_netns=WEB, mac="02:42:0a:00:00:02", mtu=1400)
 
 EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
@@ -39,7 +41,18 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             "ip link set br-web mtu 1400 up",
         ],
     ),
-    (Bridge(ifname="br0", adopted=True), "link/host/br0", []),
+    (
+        Bridge(ifname="br-web", ipv6=False, filtered=True),
+        "link/host/br-web",
+        [
+            "ip link add br-web type bridge",
+            "sysctl -w net/ipv6/conf/br-web/accept_ra=0",
+            "sysctl -w net/ipv6/conf/br-web/disable_ipv6=1",
+            "ip link set br-web type bridge nf_call_iptables 1 nf_call_ip6tables 1",
+            "ip link set br-web up",
+        ],
+    ),
+    (Bridge(ifname="br0", ipv6=False, adopted=BEFORE), "link/host/br0", ["ip link set br0 up"]),
     (
         VETH,
         "link/host/veth0",
@@ -90,7 +103,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         ["install -m 644 /dev/stdin /etc/netns/web/hosts  # 2 lines"],
     ),
     (Folder(path="/etc/netns/web", mode=0o755), "folder/host//etc/netns/web", ["mkdir -p -m 755 /etc/netns/web"]),
-    (OwnedNetns(path="/run/netns/web"), "netns//run/netns/web/self", ["ip netns add web"]),
+    (OwnedNetns(path="/run/netns/web", identity=WEB.identity), "netns//run/netns/web/self", ["ip netns add web"]),
 ]
 IDS = [str(key) for _, key, _ in EXPLAINED]
 
@@ -152,13 +165,13 @@ def test_a_bridge_carries_its_addresses_and_ports_unless_it_stays() -> None:
     bridge = Bridge(ifname="br-web")
     items = Address(ifname="br-web", address=ip_interface("10.22.0.1/16")), BridgePort(ifname="veth0", bridge="br-web")
     assert [bridge.carries(item) for item in items] == [True, True]
-    assert [replace(bridge, adopted=True).carries(item) for item in items] == [False, False]
+    assert [replace(bridge, adopted=BEFORE).carries(item) for item in items] == [False, False]
     assert not bridge.carries(bridge)
     assert not bridge.carries(VETH)
 
 
 def test_a_netns_carries_what_is_inside_it() -> None:
-    netns = OwnedNetns(path=WEB.path)
+    netns = OwnedNetns(path=WEB.path, identity=WEB.identity)
     assert netns.carries(LinkUp(ifname="lo", netns=WEB))
     assert not netns.carries(VETH)
     assert not netns.carries(netns)

@@ -6,7 +6,8 @@ import pytest
 
 from netlib.codec import encode
 from netlib.kernel.addresses import Address
-from netlib.kernel.links import Bridge, BridgePort, Veth
+from netlib.kernel.bridges import Bridge, BridgePort
+from netlib.kernel.links import Veth
 from netlib.model import NetnsRef
 from netlib.plan import Key, Plan, plan_change
 from netlib.registry import object_class, object_tags

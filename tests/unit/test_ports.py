@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from netlib.errors import ConfigError
 from netlib.model import PortMapping, Protocol
-from netlib.ports import PortRequest, parse_expose, parse_publish
+from netlib.ports import PortRequest, parse_expose, parse_publish, port_runs
 
 
 def port(container: int, first: int = 0, last: int = 0, ip: str = "", protocol: Protocol = Protocol.TCP) -> PortRequest:
@@ -123,3 +123,25 @@ def test_a_request_is_answered_by_a_mapping() -> None:
     request = parse_publish("127.0.0.1:8000-8010:80/udp")[0]
     answer = PortMapping(container_port=80, host_port=8003, protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"))
     assert request.mapping(8003) == answer
+
+
+def mapping(host_port: int, container_port: int, protocol: Protocol = Protocol.TCP, host_ip: str = "") -> PortMapping:
+    host = ip_address(host_ip) if host_ip else None
+    return PortMapping(container_port=container_port, host_port=host_port, protocol=protocol, host_ip=host)
+
+
+def test_runs_of_ports() -> None:
+    """Both sides go up by one; protocol and address stay."""
+    found = port_runs(
+        [
+            mapping(8000, 80),
+            mapping(8001, 81),
+            mapping(8002, 83),
+            mapping(8003, 84, Protocol.UDP),
+            mapping(8004, 85, Protocol.UDP, "127.0.0.1"),
+            mapping(8005, 86, Protocol.UDP, "127.0.0.1"),
+            mapping(8004, 85, Protocol.UDP, "127.0.0.1"),
+        ]
+    )
+    assert [(first.host_port, count) for first, count in found] == [(8000, 2), (8002, 1), (8003, 1), (8004, 2), (8004, 1)]
+    assert list(port_runs([])) == []

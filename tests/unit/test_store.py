@@ -82,7 +82,7 @@ def test_deleting_a_record_takes_its_objects_and_ports_along(store: Store) -> No
     _fill(store)
     mapping = PortMapping(container_port=80, host_port=8080)
     with store.write() as tx:
-        tx.write_objects(ENDPOINT.id, [OwnedNetns(path="/run/netns/x")])
+        tx.write_objects(ENDPOINT.id, [OwnedNetns(path="/run/netns/x", identity="123456789abc:7")])
         tx.claim_ports([mapping], ENDPOINT.id)
         assert tx.port_holder(mapping) == ENDPOINT.id
         tx.delete(ENDPOINT.id)
@@ -114,7 +114,7 @@ def test_a_port_on_every_address_clashes_with_each(store: Store, held: str | Non
 
 def test_an_object_held_by_two_records_has_a_holder_besides_each(store: Store) -> None:
     _fill(store)
-    item = OwnedNetns(path="/run/netns/x")
+    item = OwnedNetns(path="/run/netns/x", identity="123456789abc:7")
     with store.write() as tx:
         tx.write_objects(NETWORK.id, [item])
         tx.write_objects(SANDBOX.id, [item])

@@ -1,0 +1,118 @@
+"""A network without icc: members do not reach each other, and reach what others publish through the host, as everybody does.
+
+With bridged frames passing the host's rules (bridge-nf-call-iptables 1) and without; with and without br_netfilter.
+"""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.kernel import bridges
+from netlib.kernel.snapshot import differences, snapshot
+from netlib.ports import parse_publish
+
+_SWITCHES = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")]
+_SECONDS = 2.5  # a first packet may be lost to duplicate address detection: it is sent again after one
+
+
+@pytest.fixture(params=["0", "1"], ids=["bridge_nf_0", "bridge_nf_1"])
+def bridge_nf(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = [path.read_text() for path in _SWITCHES]
+    for path in _SWITCHES:
+        path.write_text(request.param)
+    yield request.param
+    for path, value in zip(_SWITCHES, before, strict=True):
+        path.write_text(value)
+
+
+@pytest.fixture
+def controller(config: Config, bridge_nf: str) -> Iterator[Controller]:
+    with Controller(config, watcher=Unwatched()) as controller:
+        yield controller
+        controller.reset()
+
+
+@pytest.fixture
+def servers() -> Iterator[list[socket.socket]]:
+    opened: list[socket.socket] = []
+    yield opened
+    for server in opened:
+        server.close()
+
+
+def _populate(controller: Controller, servers: list[socket.socket], options: dict[str, str] | None = None) -> None:
+    """Members a, which publishes its port 80 as 8080, and b, of the network apart: without icc."""
+    controller.create_network(
+        "apart",
+        subnets=["10.81.0.0/24", "fd81::/64"],
+        options={"com.docker.network.bridge.enable_icc": "false", **(options or {})},
+    )
+    for name in ("a", "b"):
+        controller.create_sandbox(name)
+        controller.connect("apart", name, ports=parse_publish("8080:80") if name == "a" else ())
+    with controller.inside("a"):
+        server = socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True)
+    servers.append(server)
+
+
+def _reaches(controller: Controller, box: str, address: str, port: int) -> bool:
+    with controller.inside(box):
+        try:
+            socket.create_connection((address, port), timeout=_SECONDS).close()
+        except (TimeoutError, OSError):
+            return False
+    return True
+
+
+def _assert_apart(controller: Controller) -> None:
+    published = ("10.81.0.1", "fd81::1")
+    assert [_reaches(controller, box, address, 8080) for box in ("a", "b") for address in published] == [True] * 4
+    assert [_reaches(controller, "b", address, 80) for address in ("10.81.0.2", "fd81::2")] == [False, False]
+    assert controller.check("apart") == [] == controller.check("a")
+
+
+def test_members_reach_published_ports_only(controller: Controller, servers: list[socket.socket]) -> None:
+    _populate(controller, servers)
+    _assert_apart(controller)
+    for path in _SWITCHES:  # what another program does with the host's switch changes nothing
+        path.write_text("0" if path.read_text() == "1\n" else "1")
+    _assert_apart(controller)
+
+
+def test_a_bridge_of_somebody_else_gets_its_own_way_back(controller: Controller, servers: list[socket.socket]) -> None:
+    subprocess.run(["ip", "link", "add", "br-lan", "type", "bridge"], check=True)
+    before = snapshot(), _nf_call()
+    try:
+        _populate(controller, servers, {"com.docker.network.bridge.name": "br-lan"})
+        _assert_apart(controller)
+        controller.remove_sandboxes(["a", "b"])
+        controller.remove_network("apart")
+        assert _nf_call() == before[1]
+        changed = differences(before[0], snapshot())
+        assert [line for line in changed if "br-lan" in line] == []
+    finally:
+        subprocess.run(["ip", "link", "del", "br-lan"], check=True)
+
+
+def _nf_call() -> tuple[int, int]:
+    shown = subprocess.run(["ip", "-j", "-d", "link", "show", "br-lan"], check=True, capture_output=True, text=True).stdout
+    (link,) = json.loads(shown)
+    data = link["linkinfo"]["info_data"]
+    return data["nf_call_iptables"], data["nf_call_ip6tables"]
+
+
+def test_without_br_netfilter_the_ports_keep_members_apart(
+    controller: Controller, servers: list[socket.socket], bridge_nf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridges, "_BR_NETFILTER", Path("/proc/sys/net/no-bridge"))
+    _populate(controller, servers)
+    assert [_reaches(controller, "b", address, 80) for address in ("10.81.0.2", "fd81::2")] == [False, False]
+    ports = json.loads(subprocess.run(["bridge", "-j", "-d", "link"], check=True, capture_output=True, text=True).stdout)
+    assert [port["isolated"] for port in ports] == [True, True]
+    assert controller.check("a") == []
