@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from netlib import __version__
 from netlib.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Config
-from netlib.errors import DaemonError, DeadlineExceeded, NetlibError, NotPermitted
+from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NetlibError, NotPermitted
 from netlib.wire import (
     ABOUT_ITSELF,
     LENGTH,
@@ -71,6 +71,7 @@ def call(
     netlibd broke off (what it left half done is undone by the next command).
     """
     config = config or Config.from_environment()
+    _check_text([str(config.state_dir), str(config.run_dir), args])
     until = time.monotonic() + deadline
     for _ in range(2):  # twice: an older netlibd is replaced and asked again
         connection = _reach(config, until, start=start)
@@ -87,6 +88,18 @@ def call(
         finally:
             connection.close()
     return _perform_here(config, verb, args, fds, progress)
+
+
+def _check_text(value: Any) -> None:
+    """Raise ConfigError for a text that came in bytes which are no UTF-8: neither the store nor JSON can keep it."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ConfigError(f"{value!r} is no UTF-8 text, and nothing else can be kept; spell it in UTF-8")
+    elif isinstance(value, dict):
+        _check_text([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_text(item)
 
 
 def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> bool:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from netlib import __version__
-from netlib.cli.arguments import Command, do
+from netlib.cli.arguments import Command, do, whole_path
 from netlib.cli.outcome import complain, guarded, open_standard
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -124,7 +124,10 @@ def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:
             value = rest.pop(0)
         if not value:
             raise ConfigError(f"{option} needs a folder, not an empty text")
-        found[_DIRECTORIES[option]] = os.path.abspath(value)
+        found[_DIRECTORIES[option]] = value
+    for name in _DIRECTORIES.values():
+        if folder := found.get(name) or os.environ.get(f"NETLIB_{name.upper()}", ""):
+            found[name] = whole_path(folder)
     return Config.from_environment(**found), rest
 
 

@@ -90,7 +90,8 @@ def _written_down(config: Config, arguments: Sequence[str]) -> str:
     path = os.path.join(config.run_dir, ERROR_LOG)
     try:
         os.makedirs(config.run_dir, mode=0o700, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(fd, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} netlib {' '.join(arguments)}\n{traceback.format_exc()}\n")
     except OSError as error:
         return f"its details could not be written to {path}: {error.strerror}"

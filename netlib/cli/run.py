@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from netlib.cli.arguments import Parser, environment
+from netlib.cli.arguments import Parser, environment, whole_path
 from netlib.cli.outcome import complain, each
 from netlib.client import call
 from netlib.config import Config
@@ -73,7 +73,7 @@ def run(config: Config, given: Namespace) -> int:
     args: dict[str, Any] = {
         "command": given.command,
         "name": given.name,
-        "rootfs": os.path.abspath(given.rootfs) if given.rootfs else "",
+        "rootfs": whole_path(given.rootfs) if given.rootfs else "",
         "hostname": given.hostname,
         "domainname": given.domainname,
         "environment": environment(given.env, given.env_file, os.environ),

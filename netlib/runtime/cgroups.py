@@ -1,15 +1,17 @@
 """Control groups: one per container below ``netlib/``, in every hierarchy there is (v1, hybrid, v2), and one for the minders.
 
 Hierarchies and groups are dictionaries from a hierarchy's name (the last part of where it is mounted; empty when there is only
-v2) to a path. Only ``os`` is imported at the top: this runs under ``python -IS``. Moving a process costs one RCU grace period
-(10 ms measured), however many hierarchies follow at once.
+v2) to a path. Only ``errno`` and ``os`` are imported at the top: this runs under ``python -IS``. Moving a process costs one RCU
+grace period (10 ms measured), however many hierarchies follow at once.
 """
 
+import errno
 import os
 
 PARENT = "netlib"
 MINDERS = "minders"
 _DEADLINE_MS = 5000
+_GONE = (errno.ENOENT, errno.ENODEV)  # the second: it was there when its file was opened
 
 
 def hierarchies(mountinfo: str) -> dict[str, str]:
@@ -38,11 +40,13 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
         path = f"{mountpoint}/{PARENT}/{group}"
         try:
             while True:
-                _create_one(f"{mountpoint}/{PARENT}")
                 try:
+                    _create_one(f"{mountpoint}/{PARENT}")
                     _create_one(path)
-                except FileNotFoundError:  # another container's removal took the empty parent away just now
-                    continue
+                except OSError as error:
+                    if error.errno not in _GONE or not os.path.isdir(mountpoint):
+                        raise
+                    continue  # another container's removal took the empty parent away just now
                 break
         except PermissionError:  # no root in this user namespace: the container stays where its starter is
             continue
@@ -83,8 +87,10 @@ def join_minders(where: dict[str, str]) -> None:
     while True:
         try:
             join(0, create(MINDERS, where))
-        except FileNotFoundError:  # empty until now, and taken away just now
-            continue
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            continue  # empty until now, and taken away just now
         return
 
 
@@ -119,7 +125,7 @@ def remove(group: str, where: dict[str, str]) -> None:
         while True:
             try:
                 os.rmdir(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):  # root's, where this user namespace has no rights: `create` made none
                 break
             except OSError as error:
                 if not _end_members(path):

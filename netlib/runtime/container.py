@@ -88,7 +88,7 @@ class Runtime:
         self.run_folder(container).mkdir(parents=True, exist_ok=True, mode=0o700)
         for volume in container.spec.volumes:
             if not os.path.lexists(volume.source):
-                os.makedirs(volume.source)  # as Docker does
+                _make_source(volume.source)
         with ExitStack() as stack:
             fds = {launch.LOCK_FD: stack.enter_context(self._lock(container))}
             fds[launch.LISTEN_FD] = stack.enter_context(attach.listen(self.socket_path(container))).fileno()
@@ -360,14 +360,26 @@ def _command_config(command: Sequence[str], environment: Mapping[str, str], work
     return {"command": list(command), "environment": dict(environment), "workdir": workdir, "user": user}
 
 
+def _make_source(path: str) -> None:
+    """Make the folder that a volume shows, as Docker does; ConfigError where that cannot be."""
+    try:
+        os.makedirs(path)
+    except FileExistsError:  # another container's start was first
+        return
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"volume source {path} is not there and cannot be made: {reason}; name a folder that is") from error
+
+
 def _is_in_run(path: Path) -> bool:
     """Whether the tmpfs over /run hides it anyway."""
     return os.path.realpath(path).startswith("/run/")
 
 
 def _read_json(path: Path) -> dict[str, object] | None:
+    """What a minder wrote; None where it has not, or its text was lost with the power: one file must not block every verb."""
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

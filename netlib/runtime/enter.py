@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CHUNK = 32 * 1024
+MOST_FDS = 1 << 20
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
 
@@ -29,10 +30,16 @@ def main() -> None:
     """Read the descriptors' numbers from the command line and do it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     pidfd, config_fd = int(sys.argv[2]), int(sys.argv[3])
+    process.hide()
+    low, high = sorted((pidfd, config_fd))
+    for first, last in ((3, low), (low + 1, high), (high + 1, MOST_FDS)):
+        os.closerange(first, last)  # the caller's own: a folder of the host is a way out of the container
     with open(config_fd, "rb") as file:
         config = marshal.load(file)  # noqa: S302  written by our caller
     try:
         os._exit(_enter(config, pidfd))
+    except BrokenPipeError:  # whoever read our output has gone: end as by SIGPIPE
+        os._exit(128 + process.SIGPIPE)
     except init.FAILURES as error:
         code, _, sentence = init.explain(error).decode().partition(" ")
         os.write(2, f"netlib: {sentence}\n".encode())

@@ -105,8 +105,11 @@ def run_command(config: dict[str, Any], stdio: list[int]) -> NoReturn:
     """Become the command of *config* as its user, in its folder, with its environment; ends by an exception only."""
     uid, gid, groups, home = process.find_user(config["user"])
     workdir = config["workdir"] or "/"
-    os.makedirs(workdir, exist_ok=True)
-    os.chdir(workdir)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        os.chdir(workdir)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise process.CommandRefused(125, f"{workdir} is no folder in the container; choose another --workdir") from error
     try:
         for number, fd in enumerate(stdio):
             if uid and config["owns_stdio"]:

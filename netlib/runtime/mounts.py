@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from netlib.runtime.process import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, bind, mount, set_attributes
+from netlib.runtime.process import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, CommandRefused, bind, mount, set_attributes
 
 _PSEUDO = {
     "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "fuse.portal",
@@ -135,6 +135,18 @@ class Root:
             os.mkdir(name, 0o755, dir_fd=folder)
         else:
             os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
+
+    def require_folder(self, name: str) -> None:
+        """Raise CommandRefused when *name* (a folder right below the root) is there and is no folder, but a link.
+
+        Once other mounts lie on a link's way, its name no longer leads to what was mounted by it.
+        """
+        try:
+            mode = os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(mode):
+            raise CommandRefused(125, f"/{name} of its root file system must be a folder, not a link or a file; make it one")
 
     def mount(self, fstype: str, path: str, flags: int, data: str = "") -> None:
         """Mount a new file system at *path*, made when missing."""
@@ -283,6 +295,8 @@ def show_host(root: Root, mountinfo: str, masked: list[str]) -> None:
 
 def mount_system(root: Root, groups: dict[str, str]) -> None:
     """Mount /proc, /sys, /dev and what belongs in them, with Docker's masked and read-only paths."""
+    for name in ("proc", "sys", "dev"):
+        root.require_folder(name)
     root.mount("proc", "/proc", _PLAIN)
     _mount_dev(root)
     root.mount("sysfs", "/sys", MS_RDONLY | _PLAIN)
@@ -347,6 +361,10 @@ def mount_volumes(root: Root, volumes: list[tuple[str, str, bool]]) -> None:
         where = root.open(target, "dir" if stat.S_ISDIR(os.fstat(what).st_mode) else "file")
         if os.fstat(where).st_dev == forbidden:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), f"mount {source} on {target}, in /proc")
+        folders = [stat.S_ISDIR(os.fstat(fd).st_mode) for fd in (what, where)]
+        if folders[0] != folders[1]:
+            folder, other = (source, f"{target} in the container") if folders[0] else (f"{target} in the container", source)
+            raise CommandRefused(125, f"volume {source}:{target}: {folder} is a folder, {other} is not; choose two of a kind")
         bind(what, where, readonly=readonly, nodev=not _within(os.path.realpath(source), "/dev"), recursive=True)
         os.close(what)
         os.close(where)

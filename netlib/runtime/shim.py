@@ -55,11 +55,12 @@ class Log:
         now = timestamp(time.time_ns())
         text = "".join(f'{{"log":"{escape(entry)}","stream":"{stream}","time":"{now}"}}\n' for entry in entries)
         data = text.encode()
+        left = len(data)
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError:
-            return
+            while left:
+                left -= os.write(self._fd, data[len(data) - left :])
+        except OSError:  # no part of a line stays, for the next one would be read as its rest
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - (len(data) - left))
 
 
 def escape(line: bytes) -> str:
@@ -280,18 +281,32 @@ class Minder:
         It names the minder, so that it is not taken for the end of the next run.
         """
         folder, minder = self.facts["folder"], os.getpid()
-        with open(f"{folder}/exit.json.new", "w") as file:
-            file.write(f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},')
-            file.write(f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}')
+        try:
+            with open(f"{folder}/exit.json.new", "w") as file:
+                file.write(f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},')
+                file.write(f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}')
+            is_kept = True
+        except OSError as error:  # a full disk: the code is lost, but those attached are told and all is cleared away
+            is_kept = False
+            _note(error)
         try:
             cgroups.remove(self.facts["id"], cgroups.own_hierarchies())
         except (OSError, TimeoutError) as error:  # the folder goes with `rm`; the end is told all the same
-            sys.stderr.write(f"{error}\n")
+            _note(error)
         os.close(int(self.facts["lock"]))
-        os.rename(f"{folder}/exit.json.new", f"{folder}/exit.json")
+        if is_kept:
+            os.rename(f"{folder}/exit.json.new", f"{folder}/exit.json")
         if os.path.exists(self.facts["socket"]):
             os.unlink(self.facts["socket"])
         os.close(self.listen)
+
+
+def _note(error: OSError) -> None:
+    """Write it into the minder's own log, if that takes anything: the disk may be full."""
+    try:
+        os.write(2, f"{error}\n".encode(errors="replace"))
+    except OSError:
+        return
 
 
 def main() -> None:

@@ -196,6 +196,9 @@ CONTAINERS = [
     (f"{RUN} -v data:/data true", ["data"]),
     (f"{RUN} -v /srv:/proc true", ["/proc"]),
     (f"{RUN} -v /srv true", ["/srv"]),
+    (f"{RUN} -v /etc/passwd/in:/in true", ["/etc/passwd/in"]),
+    (f"{RUN} -v /etc/passwd:/etc true", ["/etc/passwd", "folder"]),
+    (f"{RUN} -w /etc/passwd true", ["/etc/passwd", "--workdir"]),
     (f"{RUN} -w relative true", ["relative"]),
     (f"{RUN} -e =x true", ["=x"]),
     (f"{RUN} --env-file /nowhere true", ["/nowhere"]),
@@ -250,6 +253,28 @@ def test_names_that_no_word_list_can_hold(name: str, world: World, capsys: pytes
     _refused(world, ["network", "create", name], [], capsys)
     _refused(world, ["run", "-d", "--name", name or " ", "true"], [], capsys)
     assert world.state() ^ before == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["network create --label a=X x", "network rm X", "inspect X", "explain X", "run -d echo X", "run -d -e A=X true", "logs X"],
+)
+def test_bytes_that_are_no_text(line: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    before = world.state()
+    _refused(world, [word.replace("X", "\udcff") for word in line.split()], ["udcff", "UTF-8"], capsys)
+    assert world.state() ^ before == set()
+
+
+def test_a_current_folder_that_was_removed(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    _refused(world, ["run", "-d", "--rootfs", "root", "true"], ["root", "removed"], capsys)
+    assert main(["--state-dir", "state", "network", "ls"]) == 125
+    _one_sentence(capsys.readouterr().err, ["state", "removed"])
 
 
 @pytest.mark.needs_cgroups

@@ -274,6 +274,42 @@ def test_a_volume_cannot_hide_proc_behind_a_link(world: World, tmp_path: Path) -
         world.run("/bin/sh", "-c", ":", rootfs=str(rootfs), volumes=(Volume(str(tmp_path), "/trap"),))
 
 
+@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
+def test_a_system_folder_that_is_a_link_is_refused(world: World, tmp_path: Path, name: str) -> None:
+    rootfs = _rootfs(tmp_path / "root")
+    (rootfs / "elsewhere").mkdir()
+    (rootfs / name).symlink_to("/elsewhere")
+    with pytest.raises(KernelError, match=f"/{name} of its root file system must be a folder"):
+        world.run("/bin/sh", "-c", ":", rootfs=str(rootfs))
+
+
+def test_a_root_file_system_cannot_pass_its_own_proc_for_the_kernels(world: World, tmp_path: Path) -> None:
+    """The way to /proc leads by /dev/pts, a link until something is mounted there: proc would lie in /a and /proc be a fake."""
+    rootfs = _rootfs(tmp_path / "root")
+    for folder in ("a/b/c", "a/fake", "dev", "fake/sys/kernel", "fake/self"):
+        (rootfs / folder).mkdir(parents=True)
+    (rootfs / "dev/pts").symlink_to("/a/b/c")
+    (rootfs / "proc").symlink_to("/dev/pts/../../fake")
+    (rootfs / "fake/sys/kernel/cap_last_cap").write_text("0\n")
+    (rootfs / "fake/self/setgroups").write_text("deny\n")
+    with pytest.raises(KernelError, match="/proc of its root file system must be a folder"):
+        world.run("/bin/sh", "-c", ":", rootfs=str(rootfs))
+
+
+def test_a_volume_that_does_not_fit_its_target_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for source, target in ((tmp_path / "file", "/etc"), (tmp_path, "/etc/passwd")):
+        with pytest.raises(KernelError, match="is a folder, .* is not"):
+            world.run("true", volumes=(Volume(str(source), target),))
+    with pytest.raises(ConfigError, match="volume source .*/file/in is not there and cannot be made"):
+        world.run("true", volumes=(Volume(str(tmp_path / "file/in"), "/data"),))
+
+
+def test_a_working_folder_that_is_none_is_refused(world: World) -> None:
+    with pytest.raises(KernelError, match="/etc/passwd is no folder in the container"):
+        world.run("true", workdir="/etc/passwd")
+
+
 def test_nothing_is_mounted_on_the_host(world: World, runtime: Runtime, tmp_path: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     runtime.launch(world.box("sleep", "60", volumes=(Volume(str(tmp_path), "/data"),)))

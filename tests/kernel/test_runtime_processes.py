@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import threading
 import tty
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.errors import CommandNotRun, Conflict, DeadlineExceeded, NotFound
-from netlib.runtime import attach
+from netlib.runtime import attach, cgroups
 from netlib.runtime.container import LOST_CODE, Runtime
 from netlib.runtime.spec import Container, ExecSpec, Volume
 from tests.kernel.runtime_world import World
@@ -291,6 +292,42 @@ def test_exec_imports_nothing_from_the_container(world: World, runtime: Runtime,
     assert world.exec(container, "sh", "-c", "test ! -e /srv/trapped", tty=True)[0] == 0
 
 
+def test_exec_shows_the_container_nothing_of_its_caller(world: World, runtime: Runtime, tmp_path: Path) -> None:
+    """Neither what it has open, nor, while it is no more than the container's own root, what the caller had open."""
+    spy = """if True:
+        import os
+        print("ready", flush=True)
+        while True:
+            for name in os.listdir("/proc"):
+                if name.isdigit() and int(name) > 1:
+                    try:
+                        if os.readlink(f"/proc/{name}/exe") == os.readlink("/proc/self/exe"):
+                            found = os.listdir(f"/proc/{name}/fd")
+                            print(*(os.readlink(f"/proc/{name}/fd/{fd}") for fd in found), flush=True)
+                    except OSError:
+                        pass
+    """
+    spying = world.living(sys.executable, "-IS", "-c", spy)
+    world.ready(spying)
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.set_inheritable(folder, True)
+        for _ in range(20):
+            assert world.exec(spying, "true")[0] == 0
+    finally:
+        os.close(folder)
+    assert [entry.log for entry in runtime.logs(spying)] == ["ready\n"]
+
+
+def test_exec_whose_reader_has_gone_ends_as_by_its_signal(runtime: Runtime, living: Container) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(os.devnull, "rb") as nothing:
+        code = runtime.exec(living, ExecSpec(command=("echo", "heard")), stdio=(nothing.fileno(), writer, 2))
+    os.close(writer)
+    assert code == 128 + signal.SIGPIPE
+
+
 def test_exec_detached_goes_on_by_itself(world: World, runtime: Runtime, living: Container) -> None:
     assert world.exec(living, "sh", "-c", "mkfifo /tmp/f; echo there > /tmp/f", detach=True) == (0, "", "")
     assert world.exec(living, "sh", "-c", "while [ ! -p /tmp/f ]; do :; done; cat /tmp/f")[1] == "there\n"
@@ -403,7 +440,8 @@ def test_control_groups_go_with_the_container(world: World, runtime: Runtime, li
     mine = f"/netlib/{living.container_id}"
     assert all(path == mine for _, _, path in lines)
     runtime.stop(living, 0)
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{living.container_id}")) == []
+    groups = [f"{path}/{cgroups.PARENT}/{living.container_id}" for path in cgroups.own_hierarchies().values()]
+    assert [group for group in groups if os.path.exists(group)] == []
 
 
 def test_a_minder_has_one_thread(world: World, runtime: Runtime, living: Container) -> None:

@@ -1,6 +1,7 @@
 """The minder's log as it is written and read again, and how small the minder is."""
 
 import json
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ _ENUM = {
     "reprlib",
 }
 _ALLOWED = {
-    "shim": {"select"},
+    "shim": {"errno", "select"},
     "launch": {*_CTYPES, "marshal", "select"},
     "enter": {*_CTYPES, *_ENUM, "marshal", "select", "signal"},
 }
@@ -116,6 +117,20 @@ def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
         '{"log":"a","stream":"stdout","time":"t"}\n{"log":"b","str\n{"log":"c","stream":"stdout","time":"t"}\n'
     )
     assert [entry.log for entry in read(tmp_path / "log")] == ["a", "c"]
+
+
+def test_a_line_that_the_disk_cannot_take_leaves_no_part_of_it(tmp_path: Path) -> None:
+    log = Log(str(tmp_path / "log"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        for line in (b"one\n", b"two\n"):
+            log.write("stdout", line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write("stdout", b"three\n")
+    log.close()
+    assert [entry.log for entry in read(tmp_path / "log")] == ["one\n", "three\n"]
 
 
 def test_no_log_yet(tmp_path: Path) -> None:
