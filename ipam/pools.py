@@ -65,6 +65,7 @@ _NOT_FOR_LINKS = (
     (ipaddress.ip_network("255.255.255.255/32"), "the broadcast address"),
     (ipaddress.ip_network("::/127"), "the unspecified and the loopback address"),
     (ipaddress.ip_network("::ffff:0:0/96"), "the IPv4-mapped addresses"),
+    (ipaddress.ip_network("fe80::/10"), "the link-local addresses"),
     (ipaddress.ip_network("ff00::/8"), "the multicast addresses"),
 )
 

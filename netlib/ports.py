@@ -121,7 +121,10 @@ def _parts(text: str, body: str) -> tuple[IPAddress | None, str, str]:
         return None, host_ports, container_ports
     if address.startswith("[") and address.endswith("]"):
         address = address[1:-1]
-    return parse_address(address, f"published port {text!r}: host address"), host_ports, container_ports
+    host_ip = parse_address(address, f"published port {text!r}: host address")
+    if host_ip.is_multicast or str(host_ip) == "255.255.255.255":
+        raise ConfigError(f"published port {text!r}: host address {host_ip} is no single host's; name one of this host")
+    return host_ip, host_ports, container_ports
 
 
 def _port_range(ports: str, text: str, what: str, kind: str = "published") -> range:

@@ -35,7 +35,9 @@ def test_a_subnet_without_room_is_refused(subnet: str) -> None:
         check_subnet(ip_network(subnet))
 
 
-@pytest.mark.parametrize("subnet", ["0.0.0.0/0", "127.1.0.0/16", "224.1.0.0/24", "255.255.255.0/24", "::/96", "ff02::/64"])
+@pytest.mark.parametrize(
+    "subnet", ["0.0.0.0/0", "127.1.0.0/16", "224.1.0.0/24", "255.255.255.0/24", "::/96", "fe80::/64", "ff02::/64"]
+)
 def test_a_subnet_that_no_interface_may_have_is_refused(subnet: str) -> None:
     with pytest.raises(ConfigError, match=rf"subnet {subnet} covers the .* addresse?s?"):
         check_subnet(ip_network(subnet))
