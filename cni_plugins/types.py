@@ -1,0 +1,26 @@
+"""Plugin types and the classes that answer for them, imported at first use."""
+
+from importlib import import_module
+from typing import Any, cast
+
+from cni_plugins.skel import Plugin
+
+__all__ = ["find_plugin_class", "plugin_types"]
+
+_TYPES = {
+    "static": "cni_plugins.static:StaticPlugin",
+}
+
+
+def plugin_types() -> tuple[str, ...]:
+    """Every type that we answer for, which is the name of its executable."""
+    return tuple(_TYPES)
+
+
+def find_plugin_class(kind: str) -> type[Plugin[Any]] | None:
+    """The class of the plugin type *kind*, None for a foreign one."""
+    target = _TYPES.get(kind)
+    if target is None:
+        return None
+    module, _, name = target.partition(":")
+    return cast(type[Plugin[Any]], getattr(import_module(module), name))
