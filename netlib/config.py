@@ -7,8 +7,18 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from netlib.errors import ConfigError
+
 DEFAULT_STATE_DIR = "/var/lib/netlib"
 DEFAULT_RUN_DIR = "/run/netlib"
+
+
+def whole_path(path: str) -> str:
+    """An absolute path of what is meant from the current folder; ConfigError when that folder is gone."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path!r} is meant from the current folder, which was removed; change to another one") from error
 
 
 class Config(NamedTuple):
@@ -19,10 +29,10 @@ class Config(NamedTuple):
 
     @classmethod
     def from_environment(cls, *, state_dir: str | None = None, run_dir: str | None = None) -> "Config":
-        """Arguments win over ``NETLIB_STATE_DIR`` and ``NETLIB_RUN_DIR``, those over the defaults."""
+        """Arguments win over ``NETLIB_STATE_DIR`` and ``NETLIB_RUN_DIR``, those over the defaults. Raise as whole_path does."""
         return cls(
-            state_dir=Path(state_dir or os.environ.get("NETLIB_STATE_DIR") or DEFAULT_STATE_DIR).absolute(),
-            run_dir=Path(run_dir or os.environ.get("NETLIB_RUN_DIR") or DEFAULT_RUN_DIR).absolute(),
+            state_dir=Path(whole_path(state_dir or os.environ.get("NETLIB_STATE_DIR") or DEFAULT_STATE_DIR)),
+            run_dir=Path(whole_path(run_dir or os.environ.get("NETLIB_RUN_DIR") or DEFAULT_RUN_DIR)),
         )
 
     @property

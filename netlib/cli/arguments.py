@@ -177,14 +177,6 @@ class Parser(argparse.ArgumentParser):
         return ""
 
 
-def whole_path(path: str) -> str:
-    """An absolute path of what is meant from the current folder; ConfigError when that folder is gone."""
-    try:
-        return os.path.abspath(path)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path!r} is meant from the current folder, which was removed; change to another one") from error
-
-
 def environment(items: Sequence[str], files: Sequence[str], inherited: Mapping[str, str]) -> dict[str, str]:
     """What ``--env-file`` and then ``-e`` say; a ``NAME`` alone takes its value in *inherited*, or is left out.
 

@@ -3,12 +3,11 @@
 Nothing here touches records or the kernel: a command asks :func:`netlib.client.call`, which asks netlibd where that is there.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from netlib import __version__
-from netlib.cli.arguments import Command, do, whole_path
+from netlib.cli.arguments import Command, do
 from netlib.cli.outcome import complain, guarded, open_standard
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -125,9 +124,6 @@ def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:
         if not value:
             raise ConfigError(f"{option} needs a folder, not an empty text")
         found[_DIRECTORIES[option]] = value
-    for name in _DIRECTORIES.values():
-        if folder := found.get(name) or os.environ.get(f"NETLIB_{name.upper()}", ""):
-            found[name] = whole_path(folder)
     return Config.from_environment(**found), rest
 
 

@@ -5,10 +5,10 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from netlib.cli.arguments import Parser, environment, whole_path
+from netlib.cli.arguments import Parser, environment
 from netlib.cli.outcome import complain, each
 from netlib.client import call
-from netlib.config import Config
+from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, Conflict, NetlibError
 
 

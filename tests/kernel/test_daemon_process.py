@@ -2,7 +2,6 @@
 
 import os
 import random
-import select
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from netlib.errors import DaemonError, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 from netlib.wire import LENGTH, at_socket, frame
+from tests.processes import ended
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,18 +35,6 @@ def ping(config: Config) -> dict[str, Any]:
 
 def pid_of(config: Config) -> int:
     return int(config.pid_file.read_text())
-
-
-def ended(pid: int) -> bool:
-    """Wait until a process has ended."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], 5)[0])
-    finally:
-        os.close(fd)
 
 
 def kill(config: Config) -> None:

@@ -4,7 +4,6 @@ import errno
 import os
 import select
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from netlib.runtime.container import LOST_CODE
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
-
-
-@pytest.fixture
-def world(config: Config) -> Iterator[World]:
-    world = World(config)
-    yield world
-    world.clear()
 
 
 def test_a_full_disk_keeps_neither_the_exit_code_nor_anything_else_back(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from netlib.runtime.spec import Volume
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
-
-
-@pytest.fixture
-def world(config: Config) -> Iterator[World]:
-    world = World(config)
-    yield world
-    world.clear()
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import subprocess
 import sys
 import threading
 import tty
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from netlib.config import Config
 from netlib.errors import CommandNotRun, Conflict, DeadlineExceeded, NotFound
 from netlib.runtime import attach, cgroups
 from netlib.runtime.container import LOST_CODE, Runtime
@@ -22,13 +20,6 @@ from netlib.runtime.spec import Container, ExecSpec, Volume
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
-
-
-@pytest.fixture
-def world(config: Config) -> Iterator[World]:
-    world = World(config)
-    yield world
-    world.clear()
 
 
 @pytest.fixture

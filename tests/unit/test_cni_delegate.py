@@ -1,7 +1,6 @@
 """Foreign plugins run for one of ours: real small processes, and what is made of each way to answer or not to."""
 
 import os
-import select
 import time
 from collections.abc import Mapping
 from ipaddress import ip_interface
@@ -16,6 +15,7 @@ from cni_plugins.protocol import CniError, Code, Command, as_cni_error
 from cni_plugins.result import IP, Result
 from cni_plugins.skel import Call
 from netlib.errors import DeadlineExceeded
+from tests.processes import ended
 
 STDIN = b'{"cniVersion":"1.0.0","name":"pods","type":"bridge","ipam":{"type":"other"},"more":[1]}'
 
@@ -123,19 +123,7 @@ def test_at_the_deadline_it_is_killed_with_its_children_and_reaped(folder: Path)
     assert time.monotonic() - begun < 5
     assert as_cni_error(caught.value).code == Code.TRY_AGAIN
     for pid in (folder / "pids").read_text().split():
-        assert _ended(int(pid)), f"process {pid} outlived its deadline"
-
-
-def _ended(pid: int) -> bool:
-    """Wait for the end of a process that was killed; whoever inherits it takes its exit code."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], 5)[0])
-    finally:
-        os.close(fd)
+        assert ended(int(pid)), f"process {pid} outlived its deadline"
 
 
 def test_a_child_that_stays_behind_holds_nothing_up(folder: Path) -> None:
