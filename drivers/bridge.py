@@ -109,7 +109,7 @@ class BridgeDriver:
         """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox, and publish its ports."""
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
-        host_ifname = veth_ifname(endpoint)
+        host_ifname = veth_ifname(endpoint.id)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc),

@@ -25,7 +25,7 @@ from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import NETNS_DIR, current_identity, entered, identity_of_path
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
-from netlib.model import Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
+from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
 from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
@@ -123,7 +123,7 @@ class Controller:
         """
         request = NetworkRequest(name=name, driver=driver, **wanted)
         network_id = new_id()
-        with self._operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
+        with self.operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
             with self.engine.kernel(network_id) as kernel:
                 around = surroundings(kernel, request)
                 return self.lifecycle.create_network(
@@ -137,7 +137,7 @@ class Controller:
         if network.predefined:
             raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
         with (
-            self._operation("network rm", network.name),
+            self.operation("network rm", network.name),
             self.lifecycle.working_on([network.id], f"removing network {network.name}"),
         ):
             with self.store.write() as tx:
@@ -188,7 +188,7 @@ class Controller:
         if identity == current_identity():
             raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
         with (
-            self._operation("sandbox create", name),
+            self.operation("sandbox create", name),
             self.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
             self.engine.kernel(sandbox_id) as kernel,
         ):
@@ -216,8 +216,8 @@ class Controller:
             boxes = [self._sandbox(tx, reference) for reference in references]
         names = ", ".join(row.name for row in boxes)
         ids = [row.id for row in boxes]
-        with self._operation("sandbox rm", names):
-            self._take_down(_chunks(ids), f"removing {names}")
+        with self.operation("sandbox rm", names):
+            self.take_down(_chunks(ids), f"removing {names}")
         self._watcher.changed(sandboxes=ids, networks=(), needed=False)
 
     # --- endpoints -------------------------------------------------------------------------------------------------
@@ -242,11 +242,9 @@ class Controller:
         request = ConnectRequest(**wanted)
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
-            endpoint_id = new_id()
-            while tx.has_prefix(endpoint_id[:7]):  # the digits that name its veth: among 1,000 two meet once in 500 hosts
-                endpoint_id = new_id()
+            endpoint_id = tx.new_link_id()
         purpose = f"connecting {box.name} to {home.name}"
-        with self._operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
+        with self.operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
             if not self.lifecycle.is_materialised(home):
                 with self.store.rehearsal() as tx:  # a refused request must not make the network's link
                     self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
@@ -267,7 +265,7 @@ class Controller:
         """Take a sandbox out of a network; NotFound when it is not in it."""
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
-        with self._operation("network disconnect", f"{box.name} {home.name}"):
+        with self.operation("network disconnect", f"{box.name} {home.name}"):
             with self.lifecycle.working_on([box.id], f"disconnecting {box.name} from {home.name}"):
                 with self.store.read() as tx:
                     rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
@@ -315,20 +313,21 @@ class Controller:
 
     def reset(self) -> None:
         """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
-        with self._operation("system reset", "everything"):
+        with self.operation("system reset", "everything"):
             with self.store.write() as tx:  # from here on nobody joins a network that is there
-                networks = tx.all(Network)
+                networks = [row.id for kind in (CniNetwork, Network) for row in tx.all(kind)]
                 for network in networks:
-                    tx.set_phase(network.id, Phase.REMOVING)
+                    tx.set_phase(network, Phase.REMOVING)
                 boxes = [row.id for row in tx.all(Sandbox)]
-            self._take_down([*_chunks(boxes), *_chunks([row.id for row in networks])], "resetting")
+                attachments = [row.id for row in tx.all(CniAttachment)]
+            self.take_down([*_chunks(boxes), *_chunks(attachments), *_chunks(networks)], "resetting")
         self._watcher.changed(sandboxes=boxes, networks=[], needed=False)
         self.host.prepare()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _operation(self, verb: str, subject: str) -> Iterator[None]:
+    def operation(self, verb: str, subject: str) -> Iterator[None]:
         """Recover first, then write one journal line with what was made and removed, and how it ended."""
         self.recover()
         self._trail.clear()
@@ -350,16 +349,16 @@ class Controller:
         if self._observer is not None:
             self._observer(moment, item)
 
-    def _take_down(self, chunks: Iterable[Sequence[str]], purpose: str) -> None:
-        """Take down sandboxes or networks (ids) with their endpoints, chunk by chunk: each lock is an open file."""
+    def take_down(self, chunks: Iterable[Sequence[str]], purpose: str) -> None:
+        """Take down records (ids) with what is in them, chunk by chunk: each lock is an open file."""
         failures: list[NetlibError] = []
         for ids in chunks:
             with self.lifecycle.working_on(ids, purpose):
                 with self.store.read() as tx:
                     rows = [row for item in ids if (row := tx.by_id(item)) is not None]
-                    users = [(*tx.endpoints_of_sandbox(row.id), *tx.endpoints_of_network(row.id)) for row in rows]
+                    users = [user for row in rows for user in tx.users_of(row.id)]
                 try:
-                    self.lifecycle.take_down([*(endpoint for group in users for endpoint in group), *rows])
+                    self.lifecycle.take_down([*users, *rows])
                 except TeardownError as error:
                     failures.extend(error.failures)
         if failures:

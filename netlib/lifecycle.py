@@ -10,7 +10,7 @@ from typing import Any
 
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.handle import Kernel
-from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.operations import Engine
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver, ipam_driver
@@ -128,6 +128,49 @@ class Lifecycle:
                 tx.write_objects(sandbox, new)
         return endpoint
 
+    def create_cni_network(self, kernel: Kernel, network: CniNetwork, shared: Plan) -> None:
+        """Write *network* with what its attachments share, make that, and call it ready; its lock is held."""
+        with self.store.write() as tx:
+            plan = self.engine.observed(tx, kernel, network.id, shared)
+            tx.insert(network, name=network.name)
+            tx.write_objects(network.id, plan)
+        with self._or_forget(network.id):
+            self.engine.ensure(kernel, network.id, plan)
+        with self.store.write() as tx:
+            tx.set_phase(network.id, Phase.READY)
+
+    def extend(self, kernel: Kernel, record: str, shared: Plan) -> None:
+        """Bring what a CNI network's attachments share to its present objects and *shared*; its lock is held.
+
+        Until it is stamped with this boot again, nobody takes the network as it is written down for made.
+        """
+        with self.store.write() as tx:
+            row = tx.by_id(record)
+            if row is None or row.phase is not Phase.READY:
+                return
+            old = tx.objects(record)
+            new = Plan(*_union(old, self.engine.observed(tx, kernel, record, shared, own=old)))
+            tx.write_objects(record, new)
+            tx.stamp(record, "")
+        if old and not self.is_materialised(row):  # a crash came between: what others use is not taken back
+            if failures := self.engine.repair(kernel, new):
+                raise failures[0]
+        else:
+            self._extend(kernel, row, old, new)
+        with self.store.write() as tx:
+            tx.set_phase(record, Phase.READY)
+
+    def _extend(self, kernel: Kernel, row: Row[CniNetwork], old: Plan, new: Plan) -> None:
+        try:
+            self.engine.update(kernel, row.id, old, new)
+        except TeardownError:
+            raise  # something is left: it stays written down
+        except NetlibError:
+            with self.store.write() as tx:
+                tx.write_objects(row.id, old)
+                tx.stamp(row.id, row.boot)
+            raise
+
     def take_down(self, rows: Sequence[Row[Any]]) -> None:
         """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
 
@@ -193,7 +236,7 @@ class Lifecycle:
     def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []
         stuck: set[str] = set()
-        for kind in (Endpoint, Sandbox, Network):  # users before what they use
+        for kind in (CniAttachment, Endpoint, Sandbox, CniNetwork, Network):  # users before what they use
             group = [row for row in rows if isinstance(row.value, kind)]
             try:
                 self.engine.remove(kernel, [row.id for row in group], [item for row in group for item in objects[row.id]])
@@ -215,7 +258,7 @@ class Lifecycle:
         tx.write_objects(sandbox, _union(old, new))
         return old, new
 
-    def is_materialised(self, row: Row[Network]) -> bool:
+    def is_materialised(self, row: Row[Any]) -> bool:
         """Whether the network's objects were applied in this boot."""
         return row.boot == self.store.boot
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
 
 DEADLINE_SECONDS = 60.0
-_held: set[int] = set()
+_held: dict[Path, int] = {}  # what this process holds, and through which descriptor
 
 
 def _close_inherited() -> None:
-    for fd in _held:
+    for fd in _held.values():
         os.close(fd)
     _held.clear()
 
@@ -66,6 +66,8 @@ class Locks:
 
     def _try(self, name: str, purpose: str) -> int | None:
         path = self._path(name)
+        if path in _held:  # by another thread of this process: no need to ask the kernel
+            return None
         fd = self._open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +78,7 @@ class Locks:
         except BlockingIOError:
             os.close(fd)
             return None
-        _held.add(fd)
+        _held[path] = fd
         with suppress(OSError):  # a note for people; on a full disk the lock holds without it
             os.truncate(fd, 0)
             os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
@@ -99,10 +101,11 @@ class Locks:
             raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
 
     def _release(self, name: str, fd: int) -> None:
-        if fd not in _held:  # a forked child, in which it was closed already
+        path = self._path(name)
+        if _held.get(path) != fd:  # a forked child, in which it was closed already
             return
-        self._path(name).unlink(missing_ok=True)
-        _held.discard(fd)
+        path.unlink(missing_ok=True)
+        del _held[path]
         os.close(fd)
 
     def _holder(self, name: str) -> str:

@@ -6,7 +6,7 @@ in here reads the kernel, the store or the clock.
 
 import ipaddress
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -22,6 +22,8 @@ else:  # msgspec takes one custom type in a union; these are the common ancestor
 __all__ = [
     "HOST",
     "AddressPool",
+    "CniAttachment",
+    "CniNetwork",
     "Endpoint",
     "IPAddress",
     "IPInterface",
@@ -217,3 +219,24 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     @property
     def short_id(self) -> str:
         return self.id[:12]
+
+
+class CniNetwork(Struct, frozen=True, kw_only=True):
+    """A network that CNI configurations describe: it holds what its attachments share, such as a bridge, and outlives them."""
+
+    id: str
+    name: str
+    created: float  # seconds since the epoch
+
+
+class CniAttachment(Struct, frozen=True, kw_only=True):
+    """What one CNI plugin did for one interface of one container in one network."""
+
+    id: str
+    network: str  # id of a CniNetwork
+    container: str
+    ifname: str
+    plugin: str
+    netns: NetnsRef
+    created: float  # seconds since the epoch
+    result: dict[str, Any] = {}  # what ADD answered, in the newest version of the specification

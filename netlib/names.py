@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from netlib.errors import ConfigError
-from netlib.model import Endpoint, IPAddress, IPNetwork, Network
+from netlib.model import IPAddress, IPNetwork, Network
 
 __all__ = [
     "BRIDGE_NAME_OPTION",
@@ -241,9 +241,9 @@ def bridge_ifname(network: Network) -> str:
     return network.options.get(BRIDGE_NAME_OPTION) or f"br-{network.short_id}"
 
 
-def veth_ifname(endpoint: Endpoint) -> str:
-    """The host's end of an endpoint's veth pair: ``veth`` and the first 7 digits of its id, as in Docker."""
-    return f"veth{endpoint.id[:7]}"
+def veth_ifname(record: str) -> str:
+    """The host's end of the veth pair of an endpoint or attachment: ``veth`` and 7 digits of its id, as in Docker."""
+    return f"veth{record[:7]}"
 
 
 def endpoint_mac(endpoint_id: str, address: IPAddress | None) -> str:

@@ -14,12 +14,13 @@ from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.lifecycle import Lifecycle, record_lock
-from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import Plan
 from netlib.store.records import Row
 from netlib.store.sqlite import Store
 
 _PURPOSE = "recovering what a crash left"
+_ORDER: list[type[Any]] = [Sandbox, Endpoint, CniAttachment, Network, CniNetwork]  # a sandbox takes its endpoints along
 
 
 def check_host(store: Store) -> bool:
@@ -48,8 +49,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
-    order: dict[type[Any], int] = {Sandbox: 0, Endpoint: 1, Network: 2}  # a sandbox takes its endpoints along
-    for row in sorted((row for row in rows if type(row.value) in order), key=lambda row: order[type(row.value)]):
+    for row in sorted(rows, key=lambda row: _ORDER.index(type(row.value))):
         lock = record_lock(row.value.sandbox if isinstance(row.value, Endpoint) else row.id)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
             if not held:
@@ -63,10 +63,10 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
 
 def _keeps_its_users(lifecycle: Lifecycle, row: Row[Any]) -> bool:
     """Call a network ready again that was to go with its endpoints (a reset that died) and still has some."""
-    if not isinstance(row.value, Network):
+    if not isinstance(row.value, Network | CniNetwork):
         return False
     with lifecycle.store.write() as tx:
-        is_used = any(endpoint.phase is Phase.READY for endpoint in tx.endpoints_of_network(row.id))
+        is_used = any(user.phase is Phase.READY for user in tx.users_of(row.id))
         if is_used:
             tx.set_phase(row.id, Phase.READY)
     return is_used
@@ -87,14 +87,14 @@ def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
 def forget_former_boot(store: Store, config: Config) -> None:
     """After a boot: what the kernel held is gone with it, so sandboxes and endpoints are, and their leases and files.
 
-    Networks stay; their objects are made again at their next use. Nothing is removed from the kernel here: a sysctl that
-    reads as we once set it may be the administrator's now.
+    Attachments go as endpoints do. Networks stay; their objects are made again at their next use. Nothing is removed from the
+    kernel here: a sysctl that reads as we once set it may be the administrator's now.
     """
     with Kernel() as kernel, store.write() as tx:
         for row in sorted(tx.of_other_boots(), key=lambda row: not isinstance(row.value, Endpoint)):
-            if isinstance(row.value, Network) and row.phase is Phase.READY:
+            if isinstance(row.value, Network | CniNetwork) and row.phase is Phase.READY:
                 tx.write_objects(row.id, ())
-            elif isinstance(row.value, Endpoint | Sandbox | Network):
+            else:
                 for item in reversed(tx.objects(row.id)):
                     if item.survives_boot:
                         item.remove(kernel)

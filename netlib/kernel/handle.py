@@ -144,6 +144,10 @@ class Kernel:
                 fd = self._fds[netns] = os.dup(temporary)
         return fd
 
+    def lend(self, netns: NetnsRef, fd: int) -> None:
+        """Use *fd*, which somebody has open, for *netns*: its path is then never looked at."""
+        self._fds[netns] = os.dup(fd)
+
     def new_netns(self, path: str) -> NetnsRef:
         """Make a netns that an object will pin at *path*; until then it lives as long as the handle."""
         fd = new_netns()

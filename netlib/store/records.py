@@ -11,14 +11,21 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from msgspec import Struct
 
 from netlib.codec import decode, encode
-from netlib.model import Endpoint, Network, Phase, PortMapping, Protocol, Sandbox
+from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, PortMapping, Protocol, Sandbox
+from netlib.names import new_id
 from netlib.plan import KernelObject, Key, Plan
 from netlib.registry import object_class
 
 _R = TypeVar("_R", bound=Struct)
 
 JOURNAL_ROWS = 10_000
-_KINDS: dict[type[Any], str] = {Network: "network", Sandbox: "sandbox", Endpoint: "endpoint"}
+_KINDS: dict[type[Any], str] = {
+    Network: "network",
+    Sandbox: "sandbox",
+    Endpoint: "endpoint",
+    CniNetwork: "cni_network",
+    CniAttachment: "cni_attachment",
+}
 _CLASSES: dict[str, type[Any]] = {kind: cls for cls, kind in _KINDS.items()}
 
 
@@ -49,7 +56,7 @@ class JournalEntry(NamedTuple):
     detail: list[str]
 
 
-_CORE = "('network', 'sandbox', 'endpoint')"  # rooms above the core look after their own kinds
+_CORE = str(tuple(_CLASSES))  # as SQL; rooms above the core look after their own kinds
 _COLUMNS = "id, kind, name, phase, boot, body"
 # "+kind" below keeps SQLite from reading every record of a kind by the index of names, which it prefers to better ones.
 
@@ -90,16 +97,12 @@ class Transaction:
 
     def find(self, cls: type[_R], reference: str) -> Row[_R] | None:
         """The record of that name or id; an id may be shortened as long as one record alone has it."""
-        kind = _KINDS[cls]
-        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? AND name=?", (kind, reference)).fetchone()
-        if row is None:
-            rows = self.db.execute(
-                f"SELECT {_COLUMNS} FROM record WHERE id>=? AND id<? AND +kind=? LIMIT 2", (reference, reference + "g", kind)
-            ).fetchall()
-            if len(rows) != 1 or not reference:
-                return None
-            row = rows[0]
-        return self._row(row)
+        if (row := self.find_named(cls, reference)) is not None or not reference:
+            return row
+        rows = self.db.execute(
+            f"SELECT {_COLUMNS} FROM record WHERE id>=? AND id<? AND +kind=? LIMIT 2", (reference, reference + "g", _KINDS[cls])
+        ).fetchall()
+        return self._row(rows[0]) if len(rows) == 1 else None
 
     def sandbox_in(self, netns: str) -> Row[Sandbox] | None:
         """The sandbox whose netns has that identity, in whatever phase."""
@@ -109,11 +112,18 @@ class Transaction:
         ).fetchone()
         return self._row(row) if row else None
 
-    def has_prefix(self, prefix: str) -> bool:
-        """Whether any record's id begins with *prefix*."""
-        return (
-            self.db.execute("SELECT 1 FROM record WHERE id>=? AND id<? LIMIT 1", (prefix, prefix + "g")).fetchone() is not None
-        )
+    def find_named(self, cls: type[_R], name: str) -> Row[_R] | None:
+        """The record of exactly that name, in whatever phase."""
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? AND name=?", (_KINDS[cls], name)).fetchone()
+        return self._row(row) if row else None
+
+    def new_link_id(self) -> str:
+        """An id whose first seven digits, which name a veth, no other record has: among 1,000 two meet once in 500 hosts."""
+        while True:
+            record = new_id()
+            span = (record[:7], record[:7] + "g")
+            if self.db.execute("SELECT 1 FROM record WHERE id>=? AND id<? LIMIT 1", span).fetchone() is None:
+                return record
 
     def by_id(self, record: str) -> Row[Any] | None:
         """The record with that full id, of whatever kind."""
@@ -133,6 +143,23 @@ class Transaction:
     def endpoints_of_sandbox(self, sandbox: str) -> list[Row[Endpoint]]:
         """The endpoints of a sandbox (by id), in whatever phase."""
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE sandbox=? AND +kind='endpoint' ORDER BY name", (sandbox,))
+        return [self._row(row) for row in rows]
+
+    def users_of(self, record: str) -> list[Row[Any]]:
+        """The endpoints and attachments in a network or sandbox (by id), in whatever phase."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE network=? OR sandbox=? ORDER BY name", (record, record))
+        return [self._row(row) for row in rows]
+
+    def attachments_of(self, network: str) -> list[Row[CniAttachment]]:
+        """The attachments in a CNI network (by id), in whatever phase."""
+        rows = self.db.execute(
+            f"SELECT {_COLUMNS} FROM record WHERE network=? AND +kind='cni_attachment' ORDER BY name", (network,)
+        )
+        return [self._row(row) for row in rows]
+
+    def attachments_in(self, netns: str) -> list[Row[CniAttachment]]:
+        """The attachments whose netns is, or was, at that path, in whatever phase."""
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE sandbox=? AND +kind='cni_attachment'", (netns,))
         return [self._row(row) for row in rows]
 
     def in_flight(self) -> list[Row[Any]]:

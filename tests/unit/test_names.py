@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from netlib.errors import ConfigError
-from netlib.model import Endpoint, Network
+from netlib.model import Network
 from netlib.names import (
     BRIDGE_NAME_OPTION,
     bridge_ifname,
@@ -190,7 +190,7 @@ def test_names_that_are_derived() -> None:
     assert bridge_ifname(network) == "br-3f2a1c9d4e5b"
     named = Network(id=one, name="web", driver="bridge", created=0.0, options={BRIDGE_NAME_OPTION: "web0"})
     assert bridge_ifname(named) == "web0"
-    assert veth_ifname(Endpoint(id="3f2a1c9d" * 8, network="n", sandbox="s", created=0.0)) == "veth3f2a1c9"
+    assert veth_ifname("3f2a1c9d" * 8) == "veth3f2a1c9"
     assert endpoint_mac("3f2a1c9d" * 8, None) == "02:42:3f:2a:1c:9d"
     assert endpoint_mac("3f2a1c9d" * 8, ip_address("172.17.0.2")) == "02:42:ac:11:00:02"
     assert check_ifname(bridge_ifname(network)) == "br-3f2a1c9d4e5b"

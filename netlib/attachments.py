@@ -1,0 +1,331 @@
+"""Attachments: what CNI plugins do for containers, with the guarantees of every other record.
+
+A CNI network is a record that outlives its attachments. What they share (a bridge, its gateways, forwarding) belongs to it, is
+made by the first one that needs it and goes with :meth:`Attachments.prune`; all else belongs to the attachment, which one
+plugin makes for one interface of one container.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from netlib.controller import Controller
+from netlib.errors import AlreadyExists, Conflict, NetlibError, ObjectMissing, TeardownError
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import opened
+from netlib.lifecycle import Lifecycle
+from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase
+from netlib.names import new_id
+from netlib.plan import KernelObject, Plan
+from netlib.recovery import drift
+from netlib.store.records import Row, Transaction
+
+__all__ = ["Adding", "AttachmentKey", "Attachments", "Wanted"]
+
+_ATTEMPTS = 5  # at sharing what a configuration that changes all the time asks for
+
+
+class AttachmentKey(NamedTuple):
+    """Who an attachment is: the name of its network, the container's id, the interface, the plugin's type."""
+
+    network: str
+    container: str
+    ifname: str
+    plugin: str
+
+    @property
+    def name(self) -> str:
+        """As the record is called; none of the parts can hold a slash."""
+        return "/".join(self)
+
+
+class Wanted(NamedTuple):
+    """What an attachment needs: objects of its own, and some that belong to its network."""
+
+    own: Plan
+    shared: Plan = Plan()
+
+
+class _Unshared(Exception):
+    """Ends a transaction whose draft needs what its network does not have yet."""
+
+    def __init__(self, shared: Plan) -> None:
+        self.shared = shared
+
+
+Draft = Callable[[Transaction], Wanted]
+
+
+class Adding:
+    """One attachment being made: every step is written down before it is applied."""
+
+    def __init__(self, attachments: "Attachments", key: AttachmentKey, record: str, netns: NetnsRef, kernel: Kernel) -> None:
+        self.key = key
+        self.record = record
+        self.netns = netns
+        self.kernel = kernel
+        self.plan = Plan()  # what was applied so far
+        self.made_network = ""  # id, when this attachment is the first of its network
+        self._attachments = attachments
+        self._is_written = False
+
+    def apply(self, draft: Draft) -> Plan:
+        """Write down and make what *draft* answers with; called again, that comes on top. Answers with what is new.
+
+        *draft* runs in the transaction that writes its objects, once more when the network has to be extended before.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                fresh = self._write(draft)
+                break
+            except _Unshared as missing:
+                made = self._attachments.share(self.key.network, missing.shared)
+                self.made_network = self.made_network or made
+        else:
+            raise Conflict(f"network {self.key.network!r} keeps being changed by others; try again")
+        self.plan += fresh
+        self._attachments.engine.ensure(self.kernel, self.record, fresh)
+        return fresh
+
+    def _write(self, draft: Draft) -> Plan:
+        with self._attachments.store.write() as tx:
+            wanted = draft(tx)
+            network = tx.find_named(CniNetwork, self.key.network)
+            if network is None or not self._attachments.shares(tx, network, wanted.shared):
+                raise _Unshared(wanted.shared)
+            fresh = self._attachments.engine.observed(tx, self.kernel, self.record, wanted.own)
+            if not self._is_written:
+                container, ifname, plugin = self.key[1:]
+                attachment = CniAttachment(
+                    id=self.record,
+                    network=network.id,
+                    container=container,
+                    ifname=ifname,
+                    plugin=plugin,
+                    netns=self.netns,
+                    created=time.time(),
+                )
+                tx.insert(attachment, name=self.key.name, network=network.id, sandbox=self.netns.path)
+            tx.write_objects(self.record, self.plan + fresh)
+        self._is_written = True
+        return fresh
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Say what ADD answers; the attachment is ready."""
+        with self._attachments.store.write() as tx:
+            row = tx.by_id(self.record)
+            assert row is not None, "finish() comes after apply()"
+            tx.replace(replace(row.value, result=result))
+            tx.set_phase(self.record, Phase.READY)
+
+    def undo(self) -> None:
+        """Take back what was made; TeardownError when something would not go, which then stays written down."""
+        if not self._is_written:
+            return
+        try:
+            self._attachments.engine.remove(self.kernel, [self.record], self.plan)
+        except TeardownError:
+            with self._attachments.store.write() as tx:
+                tx.set_phase(self.record, Phase.REMOVING)
+            raise
+        with self._attachments.store.write() as tx:
+            Lifecycle.forget(tx, tx.by_id(self.record))
+
+
+class Attachments:
+    """The attachments of one store; it serves one thread, as its controller does."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self.store = controller.store
+        self.engine = controller.engine
+        self._lifecycle = controller.lifecycle
+
+    # --- making ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def adding(self, key: AttachmentKey, netns: NetnsRef, fd: int | None = None) -> Iterator[Adding]:
+        """Make an attachment in the block, by :meth:`Adding.apply` and :meth:`Adding.finish`; an error in it undoes all.
+
+        *netns* has its identity; *fd*, where given, is a descriptor of it, and its path is not looked at. Raises
+        AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
+        """
+        with self.controller.operation("cni add", key.name):
+            self._clear_the_way(key, netns)
+            with self.store.read() as tx:
+                record = tx.new_link_id()
+            purpose = f"attaching container {key.container} to network {key.network}"
+            with self._lifecycle.working_on([record], purpose), self.engine.kernel(record) as kernel:
+                if fd is not None:
+                    kernel.lend(netns, fd)
+                adding = Adding(self, key, record, netns, kernel)
+                try:
+                    yield adding
+                except NetlibError as error:
+                    self._undo(adding, error)
+                    raise
+
+    def _undo(self, adding: Adding, error: NetlibError) -> None:
+        failures: list[NetlibError] = []
+        try:
+            adding.undo()
+            if adding.made_network:
+                self._prune(adding.made_network)
+        except TeardownError as failure:
+            failures.extend(failure.failures)
+        if failures:
+            known = error.failures if isinstance(error, TeardownError) else (error,)
+            raise TeardownError([*known, *failures]) from error
+
+    def _clear_the_way(self, key: AttachmentKey, netns: NetnsRef) -> None:
+        """Take down what a netns that was at this path before still holds, and what is left of this attachment."""
+        with self.store.read() as tx:
+            rows = [row for row in tx.attachments_in(netns.path) if row.value.netns.identity != netns.identity]
+            same = tx.find_named(CniAttachment, key.name)
+        if same is not None and same.value.netns.identity != netns.identity and not self._is_alive(same.value.netns):
+            rows = [*(row for row in rows if row.id != same.id), same]
+            same = None
+        if rows:
+            self.controller.take_down([[row.id for row in rows]], f"clearing the way for container {key.container}")
+        if same is not None:
+            if same.phase is not Phase.READY:
+                raise Conflict(f"{key.name} is being made or removed by somebody else, or would not go; see `netlib log`")
+            raise AlreadyExists(f"container {key.container} has {key.ifname} in network {key.network} already; DEL it first")
+
+    # --- what a network's attachments share ------------------------------------------------------------------------
+
+    def shares(self, tx: Transaction, network: Row[CniNetwork], shared: Plan) -> bool:
+        """Whether all of *shared* stands already, as far as is written down."""
+        if network.phase is not Phase.READY or not self._lifecycle.is_materialised(network):
+            return False
+        if not shared:
+            return True
+        present = {item.key: item for item in tx.objects(network.id)}
+        return all(_is_same(present.get(item.key), item) for item in shared)
+
+    def share(self, name: str, shared: Plan) -> str:
+        """Make the network *name* where it is missing, and extend it by *shared*; answer with its id if it was made here."""
+        with self.controller.locks.hold(f"cni-network:{name}", f"setting up network {name}"):
+            with self.store.read() as tx:
+                row = tx.find_named(CniNetwork, name)
+            if row is not None and row.phase is not Phase.READY:  # a dead process left it
+                self.controller.recover()
+                with self.store.read() as tx:
+                    row = tx.find_named(CniNetwork, name)
+            record = row.id if row is not None else new_id()
+            with self._lifecycle.working_on([record], f"setting up network {name}"), self.engine.kernel(record) as kernel:
+                if row is None:
+                    network = CniNetwork(id=record, name=name, created=time.time())
+                    self._lifecycle.create_cni_network(kernel, network, shared)
+                    return record
+                self._lifecycle.extend(kernel, record, shared)
+        return ""
+
+    # --- taking away -----------------------------------------------------------------------------------------------
+
+    def delete(self, key: AttachmentKey) -> CniAttachment | None:
+        """Take down one attachment; answer with what it was, None when there is none.
+
+        Raises TeardownError when something would not go; it stays written down, and the next call tries again.
+        """
+        with self.store.read() as tx:
+            row = tx.find_named(CniAttachment, key.name)
+        if row is None:
+            return None
+        with self.controller.operation("cni del", key.name):
+            self.controller.take_down([[row.id]], f"detaching container {key.container} from network {key.network}")
+        return row.value
+
+    def collect(self, network: str, plugin: str, valid: Collection[tuple[str, str]]) -> list[CniAttachment]:
+        """Take down the attachments of *plugin* in *network* besides *valid* ones, (container, ifname) each; return them."""
+        with self.store.read() as tx:
+            row = tx.find_named(CniNetwork, network)
+            present = tx.attachments_of(row.id) if row is not None else []
+        rows = [row for row in present if row.value.plugin == plugin and (row.value.container, row.value.ifname) not in valid]
+        return self._collect("cni gc", network, rows)
+
+    def reclaim(self, network: str) -> list[CniAttachment]:
+        """Take down the attachments of *network* whose netns is gone: their runtime died, or never came back for them."""
+        with self.store.read() as tx:
+            row = tx.find_named(CniNetwork, network)
+            present = tx.attachments_of(row.id) if row is not None else []
+        rows = [row for row in present if row.phase is Phase.READY and not self._is_alive(row.value.netns)]
+        return self._collect("cni reclaim", network, rows)
+
+    def _collect(self, verb: str, network: str, rows: Sequence[Row[CniAttachment]]) -> list[CniAttachment]:
+        if rows:
+            with self.controller.operation(verb, network):
+                self.controller.take_down(_in_hundreds([row.id for row in rows]), f"clearing network {network}")
+        return [row.value for row in rows]
+
+    def prune(self) -> list[CniNetwork]:
+        """Take down every CNI network without attachments; answer with them."""
+        with self.controller.operation("cni prune", "networks without attachments"):
+            with self.store.read() as tx:
+                rows = tx.all(CniNetwork)
+            return [row.value for row in rows if self._prune(row.id)]
+
+    def _prune(self, record: str) -> bool:
+        with self._lifecycle.working_on([record], "removing a network without attachments"):
+            with self.store.write() as tx:
+                row = tx.by_id(record)
+                if row is None or tx.attachments_of(record):
+                    return False
+                tx.set_phase(record, Phase.REMOVING)  # from here on nobody joins
+            self._lifecycle.take_down([row])
+        return True
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    def find(self, key: AttachmentKey) -> CniAttachment | None:
+        """The attachment, if it is there and ready."""
+        with self.store.read() as tx:
+            row = tx.find_named(CniAttachment, key.name)
+        return row.value if row is not None and row.phase is Phase.READY else None
+
+    def plan_of(self, record: str) -> Plan:
+        """The objects that are written down for an attachment or a CNI network (by id)."""
+        with self.store.read() as tx:
+            return tx.objects(record)
+
+    def networks(self) -> list[CniNetwork]:
+        """Every CNI network, by name."""
+        with self.store.read() as tx:
+            return [row.value for row in tx.all(CniNetwork) if row.phase is Phase.READY]
+
+    def attachments(self, network: str | None = None) -> list[CniAttachment]:
+        """Every attachment, or those of one network (by name), by network, container and interface."""
+        with self.store.read() as tx:
+            if network is None:
+                rows: Iterable[Row[CniAttachment]] = tx.all(CniAttachment)
+            else:
+                row = tx.find_named(CniNetwork, network)
+                rows = tx.attachments_of(row.id) if row is not None else ()
+            return [row.value for row in rows if row.phase is Phase.READY]
+
+    def drift(self, attachment: CniAttachment) -> list[tuple[str, str]]:
+        """Compare an attachment and what it shares with the kernel: (object, how it differs) for each drift."""
+        return drift(self._lifecycle, [attachment.network, attachment.id])
+
+    @staticmethod
+    def _is_alive(netns: NetnsRef) -> bool:
+        try:
+            with opened(netns):
+                return True
+        except ObjectMissing:
+            return False
+
+
+def _is_same(present: KernelObject | None, wanted: KernelObject) -> bool:
+    """Whether an object that is written down is the wanted one, but for what was observed when it was made."""
+    if present is None or type(present) is not type(wanted):
+        return False
+    return present == replace(wanted, **{field: getattr(present, field) for field in wanted.observations})
+
+
+def _in_hundreds(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), 100):
+        yield ids[start : start + 100]
