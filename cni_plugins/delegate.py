@@ -9,7 +9,7 @@ import os
 import select
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from signal import SIGKILL
 from typing import Any
@@ -21,8 +21,10 @@ from cni_plugins.protocol import CniError, Code, Command
 from cni_plugins.result import Result, parse_result
 from cni_plugins.skel import Call
 from netlib.errors import DeadlineExceeded, NetlibError
+from netlib.kernel.handle import Kernel
+from netlib.plan import KernelObject, Key
 
-__all__ = ["DEADLINE", "delegate", "delegate_add", "find_executable"]
+__all__ = ["DEADLINE", "ForeignLease", "delegate", "delegate_add", "find_executable"]
 
 DEADLINE = 60.0
 """Seconds that a delegate has: a DHCP client retries for about half a minute."""
@@ -70,16 +72,59 @@ def delegate(call: Call[Any], kind: str, command: Command | None = None, seconds
     _execute(call, kind, command or call.command, seconds)
 
 
+class ForeignLease(KernelObject, frozen=True, kw_only=True, tag="foreign_lease"):
+    """What a foreign IPAM plugin holds for an attachment: a DEL in the same words gives it back.
+
+    Written down before the plugin is asked, so that no crash can lose it; the asking is the caller's, for its answer counts.
+    """
+
+    kind: str
+    container: str
+    ifname: str
+    folders: tuple[str, ...]  # of CNI_PATH
+    environ: dict[str, str]
+    config: str
+
+    @property
+    def key(self) -> Key:
+        return Key("foreign_lease", "", f"{self.kind}/{self.container}/{self.ifname}/{self.environ.get('CNI_NETNS', '')}")
+
+    def ensure(self, kernel: Kernel) -> None:
+        """Nothing: see above."""
+
+    def remove(self, kernel: Kernel) -> None:
+        _run(self.kind, Command.DEL, self.folders, self.environ, self.config.encode(), [], DEADLINE)
+
+    def drift(self, kernel: Kernel) -> str | None:
+        """Never told: the plugin itself is asked, by a CHECK."""
+
+    def commands(self) -> Iterable[str]:
+        return ()
+
+
 def _execute(call: Call[Any], kind: str, command: Command, seconds: float) -> bytes:
-    path = find_executable(kind, call.path)
-    environ = {**call.environ, "CNI_COMMAND": command.value}
+    return _run(kind, command, call.path, call.environ, call.stdin, call.stderr, seconds)
+
+
+def _run(
+    kind: str,
+    command: Command,
+    folders: tuple[str, ...],
+    environ: Mapping[str, str],
+    config: bytes,
+    lines: list[str],
+    seconds: float,
+) -> bytes:
+    """What it answers; *lines* get what it says on stderr."""
+    path = find_executable(kind, folders)
+    environ = {**environ, "CNI_COMMAND": command.value}
     with _memory_file() as stdin, _memory_file() as stdout, _memory_file() as stderr:
-        _fill(stdin, call.stdin)
+        _fill(stdin, config)
         process = _start(path, environ, stdin, stdout, stderr)
         ended = _ends_within(process, seconds)
         told = _content(stderr).decode(errors="replace").rstrip("\n")
         if told:
-            call.stderr.append(told)
+            lines.append(told)
         if not ended:
             raise DeadlineExceeded(f"{kind} ({path}) did not end its {command} within {seconds:g} s and was killed; try again")
         answer = _content(stdout)

@@ -19,7 +19,7 @@ from netlib.kernel.netns import opened
 from netlib.lifecycle import Lifecycle
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase
 from netlib.names import new_id
-from netlib.plan import KernelObject, Plan
+from netlib.plan import KernelObject, Key, Plan
 from netlib.recovery import drift
 from netlib.store.records import Row, Transaction
 
@@ -43,17 +43,18 @@ class AttachmentKey(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What an attachment needs: objects of its own, and some that belong to its network."""
+    """What an attachment needs: objects of its own, and some that belong to its network; *ousted* ones there go for them."""
 
     own: Plan
     shared: Plan = Plan()
+    ousted: frozenset[Key] = frozenset()
 
 
 class _Unshared(Exception):
     """Ends a transaction whose draft needs what its network does not have yet."""
 
-    def __init__(self, shared: Plan) -> None:
-        self.shared = shared
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
 
 
 Draft = Callable[[Transaction], Wanted]
@@ -73,7 +74,7 @@ class Adding:
         self._is_written = False
 
     def apply(self, draft: Draft) -> Plan:
-        """Write down and make what *draft* answers with; called again, that comes on top. Answers with what is new.
+        """Write down and make what *draft* answers with; called again, what is new in it. Answers with that.
 
         *draft* runs in the transaction that writes its objects, once more when the network has to be extended before.
         """
@@ -82,7 +83,7 @@ class Adding:
                 fresh = self._write(draft)
                 break
             except _Unshared as missing:
-                made = self._attachments.share(self.key.network, missing.shared)
+                made = self._attachments.share(self.key.network, missing.wanted)
                 self.made_network = self.made_network or made
         else:
             raise Conflict(f"network {self.key.network!r} keeps being changed by others; try again")
@@ -94,9 +95,11 @@ class Adding:
         with self._attachments.store.write() as tx:
             wanted = draft(tx)
             network = tx.find_named(CniNetwork, self.key.network)
-            if network is None or not self._attachments.shares(tx, network, wanted.shared):
-                raise _Unshared(wanted.shared)
-            fresh = self._attachments.engine.observed(tx, self.kernel, self.record, wanted.own)
+            if network is None or not self._attachments.shares(tx, network, wanted):
+                raise _Unshared(wanted)
+            done = set(self.plan.keys)
+            fresh = Plan(*(item for item in wanted.own if item.key not in done))
+            fresh = self._attachments.engine.observed(tx, self.kernel, self.record, fresh)
             if not self._is_written:
                 container, ifname, plugin = self.key[1:]
                 attachment = CniAttachment(
@@ -197,17 +200,17 @@ class Attachments:
 
     # --- what a network's attachments share ------------------------------------------------------------------------
 
-    def shares(self, tx: Transaction, network: Row[CniNetwork], shared: Plan) -> bool:
-        """Whether all of *shared* stands already, as far as is written down."""
+    def shares(self, tx: Transaction, network: Row[CniNetwork], wanted: Wanted) -> bool:
+        """Whether all that is to be shared stands already, as far as is written down, and nothing is to go."""
         if network.phase is not Phase.READY or not self._lifecycle.is_materialised(network):
             return False
-        if not shared:
+        if not wanted.shared and not wanted.ousted:
             return True
         present = {item.key: item for item in tx.objects(network.id)}
-        return all(_is_same(present.get(item.key), item) for item in shared)
+        return all(_is_same(present.get(item.key), item) for item in wanted.shared) and not wanted.ousted & present.keys()
 
-    def share(self, name: str, shared: Plan) -> str:
-        """Make the network *name* where it is missing, and extend it by *shared*; answer with its id if it was made here."""
+    def share(self, name: str, wanted: Wanted) -> str:
+        """Make the network *name* where it is missing, and bring it to what is *wanted*; answer with its id if it is new."""
         with self.controller.locks.hold(f"cni-network:{name}", f"setting up network {name}"):
             with self.store.read() as tx:
                 row = tx.find_named(CniNetwork, name)
@@ -219,9 +222,9 @@ class Attachments:
             with self._lifecycle.working_on([record], f"setting up network {name}"), self.engine.kernel(record) as kernel:
                 if row is None:
                     network = CniNetwork(id=record, name=name, created=time.time())
-                    self._lifecycle.create_cni_network(kernel, network, shared)
+                    self._lifecycle.create_cni_network(kernel, network, wanted.shared)
                     return record
-                self._lifecycle.extend(kernel, record, shared)
+                self._lifecycle.extend(kernel, record, wanted.shared, wanted.ousted)
         return ""
 
     # --- taking away -----------------------------------------------------------------------------------------------

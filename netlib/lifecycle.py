@@ -12,7 +12,7 @@ from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.operations import Engine
-from netlib.plan import KernelObject, Plan
+from netlib.plan import KernelObject, Key, Plan
 from netlib.registry import driver, ipam_driver
 from netlib.store.records import Row, Transaction
 
@@ -139,8 +139,8 @@ class Lifecycle:
         with self.store.write() as tx:
             tx.set_phase(network.id, Phase.READY)
 
-    def extend(self, kernel: Kernel, record: str, shared: Plan) -> None:
-        """Bring what a CNI network's attachments share to its present objects and *shared*; its lock is held.
+    def extend(self, kernel: Kernel, record: str, shared: Plan, ousted: Collection[Key] = ()) -> None:
+        """Bring what a CNI network's attachments share to its objects but *ousted* ones, and *shared*; its lock is held.
 
         Until it is stamped with this boot again, nobody takes the network as it is written down for made.
         """
@@ -149,8 +149,9 @@ class Lifecycle:
             if row is None or row.phase is not Phase.READY:
                 return
             old = tx.objects(record)
-            new = Plan(*_union(old, self.engine.observed(tx, kernel, record, shared, own=old)))
-            tx.write_objects(record, new)
+            kept = Plan(*(item for item in old if item.key not in ousted))
+            new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
+            tx.write_objects(record, _union(old, new))
             tx.stamp(record, "")
         if old and not self.is_materialised(row):  # a crash came between: what others use is not taken back
             if failures := self.engine.repair(kernel, new):
@@ -159,6 +160,7 @@ class Lifecycle:
             self._extend(kernel, row, old, new)
         with self.store.write() as tx:
             tx.set_phase(record, Phase.READY)
+            tx.write_objects(record, new)
 
     def _extend(self, kernel: Kernel, row: Row[CniNetwork], old: Plan, new: Plan) -> None:
         try:

@@ -38,6 +38,7 @@ _OBJECTS = {
     "published_port": "netlib.firewall.objects:PublishedPort",
     "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",
+    "foreign_lease": "cni_plugins.delegate:ForeignLease",
 }
 
 

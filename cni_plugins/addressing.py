@@ -1,0 +1,122 @@
+"""Where a main plugin's addresses come from: a type of ours in the same process, or a foreign one that is executed.
+
+A type of ours leases inside the transaction that writes the attachment down, and what holds the lease is part of its objects.
+"""
+
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+from cni_plugins.delegate import ForeignLease, delegate, delegate_add
+from cni_plugins.netconf import NetConf
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import Result
+from cni_plugins.skel import Call, Plugin, reread
+from cni_plugins.types import find_plugin_class
+from netlib.attachments import Adding, Wanted
+from netlib.plan import Plan
+from netlib.store.records import Transaction
+
+__all__ = ["Addressing", "AsksOverLink", "Lease", "Leases"]
+
+
+class Lease(NamedTuple):
+    """Addresses, routes and name servers (an IPAM result), and the objects that hold them."""
+
+    result: Result
+    plan: Plan = Plan()
+
+
+@runtime_checkable
+class Leases(Protocol):
+    """A plugin type that gives addresses to main plugins in the same process."""
+
+    def lease(self, call: Call[Any], tx: Transaction, adding: Adding) -> Lease:
+        """Choose for *adding*, inside the transaction that will write the lease's plan down; may run more than once."""
+        ...
+
+
+@runtime_checkable
+class AsksOverLink(Protocol):
+    """One that needs the container's link, up, before it can choose."""
+
+    def ask(self, call: Call[Any], adding: Adding) -> None:
+        """Ask, outside of any transaction; :meth:`Leases.lease` then answers with what was found."""
+        ...
+
+
+class Addressing:
+    """The IPAM side of one call of a main plugin."""
+
+    def __init__(self, node: Any, call: Call[Any]) -> None:
+        """*call*'s configuration has the key ``ipam``, perhaps empty: then there are no addresses."""
+        ipam = cast(NetConf, call.config).ipam
+        self.kind = ipam.type if ipam is not None else ""
+        self._call = call
+        self._answer = Result()
+        found = find_plugin_class(self.kind) if self.kind else None
+        self._ours: Plugin[Any] | None = None
+        if found is not None:
+            self._ours = found(node)
+            if not isinstance(self._ours, Leases):
+                raise CniError(
+                    Code.INVALID_CONFIG, f'ipam.type: "{self.kind}" gives no addresses', "host-local, static and dhcp do"
+                )
+            self._call = reread(call, found.config, self.kind)
+
+    def __bool__(self) -> bool:
+        return bool(self.kind)
+
+    @property
+    def asks_over_link(self) -> bool:
+        """Whether the container's link must be there, and up, before :meth:`ask`."""
+        return self._ours is None or isinstance(self._ours, AsksOverLink)
+
+    def ask(self, adding: Adding) -> None:
+        """Ask for addresses outside of any transaction, where that is how it is done."""
+        if isinstance(self._ours, AsksOverLink):
+            self._ours.ask(self._call, adding)
+        elif self.kind and self._ours is None:
+            call = self._call
+            held = ForeignLease(
+                kind=self.kind,
+                container=call.container_id,
+                ifname=call.ifname,
+                folders=call.path,
+                environ={name: value for name, value in call.environ.items() if name.startswith("CNI_") or name == "PATH"},
+                config=call.stdin.decode(errors="replace"),
+            )
+            adding.apply(lambda _: Wanted(Plan(held)))
+            self._answer = delegate_add(call, self.kind)
+
+    def lease(self, tx: Transaction, adding: Adding) -> Lease:
+        """The addresses of *adding*; none where there is no IPAM."""
+        if self._ours is None:
+            return Lease(self._answer)
+        return cast(Leases, self._ours).lease(self._call, tx, adding)
+
+    def check(self) -> None:
+        """CHECK; raises what differs."""
+        if self._ours is not None:
+            self._ours.check(self._call)
+        elif self.kind:
+            delegate(self._call, self.kind)
+
+    def delete(self) -> None:
+        """DEL by the configuration alone, for a container that no record knows."""
+        if self._ours is not None:
+            self._ours.delete(self._call)
+        elif self.kind:
+            delegate(self._call, self.kind)
+
+    def garbage_collect(self) -> None:
+        """GC of what no record knows."""
+        if self._ours is not None:
+            self._ours.garbage_collect(self._call)
+        elif self.kind:
+            delegate(self._call, self.kind)
+
+    def status(self) -> None:
+        """STATUS; raises what an ADD would fail with."""
+        if self._ours is not None:
+            self._ours.status(self._call)
+        elif self.kind:
+            delegate(self._call, self.kind)
