@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from cni_plugins.decode import convert, read_json
 from cni_plugins.netconf import Attachment, NetConf, parse_args
+from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, VERSIONS, CniError, Code, Command, as_cni_error, at_least, error_json
 from cni_plugins.result import Result, Versioned, parse_result, render_result
 from netlib import __version__
@@ -80,6 +81,9 @@ class Plugin(Protocol[C]):
 
     name: str
     config: type[C]
+
+    def __init__(self, node: Node) -> None:
+        """Work on *node*; nothing is done yet, and nothing can fail."""
 
     def add(self, call: Call[C]) -> Result:
         """Attach the container, or adjust what is in ``prev_result`` and pass that on."""

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from cni_plugins.decode import Address, Cidr, parse_address, parse_cidr
 from cni_plugins.netconf import Ipam, NetConf
+from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code, at_least
 from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
@@ -55,6 +56,9 @@ class StaticPlugin:
 
     name = "static"
     config = StaticConf
+
+    def __init__(self, node: Node) -> None:
+        """It needs nothing of the host."""
 
     def add(self, call: Call[StaticConf]) -> Result:
         ipam = _ipam(call)

@@ -27,6 +27,7 @@ from netlib.wire import (
     at_socket,
     error_from_json,
     frame,
+    release,
     store_identity,
 )
 
@@ -137,7 +138,7 @@ class NotMine(Exception):
     @property
     def is_older(self) -> bool:
         """Whether that netlibd was left over from before an upgrade."""
-        return _release(self.version) < _release(__version__)
+        return release(self.version) < release(__version__)
 
 
 class Connection:
@@ -249,10 +250,6 @@ class Connection:
             raise DeadlineExceeded(
                 f"netlibd (pid {self.pid}) did not answer {verb!r} in time; see `netlib log` for how it ended"
             ) from error
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 # --- reaching it -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A frame is four bytes of length (network order) and that much JSON. A connection carries one request at a time: an object with
 ``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted). With it come descriptors: of
 the caller's net, mnt and user namespaces, then of what is lent to the verb. The answers are any number of ``progress``, then
-one ``result``, ``error`` or ``not_mine``.
+one ``result``, ``error`` or ``not_mine``. The launchers of CNI plugins write fields instead of JSON: cni_plugins.launcher.wire.
 """
 
 import json
@@ -28,6 +28,7 @@ __all__ = [
     "error_from_json",
     "error_to_json",
     "frame",
+    "release",
     "store_identity",
 ]
 
@@ -67,6 +68,11 @@ def store_identity(state_dir: "os.PathLike[str]") -> list[int] | None:
     except OSError:
         return None
     return [found.st_dev, found.st_ino]
+
+
+def release(version: str) -> tuple[int, ...]:
+    """A version as numbers, so that an older one is less."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def error_to_json(error: NetlibError) -> dict[str, Any]:

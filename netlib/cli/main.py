@@ -32,6 +32,9 @@ containers:
   logs      show its output                   port      show its published ports
   rm        remove it
 
+CNI plugins:
+  cni install  write them into a folder       cni uninstall  take them out of it
+
 looking behind it:
   explain   the ip and nft commands that amount to a network or a container
   check     how the kernel differs from what was asked for
@@ -81,6 +84,10 @@ def _dispatch(config: Config, rest: list[str]) -> int:
         from netlib.cli import network
 
         return _choose(config, network.COMMANDS, network.HELP, "network ", words)
+    if command == "cni":
+        from netlib.cli import cni
+
+        return _choose(config, cni.COMMANDS, cni.HELP, "cni ", words)
     if command == "system":
         from netlib.cli import system
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from cni_plugins.launcher import wire as launchers
 from netlib.errors import ConfigError, DaemonError, NetlibError
 from netlib.kernel.descriptors import lifted
-from netlib.wire import ABOUT_ITSELF, LENGTH, MAX_FDS, MAX_REQUEST, NAMESPACES, error_to_json, frame
+from netlib.wire import ABOUT_ITSELF, LENGTH, MAX_FDS, MAX_REQUEST, NAMESPACES, PROTOCOL, error_from_json, error_to_json, frame
 
 __all__ = ["ControlServer", "Refused", "Request"]
 
@@ -55,6 +56,7 @@ class Request(Struct, frozen=True):
     fds: tuple[int, ...]
     from_here: bool  # the caller is in our net, mnt and user namespaces
     tell: Callable[[Any], None] | None
+    from_launcher: bool = False  # a CNI call: written in fields, and so is its answer
 
     @property
     def about_itself(self) -> bool:
@@ -253,16 +255,17 @@ class ControlServer:
             self._rearm(peer)
 
     def _outcome(self, request: Request) -> bytes:
+        write = _launcher_frame if request.from_launcher else frame
         try:
-            return frame({"result": self._handle(request)})
+            return write({"result": self._handle(request)})
         except Refused as refusal:
-            return frame({"not_mine": str(refusal), "version": self._version})
+            return write({"not_mine": str(refusal), "version": self._version})
         except NetlibError as error:
-            return frame({"error": error_to_json(error)})
+            return write({"error": error_to_json(error)})
         except Exception as error:  # a bug in one verb must not end what serves everybody's names
             logger.exception("%s failed", request.verb)
             bug = DaemonError(f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}")
-            return frame({"error": error_to_json(bug)})
+            return write({"error": error_to_json(bug)})
 
 
 def _tell(peer: _Peer, update: Any) -> None:
@@ -270,7 +273,21 @@ def _tell(peer: _Peer, update: Any) -> None:
         peer.send(frame({"progress": update}))
 
 
+def _launcher_frame(message: dict[str, Any]) -> bytes:
+    """An answer as :func:`frame` takes it, in fields. The result is an Outcome, and so is what an error becomes."""
+    if "not_mine" in message:
+        body = launchers.pack(launchers.NOT_MINE, message["not_mine"].encode(), message["version"].encode())
+    else:
+        from cni_plugins.run import failed
+
+        outcome = failed(error_from_json(message["error"])) if "error" in message else message["result"]
+        body = launchers.pack(launchers.DONE, bytes([outcome.code]), outcome.stdout, outcome.stderr)
+    return LENGTH.pack(len(body)) + body
+
+
 def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Request:
+    if body.startswith(launchers.MAGIC):
+        return _parsed_launchers(body, fds)
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -293,6 +310,29 @@ def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Req
         from_here=_are_ours(fds[: len(NAMESPACES)]),
         tell=tell if message.get("progress") else None,
     )
+
+
+def _parsed_launchers(body: bytes, fds: Sequence[int]) -> Request:
+    lent = fds[len(NAMESPACES) :]
+    try:
+        release, store, names, kind, *environment = launchers.unpack(body)
+        return Request(
+            verb="cni",
+            args={
+                "kind": kind.decode(errors="surrogateescape"),
+                "environ": launchers.environment(environment),
+                "lent": dict(zip(names.split(), lent, strict=True)),
+            },
+            version=release.decode(),
+            protocol=PROTOCOL,
+            store=[int(number) for number in store.split(b":")] if store else None,
+            fds=tuple(lent),
+            from_here=_are_ours(fds[: len(NAMESPACES)]),
+            tell=None,
+            from_launcher=True,
+        )
+    except ValueError as error:
+        raise _Malformed(f"from a launcher: {error}") from error
 
 
 @cache

@@ -29,7 +29,7 @@ from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
-from netlib.wire import PROTOCOL, at_socket, store_identity
+from netlib.wire import PROTOCOL, at_socket, release, store_identity
 
 __all__ = ["Service"]
 
@@ -105,11 +105,15 @@ class Service:
     def _handle(self, request: Request) -> Any:
         if request.about_itself:
             return self._about_itself(request)
-        if (request.protocol, request.version) != (PROTOCOL, __version__):
+        if not _understands(request):
             raise Refused(f"this is netlib {__version__} (protocol {PROTOCOL})")
         if not request.from_here:
             raise Refused("it lives in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
+        if request.from_launcher:
+            from cni_plugins.run import serve
+
+            return serve(open_controller=self._controller, **request.args)
         from netlib.verbs import perform  # the keeper has imported it; a start need not wait for it
 
         self._local.tell = request.tell
@@ -165,6 +169,13 @@ class Service:
                 tx.replace(replace(row.value, dns_port=port))
             with controller.engine.kernel(sandbox) as kernel:
                 controller.lifecycle.replan_sandbox(kernel, sandbox)
+
+
+def _understands(request: Request) -> bool:
+    """Whether it is this version's. A launcher may be older: it only passes on, and is there until it is installed again."""
+    if request.from_launcher:
+        return release(request.version) <= release(__version__)
+    return (request.protocol, request.version) == (PROTOCOL, __version__)
 
 
 class _BoundedLog(logging.handlers.RotatingFileHandler):

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from cni_plugins.node import Node
 from cni_plugins.protocol import VERSIONS
 from cni_plugins.skel import Outcome, answer
 from cni_plugins.static import StaticPlugin
+from netlib.controller import Controller
 
 pytestmark = pytest.mark.peers
 
+NODE = Node(Controller)  # static asks nothing of it
 REFERENCE = Path("/usr/lib/cni")
 ENVIRON = {
     "CNI_COMMAND": "ADD",
@@ -63,7 +66,7 @@ def theirs(environ: Mapping[str, str], stdin: str) -> Outcome:
 
 
 def ours(environ: Mapping[str, str], stdin: str) -> Outcome:
-    return answer(StaticPlugin(), environ, stdin.encode(errors="surrogateescape"), lambda _: False)
+    return answer(StaticPlugin(NODE), environ, stdin.encode(errors="surrogateescape"), lambda _: False)
 
 
 def both(environ: Mapping[str, str], stdin: str) -> tuple[Any, Any]:

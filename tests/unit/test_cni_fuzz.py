@@ -7,11 +7,14 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cni_plugins.node import Node
 from cni_plugins.protocol import VERSIONS
 from cni_plugins.result import Result
 from cni_plugins.skel import Call, answer
 from cni_plugins.static import StaticConf, StaticPlugin
+from netlib.controller import Controller
 
+NODE = Node(Controller)  # static asks nothing of it
 VALID: dict[str, Any] = {
     "cniVersion": "1.1.0",
     "name": "pods",
@@ -110,7 +113,7 @@ class PassingOn(StaticPlugin):
 
 
 def check_answer(environ: dict[str, str], stdin: bytes) -> None:
-    outcome = answer(PassingOn(), environ, stdin, lambda path: path == "/own")
+    outcome = answer(PassingOn(NODE), environ, stdin, lambda path: path == "/own")
     assert b"Traceback" not in outcome.stderr
     outcome.stderr.decode()
     command = environ.get("CNI_COMMAND")

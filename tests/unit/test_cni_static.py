@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from cni_plugins.node import Node
 from cni_plugins.skel import answer
 from cni_plugins.static import StaticPlugin
 from ipam.static import Assignment, assignments, drift
+from netlib.controller import Controller
 
+NODE = Node(Controller)  # static asks nothing of it
 CONFIGURED = {"address": "10.0.0.2/24", "gateway": "10.0.0.1"}
 
 
@@ -26,7 +29,7 @@ def ask(
     }
     ipam = {"addresses": [CONFIGURED]} if ipam is None else ipam
     stdin = json.dumps({"cniVersion": version, "name": "n", "ipam": ipam, **keys}).encode()
-    outcome = answer(StaticPlugin(), environ, stdin, lambda _: False)
+    outcome = answer(StaticPlugin(NODE), environ, stdin, lambda _: False)
     document: dict[str, Any] = json.loads(outcome.stdout or b"{}")
     assert outcome.code == ("code" in document)
     return document
@@ -92,7 +95,7 @@ def test_what_is_refused(keys: dict[str, Any], code: int, message: str) -> None:
 def test_a_configuration_without_ipam_is_refused_but_by_del() -> None:
     for command, code in (("ADD", 7), ("DEL", None)):
         environ = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_NETNS": "/x", "CNI_IFNAME": "eth0"}
-        outcome = answer(StaticPlugin(), environ, b'{"name": "n", "cniVersion": "1.0.0"}', lambda _: False)
+        outcome = answer(StaticPlugin(NODE), environ, b'{"name": "n", "cniVersion": "1.0.0"}', lambda _: False)
         assert json.loads(outcome.stdout or b"{}").get("code") == code
 
 

@@ -1,0 +1,329 @@
+"""The Python launcher, which takes the C launcher's place where netlibd will not do: one call, done by netlibd or here.
+
+Runs under ``python -IS`` and imports next to nothing (a test says what), for a runtime waits for it. Its rule is that of
+:mod:`netlib.client`: the call is done here only when netlibd certainly has not begun it. Once the request has reached netlibd
+whole, only its answer counts; without one the call ends with the code 11, "try again later".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from _socket import (  # socket itself imports enum and selectors, which takes as long as all the rest
+    AF_UNIX,
+    SCM_RIGHTS,
+    SO_PEERCRED,
+    SO_SNDTIMEO,
+    SOCK_CLOEXEC,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+
+from cni_plugins.launcher.wire import DONE, MAX_STDIN, NETNS, NOT_MINE, STDIN, pack, unpack
+from netlib import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+__all__ = ["Answer", "Call", "Lost", "Undone", "lost_answer", "main"]
+
+NAMESPACES = ("net", "mnt", "user")
+MAX_REQUEST = 4 << 20  # netlib.wire's
+MAX_ANSWER = 64 << 20
+_CHUNK = 1 << 16
+_LENGTH = 4
+_INT, _LONG = 4, 8 if sys.maxsize > 1 << 32 else 4  # bytes of a descriptor's number, of each half of a timeval
+
+Answer = tuple[bytes, int, bytes]
+"""What to write on stdout, the exit code, what to write on stderr."""
+
+
+class Undone(Exception):
+    """netlibd certainly has not begun the call. *release* is that of a netlibd that refused, empty where none answered."""
+
+    def __init__(self, reason: str, release: str = "", *, is_absent: bool = False) -> None:
+        super().__init__(reason)
+        self.release = release
+        self.is_absent = is_absent
+
+
+class Lost(Exception):
+    """The call has no answer; *msg* and *details* are what the caller is told with the code 11."""
+
+    def __init__(self, msg: str, details: str) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.details = details
+
+
+_UNTAKEN = "netlibd did not take the call in time", "nothing was done; try again"
+_UNANSWERED = "netlibd did not answer in time", "it may still do the call; try again, and see `netlib log`"
+_ENDED = "netlibd ended during the call", "what it left half done is undone by the next call; try again"
+_UNREADABLE = (
+    "netlibd gave an answer that cannot be read",
+    "it may have done the call; try again, and see `netlib log`",
+)
+
+
+def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> NoReturn:
+    """Do the call that the environment and stdin describe as the plugin type *kind*, and end this process as it says.
+
+    The folders are those of the installation, unless the environment names others; *deadline* is in seconds.
+    """
+    _hold_standard_descriptors()
+    environ = os.environb
+    with_stdin = environ.get(b"CNI_COMMAND", b"") not in (b"", b"VERSION")
+    call = Call(
+        kind,
+        dict(environ),
+        _read_stdin() if with_stdin else None,
+        _open_netns(environ.get(b"CNI_NETNS", b"")),
+        state_dir=environ.get(b"NETLIB_STATE_DIR") or os.fsencode(state_dir),
+        run_dir=environ.get(b"NETLIB_RUN_DIR") or os.fsencode(run_dir),
+        until=time.monotonic() + deadline,
+    )
+    try:
+        stdout, code, stderr = call.ask()
+    except Undone as undone:
+        stdout, code, stderr = _do_without(call, undone)
+    except Lost as lost:
+        stdout, code, stderr = lost_answer(lost)
+    _try_to_write(2, stderr)  # whether or not anybody reads it
+    if failure := _try_to_write(1, stdout):
+        _try_to_write(2, f"netlib: the answer cannot be written: {failure.strerror}\n".encode())
+        code = 1
+    os._exit(code)
+
+
+def lost_answer(lost: Lost) -> Answer:
+    """What the caller gets for a call without an answer: the code 11, "try again later"."""
+    return _error(11, lost.msg, lost.details), 1, b""
+
+
+def _error(code: int, msg: str, details: str) -> bytes:
+    """An error object; both texts are our own and need no escapes."""
+    text = f'{{\n    "cniVersion": "1.1.0",\n    "code": {code},\n    "msg": "{msg}",\n    "details": "{details}"\n}}\n'
+    return text.encode()
+
+
+class Call:
+    """One call of a plugin type: what came by environment and stdin, and the netns that CNI_NETNS led to."""
+
+    def __init__(
+        self,
+        kind: str,
+        environ: Mapping[bytes, bytes],
+        stdin: bytes | None,
+        netns: int | None,
+        *,
+        state_dir: bytes,
+        run_dir: bytes,
+        until: float,
+    ) -> None:
+        """*netns* is a descriptor; *until* is on the monotonic clock."""
+        self.kind = kind
+        self.environ = environ
+        self.stdin = stdin
+        self.netns = netns
+        self.state_dir = state_dir
+        self.run_dir = run_dir
+        self._until = until
+
+    def ask(self) -> Answer:
+        """Have it done by netlibd. Raises Undone, Lost."""
+        sock = self._connected()
+        try:
+            self._send(sock)
+            return self._answer(sock)
+        finally:
+            sock.close()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; never 0, by which a socket would not wait at all."""
+        return max(self._until - time.monotonic(), 0.001)
+
+    def _connected(self) -> socket:
+        try:
+            folder = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Undone(f"{os.fsdecode(self.run_dir)}: {error.strerror}", is_absent=True) from None
+        sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        try:
+            # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
+            seconds = int(self.seconds_left) + 1
+            sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, seconds.to_bytes(_LONG, sys.byteorder) + bytes(_LONG))
+            sock.connect(f"/proc/self/fd/{folder}/netlibd.sock")  # its own path may be longer than an address
+            credentials = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 3 * _INT)
+        except BlockingIOError:
+            raise Lost(*_UNTAKEN) from None
+        except OSError as error:
+            raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
+        finally:
+            os.close(folder)
+        user = int.from_bytes(credentials[_INT : 2 * _INT], sys.byteorder)
+        if user not in (0, os.geteuid()):
+            raise Undone(f"{os.fsdecode(self.run_dir)}/netlibd.sock belongs to user {user}, not to root")
+        return sock
+
+    def _send(self, sock: socket) -> None:
+        lent = {STDIN: _memory_file(self.stdin)} if self.stdin is not None else {}
+        if self.netns is not None:
+            lent[NETNS] = self.netns
+        namespaces: list[int] = []
+        try:
+            namespaces.extend(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES)
+            data = self._request(b" ".join(lent))
+            numbers = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in (*namespaces, *lent.values()))
+            sock.settimeout(self.seconds_left)
+            sent = sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, numbers)])
+            if sent < len(data):
+                sock.sendall(data[sent:])
+        except TimeoutError:
+            raise Lost(*_UNTAKEN) from None
+        except OSError as error:
+            raise Undone(f"the request did not reach netlibd: {error.strerror}", is_absent=True) from None
+        finally:
+            for fd in namespaces:
+                os.close(fd)
+            if STDIN in lent:
+                os.close(lent[STDIN])
+
+    def _request(self, lent: bytes) -> bytes:
+        body = pack(
+            __version__.encode(),
+            self._store(),
+            lent,
+            os.fsencode(self.kind),
+            *(name + b"=" + value for name, value in self.environ.items()),
+        )
+        if len(body) > MAX_REQUEST:
+            raise Undone(f"an environment of {len(body)} bytes is more than netlibd takes")
+        return len(body).to_bytes(_LENGTH, "big") + body
+
+    def _store(self) -> bytes:
+        try:
+            found = os.stat(self.state_dir + b"/netlib.db")
+        except OSError:
+            return b""
+        return b"%d:%d" % (found.st_dev, found.st_ino)
+
+    def _answer(self, sock: socket) -> Answer:
+        try:
+            start = self._receive(sock, _LENGTH)
+        except ConnectionResetError:  # the kernel says so when it closed without having read all that we sent
+            raise Undone("netlibd ended before it had the request", is_absent=True) from None
+        size = int.from_bytes(start, "big")
+        if size > MAX_ANSWER:
+            raise Lost(*_UNREADABLE)
+        try:
+            outcome, *rest = unpack(self._receive(sock, size))
+            if outcome == NOT_MINE:
+                reason, release = rest
+                raise Undone(reason.decode(), release.decode())
+            code, stdout, stderr = rest
+            if outcome != DONE or len(code) != 1:
+                raise Lost(*_UNREADABLE)
+        except ConnectionResetError:
+            raise Lost(*_ENDED) from None
+        except ValueError:
+            raise Lost(*_UNREADABLE) from None
+        return stdout, code[0], stderr
+
+    def _receive(self, sock: socket, size: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            sock.settimeout(self.seconds_left)
+            try:
+                data = sock.recv(size - len(received))
+            except TimeoutError:
+                raise Lost(*_UNANSWERED) from None
+            except ConnectionResetError:
+                if not received:
+                    raise
+                raise Lost(*_ENDED) from None
+            if not data:
+                raise Lost(*_ENDED)
+            received += data
+        return received
+
+
+def _do_without(call: Call, undone: Undone) -> Answer:
+    """Start netlibd where that helps, else do the call here; by now the heavy imports are worth it."""
+    import site
+
+    site.main()  # what -S left out: the folders of the libraries
+    try:
+        from cni_plugins.run import do_without
+    except ImportError as error:
+        msg = "a library that netlib needs cannot be imported; install netlib again"
+        return _error(5, msg, "its name is on stderr"), 1, f"{error}\n".encode()
+    return do_without(call, undone)
+
+
+# --- what came -----------------------------------------------------------------------------------------------------------
+
+
+def _hold_standard_descriptors() -> None:
+    """Keep the numbers 0 to 2 from being given to files of ours where the caller closed them."""
+    fd = os.open("/dev/null", os.O_PATH)  # neither read nor written, as the closed one
+    while fd <= 2:
+        os.set_inheritable(fd, True)
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def _read_stdin() -> bytes:
+    """All of stdin, or one byte more than a configuration may have; of one that is closed or broken, what has come."""
+    parts = []
+    left = MAX_STDIN + 1
+    while left:
+        try:
+            part = os.read(0, min(_CHUNK, left))
+        except OSError:
+            break
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _open_netns(path: bytes) -> int | None:
+    if not path:
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+
+
+def _memory_file(content: bytes) -> int:
+    try:
+        fd = os.memfd_create("cni-stdin")
+        try:
+            _write_all(fd, content)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise Undone(f"stdin cannot be kept in memory: {error.strerror}") from None
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _try_to_write(fd: int, data: bytes) -> OSError | None:
+    try:
+        _write_all(fd, data)
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,36 @@
+"""The host that a plugin works on, as it is for one call."""
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from netlib.controller import Controller
+
+__all__ = ["Node"]
+
+
+class Node:
+    """What a plugin works with. It belongs to one call and its thread; whoever made it closes the descriptor."""
+
+    def __init__(self, open_controller: "Callable[[], Controller]", netns: int | None = None) -> None:
+        """*netns* is what CNI_NETNS led to in the caller's mount namespace; what is no netns is left aside."""
+        self._open_controller = open_controller
+        self.netns = netns if netns is not None and _is_netns(netns) else None
+
+    @cached_property
+    def controller(self) -> "Controller":
+        """The host's verbs, opened at first use: not every type needs them, nor the root that they ask for."""
+        return self._open_controller()
+
+    def is_own_netns(self, _path: str) -> bool:
+        """Whether the netns lent is the one that we are in; False where none was. What skel.answer asks for.
+
+        Device and inode tell: both netns are held open, so neither number can have been given to another.
+        """
+        return self.netns is not None and os.path.samestat(os.fstat(self.netns), os.stat("/proc/thread-self/ns/net"))
+
+
+def _is_netns(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")  # a path would begin with a slash

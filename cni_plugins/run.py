@@ -1,0 +1,92 @@
+"""One call done in this process: in netlibd for a launcher, or in a launcher's own process where netlibd is not to do it."""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from cni_plugins.decode import MAX_BYTES
+from cni_plugins.launcher.launch import Answer, Call, Lost, Undone, lost_answer
+from cni_plugins.launcher.wire import NETNS, STDIN, environment
+from cni_plugins.node import Node
+from cni_plugins.protocol import NEWEST, CniError, Code, as_cni_error, error_json
+from cni_plugins.skel import Outcome, answer
+from cni_plugins.types import find_plugin_class, plugin_types
+from netlib import __version__
+from netlib.config import Config
+from netlib.errors import NetlibError
+from netlib.wire import release
+
+if TYPE_CHECKING:
+    from netlib.controller import Controller
+
+__all__ = ["do_without", "failed", "perform", "serve"]
+
+
+def perform(kind: str, environ: Mapping[str, str], stdin: bytes, node: Node) -> Outcome:
+    """Answer a call of the plugin type *kind*. Never raises: every failure is an error object."""
+    found = find_plugin_class(kind)
+    if found is None:
+        details = f"the name of the executable is the type; netlib answers for {', '.join(plugin_types())}"
+        return failed(CniError(Code.INVALID_CONFIG, f"unknown plugin type {kind!a}", details))
+    return answer(found(node), environ, stdin, node.is_own_netns)
+
+
+def failed(error: NetlibError) -> Outcome:
+    """What a call ends with that did not come as far as its plugin."""
+    return Outcome(error_json(as_cni_error(error), NEWEST), 1)
+
+
+def serve(
+    kind: str, environ: Mapping[str, str], lent: Mapping[bytes, int], open_controller: "Callable[[], Controller]"
+) -> Outcome:
+    """Do a launcher's call, in netlibd. *lent* are descriptors by name: the file in memory that holds stdin, the netns."""
+    # The offset is the lender's. One byte more than may be, so that a longer document is refused as such.
+    stdin = os.pread(lent[STDIN], MAX_BYTES + 1, 0) if STDIN in lent else b""
+    return perform(kind, environ, stdin, Node(open_controller, lent.get(NETNS)))
+
+
+def do_without(call: Call, undone: Undone) -> Answer:
+    """Do a launcher's call that netlibd has not begun: by a netlibd that is started for it, or else in this process."""
+    told = ""
+    try:
+        config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
+    except NetlibError as error:  # meant from a folder that is gone
+        outcome = failed(error)
+        return outcome.stdout, outcome.code, b""
+    try:
+        if _bring_up(call, undone, config):
+            return call.ask()
+    except Lost as lost:
+        return lost_answer(lost)
+    except Undone:  # it is not this call's after all
+        pass
+    except NetlibError as error:
+        told = f"netlibd is not used: {error}\n"
+    outcome = _do_here(call, config)
+    return outcome.stdout, outcome.code, told.encode(errors="backslashreplace") + outcome.stderr
+
+
+def _bring_up(call: Call, undone: Undone, config: Config) -> bool:
+    """Start netlibd where there is none, or in the place of an older one; whether it is worth asking then."""
+    from netlib.client import START_SECONDS, leave, start_daemon
+
+    is_older = bool(undone.release) and release(undone.release) < release(__version__)
+    if call.stdin is None or os.geteuid() != 0 or not (undone.is_absent or is_older):
+        return False
+    if is_older:
+        leave(config, deadline=min(START_SECONDS, call.seconds_left))
+    start_daemon(config, deadline=min(START_SECONDS, call.seconds_left))
+    return True
+
+
+def _do_here(call: Call, config: Config) -> Outcome:
+    environ = environment([name + b"=" + value for name, value in call.environ.items()])
+    with ExitStack() as stack:
+
+        def open_controller() -> "Controller":
+            from netlib.controller import Controller
+
+            return stack.enter_context(Controller(config))
+
+        return perform(call.kind, environ, call.stdin or b"", Node(open_controller, call.netns))
