@@ -1,0 +1,78 @@
+"""What plugin types that make or change something have in common: their attachment, made, found and taken away."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cni_plugins.node import Node
+from cni_plugins.protocol import NEWEST, CniError, Code
+from cni_plugins.result import Result, parse_result, render_result
+from cni_plugins.skel import Call
+from netlib.attachments import Adding, AttachmentKey, Attachments
+from netlib.errors import KernelError
+from netlib.kernel.netns import identity_of
+from netlib.model import CniAttachment, NetnsRef
+
+__all__ = ["adding", "attachments_of", "check", "collect", "delete", "finish", "key_of", "netns_of", "recorded_result"]
+
+
+def attachments_of(node: Node) -> Attachments:
+    """The attachments of the host that *node* is."""
+    return Attachments(node.controller)
+
+
+def key_of(call: Call[Any], plugin: str) -> AttachmentKey:
+    """Who *call* is about, as *plugin* keeps it."""
+    return AttachmentKey(call.network, call.container_id, call.ifname, plugin)
+
+
+def netns_of(node: Node, call: Call[Any]) -> NetnsRef:
+    """The netns of *call*, recognised; CniError (code 8) when CNI_NETNS leads to none."""
+    if node.netns is None:
+        raise CniError(Code.INVALID_NETNS, f"failed to open netns {call.netns!r}", "CNI_NETNS leads to no network namespace")
+    try:
+        return NetnsRef(call.netns, identity_of(node.netns))
+    except KernelError as error:
+        raise CniError(Code.INVALID_NETNS, f"failed to open netns {call.netns!r}", str(error)) from None
+
+
+@contextmanager
+def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
+    """Make *plugin*'s attachment in the block, which ends with :func:`finish`; an error in it undoes all."""
+    netns = netns_of(node, call)
+    with attachments_of(node).adding(key_of(call, plugin), netns, node.netns) as made:
+        yield made
+
+
+def finish(made: Adding, result: Result) -> Result:
+    """Write *result* down as what ADD answers, and answer with it."""
+    made.finish(render_result(result, NEWEST))
+    return result
+
+
+def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[], None]) -> None:
+    """Take *plugin*'s attachment down; where there is no record of one, do what the configuration describes."""
+    if attachments_of(node).delete(key_of(call, plugin)) is None:
+        without_record()
+
+
+def check(node: Node, call: Call[Any], plugin: str) -> CniAttachment | None:
+    """Compare *plugin*'s attachment with the kernel; CniError (code DRIFT) says what differs. None: there is no record."""
+    attachments = attachments_of(node)
+    found = attachments.find(key_of(call, plugin))
+    if found is not None:
+        differences = [f"{key}: {difference}" for key, difference in attachments.drift(found)]
+        if differences:
+            raise CniError(Code.DRIFT, f"{plugin}: {differences[0]}", "; ".join(differences[1:]))
+    return found
+
+
+def recorded_result(attachment: CniAttachment) -> Result:
+    """What ADD answered."""
+    return parse_result(attachment.result, NEWEST, "recorded result")
+
+
+def collect(node: Node, call: Call[Any], plugin: str) -> None:
+    """Take down *plugin*'s attachments in the network of *call* that are not among its valid ones."""
+    valid = {(attachment.container_id, attachment.ifname) for attachment in call.valid_attachments}
+    attachments_of(node).collect(call.network, plugin, valid)
