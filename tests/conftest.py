@@ -1,7 +1,8 @@
 """What every test can ask for, and what is asked of every test.
 
 Tests outside ``tests/unit`` change the network, so they refuse to run anywhere but in a test host, and each is compared
-with what it found: links, netns, nftables and processes that it leaves behind fail it. A skip fails the run.
+with what it found: links, netns, nftables and processes that it leaves behind fail it. A skip fails the run. What a test needs
+of the kernel is in ``tests/needs.py``.
 """
 
 import os
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from netlib.config import Config
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered, identity_of
 from netlib.model import NetnsRef
+from tests import needs
 
 _TESTS = Path(__file__).parent
 _IN_TEST_HOST = os.environ.get("NETLIB_TESTHOST") == os.readlink("/proc/self/ns/net")
@@ -32,6 +34,7 @@ _FORWARDING = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/c
 
 _outcomes: dict[str, str] = {}
 _without_cgroups: list[str] = []
+_left_to_vm: list[list[str]] = []
 
 
 def _room(nodeid: str) -> str:
@@ -40,16 +43,33 @@ def _room(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse to touch a real machine's network; set aside what a user namespace cannot do."""
+    """Refuse to touch a real machine's network; set aside what this user, or this kernel, cannot do."""
     if not _IN_TEST_HOST and any(_room(item.nodeid) != "unit" for item in items):
         raise pytest.UsageError(
             "these tests change the network: run them with `make test`, or with tests/testhost in front of the command"
         )
+    if needs.BOOT:
+        _set_aside(config, items, {item for item in items if needs.BOOT not in needs.boots_of(item)})
+        return
     if not _may_make_cgroups():
-        aside = [item for item in items if item.get_closest_marker("needs_cgroups")]
-        items[:] = [item for item in items if item not in aside]
+        aside = {item: None for item in items if item.get_closest_marker("needs_cgroups")}
         _without_cgroups.extend(item.nodeid for item in aside)
-        config.hook.pytest_deselected(items=aside)
+        _set_aside(config, items, aside)
+    left = needs.left_to_vm(items)
+    _left_to_vm.extend(left.values())
+    _set_aside(config, items, left)
+
+
+def _set_aside(config: pytest.Config, items: list[pytest.Item], aside: Collection[pytest.Item]) -> None:
+    if aside:
+        items[:] = [item for item in items if item not in aside]
+        config.hook.pytest_deselected(items=[*aside])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail, in the virtual machine, a test that not even its kernel has the means for."""
+    if needs.BOOT and (lacking := needs.missing(item)):
+        pytest.fail(f"this kernel has not what the test needs: {', '.join(lacking)}", pytrace=False)
 
 
 def _may_make_cgroups() -> bool:
@@ -83,6 +103,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     if line:
         terminalreporter.write_line(line, bold=True)
+    if _left_to_vm:
+        terminalreporter.write_line(needs.closing_line(_left_to_vm), yellow=True)
 
 
 @pytest.fixture
