@@ -10,10 +10,11 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 12, 18, 20, 26, 27
 IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 28, 29, 37
+IFLA_TXQLEN, IFLA_PERM_ADDRESS = 13, 54
 INFO_KIND, INFO_DATA, INFO_SLAVE_DATA = 1, 2, 5
 BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
 BRPORT_MODE, BRPORT_LEARNING, BRPORT_ISOLATED = 4, 8, 33  # mode 1 is hairpin
-IFF_UP = 1
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
 
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _NO_STATISTICS = number(IFLA_EXT_MASK, 8)  # RTEXT_FILTER_SKIP_STATS: they are most of the answer
@@ -45,10 +46,13 @@ class LinkInfo(Struct, frozen=True):
     alias: str
     group: int
     master: int  # index of its bridge, 0 for none
-    peer: int  # of a veth: index of the other end in its netns; of a macvlan: the parent's
+    peer: int  # of a veth: index of the other end in its netns; of a macvlan or a VLAN: the parent's
     peer_nsid: int | None  # the netns of that, as numbered here; None for the same netns
     data: Attributes  # the settings of its kind
     port: Attributes  # of a bridge port: its settings
+    flags: int  # IFF_*, those that were set by hand
+    txqlen: int
+    permanent_mac: str  # the one that a network card was made with, or ""
 
     @classmethod
     def of(cls, header: bytes, found: Attributes) -> "LinkInfo":
@@ -70,6 +74,9 @@ class LinkInfo(Struct, frozen=True):
             peer_nsid=None if nsid is None else struct.unpack("=i", nsid)[0],
             data=attributes_of(info.get(INFO_DATA, b"")),
             port=attributes_of(info.get(INFO_SLAVE_DATA, b"")),
+            flags=flags,
+            txqlen=_number(found.get(IFLA_TXQLEN)),
+            permanent_mac=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
         )
 
 

@@ -89,9 +89,12 @@ def without_link_local(mtu: int) -> bytes:
 
 def finish_link(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
     """The second request of a creation, and the live change of what exists: the tag for the mark, attributes, up."""
-    if kernel.tag:
-        more += text(IFLA_IFALIAS, kernel.tag) + number(IFLA_GROUP, 0)
-    set_link(rtnl, f"set up link {ifname}", ifname, more, IFF_UP)
+    set_link(rtnl, f"set up link {ifname}", ifname, more + tag_attributes(kernel), IFF_UP)
+
+
+def tag_attributes(kernel: "Kernel") -> bytes:
+    """The tag for the mark of a new link; nothing when the handle has no tag."""
+    return text(IFLA_IFALIAS, kernel.tag) + number(IFLA_GROUP, 0) if kernel.tag else b""
 
 
 def set_link(rtnl: "Rtnl", action: str, ifname: str, more: bytes, flags: int = 0, change: int = IFF_UP) -> None:
@@ -100,7 +103,8 @@ def set_link(rtnl: "Rtnl", action: str, ifname: str, more: bytes, flags: int = 0
     rtnl.order(f"{action} in {rtnl.netns.label}", (RTM_NEWLINK, 0, payload))
 
 
-def _delete(rtnl: "Rtnl", link: LinkInfo) -> None:
+def delete_link(rtnl: "Rtnl", link: LinkInfo) -> None:
+    """Delete a link; a no-op when it is gone."""
     with suppress(ObjectMissing):
         rtnl.order(f"delete link {link.ifname} in {rtnl.netns.label}", (RTM_DELLINK, 0, link_header(link.index)))
 
@@ -111,7 +115,7 @@ def remove_link(kernel: "Kernel", netns: NetnsRef, ifname: str, kind: str) -> No
         rtnl = kernel.rtnl(netns)
         link = rtnl.find_link(ifname)
         if link is not None and is_ours(link, kind):
-            _delete(rtnl, link)
+            delete_link(rtnl, link)
 
 
 def not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
@@ -137,7 +141,10 @@ def link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = Tr
 
 
 class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
-    """A veth pair: *ifname*, up, in *netns*; *peer*, down, with *mac*, in *peer_netns*. Both have *mtu* (0: the kernel's)."""
+    """A veth pair: *ifname*, up, with *host_mac*, in *netns*; *peer*, down, with *mac*, in *peer_netns*.
+
+    Both have *mtu* (0: the kernel's); so is a MAC address that is empty.
+    """
 
     batch = "veth"
 
@@ -146,6 +153,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     peer_netns: NetnsRef
     mac: str = ""
     mtu: int = 0
+    host_mac: str = ""
 
     @property
     def key(self) -> Key:
@@ -162,7 +170,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             if self._create(kernel, rtnl):
                 break
             if self._stands(kernel, rtnl):
-                more = link_attributes(mtu=self.mtu)
+                more = link_attributes(self.host_mac, self.mtu)
                 break
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
@@ -173,7 +181,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         peer = link_header() + text(IFLA_IFNAME, self.peer) + place + link_attributes(self.mac, self.mtu)
         action = f"veth pair {self.ifname} in {self.netns.label}, {self.peer} in {self.peer_netns.label}"
         data = nest(INFO_DATA, attribute(_VETH_INFO_PEER, peer))
-        return create_link(rtnl, action, self.ifname, "veth", link_attributes(mtu=self.mtu), data)
+        return create_link(rtnl, action, self.ifname, "veth", link_attributes(self.host_mac, self.mtu), data)
 
     def _stands(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
         """After EEXIST: True when the pair is whole (its peer is then set right); False when a broken one is deleted."""
@@ -183,7 +191,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         if not is_ours(host, "veth"):
             raise not_ours(host, self.netns)
         if self._find_peer(kernel, host) is None:
-            _delete(rtnl, host)
+            delete_link(rtnl, host)
             return False
         set_link(
             kernel.rtnl(self.peer_netns), f"change link {self.peer}", self.peer, link_attributes(self.mac, self.mtu), change=0
@@ -234,13 +242,16 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             return str(error)
         if peer is None:
             return f"link {self.ifname} is not connected to {self.peer} in {self.peer_netns.label}"
-        return link_drift(host, self.ifname, "", self.mtu) or link_drift(peer, self.peer, self.mac, self.mtu, up=False)
+        return link_drift(host, self.ifname, self.host_mac, self.mtu) or link_drift(
+            peer, self.peer, self.mac, self.mtu, up=False
+        )
 
     def commands(self) -> Iterable[str]:
         mac = f" address {self.mac}" if self.mac else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         netns = "" if self.peer_netns.path == self.netns.path else f" netns {self.peer_netns.label}"
-        yield command_in(self.netns, f"ip link add {self.ifname}{mtu} type veth peer name {self.peer}{mac}{mtu}{netns}")
+        host = mtu + (f" address {self.host_mac}" if self.host_mac else "")
+        yield command_in(self.netns, f"ip link add {self.ifname}{host} type veth peer name {self.peer}{mac}{mtu}{netns}")
         yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none up")
 
 

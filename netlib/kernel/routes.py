@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from msgspec.structs import replace
 
 from netlib.errors import ObjectMissing
-from netlib.kernel.netlink import CREATE, REPLACE, attribute, number
+from netlib.kernel.netlink import CREATE, REPLACE, attribute, attributes_of, nest, number
 from netlib.kernel.netns import command_in
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MAIN_TABLE = 254
 _IPV6_METRIC = 1024  # what the kernel makes of metric 0
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
 _SCOPE_LINK, _STATIC, _UNICAST = 253, 4, 1
@@ -31,9 +32,11 @@ _ASIDE = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0
 
 
 class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
-    """A route. Destination, metric and table identify it; gateway and link are attributes: changing them is one request.
+    """A route. Destination, metric and table identify it; the rest are attributes: changing them is one request.
 
-    One that *yields* lets a route of its identity stand that was there before it; *adopted* says that this was so.
+    *scope* (of IPv4: 0 global, 253 link, 254 host) None is link without a *gateway*, else global. *source* is what the host's
+    own packets come from; *mtu* and *advmss* 0 leave these to the link. One that *yields* lets a route of its identity stand
+    that was there before it; *adopted* says that this was so.
     """
 
     observations = ("adopted",)
@@ -43,6 +46,10 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     gateway: IPAddress | None = None
     metric: int = 0
     table: int = MAIN_TABLE
+    scope: int | None = None
+    source: IPAddress | None = None
+    mtu: int = 0
+    advmss: int = 0
     yields: bool = False
     adopted: bool = False
 
@@ -59,6 +66,12 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     @property
     def _metric(self) -> int:
         return self.metric or (_IPV6_METRIC if self.destination.version == 6 else 0)
+
+    @property
+    def _scope(self) -> int:
+        if self.destination.version == 6:
+            return 0
+        return self.scope if self.scope is not None else 0 if self.gateway else _SCOPE_LINK
 
     def observed(self, kernel: "Kernel") -> Self:
         return replace(self, adopted=self.yields and bool(self._same(kernel.rtnl(self.netns))))
@@ -82,13 +95,19 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
     def _order(self, rtnl: "Rtnl", verb: str, kind: int, flags: int, index: int) -> None:
         destination, table = self.destination, self.table if self.table < 256 else 0
-        scope = _SCOPE_LINK if destination.version == 4 and not self.gateway else 0
-        header = _RTMSG.pack(_FAMILY[destination.version], destination.prefixlen, 0, 0, table, _STATIC, scope, _UNICAST, 0)
+        header = _RTMSG.pack(
+            _FAMILY[destination.version], destination.prefixlen, 0, 0, table, _STATIC, self._scope, _UNICAST, 0
+        )
         payload = header + number(_RTA_TABLE, self.table) + number(_RTA_OIF, index) + number(_RTA_PRIORITY, self._metric)
         if destination.prefixlen:
             payload += attribute(_RTA_DST, destination.network_address.packed)
         if self.gateway:
             payload += attribute(_RTA_GATEWAY, self.gateway.packed)
+        if self.source:
+            payload += attribute(_RTA_PREFSRC, self.source.packed)
+        if self.mtu or self.advmss:
+            metrics = ((_RTAX_MTU, self.mtu), (_RTAX_ADVMSS, self.advmss))
+            payload += nest(_RTA_METRICS, *(number(kind, value) for kind, value in metrics if value))
         rtnl.order(f"{verb} route {self._name} on {self.ifname} in {self.netns.label}", (kind, flags, payload))
 
     def _same(self, rtnl: "Rtnl") -> list["_Found"]:
@@ -97,7 +116,14 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         return [route for route in found if route.destination == self.destination and route.metric == self._metric]
 
     def _is(self, route: "_Found", index: int) -> bool:
-        return route.link == index and route.gateway == (self.gateway.packed if self.gateway else None)
+        return (route.link, route.gateway, route.scope, route.source, route.mtu, route.advmss) == (
+            index,
+            self.gateway.packed if self.gateway else None,
+            self._scope,
+            self.source.packed if self.source else None,
+            self.mtu,
+            self.advmss,
+        )
 
     def drift(self, kernel: "Kernel") -> str | None:
         if self.adopted:
@@ -113,6 +139,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         if any(self._is(route, index) for route in found):
             return None
         gateway = found[0].gateway
+        if (found[0].link, gateway) == (index, self.gateway.packed if self.gateway else None):
+            return f"route {self._name} has another scope, source, mtu or advmss"
         return f"route {self._name} goes by {ipaddress.ip_address(gateway) if gateway else 'another link'}, not by {self._way}"
 
     @property
@@ -125,7 +153,11 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         via = f" via {self.gateway}" if self.gateway else ""
         metric = f" metric {self.metric}" if self.metric else ""
         table = f" table {self.table}" if self.table != MAIN_TABLE else ""
-        yield command_in(self.netns, f"ip{family} route replace {destination}{via} dev {self.ifname}{metric}{table}")
+        scope = f" scope {self.scope}" if self.scope is not None and self.destination.version == 4 else ""
+        source = f" src {self.source}" if self.source else ""
+        mtu, advmss = f" mtu {self.mtu}" if self.mtu else "", f" advmss {self.advmss}" if self.advmss else ""
+        more = f"{metric}{table}{scope}{source}{mtu}{advmss}"
+        yield command_in(self.netns, f"ip{family} route replace {destination}{via} dev {self.ifname}{more}")
 
 
 class _Found(NamedTuple):
@@ -134,6 +166,10 @@ class _Found(NamedTuple):
     metric: int
     link: int  # its index; 0 for a multipath route, or one that leads nowhere
     gateway: bytes | None
+    scope: int
+    source: bytes | None
+    mtu: int
+    advmss: int
 
 
 def _number(value: bytes | None) -> int:
@@ -152,11 +188,14 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
     anywhere = bytes(4 if version == 4 else 16)
     found = []
     for fixed, attributes in messages:
-        family, prefixlen, _, _, _, _, _, kind, _ = _RTMSG.unpack(fixed)
+        family, prefixlen, _, _, _, _, scope, kind, _ = _RTMSG.unpack(fixed)
         if family == _FAMILY[version]:  # where IPv6 is switched off, the kernel answers for all families
             destination = network((attributes.get(_RTA_DST, anywhere), prefixlen))
             metric, link = _number(attributes.get(_RTA_PRIORITY)), _number(attributes.get(_RTA_OIF))
-            found.append(_Found(destination, kind, metric, link, attributes.get(_RTA_GATEWAY)))
+            metrics = attributes_of(attributes.get(_RTA_METRICS, b""))
+            mtu, advmss = _number(metrics.get(_RTAX_MTU)), _number(metrics.get(_RTAX_ADVMSS))
+            gateway, source = attributes.get(_RTA_GATEWAY), attributes.get(_RTA_PREFSRC)
+            found.append(_Found(destination, kind, metric, link, gateway, scope, source, mtu, advmss))
     return found
 
 

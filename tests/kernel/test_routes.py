@@ -120,6 +120,46 @@ def test_another_gateway_or_link_takes_the_place(kernel: Kernel, web: NetnsRef, 
     assert shown(web, f"-{old.destination.version} route show default") == []
 
 
+ATTRIBUTES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"mtu": 1400, "advmss": 1300}, {"metrics": [{"mtu": 1400, "advmss": 1300}]}),
+    ({"scope": 253, "gateway": None}, {"scope": "link"}),
+    ({"scope": 0, "gateway": None}, {}),
+    ({"source": ip_address("10.22.0.2")}, {"prefsrc": "10.22.0.2"}),
+    ({"destination": ip_network("fd99::/48"), "gateway": GATEWAY6, "mtu": 1300}, {"metrics": [{"mtu": 1300}]}),
+    ({"destination": ip_network("fd99::/48"), "gateway": None, "source": ip_address("fd00::2")}, {"prefsrc": "fd00::2"}),
+]
+
+
+@pytest.mark.parametrize(("attributes", "expected"), ATTRIBUTES)
+def test_attributes_are_set_compared_and_explained(
+    kernel: Kernel, web: NetnsRef, attributes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    plain = RouteEntry(destination=ip_network("10.99.0.0/24"), gateway=GATEWAY4, ifname="eth0", netns=web)
+    route = replace(plain, **attributes)
+    version = route.destination.version
+
+    def found() -> dict[str, Any]:
+        (entry,) = shown(web, f"-{version} route show {route.destination}")
+        return {name: entry[name] for name in ("metrics", "scope", "prefsrc") if name in entry}
+
+    route.ensure(kernel)
+    assert found() == expected
+    assert route.drift(kernel) is None
+    ours = shown(web, f"-{version} route show {route.destination}")
+    other = replace(route, mtu=route.mtu + 1200)
+    assert other.drift(kernel) == f"route {route.destination} has another scope, source, mtu or advmss"
+    other.remove(kernel)
+    assert route.drift(kernel) is None
+    other.ensure(kernel)
+    assert (other.drift(kernel), len(shown(web, f"-{version} route show {route.destination}"))) == (None, 1)
+    route.ensure(kernel)
+    route.remove(kernel)
+    assert shown(web, f"-{version} route show {route.destination}") == []
+    (command,) = route.commands()
+    subprocess.run([*command.split(), "proto", "static"], check=True)
+    assert shown(web, f"-{version} route show {route.destination}") == ours
+
+
 def test_only_the_route_described_is_removed(kernel: Kernel, web: NetnsRef) -> None:
     ip(web, "route add default via 10.22.0.1 dev eth0 metric 100")
     ip(web, "route add default via 10.22.0.1 dev eth0 table 100")

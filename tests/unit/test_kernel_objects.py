@@ -14,12 +14,18 @@ from netlib.kernel.bridges import Bridge, BridgeBefore, BridgePort
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.links import LinkUp, Veth
+from netlib.kernel.moved import DeviceBefore, MovedDevice
 from netlib.kernel.netlink import attribute, attributes_of, nest, number, text
 from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.qdiscs import IngressRedirect, TokenBucket
 from netlib.kernel.routes import RouteEntry
+from netlib.kernel.rules import PolicyRule
 from netlib.kernel.snapshot import differences
+from netlib.kernel.sublinks import Dummy, Ifb, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, sysctl_path
+from netlib.kernel.taps import Tap
 from netlib.kernel.translate import doing, kernel_error
+from netlib.kernel.tuning import LinkSetting
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.registry import object_class
@@ -28,6 +34,7 @@ WEB = NetnsRef("/run/netns/web", "123456789abc:7")
 FAR = NetnsRef("/proc/4711/ns/net")
 ANY4, ANY6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 BEFORE = BridgeBefore(up=False, mac="02:00:00:00:00:01", mtu=1500, nf_call=(False, False), disable_ipv6="0")
+DEVICE = DeviceBefore("02:00:00:00:00:09", "", 1500, 1000, 1, "", (ip_interface("10.5.0.1/24"), ip_interface("fd00::1/64")))
 VETH = Veth(ifname="veth0", peer="eth0", peer_netns=WEB, mac="02:42:0a:00:00:02", mtu=1400)
 
 EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
@@ -86,6 +93,96 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         RouteEntry(destination=ip_network("fd99::/48"), ifname="eth0", metric=7, table=100),
         "route/host/fd99::/48 metric 7 table 100",
         ["ip -6 route replace fd99::/48 dev eth0 metric 7 table 100"],
+    ),
+    (
+        RouteEntry(
+            destination=ip_network("10.9.0.0/16"),
+            gateway=ip_address("10.22.0.1"),
+            ifname="eth0",
+            scope=0,
+            source=ip_address("10.22.0.2"),
+            mtu=1400,
+            advmss=1300,
+        ),
+        "route/host/10.9.0.0/16",
+        ["ip route replace 10.9.0.0/16 via 10.22.0.1 dev eth0 scope 0 src 10.22.0.2 mtu 1400 advmss 1300"],
+    ),
+    (
+        Macvlan(ifname="eth0", netns=WEB, parent="lan0", mac="02:42:0a:00:00:02", mtu=1400, mode="vepa", bcqueuelen=7),
+        "link//run/netns/web/eth0",
+        [
+            (
+                "ip link add link lan0 name nl7d6f819cea11 address 02:42:0a:00:00:02 mtu 1400 netns web"
+                " type macvlan mode vepa bcqueuelen 7"
+            ),
+            "ip -n web link set nl7d6f819cea11 name eth0",
+        ],
+    ),
+    (
+        Macvlan(ifname="net1", netns=WEB, parent="eth0", parent_netns=WEB),
+        "link//run/netns/web/net1",
+        ["ip -n web link add link eth0 name net1 type macvlan mode bridge"],
+    ),
+    (
+        Ipvlan(ifname="net1", netns=WEB, parent="eth0", parent_netns=WEB, mode="l3s", flag="private"),
+        "link//run/netns/web/net1",
+        ["ip -n web link add link eth0 name net1 type ipvlan mode l3s private"],
+    ),
+    (
+        Vlan(ifname="lan0.10", parent="lan0", vlan_id=10, up=True),
+        "link/host/lan0.10",
+        [
+            "ip link add link lan0 name lan0.10 type vlan id 10",
+            "ip link set lan0.10 addrgenmode none",
+            "ip link set lan0.10 up",
+        ],
+    ),
+    (Vlan(ifname="lan0.10", parent="lan0", vlan_id=10, may_stand=True, adopted=True), "link/host/lan0.10", []),
+    (Dummy(ifname="dm0", mtu=1400), "link/host/dm0", ["ip link add name dm0 mtu 1400 type dummy"]),
+    (Ifb(ifname="ifb0", netns=WEB), "link//run/netns/web/ifb0", ["ip -n web link add name ifb0 type ifb"]),
+    (
+        Tap(ifname="tap0", netns=WEB, mac="02:42:0a:00:00:02", multi_queue=True, owner=7, group=0),
+        "link//run/netns/web/tap0",
+        [
+            "ip -n web tuntap add mode tap name tap0 multi_queue user 7 group 0",
+            "ip -n web link set tap0 address 02:42:0a:00:00:02",
+        ],
+    ),
+    (
+        MovedDevice(device="ens5", ifname="net1", netns=FAR, before=DEVICE),
+        "link//proc/4711/ns/net/net1",
+        ["ip link set ens5 netns /proc/4711/ns/net name net1 alias ens5"],
+    ),
+    (
+        LinkSetting(ifname="eth0", setting="txqlen", value="77", netns=WEB, prior="1000"),
+        "link_setting//run/netns/web/eth0 txqlen",
+        ["ip -n web link set eth0 txqueuelen 77"],
+    ),
+    (
+        PolicyRule(table=100, source=ip_network("10.22.0.2/32"), iif="eth0", priority=7, netns=WEB),
+        "rule//run/netns/web/4 from 10.22.0.2/32 iif eth0 table 100 priority 7",
+        ["ip -n web rule add from 10.22.0.2/32 iif eth0 table 100 priority 7 protocol static"],
+    ),
+    (
+        PolicyRule(table=100, destination=ip_network("fd00::/64"), family=6),
+        "rule/host/6 from all to fd00::/64 table 100",
+        ["ip -6 rule add from all to fd00::/64 table 100 protocol static"],
+    ),
+    (
+        TokenBucket(ifname="veth0", rate=8_000_000, burst=800_000),
+        "qdisc/host/veth0 root",
+        ["tc qdisc replace dev veth0 root handle 6e6c: tbf rate 8000000bit burst 100000b limit 125000b"],
+    ),
+    (
+        IngressRedirect(ifname="veth0", to="ifb0"),
+        "qdisc/host/veth0 ingress",
+        [
+            "tc qdisc add dev veth0 ingress",
+            (
+                "tc filter add dev veth0 parent ffff: protocol all pref 28268"
+                " u32 match u32 0 0 action mirred egress redirect dev ifb0"
+            ),
+        ],
     ),
     (
         Sysctl(name="net.ipv4.ping_group_range", value="0 1", netns=WEB),

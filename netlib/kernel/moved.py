@@ -1,0 +1,157 @@
+"""Links that existed before us, moved into a netns, and brought home with what they had."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from netlib.errors import AlreadyExists, ObjectMissing
+from netlib.kernel.addresses import Address, addresses_of
+from netlib.kernel.linkinfo import (
+    IFF_ALLMULTI,
+    IFF_PROMISC,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_IFALIAS,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    IFLA_NET_NS_FD,
+    IFLA_TXQLEN,
+    RTM_SETLINK,
+    LinkInfo,
+    link_header,
+)
+from netlib.kernel.links import is_on
+from netlib.kernel.netlink import attribute, number, text
+from netlib.kernel.netns import command_in
+from netlib.model import HOST, IPInterface, NetnsRef
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel, Rtnl
+
+_FLAGS = IFF_UP | IFF_PROMISC | IFF_ALLMULTI
+
+
+class DeviceBefore(Struct, frozen=True):
+    """What a link had at home."""
+
+    mac: str
+    permanent_mac: str
+    mtu: int
+    txqlen: int
+    flags: int  # of up, promisc and allmulti, those that were set
+    alias: str
+    addresses: tuple[IPInterface, ...]
+
+
+class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
+    """The link *device* of the netns *home*, moved into *netns* and called *ifname* there.
+
+    Its alias is its old name meanwhile, as the reference host-device plugin has it: by that it is found again. At the removal
+    it goes home, with its name, MAC, MTU, queue length, flags, alias and addresses; routes by it are not set again. When the
+    netns has ended before, the kernel has put a network card into the machine's first netns, where it is renamed if that is
+    *home*; virtual ones it has deleted.
+    """
+
+    observations = ("before",)
+
+    device: str
+    ifname: str
+    home: NetnsRef = HOST
+    before: DeviceBefore | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("link", self.netns.path, self.ifname)
+
+    def observed(self, kernel: "Kernel") -> Self:
+        """Note what the device has; ObjectMissing when it is not at home."""
+        link = kernel.rtnl(self.home).get_link(self.device)
+        addresses = tuple(addresses_of(kernel, self.device, self.home))
+        flags = link.flags & _FLAGS
+        before = DeviceBefore(link.mac, link.permanent_mac, link.mtu, link.txqlen, flags, link.alias, addresses)
+        return replace(self, before=before)
+
+    def ensure(self, kernel: "Kernel") -> None:
+        """Move and rename it, in one request; AlreadyExists when *netns* has another link of that name."""
+        there = kernel.rtnl(self.netns)
+        standing = there.find_link(self.ifname)
+        if standing is not None and standing.alias == self.device:
+            return
+        if standing is not None and not self._is_unmarked(standing):
+            raise AlreadyExists(f"link {self.ifname} exists in {self.netns.label}; rename or delete it, or use another name")
+        rtnl, link = there, self._find_there(there)
+        if link is None:
+            rtnl = kernel.rtnl(self.home)
+            link = rtnl.get_link(self.device)
+        self._move(kernel, rtnl, link, self.netns, self.ifname, b"")
+
+    def _move(self, kernel: "Kernel", rtnl: "Rtnl", link: LinkInfo, netns: NetnsRef, ifname: str, more: bytes) -> None:
+        """Move *link* to *netns*, under that name and with our mark; the kernel moves first, and does the rest there."""
+        place = number(IFLA_NET_NS_FD, kernel.netns_fd(netns)) if rtnl.netns.path != netns.path else b""
+        payload = link_header(link.index) + place + text(IFLA_IFNAME, ifname) + more + _alias(self.device)
+        action = f"move link {link.ifname} from {rtnl.netns.label} to {netns.label} as {ifname}"
+        rtnl.order(action, (RTM_SETLINK, 0, payload))  # not NEWLINK, with which newer kernels look for it over there
+
+    def _find_there(self, there: "Rtnl") -> LinkInfo | None:
+        """The device in *netns*: marked, by its name here before any other; or unmarked, when it was moved and no more."""
+        links = there.links()
+        marked = [link for link in links if link.alias == self.device]
+        named = [link for link in marked if link.ifname == self.ifname]
+        return next(iter([*named, *marked, *(link for link in links if self._is_unmarked(link))]), None)
+
+    def _is_unmarked(self, link: LinkInfo) -> bool:
+        before = self.before
+        return before is not None and (link.ifname, link.mac, link.alias) == (self.device, before.mac, before.alias)
+
+    def remove(self, kernel: "Kernel") -> None:
+        """Bring it home; a no-op when it is there already, or nowhere."""
+        before = self.before
+        if before is None:
+            return
+        had = number(IFLA_MTU, before.mtu) + number(IFLA_TXQLEN, before.txqlen)
+        had += attribute(IFLA_ADDRESS, bytes.fromhex(before.mac.replace(":", "")))
+        with suppress(ObjectMissing):
+            there = kernel.rtnl(self.netns)
+            link = self._find_there(there)
+            if link is not None:
+                self._move(kernel, there, link, self.home, self.device, had)
+        with suppress(ObjectMissing):
+            home = kernel.rtnl(self.home)
+            macs = {before.mac, before.permanent_mac} - {""}
+            link = next((link for link in home.links() if link.alias == self.device and link.mac in macs), None)
+            if link is not None:
+                if link.ifname != self.device:
+                    self._move(kernel, home, link, self.home, self.device, had)
+                self._give_back(kernel, home, before)
+
+    def _give_back(self, kernel: "Kernel", home: "Rtnl", before: DeviceBefore) -> None:
+        """What it had; its alias last, so that after a crash it is known until it has all."""
+        index, action = home.index(self.device), f"give back link {self.device} in {self.home.label}"
+        home.order(action, (RTM_SETLINK, 0, link_header(index, before.flags, _FLAGS)))
+        for item in before.addresses:
+            Address(ifname=self.device, address=item, netns=self.home).ensure(kernel)
+        home.order(action, (RTM_SETLINK, 0, link_header(index) + _alias(before.alias)))
+
+    def carries(self, other: KernelObject) -> bool:
+        return other is not self and other.netns.path == self.netns.path and is_on(other, self.ifname)
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            link = kernel.rtnl(self.netns).find_link(self.ifname)
+        except ObjectMissing as error:
+            return str(error)
+        if link is None:
+            return f"link {self.ifname} is missing"
+        return None if link.alias == self.device else f"link {self.ifname} is not the former {self.device}"
+
+    def commands(self) -> Iterable[str]:
+        where = f"netns {self.netns.label} name {self.ifname} alias {self.device}"
+        yield command_in(self.home, f"ip link set {self.device} {where}")
+
+
+def _alias(alias: str) -> bytes:
+    return attribute(IFLA_IFALIAS, alias.encode())

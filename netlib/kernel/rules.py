@@ -1,0 +1,125 @@
+"""Rules of policy routing: which table answers for which packets."""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+from msgspec.structs import replace
+
+from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.netlink import CREATE, EXCLUSIVE, Attributes, attribute, number, text
+from netlib.kernel.netns import command_in
+from netlib.model import IPNetwork
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 1, 2, 3, 6, 15, 21
+_HEADER = struct.Struct("=BBBBBxxBI")  # fib_rule_hdr: family, dst_len, src_len, tos, table, action, flags
+_TO_TABLE, _STATIC, _DETACHED = 1, 4, 0x8  # FIB_RULE_IIF_DETACHED: no such link now
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_SAID = {_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE}
+# What the kernel tells of any rule, and says nothing: FRA_SUPPRESS_PREFIXLEN (-1), FRA_PROTOCOL, FRA_PAD.
+_SILENT = {14: b"\xff\xff\xff\xff", 18: None, _FRA_PROTOCOL: None}
+
+
+class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
+    """Have *table* asked for packets *source*, *destination* and *iif* (each None or "": any) fit; all of it is identity.
+
+    *priority* 0 leaves the place to the kernel: before the rules that are there, but for the first. One that was there before
+    us is *adopted*, and stays.
+    """
+
+    observations = ("adopted",)
+
+    table: int
+    family: int = 4
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    iif: str = ""
+    priority: int = 0
+    adopted: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key("rule", self.netns.path, f"{self.family} {self._text}")
+
+    @property
+    def _text(self) -> str:
+        iif = f" iif {self.iif}" if self.iif else ""
+        destination = f" to {self.destination}" if self.destination else ""
+        priority = f" priority {self.priority}" if self.priority else ""
+        return f"from {self.source or 'all'}{destination}{iif} table {self.table}{priority}"
+
+    def observed(self, kernel: "Kernel") -> Self:
+        return replace(self, adopted=self._is_there(kernel))
+
+    def ensure(self, kernel: "Kernel") -> None:
+        if self.priority == 0 and self._is_there(kernel):  # else the kernel takes it once more, at another place
+            return
+        self._order(kernel, "add", _RTM_NEWRULE, CREATE | EXCLUSIVE, errno.EEXIST)
+
+    def remove(self, kernel: "Kernel") -> None:
+        if self.adopted:
+            return
+        with suppress(ObjectMissing):
+            if self._is_there(kernel):  # the kernel deletes by what is asked for, and would take one that says more
+                self._order(kernel, "delete", _RTM_DELRULE, 0, errno.ENOENT)
+
+    def _order(self, kernel: "Kernel", verb: str, kind: int, flags: int, already: int) -> None:
+        lengths = [network.prefixlen if network else 0 for network in (self.destination, self.source)]
+        table = self.table if self.table < 256 else 0
+        payload = _HEADER.pack(_FAMILY[self.family], *lengths, 0, table, _TO_TABLE, 0) + number(_FRA_TABLE, self.table)
+        for selector, network in ((_FRA_DST, self.destination), (_FRA_SRC, self.source)):
+            if network is not None:
+                payload += attribute(selector, network.network_address.packed)
+        if self.iif:
+            payload += text(_FRA_IIFNAME, self.iif)
+        if self.priority:
+            payload += number(_FRA_PRIORITY, self.priority)
+        payload += attribute(_FRA_PROTOCOL, bytes([_STATIC]))
+        try:
+            kernel.rtnl(self.netns).order(f"{verb} rule {self._text} in {self.netns.label}", (kind, flags, payload))
+        except KernelError as error:
+            if error.errno != already:
+                raise
+
+    def _is_there(self, kernel: "Kernel") -> bool:
+        found = kernel.rtnl(self.netns).dump(_RTM_GETRULE, _HEADER.pack(_FAMILY[self.family], 0, 0, 0, 0, 0, 0))
+        return any(self._is(header, attributes) for header, attributes in found)
+
+    def _is(self, header: bytes, found: Attributes) -> bool:
+        family, destination, source, tos, _, action, flags = _HEADER.unpack(header)
+        if (family, tos, action, flags & ~_DETACHED) != (_FAMILY[self.family], 0, _TO_TABLE, 0):
+            return False
+        if any(kind not in _SAID and _SILENT.get(kind, b"") not in (None, value) for kind, value in found.items()):
+            return False
+        wanted = [(_FRA_DST, destination, self.destination), (_FRA_SRC, source, self.source)]
+        return (
+            all(_selects(found.get(kind), length, network) for kind, length, network in wanted)
+            and found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode() == self.iif
+            and found.get(_FRA_TABLE) == struct.pack("=I", self.table)
+            and (not self.priority or found.get(_FRA_PRIORITY) == struct.pack("=I", self.priority))
+        )
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            return None if self._is_there(kernel) else f"rule {self._text} is missing"
+        except ObjectMissing as error:
+            return str(error)
+
+    def commands(self) -> Iterable[str]:
+        yield command_in(self.netns, f"ip{' -6' if self.family == 6 else ''} rule add {self._text} protocol static")
+
+
+def _selects(found: bytes | None, length: int, network: IPNetwork | None) -> bool:
+    if network is None:
+        return found is None and length == 0
+    return (
+        length == network.prefixlen and (found or bytes(len(network.network_address.packed))) == network.network_address.packed
+    )

@@ -1,0 +1,91 @@
+"""Single attributes of links that are somebody else's (or another record's), each with the value it had before."""
+
+import errno
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, Self
+
+from msgspec.structs import replace
+
+from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.linkinfo import IFF_ALLMULTI, IFF_PROMISC, IFLA_TXQLEN, RTM_NEWLINK, LinkInfo, link_header
+from netlib.kernel.links import link_attributes
+from netlib.kernel.netlink import number
+from netlib.kernel.netns import command_in
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+_FLAGS = {"promisc": IFF_PROMISC, "allmulti": IFF_ALLMULTI}
+_WORDS = {"mac": "address", "mtu": "mtu", "txqlen": "txqueuelen", "promisc": "promisc", "allmulti": "allmulticast"}
+
+
+class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
+    """One attribute of a link: ``mac``, ``mtu``, ``txqlen`` (decimal), ``promisc`` or ``allmulti`` (``on`` or ``off``).
+
+    *prior* is what it was before the first holder came; the last one gives it back, unless somebody has changed ours meanwhile.
+    """
+
+    observations = ("prior",)
+
+    ifname: str
+    setting: Literal["mac", "mtu", "txqlen", "promisc", "allmulti"]
+    value: str
+    prior: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("link_setting", self.netns.path, f"{self.ifname} {self.setting}")
+
+    def observed(self, kernel: "Kernel") -> Self:
+        try:
+            return replace(self, prior=self._found(kernel.rtnl(self.netns).get_link(self.ifname)))
+        except ObjectMissing:  # an object before this one makes the link
+            return self
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._set(kernel, self._wanted)
+
+    def remove(self, kernel: "Kernel") -> None:
+        if self.prior in (None, self._wanted):
+            return
+        with suppress(ObjectMissing):
+            if self._found(kernel.rtnl(self.netns).get_link(self.ifname)) == self._wanted:
+                self._set(kernel, str(self.prior))
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            found = self._found(kernel.rtnl(self.netns).get_link(self.ifname))
+        except ObjectMissing as error:
+            return str(error)
+        return None if found == self._wanted else f"link {self.ifname} has {self.setting} {found}, not {self._wanted}"
+
+    def commands(self) -> Iterable[str]:
+        yield command_in(self.netns, f"ip link set {self.ifname} {_WORDS[self.setting]} {self._wanted}")
+
+    @property
+    def _wanted(self) -> str:
+        return self.value.lower()
+
+    def _found(self, link: LinkInfo) -> str:
+        if self.setting in _FLAGS:
+            return "on" if link.flags & _FLAGS[self.setting] else "off"
+        return link.mac if self.setting == "mac" else str(link.mtu if self.setting == "mtu" else link.txqlen)
+
+    def _set(self, kernel: "Kernel", value: str) -> None:
+        rtnl = kernel.rtnl(self.netns)
+        index, flags, change, more = rtnl.index(self.ifname), 0, _FLAGS.get(self.setting, 0), b""
+        if change:
+            flags = change if value == "on" else 0
+        elif self.setting == "mac":
+            more = link_attributes(mac=value)
+        else:
+            more = link_attributes(mtu=int(value)) if self.setting == "mtu" else number(IFLA_TXQLEN, int(value))
+        action = f"set {self.setting} {value} of link {self.ifname} in {self.netns.label}"
+        try:
+            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index, flags, change) + more))
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise KernelError(f"{error}; its driver changes it only while the link is down", error.errno) from error
