@@ -3,6 +3,8 @@
 It keeps nothing, so DEL and GC have nothing to do, and an ADD that can be read succeeds.
 """
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from cni_plugins.decode import Address, Cidr, parse_address, parse_cidr
@@ -12,6 +14,11 @@ from cni_plugins.protocol import CniError, Code, at_least
 from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.static import Assignment, assignments, drift
+
+if TYPE_CHECKING:
+    from cni_plugins.addressing import Lease
+    from netlib.attachments import Adding
+    from netlib.store.records import Transaction
 
 __all__ = ["StaticConf", "StaticPlugin"]
 
@@ -59,6 +66,12 @@ class StaticPlugin:
 
     def __init__(self, node: Node) -> None:
         """It needs nothing of the host."""
+
+    def lease(self, call: Call[StaticConf], tx: "Transaction", adding: "Adding") -> "Lease":
+        """The addresses of the configuration; nothing holds them."""
+        from cni_plugins.addressing import Lease  # only a main plugin asks, and it has imported the core
+
+        return Lease(self.add(call))
 
     def add(self, call: Call[StaticConf]) -> Result:
         ipam = _ipam(call)

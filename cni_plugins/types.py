@@ -8,6 +8,7 @@ from cni_plugins.skel import Plugin
 __all__ = ["find_plugin_class", "plugin_types"]
 
 _TYPES = {
+    "bridge": "cni_plugins.bridge:BridgePlugin",
     "static": "cni_plugins.static:StaticPlugin",
 }
 

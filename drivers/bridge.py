@@ -112,7 +112,7 @@ class BridgeDriver:
         host_ifname = veth_ifname(endpoint.id)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
-            BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc),
+            BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc, filtered=True),
             *_published(endpoint, bridge),
         )
 

@@ -69,9 +69,15 @@ class Adding:
         self.netns = netns
         self.kernel = kernel
         self.plan = Plan()  # what was applied so far
+        self.shared = Plan()  # what its network has, as of the draft's transaction
         self.made_network = ""  # id, when this attachment is the first of its network
         self._attachments = attachments
         self._is_written = False
+
+    @property
+    def store_tag(self) -> str:
+        """What tells this host's store from another's."""
+        return self._attachments.engine.store_tag
 
     def apply(self, draft: Draft) -> Plan:
         """Write down and make what *draft* answers with; called again, what is new in it. Answers with that.
@@ -93,9 +99,10 @@ class Adding:
 
     def _write(self, draft: Draft) -> Plan:
         with self._attachments.store.write() as tx:
-            wanted = draft(tx)
             network = tx.find_named(CniNetwork, self.key.network)
-            if network is None or not self._attachments.shares(tx, network, wanted):
+            self.shared = tx.objects(network.id) if network is not None else Plan()
+            wanted = draft(tx)
+            if network is None or not self._attachments.shares(network, self.shared, wanted):
                 raise _Unshared(wanted)
             done = set(self.plan.keys)
             fresh = Plan(*(item for item in wanted.own if item.key not in done))
@@ -200,13 +207,11 @@ class Attachments:
 
     # --- what a network's attachments share ------------------------------------------------------------------------
 
-    def shares(self, tx: Transaction, network: Row[CniNetwork], wanted: Wanted) -> bool:
-        """Whether all that is to be shared stands already, as far as is written down, and nothing is to go."""
+    def shares(self, network: Row[CniNetwork], shared: Plan, wanted: Wanted) -> bool:
+        """Whether all that is to be shared stands already, as far as is written down (*shared*), and nothing is to go."""
         if network.phase is not Phase.READY or not self._lifecycle.is_materialised(network):
             return False
-        if not wanted.shared and not wanted.ousted:
-            return True
-        present = {item.key: item for item in tx.objects(network.id)}
+        present = {item.key: item for item in shared}
         return all(_is_same(present.get(item.key), item) for item in wanted.shared) and not wanted.ousted & present.keys()
 
     def share(self, name: str, wanted: Wanted) -> str:

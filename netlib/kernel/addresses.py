@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
-from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute
+from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, number
 from netlib.kernel.netns import command_in
 from netlib.kernel.sysctl import read_sysctl, write_sysctl
 from netlib.model import HOST, IPInterface, NetnsRef
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel, Rtnl
 
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFA_F_NODAD, _IFA_F_DADFAILED = 0x02, 0x08
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x200
 _SCOPE_UNIVERSE = 0
 _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 
@@ -30,11 +30,14 @@ _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, sc
 class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
     """An address with its prefix length on a link; *adopted* when it was there before us, and then it stays.
 
-    IPv6 without duplicate address detection: addresses come from our own leases, and waiting costs a second.
+    IPv6 without duplicate address detection unless *dad*: addresses come from our own leases, and waiting costs a second.
+    *on_link* False: the kernel adds no route to its subnet.
     """
 
     ifname: str
     address: IPInterface
+    dad: bool = False
+    on_link: bool = True
     adopted: bool = False
 
     observations = ("adopted",)
@@ -66,8 +69,10 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
     def _order(self, kernel: "Kernel", action: str, kind: int, flags: int, more: bytes, already: int) -> None:
         rtnl = kernel.rtnl(self.netns)
         address, prefixlen = self.address.packed, self.address.network.prefixlen
-        header = _IFADDR.pack(self._family, prefixlen, _IFA_F_NODAD, 0, rtnl.index(self.ifname))
+        header = _IFADDR.pack(self._family, prefixlen, 0 if self.dad else _IFA_F_NODAD, 0, rtnl.index(self.ifname))
         payload = header + attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address) + more
+        if not self.on_link:
+            payload += number(_IFA_FLAGS, _IFA_F_NOPREFIXROUTE | (0 if self.dad else _IFA_F_NODAD))
         try:
             rtnl.order(f"{action} {self.ifname} in {self.netns.label}", (kind, flags, payload))
         except KernelError as error:
@@ -92,7 +97,9 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
         return any((item.packed, item.prefixlen) == wanted and not item.flags & _IFA_F_DADFAILED for item in found)
 
     def commands(self) -> Iterable[str]:
-        extra = " nodad" if self.address.version == 6 else " brd +" if self.address.network.prefixlen < 31 else ""
+        extra = " brd +" if self.address.version == 4 and self.address.network.prefixlen < 31 else ""
+        extra += "" if self.address.version == 4 or self.dad else " nodad"
+        extra += "" if self.on_link else " noprefixroute"
         yield command_in(self.netns, f"ip addr add {self.address}{extra} dev {self.ifname}")
 
 

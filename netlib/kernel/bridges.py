@@ -84,6 +84,10 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 
+    @property
+    def shared(self) -> bool:
+        return True
+
     def observed(self, kernel: "Kernel") -> Self:
         """Adopt a bridge of that name that is there and not ours; ConfigError when the name is another kind of link's."""
         link = kernel.rtnl(self.netns).find_link(self.ifname)
@@ -191,14 +195,15 @@ def _nf_call(link: LinkInfo) -> tuple[bool, bool]:
 class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
     """A link's place in a bridge, and its settings there.
 
-    *isolated* from other such ports, unless the kernel has br_netfilter: then the firewall keeps them apart (the bridge is
-    *filtered*), for it knows what comes by a published port, which br_netfilter sends from port to port as well.
+    *isolated* from other such ports; where the firewall keeps them apart (*filtered*, as the bridge is) it is left to that if
+    the kernel has br_netfilter: it knows what comes by a published port, which br_netfilter sends from port to port as well.
     """
 
     ifname: str
     bridge: str
     hairpin: bool = False
     isolated: bool = False
+    filtered: bool = False
     learning: bool = True
 
     @property
@@ -249,7 +254,7 @@ class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
     def _settings(self) -> tuple[tuple[int, str, bool], ...]:
         return (
             (BRPORT_MODE, "hairpin", self.hairpin),
-            (BRPORT_ISOLATED, "isolated", self.isolated and not _BR_NETFILTER.exists()),
+            (BRPORT_ISOLATED, "isolated", self.isolated and not (self.filtered and _BR_NETFILTER.exists())),
             (BRPORT_LEARNING, "learning", self.learning),
         )
 

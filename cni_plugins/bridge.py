@@ -1,0 +1,239 @@
+"""The plugin type ``bridge``: a veth pair from the container to a bridge of the host.
+
+The bridge, its addresses and forwarding are shared: they stand until `netlib cni prune`. All else is the attachment's own.
+"""
+
+import hashlib
+from ipaddress import ip_interface
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from cni_plugins import attaching
+from cni_plugins.addressing import Addressing
+from cni_plugins.interface import (
+    addressed,
+    checked_mtu,
+    chosen_dns,
+    default_route,
+    first_address,
+    forwarding,
+    remove_foreign_link,
+    requested_mac,
+    routed,
+)
+from cni_plugins.netconf import NetConf
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import IP, Interface, Result
+from cni_plugins.skel import Call
+from netlib.attachments import Adding, Wanted
+from netlib.kernel.addresses import Address, addresses_of
+from netlib.kernel.bridges import Bridge, BridgePort
+from netlib.kernel.links import LinkUp, Veth
+from netlib.model import IPInterface, NetnsRef
+from netlib.names import check_ifname, endpoint_mac, veth_ifname
+from netlib.plan import KernelObject, Key, Plan
+from netlib.store.records import Transaction
+
+__all__ = ["BridgeConf", "BridgePlugin"]
+
+NAME = "bridge"
+_CONTAINER = 2  # index of the container's interface in a result
+
+
+class MacRequest(Struct, frozen=True):
+    """The MAC address under ``args.cni`` and ``runtimeConfig``."""
+
+    mac: str = ""
+
+
+class Args(Struct, frozen=True):
+    """The key ``args``."""
+
+    cni: MacRequest = MacRequest()
+
+
+class BridgeConf(NetConf, frozen=True, kw_only=True, rename="camel"):
+    """The configuration."""
+
+    bridge: str = "cni0"
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq_backend: str = ""
+    mtu: int = 0
+    hairpin_mode: bool = False
+    enable_dad: bool = field(name="enabledad", default=False)
+    disable_container_interface: bool = False
+    port_isolation: bool = False
+    args: Args = Args()
+    runtime_config: MacRequest = MacRequest()
+
+    @property
+    def routes_for_containers(self) -> bool:
+        return self.is_gateway or self.is_default_gateway
+
+
+class BridgePlugin:
+    """What each verb answers."""
+
+    name = NAME
+    config = BridgeConf
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def add(self, call: Call[BridgeConf]) -> Result:
+        addressing = Addressing(self._node, call)
+        _check(call.config, addressing)
+        mac = requested_mac(call, call.config.args.cni.mac, call.config.runtime_config.mac)
+        with attaching.adding(self._node, call, NAME) as adding:
+            wiring = _Wiring(call.config, adding, mac)
+            if addressing.asks_over_link:
+                adding.apply(lambda _: wiring.wanted(Result(), Plan()))
+                addressing.ask(adding)
+
+            def draft(tx: Transaction) -> Wanted:
+                result, plan = addressing.lease(tx, adding)
+                if addressing and not result.ips:
+                    raise CniError(Code.INVALID_CONFIG, "IPAM plugin returned missing IP config", addressing.kind)
+                return wiring.wanted(result, plan)
+
+            adding.apply(draft)
+            return attaching.finish(adding, wiring.result)
+
+    def check(self, call: Call[BridgeConf]) -> None:
+        Addressing(self._node, call).check()
+        attaching.check(self._node, call, NAME)
+
+    def delete(self, call: Call[BridgeConf]) -> None:
+        attaching.delete(self._node, call, NAME, lambda: self._delete_foreign(call))
+
+    def _delete_foreign(self, call: Call[BridgeConf]) -> None:
+        remove_foreign_link(self._node, call, ("veth",))
+        Addressing(self._node, call).delete()
+
+    def garbage_collect(self, call: Call[BridgeConf]) -> None:
+        attaching.collect(self._node, call, NAME)
+        Addressing(self._node, call).garbage_collect()
+
+    def status(self, call: Call[BridgeConf]) -> None:
+        addressing = Addressing(self._node, call)
+        _check(call.config, addressing)
+        addressing.status()
+
+
+def _check(config: BridgeConf, addressing: Addressing) -> None:
+    check_ifname(config.bridge)
+    checked_mtu(config.mtu)
+    if addressing and config.disable_container_interface:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "cannot use IPAM when DisableContainerInterface flag is set",
+            "leave out ipam or disableContainerInterface",
+        )
+
+
+class _Wiring:
+    """What one ADD makes: pure, but for a look at the addresses of a bridge that is to get another one."""
+
+    def __init__(self, config: BridgeConf, adding: Adding, mac: str) -> None:
+        self._config = config
+        self._adding = adding
+        self._mac = mac
+        self.result = Result()
+
+    def wanted(self, leased: Result, held: Plan) -> Wanted:
+        """The objects for an IPAM result, and those that hold it (*held*)."""
+        config, adding = self._config, self._adding
+        ips = tuple(self._with_gateway(ip) for ip in leased.ips)
+        routes = leased.routes
+        if config.is_default_gateway:
+            for version in dict.fromkeys(ip.address.version for ip in ips):
+                wanted = default_route(version, next(ip.gateway for ip in ips if ip.address.version == version))
+                if not any(route.gw is not None and route.dst == wanted.dst for route in routes):
+                    routes = (*routes, wanted)
+        bridge = self._bridge()
+        host, ifname, netns = veth_ifname(adding.record), adding.key.ifname, adding.netns
+        mac = self._mac or endpoint_mac(adding.record, next((ip.address.ip for ip in ips if ip.address.version == 4), None))
+        host_mac = endpoint_mac(adding.record, None)
+        self.result = Result(
+            interfaces=(
+                Interface(bridge.ifname, bridge.adopted.mac if bridge.adopted else bridge.mac),
+                Interface(host, host_mac),
+                Interface(ifname, mac, sandbox=netns.path),
+            ),
+            ips=ips,
+            routes=routes,
+            dns=chosen_dns(config.dns, leased.dns),
+        )
+        own: list[KernelObject] = [
+            Veth(ifname=host, peer=ifname, peer_netns=netns, mac=mac, host_mac=host_mac, mtu=config.mtu),
+            BridgePort(ifname=host, bridge=bridge.ifname, hairpin=config.hairpin_mode, isolated=config.port_isolation),
+        ]
+        if not config.disable_container_interface:
+            own += self._inside(ips, ifname, netns)
+        gateways = [_gateway_on_bridge(ip) for ip in ips] if config.routes_for_containers else []
+        shared: list[KernelObject] = [bridge, *_gateway_objects(bridge.ifname, gateways)]
+        if config.routes_for_containers:
+            shared += forwarding(ips)
+        return Wanted(held + own, Plan(*shared), self._ousted(bridge, gateways))
+
+    def _inside(self, ips: tuple[IP, ...], ifname: str, netns: NetnsRef) -> list[KernelObject]:
+        if not ips:
+            return [LinkUp(ifname=ifname, netns=netns)]
+        return [*addressed(ifname, netns, ips, dad=self._config.enable_dad), *routed(ifname, netns, self.result)]
+
+    def _with_gateway(self, ip: IP) -> IP:
+        gateway = ip.gateway
+        if gateway is None and self._config.routes_for_containers:
+            gateway = first_address(ip.address)
+        return replace(ip, gateway=gateway, interface=_CONTAINER)
+
+    def _bridge(self) -> Bridge:
+        """The bridge as the network has it already, or as it will be; its MAC is this host's for that name."""
+        ifname = self._config.bridge
+        digest = hashlib.blake2b(f"{self._adding.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
+        wanted = Bridge(ifname=ifname, mac=endpoint_mac(digest, None), mtu=self._config.mtu)
+        present = [item for item in self._adding.shared.of(Bridge) if item.key == wanted.key]
+        return replace(wanted, adopted=present[0].adopted) if present else wanted
+
+    def _ousted(self, bridge: Bridge, gateways: list[IPInterface]) -> frozenset[Key]:
+        """The addresses that must leave the bridge for *gateways*; CniError where ``forceAddress`` does not allow that."""
+        present = {item.address: item.key for item in self._adding.shared.of(Address) if item.ifname == bridge.ifname}
+        fresh = [gateway for gateway in gateways if gateway not in present]
+        if not fresh:
+            return frozenset()
+        standing = {*present, *addresses_of(self._adding.kernel, bridge.ifname)}
+        in_the_way = [address for address in standing for gateway in fresh if _excludes(address, gateway)]
+        if in_the_way and not self._config.force_address:
+            raise CniError(
+                Code.CONFLICT,
+                f'failed to set bridge addr: "{bridge.ifname}" already has an IP address different from {fresh[0]}',
+                f"it has {', '.join(map(str, in_the_way))}; give that subnet's gateway, another bridge, or forceAddress",
+            )
+        foreign = [str(address) for address in in_the_way if address not in present]
+        if foreign:
+            raise CniError(
+                Code.CONFLICT,
+                f'"{bridge.ifname}" has an IP address that netlib did not give it: {", ".join(foreign)}',
+                f"`ip addr del {foreign[0]} dev {bridge.ifname}` first",
+            )
+        return frozenset(present[address] for address in in_the_way)
+
+
+def _excludes(address: IPInterface, gateway: IPInterface) -> bool:
+    """Whether a bridge with *address* cannot have *gateway* too: one of IPv4, of IPv6 one for a subnet."""
+    if address.version != gateway.version or address == gateway:
+        return False
+    return address.version == 4 or address.network.overlaps(gateway.network)
+
+
+def _gateway_on_bridge(ip: IP) -> IPInterface:
+    return ip_interface(f"{ip.gateway}/{ip.address.network.prefixlen}")
+
+
+def _gateway_objects(bridge: str, gateways: list[IPInterface]) -> list[KernelObject]:
+    link_local = [ip_interface("fe80::1/64")] if any(gateway.version == 6 for gateway in gateways) else []
+    return [Address(ifname=bridge, address=address) for address in dict.fromkeys([*gateways, *link_local])]

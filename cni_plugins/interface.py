@@ -1,0 +1,142 @@
+"""What every plugin that brings an interface into a container does with an IPAM result, and with an interface at DEL."""
+
+import errno
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from ipaddress import ip_interface
+from typing import Any
+
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import IP, Dns, Result, Route
+from cni_plugins.skel import Call
+from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.addresses import Address, addresses_of
+from netlib.kernel.handle import Kernel
+from netlib.kernel.links import LinkUp, delete_link
+from netlib.kernel.netns import identity_of
+from netlib.kernel.routes import MAIN_TABLE, RouteEntry
+from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
+from netlib.model import IPAddress, IPInterface, NetnsRef
+from netlib.names import check_mac
+from netlib.plan import KernelObject
+
+__all__ = [
+    "addressed",
+    "checked_mtu",
+    "chosen_dns",
+    "default_route",
+    "first_address",
+    "forwarding",
+    "remove_foreign_link",
+    "requested_mac",
+    "routed",
+]
+
+_LONGEST_MTU = 65535
+
+
+def addressed(
+    ifname: str, netns: NetnsRef, ips: Iterable[IP], *, dad: bool = False, on_link: bool = True
+) -> list[KernelObject]:
+    """The addresses of *ips* on a link of the container, and the link up; IPv6 switched on where it is needed."""
+    addresses = list(dict.fromkeys(ip.address for ip in ips))
+    objects: list[KernelObject] = []
+    if any(address.version == 6 for address in addresses):
+        objects += [
+            Sysctl(name=f"net/ipv6/conf/{name}/disable_ipv6", value="0", netns=netns) for name in dict.fromkeys(("lo", ifname))
+        ]
+        objects.append(Sysctl(name=f"net/ipv6/conf/{ifname}/keep_addr_on_down", value="1", netns=netns))
+        objects.append(Sysctl(name=f"net/ipv6/conf/{ifname}/accept_dad", value="1" if dad else "0", netns=netns))
+    objects += [Address(ifname=ifname, address=address, netns=netns, dad=dad, on_link=on_link) for address in addresses]
+    return [*objects, LinkUp(ifname=ifname, netns=netns)]
+
+
+def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
+    """The routes of *result* by a link of the container; one without a gateway takes that of the first address of its family.
+
+    A route that stands already, another interface's default route above all, is left as it is.
+    """
+    gateways: dict[int, IPAddress] = {}
+    for ip in result.ips:
+        if ip.gateway is not None:
+            gateways.setdefault(ip.gateway.version, ip.gateway)
+    routes: dict[object, KernelObject] = {}
+    for route in result.routes:
+        entry = RouteEntry(
+            destination=route.dst.network,
+            gateway=route.gw or gateways.get(route.dst.version),
+            ifname=ifname,
+            metric=route.priority,
+            table=route.table if route.table is not None else MAIN_TABLE,
+            scope=route.scope,
+            mtu=route.mtu,
+            advmss=route.advmss,
+            netns=netns,
+            yields=True,
+        )
+        routes.setdefault(entry.key, entry)
+    return list(routes.values())
+
+
+def default_route(version: int, gateway: IPAddress | None) -> Route:
+    """The default route of a family (4 or 6)."""
+    return Route(ip_interface("0.0.0.0/0" if version == 4 else "::/0"), gateway)
+
+
+def first_address(address: IPInterface) -> IPAddress:
+    """The first address of a subnet, which is the gateway where none is named."""
+    return address.network.network_address + 1
+
+
+def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
+    """Forwarding for the families of *ips*; IPv6 so that a host that learns its routes by advertisements keeps doing so."""
+    versions = {ip.address.version for ip in ips}
+    objects: list[KernelObject] = []
+    if 4 in versions:
+        objects.append(Sysctl(name="net/ipv4/ip_forward", value="1"))
+    if 6 in versions:
+        objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
+    return objects
+
+
+def chosen_dns(configured: Dns, leased: Dns) -> Dns:
+    """The name servers of the configuration, where it names any, else those of the IPAM result."""
+    return configured if configured != Dns() else leased
+
+
+def requested_mac(call: Call[Any], *configured: str) -> str:
+    """The MAC address asked for: the last of *configured* that is not empty, else CNI_ARGS' ``MAC``."""
+    wanted = [mac for mac in (call.arguments("MAC").get("MAC", ""), *configured) if mac]
+    return check_mac(wanted[-1]) if wanted else ""
+
+
+def checked_mtu(mtu: int) -> int:
+    """Return *mtu*, 0 for the kernel's own; CniError when no link can have it."""
+    if not 0 <= mtu <= _LONGEST_MTU:
+        raise CniError(Code.INVALID_CONFIG, f"invalid MTU {mtu}", f"it must be [0 (the kernel's own), {_LONGEST_MTU}]")
+    return mtu
+
+
+def remove_foreign_link(node: Node, call: Call[Any], kinds: Sequence[str]) -> list[IPInterface]:
+    """Delete the link that *call* names inside its netns, if it is one of *kinds*; answer with the addresses that it had.
+
+    For containers that no record knows: the reference plugins made them. A no-op without netns or link.
+    """
+    if node.netns is None:
+        return []
+    netns = NetnsRef(call.netns, identity_of(node.netns))
+    with Kernel() as kernel, suppress(ObjectMissing):
+        kernel.lend(netns, node.netns)
+        rtnl = kernel.rtnl(netns)
+        link = rtnl.find_link(call.ifname)
+        if link is None or link.kind not in kinds:
+            return []
+        addresses = addresses_of(kernel, call.ifname, netns)
+        try:
+            delete_link(rtnl, link)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        return addresses
+    return []
