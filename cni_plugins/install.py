@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 from cni_plugins.protocol import NEWEST, CniError, Code, error_json
 from cni_plugins.types import plugin_types
 from netlib import __version__
+from netlib.client import DEADLINE_SECONDS
 from netlib.config import Config
 from netlib.errors import ConfigError
 
-__all__ = ["DEADLINE_SECONDS", "KEPT", "Entry", "Installed", "install", "uninstall"]
+__all__ = ["KEPT", "Entry", "Installed", "install", "uninstall"]
 
-DEADLINE_SECONDS = 120  # as every verb has (netlib.client)
 KEPT = "before-netlib"
 """The folder, inside that of the plugins, for what was there under our names."""
 
@@ -73,7 +73,7 @@ def install(
     *,
     launcher: Kind | None = None,
     replace: bool = False,
-    deadline: int = DEADLINE_SECONDS,
+    deadline: int = int(DEADLINE_SECONDS),
     types: Sequence[str] | None = None,
 ) -> Installed:
     """Write an executable for each of *types* (None: all) into *folder*.

@@ -1,5 +1,6 @@
 """The host that a plugin works on, as it is for one call."""
 
+import fcntl
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from netlib.controller import Controller
 
 __all__ = ["Node"]
+
+_OWN = "/proc/thread-self/ns/net"
+_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
 
 
 class Node:
@@ -29,8 +33,10 @@ class Node:
 
         Device and inode tell: both netns are held open, so neither number can have been given to another.
         """
-        return self.netns is not None and os.path.samestat(os.fstat(self.netns), os.stat("/proc/thread-self/ns/net"))
+        return self.netns is not None and os.path.samestat(os.fstat(self.netns), os.stat(_OWN))
 
 
 def _is_netns(fd: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")  # a path would begin with a slash
+    """Whether it is on the kernel's one file system of namespaces, and of our kind there."""
+    is_namespace = os.fstat(fd).st_dev == os.stat(_OWN).st_dev
+    return is_namespace and fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET

@@ -2,14 +2,17 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cni_plugins import install as files
-from cni_plugins.install import DEADLINE_SECONDS
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import complain
 from netlib.cli.render import Column, print_rows
+from netlib.client import DEADLINE_SECONDS
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cni_plugins.install import Entry
 
 HELP = """\
 usage: netlib cni COMMAND …
@@ -36,7 +39,7 @@ def install_parser() -> Parser:
     parser.switch("--replace", purpose="set aside what others have there under these names; uninstall puts it back")
     parser.switch("--c", purpose="compile the launcher from C, or fail (compiled where a C compiler is there)")
     parser.switch("--python", purpose="write the launcher in Python: some 10 ms a call instead of 1")
-    parser.number("--deadline", default=DEADLINE_SECONDS, purpose=f"seconds that a call may take ({DEADLINE_SECONDS})")
+    parser.number("--deadline", default=int(DEADLINE_SECONDS), purpose=f"seconds that a call may take ({DEADLINE_SECONDS:.0f})")
     parser.format_option()
     parser.positional("folder", "DIR")
     return parser
@@ -44,6 +47,8 @@ def install_parser() -> Parser:
 
 def install(config: Config, given: Namespace) -> int:
     """Write executables and print what was written."""
+    from cni_plugins import install as files
+
     if given.c and given.python:
         raise ConfigError("--c and --python exclude each other; keep one")
     if not 1 <= given.deadline <= _LONGEST_DEADLINE_SECONDS:
@@ -77,6 +82,8 @@ def uninstall_parser() -> Parser:
 
 def uninstall(_config: Config, given: Namespace) -> int:
     """Remove executables and print what was removed."""
+    from cni_plugins import install as files
+
     print_rows([_row(entry) for entry in files.uninstall(_folder(given.folder))], _COLUMNS, given.template)
     return 0
 
@@ -89,7 +96,7 @@ def _folder(path: str) -> Path:
     return Path(whole_path(path))
 
 
-def _row(entry: files.Entry) -> dict[str, str]:
+def _row(entry: "Entry") -> dict[str, str]:
     return {"File": str(entry.path), "Action": entry.action}
 
 

@@ -222,7 +222,7 @@ def other_version(tmp_path: Path) -> Callable[[str], Path]:
 
     def copy(version: str) -> Path:
         target = tmp_path / version
-        for package in ("netlib", "drivers", "ipam"):
+        for package in ("netlib", "drivers", "ipam", "cni_plugins"):
             shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
         init = target / "netlib" / "__init__.py"
         init.write_text(init.read_text().replace(f'"{__version__}"', f'"{version}"'))

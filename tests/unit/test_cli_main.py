@@ -292,7 +292,7 @@ def test_ps_shows_dockers_columns(answered: Callable[[Answer], Asked], capsys: p
 
 
 def test_nothing_heavy_is_imported() -> None:
-    modules = "netlib.cli.main, netlib.cli.containers, netlib.cli.network, netlib.cli.run, netlib.cli.system"
+    modules = "netlib.cli.main, netlib.cli.cni, netlib.cli.containers, netlib.cli.network, netlib.cli.run, netlib.cli.system"
     program = f"import sys, {modules}; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {set(HEAVY)}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
