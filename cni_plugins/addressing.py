@@ -5,7 +5,7 @@ A type of ours leases inside the transaction that writes the attachment down, an
 
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
-from cni_plugins.delegate import ForeignLease, delegate, delegate_add
+from cni_plugins.delegate import ForeignLease, delegate, delegate_add, find_executable
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
@@ -61,6 +61,8 @@ class Addressing:
                     Code.INVALID_CONFIG, f'ipam.type: "{self.kind}" gives no addresses', "host-local, static and dhcp do"
                 )
             self._call = reread(call, found.config, self.kind)
+        elif self.kind:
+            find_executable(self.kind, call.path)  # refused before anything is made
 
     def __bool__(self) -> bool:
         return bool(self.kind)

@@ -21,6 +21,7 @@ from cni_plugins.interface import (
     remove_foreign_link,
     requested_mac,
     routed,
+    router_addresses,
 )
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -64,6 +65,7 @@ class BridgeConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     ip_masq_backend: str = ""
     mtu: int = 0
     hairpin_mode: bool = False
+    promisc_mode: bool = False
     enable_dad: bool = field(name="enabledad", default=False)
     disable_container_interface: bool = False
     port_isolation: bool = False
@@ -89,6 +91,8 @@ class BridgePlugin:
         _check(call.config, addressing)
         mac = requested_mac(call, call.config.args.cni.mac, call.config.runtime_config.mac)
         with attaching.adding(self._node, call, NAME) as adding:
+            if addressing.asks_over_link:  # before there is an address that a MAC address could follow
+                mac = mac or endpoint_mac(adding.record, None)
             wiring = _Wiring(call.config, adding, mac)
             if addressing.asks_over_link:
                 adding.apply(lambda _: wiring.wanted(Result(), Plan()))
@@ -127,6 +131,12 @@ class BridgePlugin:
 def _check(config: BridgeConf, addressing: Addressing) -> None:
     check_ifname(config.bridge)
     checked_mtu(config.mtu)
+    if config.hairpin_mode and config.promisc_mode:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "cannot set hairpin mode and promiscuous mode at the same time.",
+            "leave out hairpinMode or promiscMode",
+        )
     if addressing and config.disable_container_interface:
         raise CniError(
             Code.INVALID_CONFIG,
@@ -175,13 +185,13 @@ class _Wiring:
         if not config.disable_container_interface:
             own += self._inside(ips, ifname, netns)
         gateways = [_gateway_on_bridge(ip) for ip in ips] if config.routes_for_containers else []
-        shared: list[KernelObject] = [bridge, *_gateway_objects(bridge.ifname, gateways)]
+        shared: list[KernelObject] = [bridge, *router_addresses(bridge.ifname, gateways)]
         if config.routes_for_containers:
             shared += forwarding(ips)
         return Wanted(held + own, Plan(*shared), self._ousted(bridge, gateways))
 
     def _inside(self, ips: tuple[IP, ...], ifname: str, netns: NetnsRef) -> list[KernelObject]:
-        if not ips:
+        if not ips:  # of the second layer alone, or before a foreign IPAM was asked
             return [LinkUp(ifname=ifname, netns=netns)]
         return [*addressed(ifname, netns, ips, dad=self._config.enable_dad), *routed(ifname, netns, self.result)]
 
@@ -232,8 +242,3 @@ def _excludes(address: IPInterface, gateway: IPInterface) -> bool:
 
 def _gateway_on_bridge(ip: IP) -> IPInterface:
     return ip_interface(f"{ip.gateway}/{ip.address.network.prefixlen}")
-
-
-def _gateway_objects(bridge: str, gateways: list[IPInterface]) -> list[KernelObject]:
-    link_local = [ip_interface("fe80::1/64")] if any(gateway.version == 6 for gateway in gateways) else []
-    return [Address(ifname=bridge, address=address) for address in dict.fromkeys([*gateways, *link_local])]

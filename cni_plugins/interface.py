@@ -31,9 +31,11 @@ __all__ = [
     "remove_foreign_link",
     "requested_mac",
     "routed",
+    "router_addresses",
 ]
 
 _LONGEST_MTU = 65535
+_LINK_LOCAL = ip_interface("fe80::1/64")
 
 
 def addressed(
@@ -87,6 +89,15 @@ def default_route(version: int, gateway: IPAddress | None) -> Route:
 def first_address(address: IPInterface) -> IPAddress:
     """The first address of a subnet, which is the gateway where none is named."""
     return address.network.network_address + 1
+
+
+def router_addresses(ifname: str, gateways: Sequence[IPInterface]) -> list[KernelObject]:
+    """The *gateways* of containers on a link of the host.
+
+    With IPv6 a link-local address too: the link makes none itself, and a router without one asks for no neighbour's address.
+    """
+    link_local = [_LINK_LOCAL] if any(gateway.version == 6 for gateway in gateways) else []
+    return [Address(ifname=ifname, address=address) for address in dict.fromkeys([*gateways, *link_local])]
 
 
 def forwarding(ips: Iterable[IP]) -> list[KernelObject]:

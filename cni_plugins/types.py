@@ -9,6 +9,7 @@ __all__ = ["find_plugin_class", "plugin_types"]
 
 _TYPES = {
     "bridge": "cni_plugins.bridge:BridgePlugin",
+    "ptp": "cni_plugins.ptp:PtpPlugin",
     "static": "cni_plugins.static:StaticPlugin",
 }
 

@@ -1,0 +1,148 @@
+"""The plugin type ``ptp``: a veth pair between container and host that everything passes, the container's neighbours too.
+
+As in the reference: the container reaches its gateway, the host's end, by a route to that address alone, and its whole subnet
+through it; the host has the gateway's address on every such link, and a route to each container.
+"""
+
+from ipaddress import ip_interface, ip_network
+
+from msgspec.structs import replace
+
+from cni_plugins import attaching
+from cni_plugins.addressing import Addressing
+from cni_plugins.interface import addressed, checked_mtu, chosen_dns, forwarding, remove_foreign_link, routed, router_addresses
+from cni_plugins.netconf import NetConf
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import IP, Interface, Result
+from cni_plugins.skel import Call
+from netlib.attachments import Adding, Wanted
+from netlib.kernel.links import LinkUp, Veth
+from netlib.kernel.routes import RouteEntry
+from netlib.model import IPAddress, IPNetwork, NetnsRef
+from netlib.names import endpoint_mac, veth_ifname
+from netlib.plan import KernelObject, Plan
+from netlib.store.records import Transaction
+
+__all__ = ["PtpConf", "PtpPlugin"]
+
+NAME = "ptp"
+_CONTAINER = 1  # index of the container's interface in a result
+
+
+class PtpConf(NetConf, frozen=True, kw_only=True, rename="camel"):
+    """The configuration."""
+
+    ip_masq_backend: str = ""
+    mtu: int = 0
+
+
+class PtpPlugin:
+    """What each verb answers."""
+
+    name = NAME
+    config = PtpConf
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def add(self, call: Call[PtpConf]) -> Result:
+        addressing = _addressing(self._node, call)
+        with attaching.adding(self._node, call, NAME) as adding:
+            result, veth = Result(), _veth(call.config, adding, ())
+            if addressing.asks_over_link:
+                adding.apply(lambda _: Wanted(Plan(veth, LinkUp(ifname=veth.peer, netns=adding.netns))))
+                addressing.ask(adding)
+
+            def draft(tx: Transaction) -> Wanted:
+                nonlocal result, veth
+                leased, held = addressing.lease(tx, adding)
+                if not addressing.asks_over_link:
+                    veth = _veth(call.config, adding, leased.ips)
+                result = _result(call.config, veth, leased)
+                return Wanted(held + _own(veth, result), Plan(*forwarding(result.ips)))
+
+            adding.apply(draft)
+            return attaching.finish(adding, result)
+
+    def check(self, call: Call[PtpConf]) -> None:
+        _addressing(self._node, call).check()
+        attaching.check(self._node, call, NAME)
+
+    def delete(self, call: Call[PtpConf]) -> None:
+        attaching.delete(self._node, call, NAME, lambda: self._delete_foreign(call))
+
+    def _delete_foreign(self, call: Call[PtpConf]) -> None:
+        Addressing(self._node, call).delete()
+        remove_foreign_link(self._node, call, ("veth",))
+
+    def garbage_collect(self, call: Call[PtpConf]) -> None:
+        attaching.collect(self._node, call, NAME)
+        Addressing(self._node, call).garbage_collect()
+
+    def status(self, call: Call[PtpConf]) -> None:
+        _addressing(self._node, call).status()
+
+
+def _addressing(node: Node, call: Call[PtpConf]) -> Addressing:
+    checked_mtu(call.config.mtu)
+    addressing = Addressing(node, call)
+    if not addressing:
+        raise CniError(Code.INVALID_CONFIG, "ptp needs addresses", "give it an ipam, such as host-local")
+    return addressing
+
+
+def _result(config: PtpConf, veth: Veth, leased: Result) -> Result:
+    if not leased.ips:
+        raise CniError(Code.INVALID_CONFIG, "IPAM plugin returned missing IP config")
+    without = next((ip for ip in leased.ips if ip.gateway is None), None)
+    if without is not None:
+        raise CniError(Code.INVALID_CONFIG, f"ptp needs a gateway for {without.address}", "name it in the key ipam")
+    return Result(
+        interfaces=(Interface(veth.ifname, veth.host_mac), Interface(veth.peer, veth.mac, sandbox=veth.peer_netns.path)),
+        ips=tuple(replace(ip, interface=_CONTAINER) for ip in leased.ips),
+        routes=leased.routes,
+        dns=chosen_dns(config.dns, leased.dns),
+    )
+
+
+def _veth(config: PtpConf, adding: Adding, ips: tuple[IP, ...]) -> Veth:
+    address = next((ip.address.ip for ip in ips if ip.address.version == 4), None)
+    return Veth(
+        ifname=veth_ifname(adding.record),
+        peer=adding.key.ifname,
+        peer_netns=adding.netns,
+        mac=endpoint_mac(adding.record, address),
+        host_mac=endpoint_mac(adding.record, None),
+        mtu=config.mtu,
+    )
+
+
+def _own(veth: Veth, result: Result) -> list[KernelObject]:
+    """The link; on the host the gateway's address and a route to the container; in the container all by that gateway."""
+    netns = veth.peer_netns
+    gateways = dict.fromkeys(ip.gateway for ip in result.ips if ip.gateway is not None)
+    objects: list[KernelObject] = [
+        veth,
+        *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
+        *(RouteEntry(destination=_only(ip.address.ip), ifname=veth.ifname) for ip in result.ips),
+        *addressed(veth.peer, netns, result.ips, on_link=False),
+    ]
+    inward: dict[object, KernelObject] = {}
+    for ip in result.ips:
+        for route in _by_gateway(ip, veth.peer, netns):
+            inward.setdefault(route.key, route)
+    return [*objects, *inward.values(), *routed(veth.peer, netns, result)]
+
+
+def _by_gateway(ip: IP, ifname: str, netns: NetnsRef) -> list[RouteEntry]:
+    assert ip.gateway is not None
+    source = ip.address.ip
+    return [
+        RouteEntry(destination=_only(ip.gateway), ifname=ifname, source=source, netns=netns),
+        RouteEntry(destination=ip.address.network, gateway=ip.gateway, ifname=ifname, source=source, netns=netns),
+    ]
+
+
+def _only(address: IPAddress) -> IPNetwork:
+    return ip_network(address)

@@ -1,0 +1,200 @@
+"""``bridge`` and ``ptp``: what containers reach, what stands on the host, and what every verb does with it."""
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from cni_plugins.protocol import Code
+from netlib.controller import Controller
+from netlib.kernel.snapshot import differences, snapshot
+from tests.cni.calling import Caller, run
+
+DUAL = ("10.22.0.{}/16", "fd00:22::{}/64")
+
+
+def conf(number: int, kind: str = "bridge", *, addresses: tuple[str, ...] = DUAL, **more: Any) -> dict[str, Any]:
+    given = [{"address": text.format(number)} for text in addresses]
+    if kind == "ptp":
+        for entry in given:
+            entry["gateway"] = f"{entry['address'].partition('/')[0].removesuffix(str(number))}1"
+    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}] if kind == "ptp" else []
+    ipam = {"type": "static", "addresses": given, "routes": routes}
+    return {"cniVersion": "1.1.0", "name": "pods", "type": kind, "ipam": ipam, **more}
+
+
+def bridged(number: int, **more: Any) -> dict[str, Any]:
+    return conf(number, isDefaultGateway=True, **more)
+
+
+def test_containers_on_a_bridge_reach_each_other_and_the_host(caller: Caller) -> None:
+    caller.container("c1")
+    caller.container("c2")
+    caller.ok("ADD", bridged(2))
+    result = caller.ok("ADD", bridged(3), "c2")
+    assert [item["name"] for item in result["interfaces"]][0::2] == ["cni0", "eth0"]
+    assert result["interfaces"][2]["sandbox"] == "/run/netns/c2"
+    assert result["ips"][0] == {"address": "10.22.0.3/16", "gateway": "10.22.0.1", "interface": 2}
+    assert {route["dst"]: route["gw"] for route in result["routes"]} == {"0.0.0.0/0": "10.22.0.1", "::/0": "fd00:22::1"}
+    for address in ("10.22.0.2", "10.22.0.1", "fd00:22::2", "fd00:22::1"):
+        assert caller.pings("c2", address), address
+    for item in result["interfaces"]:
+        where = ["-n", "c2"] if item.get("sandbox") else []
+        assert item["mac"] in run("ip", *where, "link", "show", item["name"])
+
+
+def test_containers_on_ptp_links_reach_each_other_through_the_host(caller: Caller) -> None:
+    caller.container("c1")
+    caller.container("c2")
+    caller.ok("ADD", conf(2, "ptp"))
+    result = caller.ok("ADD", conf(3, "ptp"), "c2")
+    assert [item["name"] for item in result["interfaces"]][1:] == ["eth0"]
+    for address in ("10.22.0.2", "10.22.0.1", "fd00:22::2", "fd00:22::1"):
+        assert caller.pings("c2", address), address
+    assert "via 10.22.0.1" in run("ip", "-n", "c2", "route", "get", "10.22.0.2")
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_del_takes_all_back_and_may_come_twice(caller: Caller, controller: Controller, kind: str) -> None:
+    caller.container("c1")
+    config = bridged(2) if kind == "bridge" else conf(2, "ptp")
+    before = snapshot()
+    caller.ok("ADD", config)
+    caller.ok("DEL", config)
+    caller.ok("DEL", config)
+    assert subprocess.run(["ip", "-n", "c1", "link", "show", "eth0"], capture_output=True).returncode == 1
+    controller.reset()
+    assert differences(before, snapshot()) == []
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_del_without_the_netns(caller: Caller, kind: str) -> None:
+    caller.container("c1")
+    config = bridged(2) if kind == "bridge" else conf(2, "ptp")
+    caller.ok("ADD", config)
+    caller.lose("c1")
+    caller.ok("DEL", config)
+    assert "veth" not in run("ip", "-br", "link")
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_check_names_what_differs(caller: Caller, kind: str) -> None:
+    caller.container("c1")
+    config = bridged(2) if kind == "bridge" else conf(2, "ptp")
+    previous = caller.ok("ADD", config)
+    caller.ok("CHECK", {**config, "prevResult": previous})
+    run("ip", "-n", "c1", "addr", "del", "10.22.0.2/16", "dev", "eth0")
+    code, sentence = caller.error("CHECK", {**config, "prevResult": previous})
+    assert code == Code.DRIFT
+    assert "10.22.0.2/16" in sentence
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_gc_takes_what_is_not_valid(caller: Caller, kind: str) -> None:
+    for number, name in ((2, "c1"), (3, "c2")):
+        caller.container(name)
+        caller.ok("ADD", bridged(number) if kind == "bridge" else conf(number, "ptp"), name)
+    base = bridged(2) if kind == "bridge" else conf(2, "ptp")
+    caller.ok("GC", {**base, "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
+    assert "eth0" in run("ip", "-n", "c1", "-br", "link")
+    assert "eth0" not in run("ip", "-n", "c2", "-br", "link")
+
+
+def test_what_the_reference_left_is_taken_by_the_configuration_alone(caller: Caller) -> None:
+    caller.container("c1")
+    run("ip", "link", "add", "veth12345678", "type", "veth", "peer", "name", "eth0", "netns", "c1")
+    caller.ok("DEL", bridged(2))
+    assert "veth" not in run("ip", "-br", "link")
+
+
+def test_a_second_add_is_refused_and_changes_nothing(caller: Caller) -> None:
+    caller.container("c1")
+    caller.ok("ADD", bridged(2))
+    before = snapshot()
+    code, sentence = caller.error("ADD", bridged(3))
+    assert code == Code.CONFLICT
+    assert "has eth0 in network pods already" in sentence
+    assert differences(before, snapshot()) == []
+
+
+def test_another_gateway_needs_force(caller: Caller) -> None:
+    caller.container("c1")
+    caller.container("c2")
+    caller.ok("ADD", bridged(2, addresses=("10.22.0.{}/16",)))
+    before = snapshot()
+    code, sentence = caller.error("ADD", bridged(2, addresses=("10.23.0.{}/16",)), "c2")
+    assert code == Code.CONFLICT
+    assert "already has an IP address different from 10.23.0.1/16; it has 10.22.0.1/16" in sentence
+    assert differences(before, snapshot()) == []
+    caller.ok("ADD", bridged(2, addresses=("10.23.0.{}/16",), forceAddress=True), "c2")
+    assert "10.23.0.1/16" in (addresses := run("ip", "addr", "show", "cni0"))
+    assert "10.22.0.1/16" not in addresses
+
+
+def test_a_bridge_that_was_there_is_adopted_and_stays(caller: Caller, controller: Controller) -> None:
+    run("ip", "link", "add", "cni0", "type", "bridge")
+    run("ip", "addr", "add", "10.22.0.1/16", "dev", "cni0")
+    before = snapshot()
+    caller.container("c1")
+    result = caller.ok("ADD", bridged(2))
+    assert result["interfaces"][0]["mac"] in run("ip", "link", "show", "cni0")
+    assert caller.pings("c1", "10.22.0.1")
+    caller.clear()
+    controller.reset()
+    assert differences(before, snapshot()) == []
+    run("ip", "link", "del", "cni0")
+
+
+def test_the_second_layer_alone(caller: Caller) -> None:
+    caller.container("c1")
+    result = caller.ok("ADD", {"cniVersion": "1.0.0", "name": "l2", "type": "bridge", "bridge": "br-l2"})
+    assert "ips" not in result
+    assert "state UP" in run("ip", "-n", "c1", "link", "show", "eth0")
+    assert "master br-l2" in run("ip", "link", "show", result["interfaces"][1]["name"])
+
+
+@pytest.mark.parametrize(
+    ("more", "args", "expected"),
+    [
+        ({"args": {"cni": {"mac": "02:00:00:00:00:0a"}}}, "", "02:00:00:00:00:0a"),
+        ({}, "IgnoreUnknown=1;MAC=02:00:00:00:00:0b", "02:00:00:00:00:0b"),
+        (
+            {"args": {"cni": {"mac": "02:00:00:00:00:0a"}}, "runtimeConfig": {"mac": "02:00:00:00:00:0c"}},
+            "IgnoreUnknown=1;MAC=02:00:00:00:00:0b",
+            "02:00:00:00:00:0c",
+        ),
+    ],
+)
+def test_a_mac_address_asked_for(caller: Caller, more: dict[str, Any], args: str, expected: str) -> None:
+    caller.container("c1")
+    result = caller.ok("ADD", bridged(2, **more), args=args)
+    assert result["interfaces"][2]["mac"] == expected
+    assert expected in run("ip", "-n", "c1", "link", "show", "eth0")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (bridged(2, mtu=-1), "invalid MTU -1"),
+        (bridged(2, bridge="no/name"), "no/name"),
+        (bridged(2, hairpinMode=True, promiscMode=True), "cannot set hairpin mode and promiscuous mode at the same time"),
+        (bridged(2, disableContainerInterface=True), "cannot use IPAM when DisableContainerInterface flag is set"),
+        ({"cniVersion": "1.0.0", "name": "p", "type": "ptp"}, "ptp needs addresses"),
+        (conf(2, ipam={"type": "bridge"}), 'ipam.type: "bridge" gives no addresses'),
+        (conf(2, ipam={"type": "nothing-like-that"}), 'failed to find plugin "nothing-like-that"'),
+        (conf(2, args={"cni": {"mac": "zz"}}), "zz"),
+    ],
+)
+def test_what_is_refused_changes_nothing(caller: Caller, wrong: dict[str, Any], expected: str) -> None:
+    caller.container("c1")
+    before = snapshot()
+    assert expected in caller.error("ADD", wrong)[1]
+    assert differences(before, snapshot()) == []
+
+
+def test_an_interface_of_that_name_in_the_container(caller: Caller) -> None:
+    caller.container("c1")
+    run("ip", "-n", "c1", "link", "add", "eth0", "type", "bridge")
+    before = snapshot()
+    assert "eth0 exists" in caller.error("ADD", bridged(2))[1]
+    assert differences(before, snapshot()) == []
