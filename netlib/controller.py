@@ -30,6 +30,7 @@ from netlib.names import check_domainname, check_hostname, check_sandbox_name, n
 from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
+from netlib.repair import with_repair
 from netlib.requests import ConnectRequest, NetworkRequest, endpoint_record, network_record, surroundings
 from netlib.sandboxes import Attachment, is_served, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
@@ -249,10 +250,14 @@ class Controller:
                 with self.store.rehearsal() as tx:  # a refused request must not make the network's link
                     self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
                 self.lifecycle.materialise(kernel, home)
-            with self.lifecycle.working_on([box.id], purpose):
-                endpoint = self.lifecycle.create_endpoint(
-                    kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
-                )
+
+            def join() -> Endpoint:
+                with self.lifecycle.working_on([box.id], purpose):
+                    return self.lifecycle.create_endpoint(
+                        kernel, endpoint_id, box.id, lambda tx: self._draft_endpoint(tx, endpoint_id, home.id, box.id, request)
+                    )
+
+            endpoint = with_repair(self.lifecycle, home.id, join)
         served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
         try:
             self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)

@@ -1,0 +1,91 @@
+"""What was taken away by hand, put back when somebody needs it: a network's objects, and what hung on them.
+
+One rule: nobody looks before something has failed. Only then is what was written down compared with the kernel.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError
+from netlib.lifecycle import Lifecycle, record_lock
+from netlib.model import Phase
+from netlib.plan import KernelObject, Plan
+from netlib.store.records import JournalEntry
+
+__all__ = ["Repair", "repair_network", "with_repair"]
+
+_T = TypeVar("_T")
+
+
+class Repair(NamedTuple):
+    """What a network itself had lost, a sentence each, and what of that could not be put back."""
+
+    lost: list[str]
+    failures: list[NetlibError]
+
+
+def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) -> _T:
+    """Do *action*; where the kernel refuses it and *network* (an id) has lost something, put that back and try once more.
+
+    *action* leaves nothing behind when it fails, and no record's lock is held around this. Raises what *action* raises; where
+    something would not come back, its error with the remedy.
+    """
+    try:
+        return action()
+    except KernelError as error:
+        repair = repair_network(lifecycle, network)
+        if repair.failures:
+            raise type(error)(
+                f"{error}; what its network had is gone and does not come back ({repair.failures[0]}): "
+                "remove the network and create it anew",
+                error.errno,
+            ) from error
+        if not repair.lost and not isinstance(error, ObjectMissing):  # else another one's repair was quicker
+            raise
+    return action()
+
+
+def repair_network(lifecycle: Lifecycle, network: str) -> Repair:
+    """Bring what a ready network (an id) has lost, or others have changed, back into the kernel; write that into the journal.
+
+    So is what hung on it of its members (a bridge's ports). A member that somebody works on is left to :func:`recovery.drift`.
+    """
+    engine = lifecycle.engine
+    started, clock = time.time(), time.perf_counter()
+    with lifecycle.working_on([network], "repairing a network"), engine.kernel(network) as kernel:
+        with lifecycle.store.read() as tx:
+            row, plan = tx.by_id(network), tx.objects(network)
+        if row is None or row.phase is not Phase.READY:
+            return Repair([], [])
+        drifts = [(item, difference) for item in plan if (difference := item.drift(kernel))]
+        lost = [item for item, _ in drifts]
+        failures = engine.repair(kernel, Plan(*lost))
+        left = [*failures, *(_repair_members(lifecycle, network, lost) if lost else ())]
+    if lost:
+        outcome = "; ".join(str(failure) for failure in left) or "ok"
+        detail = [f"{item.key}: {difference}" for item, difference in drifts]
+        entry = JournalEntry(started, "network repair", row.name, outcome, time.perf_counter() - clock, detail)
+        with suppress(StoreError), lifecycle.store.write() as tx:
+            tx.log(entry)
+    return Repair([difference for _, difference in drifts], failures)
+
+
+def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObject]) -> list[NetlibError]:
+    """Put back what members had on the *lost* objects, in the host's netns: what is inside theirs is their own affair."""
+    engine = lifecycle.engine
+    failures: list[NetlibError] = []
+    with lifecycle.store.read() as tx:
+        endpoints = tx.endpoints_of_network(network)
+    for endpoint in endpoints:
+        with engine.locks.attempt(record_lock(endpoint.value.sandbox), "repairing its network") as held:
+            if not held:
+                continue
+            with lifecycle.store.read() as tx:
+                present, plan = tx.by_id(endpoint.id), tx.objects(endpoint.id)
+            carried = [item for item in plan if any(carrier.carries(item) for carrier in lost)]
+            if present is not None and present.phase is Phase.READY and carried:
+                with engine.kernel(endpoint.id) as kernel:
+                    failures += engine.repair(kernel, Plan(*carried))
+    return failures
