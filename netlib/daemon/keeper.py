@@ -1,8 +1,8 @@
 """What changes by itself: a thread that looks after it.
 
-It puts our firewall back when others flush it, and finds changes in the store that nobody told of (their teller was killed). At
-the start it clears away ended containers and sees that every sandbox's redirect leads to its resolver. Tasks are due at a time;
-an event only makes one due sooner.
+It puts our firewall back when others flush it, looks again when something of the run folder is deleted, and finds changes in
+the store that nobody told of (their teller was killed). At the start it clears away ended containers and sees that every
+sandbox's redirect leads to its resolver. Tasks are due at a time; an event only makes one due sooner.
 """
 
 import logging
@@ -11,13 +11,16 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from importlib import import_module
+from pathlib import Path
 
 from netlib.controller import Controller
 from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
 from netlib.daemon.serving import Mover, Serving
 from netlib.errors import NetlibError
 from netlib.firewall.objects import DnsRedirect
+from netlib.kernel import inotify
 from netlib.model import Phase
 
 __all__ = ["Keeper"]
@@ -27,17 +30,28 @@ _IN_FLIGHT_SECONDS = 1.0  # by then, what was being made while the table was gon
 _FOREIGN_SECONDS = 0.5
 _FOREIGN_PAUSE_SECONDS = 5.0  # others may rewrite their rules all day, and to look costs a listing of theirs
 _SWEEP_SECONDS = 5.0
+_EVENT_BYTES = 1 << 14
 
 logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The thread, from :meth:`start` to :meth:`stop`."""
+    """The thread, from :meth:`start` to :meth:`stop`; *check_place* is called when something goes from *run_dir*."""
 
-    def __init__(self, controller: Callable[[], Controller], serving: Serving, moved: Mover) -> None:
+    def __init__(
+        self,
+        controller: Callable[[], Controller],
+        serving: Serving,
+        moved: Mover,
+        run_dir: Path,
+        check_place: Callable[[], None],
+    ) -> None:
         self._make_controller = controller
         self._serving = serving
         self._moved = moved
+        self._run_dir = run_dir
+        self._check_place = check_place
+        self._sources: dict[int, Callable[[], None]] = {}
         self._due: dict[Callable[[], None], float] = {}
         self._foreign_done = 0.0
         self._version = -1
@@ -61,28 +75,39 @@ class Keeper:
         self._in(0, self._finish_containers)
         self._in(0, self._check_redirects)
         self._in(_SWEEP_SECONDS, self._sweep)
-        try:
-            events = FirewallEvents()
-        except NetlibError as error:  # without nf_tables there is no table of ours to watch
-            logger.warning("%s", error)
-            self._loop(None)
-            return
-        try:
-            self._in(0, self._restore_table)  # it may have been flushed while no netlibd was there
-            self._loop(events)
-        finally:
-            events.close()
+        with ExitStack() as open_sources:
+            for watch in (self._watch_firewall, self._watch_place):
+                try:
+                    watch(open_sources)
+                except NetlibError as error:  # without nf_tables there is no table of ours to watch
+                    logger.warning("%s", error)
+            self._loop()
 
-    def _loop(self, events: FirewallEvents | None) -> None:
+    def _watch_firewall(self, open_sources: ExitStack) -> None:
+        events = open_sources.enter_context(closing(FirewallEvents()))
+        self._sources[events.fileno()] = lambda: self._notice(events.read())
+        self._in(0, self._restore_table)  # it may have been flushed while no netlibd was there
+
+    def _watch_place(self, open_sources: ExitStack) -> None:
+        self._in(0, self._check_place)  # what has gone by now is not told
+        fd = inotify.watch(self._run_dir, inotify.LOST)
+        open_sources.callback(os.close, fd)
+
+        def look() -> None:
+            os.read(fd, _EVENT_BYTES)
+            self._check_place()
+
+        self._sources[fd] = look
+
+    def _loop(self) -> None:
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
-        if events is not None:
-            poller.register(events.fileno(), select.POLLIN)
+        for fd in (self._wake, *self._sources):
+            poller.register(fd, select.POLLIN)
         while not self._stopping:
             patience = min(self._due.values()) - time.monotonic()
-            ready = {fd for fd, _ in poller.poll(max(0, patience) * 1000)}
-            if events is not None and events.fileno() in ready:
-                self._notice(events.read())
+            for fd, _ in poller.poll(max(0, patience) * 1000):
+                if fd in self._sources:
+                    self._sources[fd]()
             now = time.monotonic()
             for task in [task for task, due in self._due.items() if due <= now]:
                 del self._due[task]

@@ -60,11 +60,12 @@ class Service:
             self._store_identity = store_identity(config.state_dir)
             self._serving.load()
             self._control = ControlServer(self._listen(), self._handle, __version__)
+            self._place = self._found_place()
         except BaseException:
             self._ports.close()
             self._dns.close()
             raise
-        self._keeper = Keeper(self._controller, self._serving, self._move_resolver)
+        self._keeper = Keeper(self._controller, self._serving, self._move_resolver, config.run_dir, self._check_place)
         logger.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
 
     def run(self) -> None:
@@ -78,12 +79,31 @@ class Service:
 
     def stop(self) -> None:
         """Let :meth:`run` end; from any thread or signal handler."""
-        self._config.socket_path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
+        if self._found_place() == self._place:  # else the socket is another netlibd's
+            self._config.socket_path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
         self._control.stop()
 
     def close(self) -> None:
         """Close the connections, once another netlibd may start: by that, callers of ``daemon.leave`` know."""
         self._control.close()
+
+    def _found_place(self) -> list[tuple[int, int] | None]:
+        """What the paths of our pid file and of our socket lead to: device and inode, None where nothing is."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self._config.pid_file, self._config.socket_path):
+            try:
+                status = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+        return found
+
+    def _check_place(self) -> None:
+        """End when the run folder leads nobody to us any more: the next command that needs a netlibd starts another one."""
+        if self._found_place() != self._place or None in self._place:
+            logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
+            self.stop()
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,6 +1,5 @@
 """Reading a container's log: one JSON line per line of output, as Docker's json-file driver writes them."""
 
-import ctypes
 import os
 import select
 from collections.abc import Iterable, Iterator
@@ -11,11 +10,9 @@ import msgspec
 from msgspec import Struct
 
 from netlib.errors import ConfigError
-from netlib.kernel.translate import kernel_error
+from netlib.kernel import inotify
 
 _BLOCK = 64 * 1024
-_IN_MODIFY = 2
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LogEntry(Struct, frozen=True):
@@ -46,9 +43,7 @@ def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") 
 
     Waits for the kernel to say that the file grew (inotify); it does not look again and again.
     """
-    watch = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    if watch == -1 or _libc.inotify_add_watch(watch, os.fsencode(path), _IN_MODIFY) == -1:
-        raise kernel_error(ctypes.get_errno(), f"watch {path}")
+    watch = inotify.watch(path, inotify.MODIFIED)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if tail is not None:

@@ -203,6 +203,35 @@ def test_it_ends_when_its_store_is_deleted(daemon: Config) -> None:
     assert call(daemon, "system.info", {})["ServedBy"] == pid_of(daemon)
 
 
+@pytest.mark.parametrize("take_away", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
+def test_it_ends_when_its_run_folder_is_taken_away(daemon: Config, take_away: Callable[[Path], object]) -> None:
+    first = pid_of(daemon)
+    take_away(daemon.run_dir)
+    assert ended(first)
+    start_daemon(daemon)
+    assert ping(daemon)["pid"] == pid_of(daemon) != first
+
+
+def test_one_that_comes_late_leaves_the_socket_of_its_successor(daemon: Config) -> None:
+    """It has not seen yet that its run folder was taken away, as when it is stopped (by SIGSTOP) meanwhile."""
+    first = pid_of(daemon)
+    os.kill(first, signal.SIGSTOP)
+    shutil.rmtree(daemon.run_dir)
+    start_daemon(daemon)
+    os.kill(first, signal.SIGCONT)
+    os.kill(first, signal.SIGTERM)
+    assert ended(first)
+    assert ping(daemon)["pid"] == pid_of(daemon) != first
+
+
+def test_it_ends_when_its_socket_is_deleted(daemon: Config) -> None:
+    first = pid_of(daemon)
+    daemon.socket_path.unlink()
+    assert ended(first)
+    start_daemon(daemon)
+    assert ping(daemon)["pid"] == pid_of(daemon) != first
+
+
 def _python(code: str, config: Config, *, prefix: list[str] | None = None, path: Path = ROOT) -> str:
     environment = {
         **os.environ,
