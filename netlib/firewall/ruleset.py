@@ -49,19 +49,15 @@ MAPS = {
     "hostports6": ("ipv6_addr", "inet_proto", "inet_service"),
 }
 
-# fe80::/10 is no address to forward from, and ::1 none that the kernel would forward to.
+# The address of a port may have left the host since: then its new owner answers. fe80::/10 is no address to forward from, and
+# ::1 none that the kernel would forward to.
 _DNAT = (
+    ("fib daddr type != local return", "not sent to the host"),
     ("dnat ip to ip daddr . meta l4proto . th dport map @hostports4", "port published on one address"),
-    (
-        "meta nfproto ipv4 fib daddr type local dnat ip to meta l4proto . th dport map @ports4",
-        "port published on every address",
-    ),
+    ("meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4", "port published on every address"),
     ("ip6 daddr { ::1, fe80::/10 } return", "not forwardable"),
     ("dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports6", "IPv6 port published on one address"),
-    (
-        "meta nfproto ipv6 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6",
-        "IPv6 port published on every address",
-    ),
+    ("meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6", "IPv6 port published on every address"),
 )
 
 # nft 1.0.6 takes no "dstnat" in an output chain, and lists the number as it is.

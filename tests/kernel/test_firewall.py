@@ -5,7 +5,8 @@ Each runs with bridged frames passing the host's rules (bridge-nf-call-iptables 
 
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,29 @@ def test_port_on_one_address_only(world: World, rules: None) -> None:
     found = world.answers(*probes(["lan", "a1", "a2", "b1", "host"], UPLINK, 8082))
     assert [answer and answer.split()[0] for answer in found] == ["a2"] * 20
     world.closed(*probes(["lan", "a1", "host"], ["10.1.0.1", "fd01::1"], 8082), *probes(["host"], ["127.0.0.1"], 8082))
+
+
+def test_port_on_an_address_that_moved_away_is_its_new_owners(world: World, kernel: Kernel) -> None:
+    moving = {"192.168.9.7": "192.168.9.7/24", "fd09::7": "fd09::7/64"}
+    for _ in ensured(kernel, [*standard(), *(item for address in moving for item in published(80, A2, address))]):
+        with held(world, "host", "uplink", moving.values()):
+            found = world.answers(*probes(["lan", "a1", "host"], [*moving], protocols=["tcp"]))
+            assert [answer and answer.split()[0] for answer in found] == ["a2"] * 6
+        with held(world, "lan", "eth0", moving.values()):
+            found = world.answers(*probes(["a1", "b1", "host"], [*moving], protocols=["tcp"]))
+            assert [answer and answer.split()[0] for answer in found] == ["lan"] * 6
+
+
+@contextmanager
+def held(world: World, name: str, ifname: str, addresses: Iterable[str]) -> Iterator[None]:
+    """Give a link more addresses, for the block."""
+    for address in addresses:
+        world.run("ip", "address", "add", address, "dev", ifname, "nodad", name=name)
+    try:
+        yield
+    finally:
+        for address in addresses:
+            world.run("ip", "address", "delete", address, "dev", ifname, name=name)
 
 
 def test_nobody_reaches_the_hosts_loopback(world: World, rules: None) -> None:
