@@ -8,7 +8,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -34,6 +34,15 @@ class HelpShown(Exception):
     """The help was asked for and has been printed."""
 
 
+class _Place(NamedTuple):
+    """Where words that are no options go."""
+
+    name: str
+    metavar: str
+    is_needed: bool
+    takes_all: bool
+
+
 class Parser(argparse.ArgumentParser):
     """The arguments of ``netlib NAME``."""
 
@@ -49,27 +58,21 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.add_argument(*(["-h"] if short_help else []), "--help", action="help", help="show this")
-        self._before_command: list[str] | None = None
+        self._places: list[_Place] = []
+        self._ends_options = False
 
     def read(self, words: list[str]) -> Namespace:
         """The arguments in *words*; raises ConfigError, or HelpShown."""
         options, rest = self._split(words)
-        if self._before_command is None:
-            return self._understood([*options, "--", *rest] if rest else options)
-        given = self._understood(options)
-        for name in self._before_command:
-            if not rest:
-                self.error(f"no {name.lower()} given")
-            setattr(given, name.lower(), rest.pop(0))
-        if not rest:
-            self.error("no command given")
-        given.command = rest
-        return given
-
-    def _understood(self, words: list[str]) -> Namespace:
-        given, unknown = self.parse_known_args(words)
-        if unknown := [word for word in unknown if word != "--"]:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        given = self.parse_args(options)
+        for place in self._places:
+            if not rest and place.is_needed:
+                self.error(f"no {place.metavar.lower().replace('|', ' or ')} given")
+            value: str | list[str] = rest if place.takes_all else rest[0] if rest else ""
+            setattr(given, place.name, value)
+            rest = [] if place.takes_all else rest[1:]
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
         return given
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -114,17 +117,19 @@ class Parser(argparse.ArgumentParser):
         """Add ``--format``, as ``template``."""
         self.add_argument("-f", "--format", dest="template", default="", metavar="FORMAT", help="json, or a template")
 
-    def positional(self, name: str, metavar: str) -> None:
-        """Add one argument without a flag."""
-        self.add_argument(name, metavar=metavar, help=argparse.SUPPRESS)
+    def positional(self, name: str, metavar: str, *, is_needed: bool = True) -> None:
+        """Add one argument without a flag; empty where it is not given and not needed."""
+        self._places.append(_Place(name, metavar, is_needed, takes_all=False))
 
     def names(self, metavar: str) -> None:
         """Add one name or more, as ``names``."""
-        self.add_argument("names", nargs="+", metavar=metavar, help=argparse.SUPPRESS)
+        self._places.append(_Place("names", metavar, is_needed=True, takes_all=True))
 
     def command_after(self, *names: str) -> None:
         """End the options with the first word that is none: then come *names*, then the command with options of its own."""
-        self._before_command = list(names)
+        self._ends_options = True
+        self._places += [_Place(name.lower(), name, is_needed=True, takes_all=False) for name in names]
+        self._places.append(_Place("command", "COMMAND", is_needed=True, takes_all=True))
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class Parser(argparse.ArgumentParser):
                 return options, [*others, *words[at:]]
             if not word.startswith("-") or word == "-":
                 others.append(word)
-                if self._before_command is not None:
+                if self._ends_options:
                     return options, [*others, *words[at:]]
             elif (flag := self._flag_before_value(word)) and at < len(words):
                 if not word.startswith("--") and len(word) > 2:  # switches before it, as in -dp
@@ -151,8 +156,22 @@ class Parser(argparse.ArgumentParser):
                 options.append(f"{flag}={words[at]}")
                 at += 1
             else:
+                self._check_known(word)
                 options += self._truth(word)
         return options, others
+
+    def _check_known(self, word: str) -> None:
+        """Refuse an option that is none of ours by its name alone, for the next word may be anything."""
+        known = self._option_string_actions
+        if word.startswith("--"):
+            flags = [word.partition("=")[0]]
+        else:
+            letters = [f"-{letter}" for letter in word[1:]]
+            with_value = (at for at, flag in enumerate(letters, 1) if flag in known and known[flag].nargs != 0)
+            flags = letters[: next(with_value, len(letters))]
+        for flag in flags:
+            if flag not in known:
+                self.error(f"unknown option {flag}" + (f" in {word}" if len(flags) > 1 else ""))
 
     def _truth(self, word: str) -> list[str]:
         """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them."""

@@ -116,13 +116,13 @@ def port_parser() -> Parser:
     """The arguments of ``port``."""
     parser = Parser(
         "port",
-        "Show where the host answers for a container.",
+        "Show where the host answers for a container: for all its ports, or for one (TCP unless it says otherwise).",
         "web",
         "web 80/tcp",
         usage="CONTAINER [PORT[/PROTOCOL]]",
     )
     parser.positional("name", "CONTAINER")
-    parser.add_argument("private", nargs="?", default="", metavar="PORT", help="port of the container (all; tcp)")
+    parser.positional("private", "PORT", is_needed=False)
     return parser
 
 
