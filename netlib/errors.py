@@ -2,7 +2,7 @@
 
 ::
 
-    NetlibError                      something a caller can act on; .exit_code for commands (125, as Docker's)
+    NetlibError                      something a caller can act on; .exit_code for commands (1)
     ├── ConfigError                  the request itself is wrong: a value, an option, a name
     │   └── UnknownOption            an option that the driver does not have
     ├── NotFound                     no such network, sandbox, endpoint, container, driver
@@ -55,7 +55,7 @@ __all__ = [
 class NetlibError(Exception):
     """Root of the tree: one clear sentence that names the thing, what was found and what to do."""
 
-    exit_code = 125
+    exit_code = 1
 
 
 class ConfigError(NetlibError):

@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from netlib.cli.outcome import OURS
 from netlib.config import Config
 from netlib.errors import ConfigError
 
@@ -28,6 +29,12 @@ def do(config: Config, command: Command, words: Sequence[str]) -> int:
     except HelpShown:
         return 0
     return action(config, given)
+
+
+class WrongOption(ConfigError):
+    """An option is unknown or its value malformed; as in Docker, that has an exit code of its own."""
+
+    exit_code = OURS
 
 
 class HelpShown(Exception):
@@ -67,12 +74,12 @@ class Parser(argparse.ArgumentParser):
         given = self.parse_args(options)
         for place in self._places:
             if not rest and place.is_needed:
-                self.error(f"no {place.metavar.lower().replace('|', ' or ')} given")
+                raise self._refusal(f"no {place.metavar.lower().replace('|', ' or ')} given")
             value: str | list[str] = rest if place.takes_all else rest[0] if rest else ""
             setattr(given, place.name, value)
             rest = [] if place.takes_all else rest[1:]
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            raise self._refusal(f"unrecognized arguments: {' '.join(rest)}")
         return given
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -83,7 +90,10 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.removeprefix('netlib ')}: {message}; see `{self.prog} --help`")
+        raise self._refusal(message, WrongOption)
+
+    def _refusal(self, message: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+        return kind(f"{self.prog.removeprefix('netlib ')}: {message}; see `{self.prog} --help`")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise HelpShown

@@ -231,7 +231,7 @@ def restart(config: Config, given: Namespace) -> int:
 
     def restart_one(name: str) -> None:
         _stop_one(config, given, name)
-        call(config, "container.start", {"name": name})
+        run.started(config, name)
 
     return _for_each(given.names, restart_one)
 

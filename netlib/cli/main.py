@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from netlib import __version__
-from netlib.cli.arguments import Command, do
+from netlib.cli.arguments import Command, WrongOption, do
 from netlib.cli.outcome import complain, guarded, open_standard
 from netlib.config import Config
 from netlib.errors import ConfigError
@@ -122,14 +122,14 @@ def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:
         if option not in _DIRECTORIES:
             if option in ("--help", "--version"):
                 break
-            raise ConfigError(f"unknown option {option!r} before the command; `netlib --help` lists them")
+            raise WrongOption(f"unknown option {option!r} before the command; `netlib --help` lists them")
         del rest[0]
         if not equals:
             if not rest:
-                raise ConfigError(f"{option} needs a folder after it")
+                raise WrongOption(f"{option} needs a folder after it")
             value = rest.pop(0)
         if not value:
-            raise ConfigError(f"{option} needs a folder, not an empty text")
+            raise WrongOption(f"{option} needs a folder, not an empty text")
         found[_DIRECTORIES[option]] = value
     return Config.from_environment(**found), rest
 

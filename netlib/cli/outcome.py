@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from netlib.config import Config
@@ -12,7 +13,7 @@ from netlib.errors import NetlibError
 
 _T = TypeVar("_T")
 
-OURS = 125
+OURS = 125  # as Docker: what a command that runs others, or answers with 1, cannot have said itself
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 ERROR_LOG = "errors.log"
@@ -49,6 +50,16 @@ def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]
         complain(f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}")
         return OURS
     return code
+
+
+@contextmanager
+def refusals_apart() -> Iterator[None]:
+    """Give refusals in the block an exit code that tells them from what a command says by its own; 126 and 127 stay."""
+    try:
+        yield
+    except NetlibError as error:
+        error.exit_code = max(error.exit_code, OURS)
+        raise
 
 
 def open_standard() -> None:

@@ -3,13 +3,15 @@
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from netlib.cli.arguments import Parser, environment
-from netlib.cli.outcome import complain, each
+from netlib.cli.outcome import complain, each, refusals_apart
 from netlib.client import call
 from netlib.config import Config, whole_path
-from netlib.errors import ConfigError, Conflict, NetlibError
+from netlib.errors import CommandNotRun, ConfigError, Conflict, NetlibError
 
 
 def run_parser() -> Parser:
@@ -70,6 +72,11 @@ def _add_network_options(parser: Parser) -> None:
 def run(config: Config, given: Namespace) -> int:
     """Run a command in a new container; its exit code is ours, unless it is detached."""
     _check_terminal(given)
+    with refusals_apart():
+        return _run(config, given)
+
+
+def _run(config: Config, given: Namespace) -> int:
     args: dict[str, Any] = {
         "command": given.command,
         "name": given.name,
@@ -119,7 +126,7 @@ def start_parser() -> Parser:
 def start(config: Config, given: Namespace) -> int:
     """Start containers."""
     if not (given.attach or given.interactive):
-        _, code = each(given.names, lambda name: print(_started(config, name)))
+        _, code = each(given.names, lambda name: print(started(config, name)))
         return code
     if len(given.names) > 1:
         raise ConfigError(
@@ -129,12 +136,25 @@ def start(config: Config, given: Namespace) -> int:
     facts = call(config, "container.inspect", {"names": [name]})[0]
     if facts["State"]["Running"]:
         raise Conflict(f"container {name!r} is running already; `netlib attach {name}` shows its output")
-    return _foreground(config, "container.start", {"name": name}, tty=facts["Config"]["Tty"], stdin=given.interactive)
+    with _as_any_refusal():
+        return _foreground(config, "container.start", {"name": name}, tty=facts["Config"]["Tty"], stdin=given.interactive)
 
 
-def _started(config: Config, name: str) -> str:
-    call(config, "container.start", {"name": name})
+def started(config: Config, name: str) -> str:
+    """Start a container in the background; return its name."""
+    with _as_any_refusal():
+        call(config, "container.start", {"name": name})
     return name
+
+
+@contextmanager
+def _as_any_refusal() -> Iterator[None]:
+    """Let a command that cannot be run be a refusal like any other: with Docker, 126 and 127 are ``run``'s and ``exec``'s."""
+    try:
+        yield
+    except CommandNotRun as error:
+        error.exit_code = NetlibError.exit_code
+        raise
 
 
 def attach_parser() -> Parser:

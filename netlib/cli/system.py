@@ -4,6 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 from netlib.cli.arguments import Command, Parser
+from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import confirm, print_objects, progress
 from netlib.client import call, leave
 from netlib.config import Config
@@ -59,7 +60,8 @@ def check_parser() -> Parser:
 
 def check(config: Config, given: Namespace) -> int:
     """Print differences."""
-    found = call(config, "check", {"name": given.name})
+    with refusals_apart():
+        found = call(config, "check", {"name": given.name})
     if given.template:
         print_objects(found, given.template)
     else:

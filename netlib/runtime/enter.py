@@ -2,7 +2,7 @@
 
 The caller passes a pidfd of the container's process 1 and a readable descriptor with the configuration. This process joins
 the container's namespaces, its child becomes the command; output passes through pipes or a pseudo terminal of the container, so
-that no terminal of the host gets into it. Ends with the command's exit code, or 125 to 127 as Docker.
+that no terminal of the host gets into it. Ends with the command's exit code, or 126 or 127 as Docker.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHUNK = 32 * 1024
 MOST_FDS = 1 << 20
+NOT_RUN = 126  # whatever the reason, as in Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
 
@@ -43,7 +44,7 @@ def main() -> None:
     except init.FAILURES as error:
         code, _, sentence = init.explain(error).decode().partition(" ")
         os.write(2, f"netlib: {sentence}\n".encode())
-        os._exit(int(code))
+        os._exit(max(int(code), NOT_RUN))
 
 
 def _enter(config: dict[str, Any], pidfd: int) -> int:

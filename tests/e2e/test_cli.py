@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_containers_on_a_network_by_name_and_published_port(netlib: Netlib, conf
     os.kill(pid, signal.SIGKILL)
     assert "1 received" in netlib("run", "--rm", "--network", "alpine-net", "ping", "-c1", "web").stdout
 
-    refused = netlib("network", "rm", "alpine-net", code=125)
+    refused = netlib("network", "rm", "alpine-net", code=1)
     assert "web" in refused.stderr
     assert netlib("rm", "-f", "web").stdout == "web\n"
     assert netlib("network", "rm", "alpine-net").stdout == "alpine-net\n"
@@ -108,6 +109,30 @@ def test_exit_codes_and_streams_are_the_commands_own(netlib: Netlib) -> None:
     assert "no-such-command" in missing.stderr
     assert netlib("run", "--rm", "--network", "none", "/etc", code=126).stderr.count("\n") == 1
     assert netlib("ps", "-aq").stdout == ""
+    netlib("exec", "job", "true", code=1)
+    netlib("run", "--rm", "--no-such-option", "true", code=125)
+    netlib("ps", "--no-such-option", code=125)
+
+
+@pytest.mark.needs_cgroups
+def test_a_refused_check_is_told_from_a_difference(netlib: Netlib) -> None:
+    netlib("check", "no-such-network", code=125)
+    netlib("run", "-d", "--name", "job", "sleep", "60")
+    assert netlib("check", "job").stdout == ""
+    subprocess.run(["ip", "-n", "job", "addr", "flush", "dev", "eth0"], check=True)
+    assert "172.17.0.2/16" in netlib("check", "job", code=1).stdout
+
+
+@pytest.mark.needs_cgroups
+def test_a_command_that_is_gone_when_it_is_started_again(netlib: Netlib, tmp_path: Path) -> None:
+    script = tmp_path / "job"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    netlib("run", "--name", "job", "--network", "none", "-v", f"{tmp_path}:/srv", "/srv/job")
+    script.unlink()
+    for words in (["start", "job"], ["start", "-a", "job"], ["restart", "job"]):
+        assert "/srv/job" in netlib(*words, code=1).stderr
+    netlib("rm", "job")
 
 
 @pytest.mark.needs_cgroups
@@ -123,7 +148,7 @@ def test_the_life_of_a_container(netlib: Netlib) -> None:
     assert netlib("wait", "job").stdout == "3\n"
     assert netlib("logs", "job").stdout == "hello\nbye\n"
     assert netlib("logs", "-n", "1", "job").stdout == "bye\n"
-    assert "is not running" in netlib("exec", "job", "true", code=125).stderr
+    assert "is not running" in netlib("exec", "job", "true", code=1).stderr
     assert netlib("ps", "--format", "{{.Names}}").stdout == ""
     assert netlib("ps", "-a", "--format", "{{.Names}} {{.State}}").stdout == "job exited\n"
     assert netlib("start", "job").stdout == "job\n"
@@ -141,7 +166,7 @@ def test_connect_and_disconnect_while_it_runs_and_for_the_next_start(netlib: Net
     netlib("run", "-d", "--name", "box", "--network", "one", "sleep", "1000")
     netlib("network", "connect", "--alias", "other", "--ip", "172.19.0.77", "two", "box")
     assert "172.19.0.77/16" in netlib("exec", "box", "ip", "-o", "addr").stdout
-    assert "already" in netlib("network", "connect", "two", "box", code=125).stderr
+    assert "already" in netlib("network", "connect", "two", "box", code=1).stderr
     assert "1 received" in netlib("run", "--rm", "--network", "two", "ping", "-c1", "other").stdout
 
     netlib("restart", "-t", "0", "box")
@@ -150,12 +175,12 @@ def test_connect_and_disconnect_while_it_runs_and_for_the_next_start(netlib: Net
     addresses = netlib("exec", "box", "ip", "-o", "addr").stdout
     assert "172.18.0." not in addresses
     assert "172.19.0.77/16" in addresses
-    assert "is not in network 'one'" in netlib("network", "disconnect", "one", "box", code=125).stderr
+    assert "is not in network 'one'" in netlib("network", "disconnect", "one", "box", code=1).stderr
     netlib("network", "disconnect", "-f", "one", "box")
 
     netlib("stop", "-t", "0", "box")
     netlib("network", "connect", "one", "box")
-    assert "not running" in netlib("explain", "box", code=125).stderr
+    assert "not running" in netlib("explain", "box", code=1).stderr
     netlib("start", "box")
     networks = json.loads(netlib("inspect", "box").stdout)[0]["NetworkSettings"]["Networks"]
     assert sorted(networks) == ["one", "two"]
@@ -169,7 +194,7 @@ def test_another_containers_network_and_the_hosts(netlib: Netlib) -> None:
     assert "172.18.0.2/16" in shared
     netlib("run", "-d", "--name", "second", "--network", "container:first", "sleep", "1000")
     assert netlib("explain", "second").stdout == netlib("explain", "first").stdout
-    assert "'first'" in netlib("network", "connect", "web", "second", code=125).stderr
+    assert "'first'" in netlib("network", "connect", "web", "second", code=1).stderr
 
     host = netlib("run", "--rm", "--network", "host", "-p", "80:80", "ip", "-o", "link")
     assert "br-" in host.stdout
@@ -254,7 +279,7 @@ def test_a_kernel_without_a_feature_is_named_in_one_sentence_and_nothing_is_left
 
     monkeypatch.setattr(Bridge, "ensure", ensure)
     before = snapshot()
-    assert main([*_folders(config), "network", "create", "x"]) == 125
+    assert main([*_folders(config), "network", "create", "x"]) == 1
     assert capsys.readouterr().err == "netlib: this kernel has no bridges; load the module bridge\n"
     assert differences(before, snapshot()) == []
     assert main([*_folders(config), "network", "ls", "-q", "-f", "type=custom"]) == 0

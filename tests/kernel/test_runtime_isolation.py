@@ -115,7 +115,7 @@ def test_a_user_file_that_is_none(world: World, tmp_path: Path, kind: str) -> No
     world.ready(container)
     assert world.exec(container, "sh", "-c", "echo fine")[:2] == (0, "fine\n")
     code, _, complaint = world.exec(container, "true", user="bob")
-    assert code == 125
+    assert code == 126
     assert complaint == "netlib: no user 'bob' in the container's /etc/passwd\n"
 
 

@@ -82,25 +82,30 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "code", "sentence"),
     [
-        (["frobnicate"], "'frobnicate' is no command"),
-        (["network", "frobnicate"], "'network frobnicate' is no command"),
-        (["--frobnicate", "ps"], "unknown option '--frobnicate'"),
-        (["--state-dir"], "--state-dir needs a folder"),
-        (["--run-dir=", "ps"], "--run-dir needs a folder"),
-        (["ps", "--frobnicate"], "ps: unknown option --frobnicate"),
-        (["network", "create"], "network create: no network given"),
-        (["ps", "--filter", "colour=red"], "filter 'colour=red' is not understood"),
-        (["logs", "--tail", "some", "web"], "--tail 'some' is no number"),
-        (["start", "-a", "one", "two"], "one container at a time"),
+        (["frobnicate"], 1, "'frobnicate' is no command"),
+        (["network", "frobnicate"], 1, "'network frobnicate' is no command"),
+        (["--frobnicate", "ps"], 125, "unknown option '--frobnicate'"),
+        (["--state-dir"], 125, "--state-dir needs a folder"),
+        (["--run-dir=", "ps"], 125, "--run-dir needs a folder"),
+        (["ps", "--frobnicate"], 125, "ps: unknown option --frobnicate"),
+        (["stop", "-t", "soon", "web"], 125, "'soon' is no number of seconds"),
+        (["network", "create"], 1, "network create: no network given"),
+        (["network", "rm", "-f"], 1, "network rm: no network given"),
+        (["ps", "web"], 1, "ps: unrecognized arguments: web"),
+        (["run"], 1, "run: no command given"),
+        (["run", "-e", "=x", "true"], 125, "'=x' has no name"),
+        (["ps", "--filter", "colour=red"], 1, "filter 'colour=red' is not understood"),
+        (["logs", "--tail", "some", "web"], 1, "--tail 'some' is no number"),
+        (["start", "-a", "one", "two"], 1, "one container at a time"),
     ],
 )
-def test_words_that_mean_nothing_end_with_125_and_one_sentence(
-    words: list[str], sentence: str, answered: Callable[[Answer], Asked], capsys: pytest.CaptureFixture[str]
+def test_words_that_mean_nothing_end_with_dockers_code_and_one_sentence(
+    words: list[str], code: int, sentence: str, answered: Callable[[Answer], Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = answered(lambda verb, args: None)
-    assert main(words) == 125
+    assert main(words) == code
     shown = capsys.readouterr()
     assert shown.err.startswith("netlib: ")
     assert sentence in shown.err
@@ -112,9 +117,9 @@ def test_words_that_mean_nothing_end_with_125_and_one_sentence(
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
-        (NotFound("network 'web' not found"), 125, "netlib: network 'web' not found\n"),
+        (NotFound("network 'web' not found"), 1, "netlib: network 'web' not found\n"),
         (CommandNotRun("container 'web': nope: not found", 127), 127, "netlib: container 'web': nope: not found\n"),
-        (TeardownError([NetlibError("one\nmore"), NetlibError("two")]), 125, "netlib: one more; two\n"),
+        (TeardownError([NetlibError("one\nmore"), NetlibError("two")]), 1, "netlib: one more; two\n"),
         (KeyboardInterrupt(), 130, "netlib: interrupted; what was under way is finished or undone by the next command\n"),
     ],
 )
@@ -154,7 +159,7 @@ def test_several_names_go_on_over_failures(answered: Callable[[Answer], Asked], 
             raise NotFound("network 'b' not found")
 
     asked = answered(answer)
-    assert main(["network", "rm", "a", "b", "c"]) == 125
+    assert main(["network", "rm", "a", "b", "c"]) == 1
     shown = capsys.readouterr()
     assert shown.out == "a\nc\n"
     assert shown.err == "netlib: network 'b' not found\n"
@@ -168,7 +173,7 @@ def test_force_takes_what_is_not_there_for_done(words: list[str], answered: Call
     answered(_raise(NotFound("not found")))
     assert main(words) == 0
     answered(_raise(AlreadyExists("other")))
-    assert main(words) == 125
+    assert main(words) == 1
 
 
 def test_create_sends_texts_as_typed(answered: Callable[[Answer], Asked], capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +232,7 @@ def test_a_terminal_is_refused_where_standard_input_is_none(
     answered: Callable[[Answer], Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = answered(lambda verb, args: None)
-    assert main(["run", "-it", "sh"]) == 125
+    assert main(["run", "-it", "sh"]) == 1
     assert "standard input is no terminal" in capsys.readouterr().err
     assert not asked
 
@@ -239,7 +244,7 @@ def test_what_removes_much_asks_first(
     asked = answered(lambda verb, args: {"NetworksDeleted": ["web"]})
     for reply in ("n\n", "\n", ""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(reply))
-        assert main(words) == 125
+        assert main(words) == 1
     assert not asked
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert main(words) == 0
