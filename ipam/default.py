@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct, field
+
 from ipam.pools import (
     DEFAULT_BLOCKS,
     Block,
@@ -31,6 +33,7 @@ from ipam.ranges import FreeRanges, packed, unpacked
 from netlib.errors import AddressTaken, ConfigError, Conflict, NotFound, PoolExhausted
 from netlib.ipamapi import PoolRequest
 from netlib.model import AddressPool, IPAddress, IPInterface, IPNetwork
+from netlib.options import decoded_options
 
 if TYPE_CHECKING:
     from netlib.store.records import Transaction
@@ -73,6 +76,12 @@ class _Pool(NamedTuple):
         return self.subnet.version
 
 
+class DefaultOptions(Struct, frozen=True):
+    """``--ipam-opt`` keys of the default driver: Docker's one, which asks for what is done in any case."""
+
+    serial: bool = field(name="com.docker.network.ipam.serial", default=True)
+
+
 class DefaultIpam:
     """Pools and leases in the tables ``pool``, ``free_range`` and ``lease``."""
 
@@ -89,6 +98,11 @@ class DefaultIpam:
 
         Without a given gateway it is the lowest address of the ip-range (or the subnet) that is no auxiliary one, as in Docker.
         """
+        if not decoded_options(DefaultOptions, request.options, "IPAM driver default").serial:
+            raise ConfigError(
+                "IPAM driver default: com.docker.network.ipam.serial=false is not possible, for a released address must rest; "
+                "leave it out"
+            )
         if request.subnet is None:
             _refuse_parts_of_nothing(request)
             subnet = self._automatic_subnet(tx, request.family, avoid)

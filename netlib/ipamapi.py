@@ -4,7 +4,7 @@ The verbs run inside the transaction that writes the record, so an address is le
 down. Addresses are ``ipaddress`` objects here; what a driver computes with inside is its own affair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ class PoolRequest(Struct, frozen=True, kw_only=True):
     gateway: IPAddress | None = None
     wants_gateway: bool = True
     auxiliary: dict[str, IPAddress] = {}
+    options: Mapping[str, str] = {}  # ``--ipam-opt``, for the driver to check
 
 
 class IpamDriver(Protocol):
@@ -35,7 +36,8 @@ class IpamDriver(Protocol):
         """Reserve a subnet for *network* (an id) and its gateway and auxiliary addresses in it.
 
         *avoid* holds the host's routes: an automatic subnet overlaps none of them, nor any pool of another network; a
-        given one that overlaps is refused. Raises ConfigError, Conflict, PoolExhausted.
+        given one that overlaps is refused, and so is an option that the driver does not have. Raises ConfigError, Conflict,
+        PoolExhausted.
         """
         ...
 

@@ -117,6 +117,7 @@ def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolReq
                 gateway=gateways.get(subnet),
                 ip_range=ranges.get(subnet),
                 auxiliary=auxiliary.get(subnet, {}),
+                options=request.ipam_options,
             ),
             around.link,
             [address.ip for address in around.addresses if address.ip in subnet],
@@ -125,7 +126,7 @@ def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolReq
     ]
     for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
         if wanted and not any(pool.family == family for pool in pools):
-            pools.append(PoolRequest(family=family))
+            pools.append(PoolRequest(family=family, options=request.ipam_options))
     return sorted(pools, key=lambda pool: pool.family)
 
 

@@ -104,6 +104,8 @@ NETWORKS = [
     # drivers and options
     (f"{CREATE} -d nosuch x", ["nosuch", "bridge"]),
     (f"{CREATE} --ipam-driver nosuch x", ["nosuch", "default"]),
+    (f"{CREATE} --ipam-opt nosuch=1 x", ["nosuch", "com.docker.network.ipam.serial"]),
+    (f"{CREATE} --ipam-opt com.docker.network.ipam.serial=perhaps x", ["com.docker.network.ipam.serial", "perhaps"]),
     (f"{CREATE} -o com.docker.network.bridge.nosuch=1 x", ["com.docker.network.bridge.nosuch"]),
     (f"{CREATE} -o com.docker.network.driver.mtu x", ["com.docker.network.driver.mtu"]),
     (f"{CREATE} -o com.docker.network.driver.mtu=big x", ["com.docker.network.driver.mtu", "big"]),

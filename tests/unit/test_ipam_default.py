@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ipam.default import DefaultIpam, Lease, PoolUsage
-from netlib.errors import AddressTaken, ConfigError, Conflict, NotFound, PoolExhausted
+from netlib.errors import AddressTaken, ConfigError, Conflict, NotFound, PoolExhausted, UnknownOption
 from netlib.ipamapi import PoolRequest
 from netlib.model import HOST, AddressPool, Endpoint, IPAddress, IPNetwork, Network, Sandbox
 from netlib.store.records import Transaction
@@ -36,6 +36,7 @@ def request(tx: Transaction, network: str = WEB, *, avoid: tuple[str, ...] = (),
         "gateway": ip_address(parts["gateway"]) if "gateway" in parts else None,
         "auxiliary": {name: ip_address(text) for name, text in parts.get("auxiliary", {}).items()},
         "wants_gateway": parts.get("wants_gateway", True),
+        "options": parts.get("options", {}),
     }
     return IPAM.request_pool(tx, network, PoolRequest(family=family, **values), [ip_network(text) for text in avoid])
 
@@ -270,3 +271,14 @@ def test_usage_and_leases(tx: Transaction) -> None:
         Lease(ip_interface("10.0.0.200/24"), "auxiliary:printer", 'auxiliary address "printer"'),
     ]
     assert IPAM.usage(tx, EMPTY) == []
+
+
+def test_options_have_an_effect_or_are_refused_by_name(tx: Transaction) -> None:
+    serial = "com.docker.network.ipam.serial"
+    with pytest.raises(
+        UnknownOption, match=r"IPAM driver default: unknown option 'a'; there are: com\.docker\.network\.ipam\.serial"
+    ):
+        request(tx, options={"a": "b"})
+    with pytest.raises(ConfigError, match=r"ipam\.serial=false is not possible"):
+        request(tx, subnet="10.0.0.0/24", options={serial: "false"})
+    assert request(tx, subnet="10.0.0.0/24", options={serial: "true"}).subnet == ip_network("10.0.0.0/24")
