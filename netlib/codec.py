@@ -24,6 +24,8 @@ def _encode_custom(value: Any) -> Any:
 
 
 def _decode_custom(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):  # from a Python program; in JSON there are texts only
+        return value
     if issubclass(kind, _ADDRESS):
         return ipaddress.ip_interface(value) if "/" in value else ipaddress.ip_address(value)
     if issubclass(kind, _NETWORK):

@@ -5,7 +5,7 @@ Several simulated hosts share one machine by giving each folders of its own.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from netlib.errors import ConfigError
 
@@ -21,18 +21,36 @@ def whole_path(path: str) -> str:
         raise ConfigError(f"{path!r} is meant from the current folder, which was removed; change to another one") from error
 
 
-class Config(NamedTuple):
+StrPath = str | os.PathLike[str]
+
+
+def _folder(name: str, path: StrPath) -> Path:
+    text: Any = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{name}={path!r} is no path; give a text or a pathlib.Path")
+    return Path(whole_path(text))
+
+
+class _Folders(NamedTuple):
+    state_dir: Path
+    run_dir: Path
+
+
+class Config(_Folders):
     """Folders of one simulated or real host; no struct, for clients import it, and msgspec would be most of their time."""
 
-    state_dir: Path = Path(DEFAULT_STATE_DIR)
-    run_dir: Path = Path(DEFAULT_RUN_DIR)
+    __slots__ = ()
+
+    def __new__(cls, state_dir: StrPath = DEFAULT_STATE_DIR, run_dir: StrPath = DEFAULT_RUN_DIR) -> "Config":
+        """Raise ConfigError for what is no path, else as whole_path does."""
+        return super().__new__(cls, _folder("state_dir", state_dir), _folder("run_dir", run_dir))
 
     @classmethod
     def from_environment(cls, *, state_dir: str | None = None, run_dir: str | None = None) -> "Config":
         """Arguments win over ``NETLIB_STATE_DIR`` and ``NETLIB_RUN_DIR``, those over the defaults. Raise as whole_path does."""
         return cls(
-            state_dir=Path(whole_path(state_dir or os.environ.get("NETLIB_STATE_DIR") or DEFAULT_STATE_DIR)),
-            run_dir=Path(whole_path(run_dir or os.environ.get("NETLIB_RUN_DIR") or DEFAULT_RUN_DIR)),
+            state_dir or os.environ.get("NETLIB_STATE_DIR") or DEFAULT_STATE_DIR,
+            run_dir or os.environ.get("NETLIB_RUN_DIR") or DEFAULT_RUN_DIR,
         )
 
     @property

@@ -4,6 +4,7 @@ A controller serves one thread. Every verb checks the whole request first, then 
 leaves the kernel as asked or as it was. Verbs that only look change nothing in the kernel.
 """
 
+import os
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
+
+from msgspec.structs import asdict
 
 from netlib import recovery
 from netlib.client import DaemonWatcher
@@ -31,7 +34,15 @@ from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
 from netlib.repair import with_repair
-from netlib.requests import ConnectRequest, NetworkRequest, endpoint_record, network_record, surroundings
+from netlib.requests import (
+    ConnectRequest,
+    NetworkRequest,
+    SandboxRequest,
+    checked,
+    endpoint_record,
+    network_record,
+    surroundings,
+)
 from netlib.sandboxes import Attachment, is_served, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 
@@ -122,7 +133,7 @@ class Controller:
 
         Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError; after any of them nothing is changed.
         """
-        request = NetworkRequest(name=name, driver=driver, **wanted)
+        request = checked(NetworkRequest, {"name": name, "driver": driver, **wanted})
         network_id = new_id()
         with self.operation("network create", name), self.lifecycle.working_on([network_id], f"creating network {name}"):
             with self.engine.kernel(network_id) as kernel:
@@ -168,7 +179,7 @@ class Controller:
         self,
         name: str,
         *,
-        netns: str | None = None,
+        netns: str | os.PathLike[str] | None = None,
         hostname: str = "",
         domainname: str = "",
         resolver: ResolverConfig = ResolverConfig(),
@@ -178,6 +189,10 @@ class Controller:
 
         Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already.
         """
+        netns = os.fspath(netns) if isinstance(netns, os.PathLike) else netns
+        wanted = {"name": name, "netns": netns, "hostname": hostname, "domainname": domainname, "sandbox_id": sandbox_id}
+        request = checked(SandboxRequest, {**wanted, "resolver": resolver})
+        resolver = checked(ResolverConfig, asdict(request.resolver))
         check_sandbox_name(name)
         if hostname:
             check_hostname(hostname)
@@ -213,6 +228,8 @@ class Controller:
 
     def remove_sandboxes(self, references: Sequence[str]) -> None:
         """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
+        if isinstance(references, str):
+            raise ConfigError(f"references={references!r} must be a list or tuple of names; remove_sandbox removes one")
         with self.store.read() as tx:
             boxes = [self._sandbox(tx, reference) for reference in references]
         names = ", ".join(row.name for row in boxes)
@@ -240,7 +257,7 @@ class Controller:
         Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError; after
         any of them nothing is changed.
         """
-        request = ConnectRequest(**wanted)
+        request = checked(ConnectRequest, wanted)
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
             endpoint_id = tx.new_link_id()

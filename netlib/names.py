@@ -149,9 +149,11 @@ def check_mtu(value: int | str, *, ipv6: bool) -> int:
 
 def parse_address(text: str | IPAddress, what: str = "address") -> IPAddress:
     """Read an IPv4 or IPv6 address; *what* names it in the ConfigError ("gateway", ``auxiliary address "printer"``)."""
-    if not isinstance(text, str):
+    if isinstance(text, ipaddress.IPv4Address | ipaddress.IPv6Address):
         return text
     try:
+        if not isinstance(text, str):  # ipaddress reads numbers and bytes as well
+            raise ValueError
         if "%" in text:  # a zone: an address of one link only
             raise ValueError
         return ipaddress.ip_address(text)
@@ -164,8 +166,10 @@ def parse_subnet(text: str | IPNetwork, what: str = "subnet") -> IPNetwork:
 
     Host bits that are set are refused, and the message gives the subnet that the address lies in.
     """
-    if not isinstance(text, str):
+    if isinstance(text, ipaddress.IPv4Network | ipaddress.IPv6Network):
         return text
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} {text!r} is no subnet; write it like 172.28.0.0/16 or fd00:28::/64")
     address, slash, length = text.partition("/")
     parsed = _address_of(text, address, what)
     if not slash:

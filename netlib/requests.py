@@ -5,11 +5,12 @@ Everything that can be refused is refused here, before anything is written or to
 
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, ValidationError, structs
 from msgspec.structs import replace
 
+from netlib.codec import convert
 from netlib.driverapi import BindsPorts, NamesLinks, TakesLink, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, FeatureMissing, PoolExhausted, PortTaken
 from netlib.ipamapi import PoolRequest
@@ -17,7 +18,19 @@ from netlib.kernel.addresses import addresses_of
 from netlib.kernel.links import kernel_has_ipv6
 from netlib.kernel.routes import host_routes
 from netlib.kernel.sockets import port_candidates, probe_port
-from netlib.model import AddressPool, Endpoint, IPAddress, IPInterface, IPNetwork, Link, Network, PortMapping, Protocol, Sandbox
+from netlib.model import (
+    AddressPool,
+    Endpoint,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Link,
+    Network,
+    PortMapping,
+    Protocol,
+    ResolverConfig,
+    Sandbox,
+)
 from netlib.names import (
     check_alias,
     check_ifname,
@@ -36,13 +49,14 @@ from netlib.store.records import Transaction
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
+_R = TypeVar("_R", bound=Struct)
 _Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
 
 
 _IPV6_LOOPBACK = ip_address("::1")  # the kernel forwards nothing that is sent there; netlibd does
 
 
-class NetworkRequest(Struct, frozen=True, kw_only=True):
+class NetworkRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``network create`` is asked for; lists run in the order given, and belong to the subnet that contains them."""
 
     name: str
@@ -60,7 +74,18 @@ class NetworkRequest(Struct, frozen=True, kw_only=True):
     ipam_options: Mapping[str, str] = {}
 
 
-class ConnectRequest(Struct, frozen=True, kw_only=True):
+class SandboxRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a sandbox is asked for; *netns* None is one of its own."""
+
+    name: str
+    netns: str | None = None
+    hostname: str = ""
+    domainname: str = ""
+    resolver: ResolverConfig = ResolverConfig()
+    sandbox_id: str = ""
+
+
+class ConnectRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``network connect`` is asked for."""
 
     ifname: str = ""
@@ -72,6 +97,43 @@ class ConnectRequest(Struct, frozen=True, kw_only=True):
     links: Sequence[Link] = ()
     gw_priority: int = 0
     options: Mapping[str, str] = {}
+
+
+_WANTED = {
+    str: "a text",
+    str | None: "a text, or None",
+    int: "a whole number",
+    bool: "True or False",
+    Sequence[Any]: "a list or tuple",
+    Sequence[str]: "a list or tuple of texts",
+    Sequence[PortRequest]: "a list of port requests, as netlib.ports.parse_publish makes it",
+    Sequence[Link]: "a list or tuple of netlib.model.Link",
+    Mapping[str, str]: "a dict with texts as keys and values",
+    Mapping[str, Any]: "a dict with texts as keys",
+    ResolverConfig: "a netlib.model.ResolverConfig",
+    tuple[str, ...]: "a list or tuple of texts",
+    tuple[IPAddress, ...]: "a list or tuple of IP addresses",
+    tuple[tuple[str, IPAddress], ...]: "a list or tuple of pairs of a name and an IP address",
+}
+
+
+def checked(kind: type[_R], values: Mapping[str, Any]) -> _R:
+    """The request that *values* make; ConfigError names the first of them that is of the wrong type, or that there is not.
+
+    A text is a sequence too, so without this ``aliases="web"`` would be three names.
+    """
+    try:
+        return convert(values, kind)
+    except ValidationError as error:
+        fields = {field.name: field for field in structs.fields(kind)}
+        for name, value in values.items():
+            if name not in fields:
+                raise ConfigError(f"there is no argument {name!r}; there are: {', '.join(fields)}") from error
+            try:
+                convert(value, fields[name].type)
+            except ValidationError:
+                raise ConfigError(f"{name}={value!r} must be {_WANTED[fields[name].type]}") from error
+        raise
 
 
 class Surroundings(NamedTuple):

@@ -97,6 +97,8 @@ class Transaction:
 
     def find(self, cls: type[_R], reference: str) -> Row[_R] | None:
         """The record of that name or id; an id may be shortened as long as one record alone has it."""
+        if not isinstance(reference, str):  # None, or the record itself, of a Python caller
+            return None
         if (row := self.find_named(cls, reference)) is not None or not reference:
             return row
         rows = self.db.execute(

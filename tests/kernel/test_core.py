@@ -25,7 +25,7 @@ from netlib.errors import (
 )
 from netlib.kernel.netns import create_netns, delete_netns, entered
 from netlib.kernel.snapshot import snapshot
-from netlib.model import NetnsRef, Protocol
+from netlib.model import NetnsRef, Protocol, ResolverConfig
 from netlib.ports import parse_publish
 from netlib.store.records import Transaction
 
@@ -386,3 +386,31 @@ def test_a_second_store_does_not_touch_the_firewall_of_the_first(controller: Con
             other.create_network("mine")
         assert [network.name for network in other.networks()] == ["bridge", "host", "none"]
     assert snapshot() == before
+
+
+def test_arguments_of_the_wrong_type_are_refused_and_nothing_is_changed(controller: Controller, tmp_path: Path) -> None:
+    controller.create_network("web")
+    controller.create_sandbox("box")
+    calls: list[Callable[[], object]] = [
+        lambda: controller.create_network(None),  # type: ignore[arg-type]
+        lambda: controller.create_network("x", subnets="10.0.0.0/24"),
+        lambda: controller.create_network("x", subnets=[10]),
+        lambda: controller.create_network("x", subnet=["10.0.0.0/24"]),
+        lambda: controller.create_sandbox(None),  # type: ignore[arg-type]
+        lambda: controller.create_sandbox("x", hostname=5),  # type: ignore[arg-type]
+        lambda: controller.create_sandbox("x", resolver=ResolverConfig(search="abc")),  # type: ignore[arg-type]
+        lambda: controller.connect("web", "box", aliases="abc"),
+        lambda: controller.connect("web", "box", ports="8080:80"),
+        lambda: controller.connect("web", "box", ip=5),
+        lambda: controller.remove_sandboxes("box"),
+    ]
+    before = snapshot()
+    for call in calls:
+        with pytest.raises(ConfigError):
+            call()
+    for lookup in (controller.network, controller.sandbox, controller.remove_network, controller.remove_sandbox):
+        with pytest.raises(NotFound, match="None"):
+            lookup(None)  # type: ignore[arg-type]
+    assert snapshot() == before
+    assert [network.name for network in controller.networks()] == ["bridge", "host", "none", "web"]
+    assert [sandbox.name for sandbox in controller.sandboxes()] == ["box"]
