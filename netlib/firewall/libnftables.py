@@ -10,12 +10,13 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 from netlib.errors import FeatureMissing, KernelError, NotPermitted
 from netlib.kernel.descriptors import has_low
-from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 
@@ -52,11 +53,11 @@ def _library() -> ctypes.CDLL:
 class Nft:
     """A conversation with the nftables of one netns."""
 
-    def __init__(self, netns: NetnsRef) -> None:
-        """Open it. Raises ObjectMissing when the netns is gone, FeatureMissing without libnftables or nf_tables."""
+    def __init__(self, netns: NetnsRef, entered: Callable[[], AbstractContextManager[None]]) -> None:
+        """Open it; *entered* gets into *netns*. Raises what that raises, FeatureMissing without libnftables or nf_tables."""
         self.netns = netns
         library = _library()
-        with entered(netns), doing(f"open nftables in {netns.label}"):
+        with entered(), doing(f"open nftables in {netns.label}"):
             # nft_ctx_new ends the whole process when the kernel has no NETLINK_NETFILTER: this socket finds out first.
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
             try:

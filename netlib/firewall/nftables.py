@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
+from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft
@@ -25,7 +26,6 @@ from netlib.firewall.ruleset import (
     base_commands,
     base_comments,
     delete_elements,
-    dns_commands,
     elements,
 )
 from netlib.model import NetnsRef
@@ -49,9 +49,12 @@ class Tagged(NamedTuple):
 class Nftables:
     """The firewall of one netns."""
 
-    def __init__(self, netns: NetnsRef) -> None:
+    def __init__(self, netns: NetnsRef, entered: Entered) -> None:
+        """*entered* is how to get into *netns*; it raises ObjectMissing when that is gone."""
         self.netns = netns
+        self._entered = entered
         self._nft: Nft | None = None
+        self._dns = DnsTable(netns, entered)
         self._held: dict[str, Held] = {}
         self._held_generation = -1
 
@@ -59,16 +62,20 @@ class Nftables:
     def nft(self) -> Nft:
         """The conversation, opened at first use; ObjectMissing when the netns is gone."""
         if self._nft is None:
-            self._nft = Nft(self.netns)
+            self._nft = Nft(self.netns, self._entered)
         return self._nft
 
     def close(self) -> None:
+        self._dns.close()
         if self._nft is not None:
             self._nft.close()
             self._nft = None
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
-        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag."""
+        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag.
+
+        The redirect to a resolver, alone in its netns, is a transaction of its own.
+        """
         objects = [item for group in groups.values() for item in group]
         try:
             self._transact(lambda exact: self._ensuring(groups, exact), f"set up {_names(objects)}")
@@ -81,11 +88,14 @@ class Nftables:
             for item in group:
                 if isinstance(item, ForwardAllowance):
                     LegacyTables(self.netns).allow(item.bridge, tag)
+                elif isinstance(item, DnsRedirect):
+                    self._dns.ensure(item)
 
     def remove(self, objects: Sequence[KernelObject]) -> None:
         """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
         try:
-            self._nft = self.nft
+            with self._entered():
+                pass
         except ObjectMissing:
             return
         failures: list[NetlibError] = []
@@ -94,11 +104,13 @@ class Nftables:
         except NetlibError as error:
             failures.append(error)
         for item in objects:
-            if isinstance(item, ForwardAllowance):
-                try:
+            try:
+                if isinstance(item, ForwardAllowance):
                     LegacyTables(self.netns).withdraw(item.bridge)
-                except NetlibError as error:
-                    failures.append(error)
+                elif isinstance(item, DnsRedirect):
+                    self._dns.remove()
+            except NetlibError as error:
+                failures.append(error)
         if failures:
             raise failures[0] if len(failures) == 1 else TeardownError(failures)
 
@@ -193,9 +205,6 @@ class Nftables:
                 gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
                 stale += gone
             commands += [*delete_elements(stale), *add_elements(wanted, tag)]
-        for item in objects:
-            if isinstance(item, DnsRedirect):
-                commands += dns_commands(item)
         commands += self._allowing(groups)
         return commands
 
@@ -213,9 +222,7 @@ class Nftables:
                 for rule in our_rules(tables, bridge)
             ]
         for item in objects:
-            if isinstance(item, DnsRedirect):
-                commands += [f"add table {DNS_TABLE}", f"delete table {DNS_TABLE}"]
-            elif isinstance(item, FirewallBase) and self._is_free_of_user_rules():
+            if isinstance(item, FirewallBase) and self._is_free_of_user_rules():
                 commands += [f"add table {TABLE}", f"delete table {TABLE}"]
         return commands
 

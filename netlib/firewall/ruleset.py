@@ -24,7 +24,7 @@ from netlib.model import IPAddress, IPNetwork
 from netlib.plan import KernelObject
 
 TABLE = "inet netlib"
-DNS_TABLE = "ip netlib_dns"
+DNS_TABLE, DNS_CHAIN = "ip netlib_dns", "output"
 NETWORK_SETS = ("bridges", "same", "internal", "open", "own4", "own6")
 """The sets in which a bridge stands because of its BridgedNetwork; the bridge is the last part of the key in each."""
 
@@ -233,20 +233,25 @@ def base_commands() -> tuple[str, ...]:
     return tuple(lines)
 
 
-def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
-    """The commands for the sandbox's own small table. ``redirect`` would lead to 127.0.0.1, so it is a DNAT."""
+def check_redirect(redirect: DnsRedirect) -> None:
+    """Raise ConfigError for an address or a port that there can be no redirection to."""
     if redirect.address.version != 4 or not 0 < redirect.port < 65536:
         raise ConfigError(
             f"no DNS redirection to {redirect.address} port {redirect.port}: an IPv4 address and a port are needed"
         )
+
+
+def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
+    """The commands for the sandbox's own small table. ``redirect`` would lead to 127.0.0.1, so it is a DNAT."""
+    check_redirect(redirect)
     address = redirect.address
     lines = [
         f"add table {DNS_TABLE}",
-        f"add chain {DNS_TABLE} output {{ type nat hook output priority -100; policy accept; }}",
-        f"flush chain {DNS_TABLE} output",
+        f"add chain {DNS_TABLE} {DNS_CHAIN} {{ type nat hook output priority -100; policy accept; }}",
+        f"flush chain {DNS_TABLE} {DNS_CHAIN}",
     ]
     lines += [
-        f"add rule {DNS_TABLE} output ip daddr {address} {protocol} dport 53 dnat to {address}:{redirect.port}"
+        f"add rule {DNS_TABLE} {DNS_CHAIN} ip daddr {address} {protocol} dport 53 dnat to {address}:{redirect.port}"
         for protocol in ("udp", "tcp")
     ]
     return tuple(lines)

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -133,7 +133,7 @@ class Kernel:
         if firewall is None:
             from netlib.firewall.nftables import Nftables
 
-            firewall = self._firewalls[netns] = Nftables(netns)
+            firewall = self._firewalls[netns] = Nftables(netns, partial(self.entered, netns))
         return firewall
 
     def netns_fd(self, netns: NetnsRef) -> int:

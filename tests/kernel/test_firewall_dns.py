@@ -8,9 +8,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from netlib.errors import ConfigError
+from netlib.errors import ConfigError, FeatureMissing
+from netlib.firewall import dnstable
 from netlib.firewall.objects import DnsRedirect
+from netlib.firewall.ruleset import dns_commands
 from netlib.kernel.handle import Kernel
+from netlib.kernel.netlink import nest, text
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 
@@ -89,3 +92,25 @@ def test_a_sandbox_that_is_gone_has_nothing_to_remove(kernel: Kernel) -> None:
 def test_an_impossible_port_is_refused(sandbox: NetnsRef, kernel: Kernel) -> None:
     with pytest.raises(ConfigError):
         DnsRedirect(netns=sandbox, port=0).ensure(kernel)
+
+
+def test_it_is_what_the_commands_that_we_tell_people_make(netns_factory: Callable[[str], NetnsRef], kernel: Kernel) -> None:
+    ours, typed = netns_factory("ours"), netns_factory("typed")
+    redirect = DnsRedirect(netns=ours, address=ip_address(ADDRESS), port=61234)
+    redirect.ensure(kernel)
+    with entered(typed):
+        subprocess.run(["nft", "-f", "-"], input="\n".join(dns_commands(redirect)), text=True, check=True)
+    assert _listed(ours) == _listed(typed)
+
+
+def test_a_kernel_without_such_tables_is_told(sandbox: NetnsRef, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnstable, "_chain", lambda: text(1, "netlib_dns") + text(3, "output") + nest(4, b"") + text(7, "nap"))
+    with pytest.raises(FeatureMissing, match="lacks a part of nf_tables"):
+        DnsRedirect(netns=sandbox, port=4001).ensure(kernel)
+    with entered(sandbox):
+        assert subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True).stdout == b""  # all or none
+
+
+def _listed(netns: NetnsRef) -> str:
+    with entered(netns):
+        return subprocess.run(["nft", "--debug=netlink", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
