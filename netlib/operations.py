@@ -46,17 +46,22 @@ class Engine:
         """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.
 
         What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only
-        else is the kernel asked. Raises Conflict naming both when another record holds a key with other attributes.
+        else is the kernel asked, and not about what sits on an object that is still to be made. Raises Conflict naming both
+        when another record holds a key with other attributes.
         """
         mine = {item.key: item for item in own or ()}
         holders = tx.holders(plan.keys, besides=[record])
         result: list[KernelObject] = []
+        coming: list[KernelObject] = []
         for item in plan:
             holder = holders.get(str(item.key)) if holders else None
             theirs = tx.object_of(holder, str(item.key)) if holder else None
             known = mine.get(item.key) or theirs
             if known is None:
-                item = item.observed(kernel)
+                if not any(carrier.carries(item) for carrier in coming):
+                    item = item.observed(kernel)
+                if type(item).carries is not KernelObject.carries:
+                    coming.append(item)
             elif item.observations:
                 item = replace(item, **{field: getattr(known, field) for field in item.observations})
             if holder is not None and theirs != item:
