@@ -447,16 +447,16 @@ class Controller:
         if same:
             raise AlreadyExists(f"{box.name!r} is already connected to network {network.name!r}")
         known = driver(network.driver)
-        linked = not isinstance(known, Addressless)
-        host_wanted = isinstance(known, Addressless) and known.sandbox_netns() == ""
+        addressless = known if isinstance(known, Addressless) else None
+        host_wanted = addressless is not None and addressless.sandbox_netns() == ""
         if host_wanted != box.netns.is_host:
             raise ConfigError(
                 f"{box.name!r} {'shares the netns of the host' if box.netns.is_host else 'has a netns of its own'}, "
                 f"so it cannot join network {network.name!r} ({network.driver}); create it anew on that network"
             )
-        endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked)
+        endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=addressless is None)
         plan = known.join_plan(network, endpoint, box)
-        return endpoint, plan + _inside(endpoint, box) if linked else plan
+        return endpoint, plan if addressless else plan + _inside(endpoint, box)
 
 
 def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

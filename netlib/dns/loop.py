@@ -1,7 +1,7 @@
 """One thread, one epoll, one heap of timers: what the sockets of the resolver run on.
 
-Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post` and
-:meth:`Loop.call` alone.
+Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post`, :meth:`Loop.call`
+and :meth:`Loop.join` alone.
 """
 
 import heapq
@@ -10,8 +10,9 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -76,6 +77,21 @@ class Loop:
         return timer
 
     # --- for other threads -----------------------------------------------------------------------------------------
+
+    def join(self, handlers: Mapping[int, Handler]) -> None:
+        """Have new descriptors watched, each with its handler, without waking the loop's thread: all of them or none."""
+        with self._lock:
+            if not self._running:
+                raise DaemonError("the DNS server is closed")
+            try:
+                for fd, handler in handlers.items():
+                    self.watch(fd, handler)
+            except OSError:
+                for fd in handlers.keys() & self._handlers.keys():
+                    del self._handlers[fd]
+                    with suppress(OSError):  # the one that was refused
+                        self._epoll.unregister(fd)
+                raise
 
     def post(self, action: Callable[[], _T]) -> "Future[_T]":
         """Let the loop's thread run *action*, after all that it was given before, and do not wait."""

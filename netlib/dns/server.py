@@ -132,9 +132,14 @@ class DnsServer:
             udp, tcp = _open_sockets(address, port, device)
         served = _Served(sandbox, netns, udp, tcp)
         served.snapshot = _Snapshot(view)
+        self._served[sandbox] = served
         try:
-            self._loop.call(partial(self._add, served))
+            with doing(f"watch DNS sockets in {netns.label}"):
+                self._loop.join(
+                    {tcp.fileno(): partial(self._on_clients, served), udp.fileno(): partial(self._on_datagrams, served)}
+                )
         except BaseException:
+            del self._served[sandbox]
             udp.close()
             tcp.close()
             raise
@@ -173,12 +178,6 @@ class DnsServer:
         self._loop.stop()
 
     # --- the loop's thread -----------------------------------------------------------------------------------------
-
-    def _add(self, served: _Served) -> None:
-        self._remove(served.owner)
-        self._served[served.owner] = served
-        self._loop.watch(served.udp.fileno(), partial(self._on_datagrams, served))
-        self._loop.watch(served.tcp.fileno(), partial(self._on_clients, served))
 
     def _remove(self, sandbox: str) -> None:
         served = self._served.pop(sandbox, None)

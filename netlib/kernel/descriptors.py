@@ -19,7 +19,7 @@ def lifted(sock: socket.socket) -> socket.socket:
         fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_HIGH)
     except OSError:
         return sock
-    high = socket.socket(fileno=fd)
+    high = socket.socket(sock.family, sock.type, sock.proto, fd)  # told what it is, it need not ask the kernel
     if (timeout := sock.gettimeout()) is not None:
         high.settimeout(timeout)
     sock.close()

@@ -34,6 +34,11 @@ def link_named(ifname: str) -> tuple[int, bytes, bytes, bytes]:
     return RTM_GETLINK, link_header(), text(IFLA_IFNAME, ifname), _NO_STATISTICS
 
 
+def link_numbered(index: int) -> tuple[int, bytes, bytes]:
+    """The question for the link of that index."""
+    return RTM_GETLINK, link_header(index), _NO_STATISTICS
+
+
 class LinkInfo(Struct, frozen=True):
     """A link; ``kind`` is ``device`` for what was not made by netlink (lo, a network card)."""
 

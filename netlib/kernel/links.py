@@ -30,11 +30,11 @@ from netlib.kernel.linkinfo import (
     INFO_DATA,
     INFO_KIND,
     RTM_DELLINK,
-    RTM_GETLINK,
     RTM_NEWLINK,
     RTM_SETLINK,
     LinkInfo,
     link_header,
+    link_numbered,
 )
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import command_in
@@ -282,9 +282,9 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
         link = rtnl.get_link(self.ifname)
         if link.kind == "veth":
             with suppress(ObjectMissing), doing(f"look up the peer of {self.ifname}"):
-                host = LinkInfo.of(*kernel.rtnl().plain.get(RTM_GETLINK, link_header(link.peer)))
+                host = LinkInfo.of(*kernel.rtnl().plain.get(*link_numbered(link.peer)))
                 if host.master:
-                    kernel.rtnl().plain.get(RTM_GETLINK, link_header(host.master))
+                    kernel.rtnl().plain.get(*link_numbered(host.master))
 
     def remove(self, kernel: "Kernel") -> None:
         if not self.adopted:

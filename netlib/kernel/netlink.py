@@ -84,9 +84,10 @@ class NetlinkSocket:
 
     def get(self, kind: int, header: bytes, *attributes: bytes) -> tuple[bytes, Attributes]:
         """The one object that *header* and *attributes* name."""
-        return self._ask(kind, _ACK, header, attributes)[0]
+        return self._ask(kind, 0, header, attributes)[0]
 
     def _ask(self, kind: int, how: int, header: bytes, attributes: Iterable[bytes]) -> list[tuple[bytes, Attributes]]:
+        """Ask for all objects (*how* is _DUMP) or for one (0), after which nothing more comes."""
         self._send([(kind, _REQUEST | how, header + b"".join(attributes))])
         size = len(header)
         found: list[tuple[bytes, Attributes]] = []
@@ -102,6 +103,8 @@ class NetlinkSocket:
                             raise OSError(-code, os.strerror(-code))
                         return found
                     found.append((data[at + 16 : at + 16 + size], attributes_of(data[at + 16 + size : at + length])))
+                    if how != _DUMP:
+                        return found
                 at += (length + 3) & ~3
 
     def order(self, messages: Iterable[tuple[int, int, bytes]]) -> list[OSError | None]:
