@@ -41,9 +41,12 @@ def serve(
     kind: str, environ: Mapping[str, str], lent: Mapping[bytes, int], open_controller: "Callable[[], Controller]"
 ) -> Outcome:
     """Do a launcher's call, in netlibd. *lent* are descriptors by name: the file in memory that holds stdin, the netns."""
-    # The offset is the lender's. One byte more than may be, so that a longer document is refused as such.
-    stdin = os.pread(lent[STDIN], MAX_BYTES + 1, 0) if STDIN in lent else b""
-    return perform(kind, environ, stdin, Node(open_controller, lent.get(NETNS)))
+    return perform(kind, environ, _content(lent[STDIN]) if STDIN in lent else b"", Node(open_controller, lent.get(NETNS)))
+
+
+def _content(fd: int) -> bytes:
+    """What the file holds, wherever its offset, which is the lender's, stands; one byte more than may be, to be refused."""
+    return os.pread(fd, min(os.fstat(fd).st_size, MAX_BYTES + 1), 0)
 
 
 def do_without(call: Call, undone: Undone) -> Answer:
