@@ -87,9 +87,9 @@ def without_link_local(mtu: int) -> bytes:
     return _NO_LINK_LOCAL if kernel_has_ipv6() and (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU else b""
 
 
-def finish_link(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
+def finish_link(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes, flags: int = IFF_UP) -> None:
     """The second request of a creation, and the live change of what exists: the tag for the mark, attributes, up."""
-    set_link(rtnl, f"set up link {ifname}", ifname, more + tag_attributes(kernel), IFF_UP)
+    set_link(rtnl, f"set up link {ifname}", ifname, more + tag_attributes(kernel), flags, flags)
 
 
 def tag_attributes(kernel: "Kernel") -> bytes:

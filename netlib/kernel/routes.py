@@ -25,7 +25,8 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RT
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
-_SCOPE_LINK, _STATIC, _UNICAST = 253, 4, 1
+_SCOPE_LINK, _UNICAST = 253, 1
+_BY_KERNEL, _STATIC, _BY_ROUTER = 2, 4, 9  # rtm_protocol
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Nobody has a network of its own there: RFC 5737, RFC 3849.
 _ASIDE = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/64", "ff00::/8"))
@@ -166,6 +167,7 @@ class _Found(NamedTuple):
     metric: int
     link: int  # its index; 0 for a multipath route, or one that leads nowhere
     gateway: bytes | None
+    protocol: int
     scope: int
     source: bytes | None
     mtu: int
@@ -188,15 +190,38 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
     anywhere = bytes(4 if version == 4 else 16)
     found = []
     for fixed, attributes in messages:
-        family, prefixlen, _, _, _, _, scope, kind, _ = _RTMSG.unpack(fixed)
+        family, prefixlen, _, _, _, protocol, scope, kind, _ = _RTMSG.unpack(fixed)
         if family == _FAMILY[version]:  # where IPv6 is switched off, the kernel answers for all families
             destination = network((attributes.get(_RTA_DST, anywhere), prefixlen))
             metric, link = _number(attributes.get(_RTA_PRIORITY)), _number(attributes.get(_RTA_OIF))
             metrics = attributes_of(attributes.get(_RTA_METRICS, b""))
             mtu, advmss = _number(metrics.get(_RTAX_MTU)), _number(metrics.get(_RTAX_ADVMSS))
             gateway, source = attributes.get(_RTA_GATEWAY), attributes.get(_RTA_PREFSRC)
-            found.append(_Found(destination, kind, metric, link, gateway, scope, source, mtu, advmss))
+            found.append(_Found(destination, kind, metric, link, gateway, protocol, scope, source, mtu, advmss))
     return found
+
+
+def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[RouteEntry]:
+    """The routes of the main table by a link that somebody set, gateways last; not those that come with its addresses."""
+    rtnl = kernel.rtnl(netns)
+    index = rtnl.index(ifname)
+    found = [
+        RouteEntry(
+            destination=route.destination,
+            ifname=ifname,
+            gateway=ipaddress.ip_address(route.gateway) if route.gateway else None,
+            metric=route.metric,
+            scope=route.scope if version == 4 else None,
+            source=ipaddress.ip_address(route.source) if route.source else None,
+            mtu=route.mtu,
+            advmss=route.advmss,
+            netns=netns,
+        )
+        for version in (4, 6)
+        for route in _routes(rtnl, version, MAIN_TABLE)
+        if route.link == index and route.kind == _UNICAST and route.protocol not in (_BY_KERNEL, _BY_ROUTER)
+    ]
+    return sorted(found, key=lambda route: route.gateway is not None)
 
 
 def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") -> list[IPNetwork]:

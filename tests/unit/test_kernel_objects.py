@@ -26,6 +26,8 @@ from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, sysctl_path
 from netlib.kernel.taps import Tap
 from netlib.kernel.translate import doing, kernel_error
 from netlib.kernel.tuning import LinkSetting
+from netlib.kernel.vlans import PortVlans
+from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.registry import object_class
@@ -58,6 +60,11 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             "ip link set br-web type bridge nf_call_iptables 1 nf_call_ip6tables 1",
             "ip link set br-web up",
         ],
+    ),
+    (
+        Bridge(ifname="br0", ipv6=False, adopted=BEFORE, vlan_filtering=True, promiscuous=True),
+        "link/host/br0",
+        ["ip link set br0 type bridge vlan_filtering 1", "ip link set br0 promisc on up"],
     ),
     (Bridge(ifname="br0", ipv6=False, adopted=BEFORE), "link/host/br0", ["ip link set br0 up"]),
     (
@@ -140,6 +147,41 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
     (Vlan(ifname="lan0.10", parent="lan0", vlan_id=10, may_stand=True, adopted=True), "link/host/lan0.10", []),
     (Dummy(ifname="dm0", mtu=1400), "link/host/dm0", ["ip link add name dm0 mtu 1400 type dummy"]),
     (Ifb(ifname="ifb0", netns=WEB), "link//run/netns/web/ifb0", ["ip -n web link add name ifb0 type ifb"]),
+    (
+        Vrf(ifname="red", chosen=3, netns=WEB),
+        "link//run/netns/web/red",
+        [
+            "ip -n web link add name red type vrf table 3",
+            "ip -n web link set red addrgenmode none",
+            "ip -n web link set red up",
+        ],
+    ),
+    (Vrf(ifname="red", table=5, adopted=True, netns=WEB), "link//run/netns/web/red", []),
+    (
+        Enslaved(ifname="eth0", vrf="red", routes=(RouteEntry(destination=ANY4, ifname="eth0", netns=WEB),), netns=WEB),
+        "vrf//run/netns/web/eth0",
+        [
+            "ip netns exec web sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1",
+            "ip -n web link set eth0 master red",
+            "ip netns exec web sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=0",
+            "ip -n web route replace default dev eth0 vrf red",
+        ],
+    ),
+    (
+        PortVlans(ifname="veth0", native=10, tagged=((20, 29), (40, 40)), before=((1, 6),)),
+        "port_vlans/host/veth0",
+        [
+            "bridge vlan del dev veth0 vid 1",
+            "bridge vlan add dev veth0 vid 20-29",
+            "bridge vlan add dev veth0 vid 40",
+            "bridge vlan add dev veth0 vid 10 pvid untagged",
+        ],
+    ),
+    (
+        PortVlans(ifname="veth0", native=10, keeps_default=True),
+        "port_vlans/host/veth0",
+        ["bridge vlan add dev veth0 vid 1 untagged", "bridge vlan add dev veth0 vid 10 pvid untagged"],
+    ),
     (
         Tap(ifname="tap0", netns=WEB, mac="02:42:0a:00:00:02", multi_queue=True, owner=7, group=0),
         "link//run/netns/web/tap0",
