@@ -49,6 +49,8 @@ _OBJECTS = {
     "firewall_base": "netlib.firewall.objects:FirewallBase",
     "firewall_network": "netlib.firewall.objects:BridgedNetwork",
     "masquerade": "netlib.firewall.objects:Masquerade",
+    "container_subnet": "netlib.firewall.objects:ContainerSubnet",
+    "masqueraded_address": "netlib.firewall.objects:MasqueradedAddress",
     "published_port": "netlib.firewall.objects:PublishedPort",
     "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",

@@ -14,7 +14,7 @@ from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft
-from netlib.firewall.objects import BridgedNetwork, DnsRedirect, FirewallBase, ForwardAllowance
+from netlib.firewall.objects import BridgedNetwork, ContainerSubnet, DnsRedirect, FirewallBase, ForwardAllowance
 from netlib.firewall.ruleset import (
     DNS_TABLE,
     MAPS,
@@ -27,6 +27,8 @@ from netlib.firewall.ruleset import (
     base_comments,
     delete_elements,
     elements,
+    subnet_chains,
+    subnet_commands,
 )
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
@@ -121,6 +123,8 @@ class Nftables:
                 return self._base_drift()
             case DnsRedirect():
                 return self._dns_drift(item)
+            case ContainerSubnet():
+                return self._subnet_drift(item)
             case ForwardAllowance():
                 problems = [*lacking(foreign_tables(self.nft), item.bridge), *LegacyTables(self.netns).lacking(item.bridge)]
                 return "; ".join(problems) or None
@@ -204,6 +208,9 @@ class Nftables:
             if exact:
                 gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
                 stale += gone
+            for item in group:
+                if isinstance(item, ContainerSubnet):
+                    commands += subnet_commands(item, tag)
             commands += [*delete_elements(stale), *add_elements(wanted, tag)]
         commands += self._allowing(groups)
         return commands
@@ -221,6 +228,11 @@ class Nftables:
                 for bridge in sorted(allowances)
                 for rule in our_rules(tables, bridge)
             ]
+        chains = [name for item in objects if isinstance(item, ContainerSubnet) for name in subnet_chains(item)]
+        if exact and chains:
+            present = self._chains()
+            chains = [name for name in chains if name in present]
+        commands += [f"delete chain {TABLE} {name}" for name in chains]
         for item in objects:
             if isinstance(item, FirewallBase) and self._is_free_of_user_rules():
                 commands += [f"add table {TABLE}", f"delete table {TABLE}"]
@@ -296,6 +308,25 @@ class Nftables:
             return f"nftables table {TABLE} is missing"
         return base_difference(listing)
 
+    def _chains(self) -> set[str]:
+        """The names of the chains in our table."""
+        try:
+            return {
+                entry["chain"]["name"] for entry in self.nft.listing(f"list table {TABLE}", elements=False) if "chain" in entry
+            }
+        except ObjectMissing:
+            return set()
+
+    def _subnet_drift(self, item: ContainerSubnet) -> str | None:
+        for name, rules in subnet_chains(item).items():
+            try:
+                found = [entry for entry in self.nft.listing(f"list chain {TABLE} {name}") if "rule" in entry]
+            except ObjectMissing:
+                return f"nftables chain {TABLE} {name} is missing"
+            if len(found) != len(rules):
+                return f"nftables chain {TABLE} {name} has other rules than ours"
+        return None
+
     def _dns_drift(self, item: DnsRedirect) -> str | None:
         try:
             rules = [entry["rule"] for entry in self.nft.listing(f"list table {DNS_TABLE}") if "rule" in entry]
@@ -349,6 +380,8 @@ def parsed_entries(listing: Sequence[dict[str, Any]]) -> Held:
 def _parts(value: Any) -> tuple[str, ...]:
     if isinstance(value, dict) and "concat" in value:
         return tuple(part for piece in value["concat"] for part in _parts(piece))
+    if isinstance(value, dict) and "goto" in value:
+        return (f"goto {value['goto']['target']}",)
     if isinstance(value, dict) and "prefix" in value:
         return (f"{_canonical(value['prefix']['addr'])}/{value['prefix']['len']}",)
     return (_canonical(str(value)),)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from netlib.errors import ConfigError
-from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef, Protocol
+from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, Protocol
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BridgedNetwork",
+    "ContainerSubnet",
     "DnsRedirect",
     "FirewallBase",
     "FirewallObject",
     "ForwardAllowance",
     "Masquerade",
+    "MasqueradedAddress",
     "PublishedPort",
 ]
 
@@ -117,6 +119,42 @@ class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
     @property
     def key(self) -> Key:
         return self._named(f"masquerade/{self.bridge}/{self.subnet}")
+
+
+class ContainerSubnet(FirewallObject, frozen=True, kw_only=True, tag="container_subnet"):
+    """A subnet that containers of CNI networks have addresses of: what :class:`MasqueradedAddress` is measured by.
+
+    It makes nothing happen by itself, and must be there first. Any number of networks may have the same one.
+    """
+
+    subnet: IPNetwork
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"subnet/{self.subnet}")
+
+
+class MasqueradedAddress(FirewallObject, frozen=True, kw_only=True, tag="masqueraded_address"):
+    """What a container's *address* sends beyond its own subnet, multicast apart, takes the address of the link it leaves by.
+
+    The CNI key ``ipMasq`` asks for it, whatever links lie between. Frames that a bridge only passes on are left alone.
+    The :class:`ContainerSubnet` of the address must be there first.
+    """
+
+    address: IPInterface
+
+    @property
+    def shared(self) -> bool:
+        """True: two networks may give out the same address, and a container that was never detached may hold it still."""
+        return True
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"masquerade/{self.address.ip}")
 
 
 class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="published_port"):

@@ -1,7 +1,8 @@
 """Our nftables ruleset as text: the static table, and the entries that each firewall object is.
 
-Pure. One rule: the chains never change; all that comes and goes is an element of a set or of a hash map, so the thousandth
-published port costs what the first did. Every name that reaches nft's text is checked here.
+Pure. One rule: the hooked chains never change; all that comes and goes is an element of a set or of a hash map, so the
+thousandth published port costs what the first did. A subnet of CNI networks has a small chain to which elements lead, for
+such subnets may overlap, and intervals in a set may not. Every name that reaches nft's text is checked here.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ from typing import NamedTuple
 from netlib.errors import ConfigError
 from netlib.firewall.objects import (
     BridgedNetwork,
+    ContainerSubnet,
     DnsRedirect,
     FirewallBase,
     ForwardAllowance,
     Masquerade,
+    MasqueradedAddress,
     PublishedPort,
 )
 from netlib.model import IPAddress, IPNetwork
@@ -47,7 +50,10 @@ MAPS = {
     "ports6": ("inet_proto", "inet_service"),
     "hostports4": ("ipv4_addr", "inet_proto", "inet_service"),
     "hostports6": ("ipv6_addr", "inet_proto", "inet_service"),
+    "outward4": ("ipv4_addr",),
+    "outward6": ("ipv6_addr",),
 }
+_VERDICT_MAPS = ("outward4", "outward6")
 
 # The address of a port may have left the host since: then its new owner answers. fe80::/10 is no address to forward from, and
 # ::1 none that the kernel would forward to.
@@ -79,6 +85,8 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("ip saddr 127.0.0.0/8 oifname @bridges masquerade", "from the host's loopback"),
             ("ip saddr . iifname @masquerade4 iifname . oifname != @same masquerade", "leaves by another link"),
             ("ip6 saddr . iifname @masquerade6 iifname . oifname != @same masquerade", "IPv6 leaves by another link"),
+            ("iif != 0 ip saddr vmap @outward4", "routed from a masqueraded address"),  # bridged frames have no iif here
+            ("iif != 0 ip6 saddr vmap @outward6", "routed from a masqueraded IPv6 address"),
         ),
     ),
     "forward": (
@@ -127,6 +135,9 @@ def elements(item: KernelObject) -> tuple[Element, ...]:
             return tuple(_network_elements(item))
         case Masquerade():
             return (Element(f"masquerade{item.subnet.version}", (_subnet(item.subnet), checked_ifname(item.bridge))),)
+        case MasqueradedAddress():
+            address = item.address
+            return (Element(f"outward{address.version}", (_address(address.ip),), (f"goto {_outward(address.network)}",)),)
         case PublishedPort():
             return tuple(_port_elements(item))
     return ()
@@ -154,6 +165,26 @@ def _port_elements(port: PublishedPort) -> Iterator[Element]:
     place = (_address(host), protocol) if host else (protocol,)
     for offset in range(port.count):
         yield Element(holder, (*place, str(port.host_port + offset)), (address, str(port.container_port + offset)))
+
+
+def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
+    """The chains that *item* is, and their rules."""
+    subnet = _subnet(item.subnet)
+    family, multicast = ("ip", "224.0.0.0/4") if item.subnet.version == 4 else ("ip6", "ff00::/8")
+    return {_outward(item.subnet): (f"{family} daddr {{ {subnet}, {multicast} }} return", "masquerade")}
+
+
+def _outward(subnet: IPNetwork) -> str:
+    return f"outward_{str(subnet).replace(':', '_')}"
+
+
+def subnet_commands(item: ContainerSubnet, tag: str = "") -> Iterator[str]:
+    """The commands that make the chains of a subnet, or make them whole again."""
+    for name, rules in subnet_chains(item).items():
+        comment = f' {{ comment "{checked_tag(tag)}"; }}' if tag else ""
+        yield f"add chain {TABLE} {name}{comment}"
+        yield f"flush chain {TABLE} {name}"
+        yield from (f"add rule {TABLE} {name} {rule}" for rule in rules)
 
 
 def _address(address: IPAddress) -> str:
@@ -222,7 +253,8 @@ def base_commands() -> tuple[str, ...]:
         flags = " flags interval;" if name in _SUBNET_SETS else ""
         lines.append(f"add set {TABLE} {name} {{ type {' . '.join(kinds)};{flags} }}")
     for name, kinds in MAPS.items():
-        lines.append(f"add map {TABLE} {name} {{ type {' . '.join(kinds)} : ipv{name[-1]}_addr . inet_service; }}")
+        value = "verdict" if name in _VERDICT_MAPS else f"ipv{name[-1]}_addr . inet_service"
+        lines.append(f"add map {TABLE} {name} {{ type {' . '.join(kinds)} : {value}; }}")
     lines.append(f"add chain {TABLE} user")
     for chain, (hook, rules) in _CHAINS.items():
         lines += [f"add chain {TABLE} {chain} {{ {hook}; policy accept; }}", f"flush chain {TABLE} {chain}"]
@@ -275,6 +307,8 @@ def commands(item: KernelObject) -> Sequence[str]:
             lines: Sequence[str] = base_commands()
         case DnsRedirect():
             lines = dns_commands(item)
+        case ContainerSubnet():
+            lines = list(subnet_commands(item))
         case ForwardAllowance():
             lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.bridge)]
         case _:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from netlib.firewall.libnftables import nft_error
 from netlib.firewall.nftables import base_difference, parsed_entries
 from netlib.firewall.objects import (
     BridgedNetwork,
+    ContainerSubnet,
     DnsRedirect,
     FirewallBase,
     FirewallObject,
     ForwardAllowance,
     Masquerade,
+    MasqueradedAddress,
     PublishedPort,
 )
 from netlib.firewall.ruleset import (
@@ -31,6 +33,7 @@ from netlib.firewall.ruleset import (
     commands,
     delete_elements,
     elements,
+    subnet_commands,
 )
 from netlib.model import NetnsRef, Protocol
 from netlib.registry import object_class
@@ -56,12 +59,22 @@ STANDARD: list[FirewallObject] = [
     port("fd01::2"),
     port(host_ip="127.0.0.1", host_port=53, protocol=Protocol.UDP),
     port("fd01::2", host_ip="fd09::1", host_port=443, container_port=8443),
+    ContainerSubnet(subnet=ip_network("10.22.0.0/16")),
+    ContainerSubnet(subnet=ip_network("fd22::/64")),
+    MasqueradedAddress(address=ip_interface("10.22.0.5/16")),
+    MasqueradedAddress(address=ip_interface("fd22::5/64")),
 ]
 
 
 def test_the_script_of_a_standard_set() -> None:
     lines = [
         *base_commands(),
+        *(
+            line
+            for item in STANDARD
+            if isinstance(item, ContainerSubnet)
+            for line in subnet_commands(item, "netlib:store:record")
+        ),
         *add_elements([element for item in STANDARD for element in elements(item)], "netlib:store:record"),
     ]
     assert "\n".join(lines) + "\n" == (GOLDEN / "nftables_script.txt").read_text()
@@ -70,7 +83,7 @@ def test_the_script_of_a_standard_set() -> None:
 def test_the_chains_name_no_network() -> None:
     """Static chains: nothing of an object stands in them, whatever is planned."""
     assert not any("br-" in line or "10.1." in line for line in base_commands())
-    assert not any("chain" in line or "rule" in line for item in STANDARD[1:] for line in add_elements(elements(item)))
+    assert not any("add chain" in line or "rule" in line for item in STANDARD[1:] for line in add_elements(elements(item)))
 
 
 def test_the_user_chain_is_never_flushed() -> None:
@@ -202,6 +215,8 @@ def test_entries_are_read_back_as_they_were_written() -> None:
     assert parsed_entries([{"set": subnets}]) == {("10.1.0.0/16", "br0"): ((), "")}
     assert parsed_entries([{"set": {"type": "ifname", "elem": ["br0"]}}]) == {("br0",): ((), "")}
     assert parsed_entries([{"set": {"type": "ifname"}}]) == {}
+    verdicts = {"type": "ipv4_addr", "map": "verdict", "elem": [["10.1.0.2", {"goto": {"target": "outward_10.1.0.0/16"}}]]}
+    assert parsed_entries([{"map": verdicts}]) == {("10.1.0.2",): (("goto outward_10.1.0.0/16",), "")}
 
 
 @pytest.mark.parametrize(
