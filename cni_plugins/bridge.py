@@ -13,11 +13,13 @@ from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
 from cni_plugins.interface import (
     addressed,
+    check_masquerade_backend,
     checked_mtu,
     chosen_dns,
     default_route,
     first_address,
     forwarding,
+    masqueraded,
     remove_foreign_link,
     requested_mac,
     routed,
@@ -131,6 +133,7 @@ class BridgePlugin:
 def _check(config: BridgeConf, addressing: Addressing) -> None:
     check_ifname(config.bridge)
     checked_mtu(config.mtu)
+    check_masquerade_backend(config.ip_masq_backend)
     if config.hairpin_mode and config.promisc_mode:
         raise CniError(
             Code.INVALID_CONFIG,
@@ -188,7 +191,8 @@ class _Wiring:
         shared: list[KernelObject] = [bridge, *router_addresses(bridge.ifname, gateways)]
         if config.routes_for_containers:
             shared += forwarding(ips)
-        return Wanted(held + own, Plan(*shared), self._ousted(bridge, gateways))
+        subnets, masquerade = masqueraded(config, ips)
+        return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(bridge, gateways))
 
     def _inside(self, ips: tuple[IP, ...], ifname: str, netns: NetnsRef) -> list[KernelObject]:
         if not ips:  # of the second layer alone, or before a foreign IPAM was asked

@@ -6,11 +6,13 @@ from contextlib import suppress
 from ipaddress import ip_interface
 from typing import Any
 
+from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from netlib.errors import KernelError, ObjectMissing
+from netlib.firewall.objects import ContainerSubnet, FirewallBase, MasqueradedAddress
 from netlib.kernel.addresses import Address, addresses_of
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, delete_link
@@ -23,11 +25,13 @@ from netlib.plan import KernelObject
 
 __all__ = [
     "addressed",
+    "check_masquerade_backend",
     "checked_mtu",
     "chosen_dns",
     "default_route",
     "first_address",
     "forwarding",
+    "masqueraded",
     "remove_foreign_link",
     "requested_mac",
     "routed",
@@ -109,6 +113,22 @@ def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
     if 6 in versions:
         objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
     return objects
+
+
+def masqueraded(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:
+    """What ``ipMasq`` asks for: objects that are shared, and the attachment's own; none where it is off."""
+    if not config.ip_masq:
+        return [], []
+    addresses = list(dict.fromkeys(ip.address for ip in ips))
+    subnets = dict.fromkeys(address.network for address in addresses)
+    shared: list[KernelObject] = [FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in subnets)]
+    return shared, [MasqueradedAddress(address=address) for address in addresses]
+
+
+def check_masquerade_backend(backend: str) -> None:
+    """Refuse a backend that nobody knows; both that the reference has get the same rules of ours, by nftables."""
+    if backend not in ("", "iptables", "nftables"):
+        raise CniError(Code.INVALID_CONFIG, f'unknown ipmasq backend "{backend}"', "ipMasqBackend is iptables or nftables")
 
 
 def chosen_dns(configured: Dns, leased: Dns) -> Dns:

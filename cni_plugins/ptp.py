@@ -10,7 +10,17 @@ from msgspec.structs import replace
 
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
-from cni_plugins.interface import addressed, checked_mtu, chosen_dns, forwarding, remove_foreign_link, routed, router_addresses
+from cni_plugins.interface import (
+    addressed,
+    check_masquerade_backend,
+    checked_mtu,
+    chosen_dns,
+    forwarding,
+    masqueraded,
+    remove_foreign_link,
+    routed,
+    router_addresses,
+)
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
@@ -60,7 +70,8 @@ class PtpPlugin:
                 if not addressing.asks_over_link:
                     veth = _veth(call.config, adding, leased.ips)
                 result = _result(call.config, veth, leased)
-                return Wanted(held + _own(veth, result), Plan(*forwarding(result.ips)))
+                subnets, masquerade = masqueraded(call.config, result.ips)
+                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding(result.ips), *subnets))
 
             adding.apply(draft)
             return attaching.finish(adding, result)
@@ -86,6 +97,7 @@ class PtpPlugin:
 
 def _addressing(node: Node, call: Call[PtpConf]) -> Addressing:
     checked_mtu(call.config.mtu)
+    check_masquerade_backend(call.config.ip_masq_backend)
     addressing = Addressing(node, call)
     if not addressing:
         raise CniError(Code.INVALID_CONFIG, "ptp needs addresses", "give it an ipam, such as host-local")

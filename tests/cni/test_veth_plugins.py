@@ -198,3 +198,35 @@ def test_an_interface_of_that_name_in_the_container(caller: Caller) -> None:
     before = snapshot()
     assert "eth0 exists" in caller.error("ADD", bridged(2))[1]
     assert differences(before, snapshot()) == []
+
+
+@pytest.fixture
+def outside(caller: Caller) -> str:
+    """A host beyond this one, which knows no way back to containers; its address."""
+    caller.container("outside")
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", "outside")
+    for where, dev, address in ((), "up0", "198.51.100.1/24"), (("-n", "outside"), "eth0", "198.51.100.2/24"):
+        run("ip", *where, "addr", "add", address, "dev", dev)
+        run("ip", *where, "link", "set", dev, "up")
+    return "198.51.100.2"
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_masquerade_leads_out_and_goes_with_the_attachment(caller: Caller, outside: str, kind: str) -> None:
+    def config(number: int, masquerade: bool) -> dict[str, Any]:
+        return bridged(number, ipMasq=masquerade) if kind == "bridge" else conf(number, "ptp", ipMasq=masquerade)
+
+    for number, name, masquerade in ((2, "c1", True), (3, "c2", False)):
+        caller.container(name)
+        caller.ok("ADD", config(number, masquerade), name)
+    assert caller.pings("c1", outside)
+    assert not caller.pings("c2", outside)
+    assert caller.pings("c1", "10.22.0.3")
+    assert "10.22.0.2" in run("nft", "list", "table", "inet", "netlib")
+    caller.ok("DEL", config(2, masquerade=True))
+    assert "10.22.0.2" not in run("nft", "list", "table", "inet", "netlib")
+
+
+def test_an_unknown_backend_is_refused(caller: Caller) -> None:
+    caller.container("c1")
+    assert 'unknown ipmasq backend "pf"' in caller.error("ADD", bridged(2, ipMasqBackend="pf"))[1]

@@ -354,7 +354,7 @@ def test_port_settings(
     kernel: Kernel, host: NetnsRef, monkeypatch: pytest.MonkeyPatch, br_netfilter: str, isolated: str
 ) -> None:
     monkeypatch.setattr(bridges, "_BR_NETFILTER", Path("/proc/sys/net") / br_netfilter)
-    port = BridgePort(ifname="veth0", bridge="br-web", hairpin=True, isolated=True, learning=False, netns=host)
+    port = BridgePort(ifname="veth0", bridge="br-web", hairpin=True, isolated=True, filtered=True, learning=False, netns=host)
     assert port.drift(kernel) == "link veth0 is not a port of bridge br-web"
     settle(kernel, port)
     shown = ip(host, "-d link show veth0")
