@@ -9,7 +9,14 @@ __all__ = ["find_plugin_class", "plugin_types"]
 
 _TYPES = {
     "bridge": "cni_plugins.bridge:BridgePlugin",
+    "dummy": "cni_plugins.dummy:DummyPlugin",
+    "host-device": "cni_plugins.host_device:HostDevicePlugin",
+    "ipvlan": "cni_plugins.ipvlan:IpvlanPlugin",
+    "loopback": "cni_plugins.loopback:LoopbackPlugin",
+    "macvlan": "cni_plugins.macvlan:MacvlanPlugin",
     "ptp": "cni_plugins.ptp:PtpPlugin",
+    "tap": "cni_plugins.tap:TapPlugin",
+    "vlan": "cni_plugins.vlan:VlanPlugin",
     "static": "cni_plugins.static:StaticPlugin",
 }
 

@@ -224,6 +224,17 @@ def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[Rou
     return sorted(found, key=lambda route: route.gateway is not None)
 
 
+def default_route_link(kernel: "Kernel", netns: NetnsRef = HOST) -> str:
+    """The link that the default route of *netns* goes by, that of IPv4 first; "" where there is none."""
+    rtnl = kernel.rtnl(netns)
+    for version in (4, 6):
+        routes = [route for route in _routes(rtnl, version, MAIN_TABLE) if not route.destination.prefixlen and route.link]
+        if routes:
+            best = min(routes, key=lambda route: route.metric).link
+            return next((link.ifname for link in rtnl.links() if link.index == best), "")
+    return ""
+
+
 def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") -> list[IPNetwork]:
     """Every destination in every table of *netns*, once: what a new subnet must not overlap.
 
