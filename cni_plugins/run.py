@@ -64,7 +64,7 @@ def do_without(call: Call, undone: Undone) -> Answer:
         return lost_answer(lost)
     except Undone:  # it is not this call's after all
         pass
-    except NetlibError as error:
+    except (NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
         told = f"netlibd is not used: {error}\n"
     outcome = _do_here(call, config)
     return outcome.stdout, outcome.code, told.encode(errors="backslashreplace") + outcome.stderr

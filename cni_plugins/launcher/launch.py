@@ -152,8 +152,8 @@ class Call:
             folder = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Undone(f"{os.fsdecode(self.run_dir)}: {error.strerror}", is_absent=True) from None
-        sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         try:
+            sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
             seconds = int(self.seconds_left) + 1
             sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, seconds.to_bytes(_LONG, sys.byteorder) + bytes(_LONG))
@@ -256,12 +256,15 @@ def _do_without(call: Call, undone: Undone) -> Answer:
     """Start netlibd where that helps, else do the call here; by now the heavy imports are worth it."""
     import site
 
-    site.main()  # what -S left out: the folders of the libraries
     try:
+        site.main()  # what -S left out: the folders of the libraries
         from cni_plugins.run import do_without
-    except ImportError as error:
-        msg = "a library that netlib needs cannot be imported; install netlib again"
-        return _error(5, msg, "its name is on stderr"), 1, f"{error}\n".encode()
+    except (ImportError, OSError) as error:
+        msg, details = (
+            "netlib or a library of it cannot be imported",
+            "stderr says why; where one is missing, install netlib again",
+        )
+        return _error(5, msg, details), 1, f"{error}\n".encode()
     return do_without(call, undone)
 
 
@@ -270,7 +273,10 @@ def _do_without(call: Call, undone: Undone) -> Answer:
 
 def _hold_standard_descriptors() -> None:
     """Keep the numbers 0 to 2 from being given to files of ours where the caller closed them."""
-    fd = os.open("/dev/null", os.O_PATH)  # neither read nor written, as the closed one
+    try:
+        fd = os.open("/dev/null", os.O_PATH)  # neither read nor written, as the closed one
+    except OSError:  # a root without devices
+        return
     while fd <= 2:
         os.set_inheritable(fd, True)
         fd = os.dup(fd)

@@ -24,9 +24,11 @@ def environment(config: Config, variables: Mapping[str, str]) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], **folders, **variables}
 
 
-def run(path: Path, environ: Mapping[str, str], stdin: bytes = b"", prefix: Sequence[str] = ()) -> Outcome:
-    """One call, behind a command such as ``unshare`` where *prefix* names one."""
-    done = subprocess.run([*prefix, path], env=dict(environ), input=stdin, capture_output=True, timeout=PATIENCE, check=False)
+def run(path: Path, environ: Mapping[str, str], stdin: bytes = b"", prefix: Sequence[str] = (), **options: Any) -> Outcome:
+    """One call, behind a command such as ``unshare`` where *prefix* names one; *options* are subprocess.run's."""
+    done = subprocess.run(
+        [*prefix, path], env=dict(environ), input=stdin, capture_output=True, timeout=PATIENCE, check=False, **options
+    )
     return Outcome(done.stdout, done.returncode, done.stderr)
 
 

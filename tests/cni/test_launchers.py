@@ -5,6 +5,7 @@ Who did a call is seen by what the C launcher runs as Python: it is told only wh
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -296,6 +297,16 @@ def test_a_netns_path_that_would_block_does_not(host: Host, tmp_path: Path, kind
     for prefix in ((), ELSEWHERE):
         assert run(host.path(kind), add(host, str(tmp_path / "fifo")), conf(), prefix).code == 0
     host.has_fallen_back()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_environment_larger_than_netlibd_takes(host: Host, netns: str, kind: str) -> None:
+    """Beyond 2 MiB only with an unlimited stack; netlibd takes 4."""
+    environ = add(host, netns) | {f"LARGE{number}": "x" * 100_000 for number in range(45)}
+    most = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+    outcome = run(host.path(kind), environ, conf(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, most))
+    assert outcome == expected(add(host, netns), conf())
+    assert host.has_fallen_back() == (kind == "c")
 
 
 # --- many ------------------------------------------------------------------------------------------------------------------
