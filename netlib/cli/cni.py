@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netlib.cli.arguments import Command, Parser
+from netlib.cli.arguments import Command, Parser, WrongOption
 from netlib.cli.outcome import complain
 from netlib.cli.render import Column, print_rows
 from netlib.client import DEADLINE_SECONDS
@@ -50,9 +50,9 @@ def install(config: Config, given: Namespace) -> int:
     from cni_plugins import install as files
 
     if given.c and given.python:
-        raise ConfigError("--c and --python exclude each other; keep one")
+        raise WrongOption("--c and --python exclude each other; keep one")
     if not 1 <= given.deadline <= _LONGEST_DEADLINE_SECONDS:
-        raise ConfigError(f"--deadline {given.deadline} is not possible; choose 1 to {_LONGEST_DEADLINE_SECONDS} seconds")
+        raise WrongOption(f"--deadline {given.deadline} is not possible; choose 1 to {_LONGEST_DEADLINE_SECONDS} seconds")
     launcher, entries, note = files.install(
         _folder(given.folder),
         config,

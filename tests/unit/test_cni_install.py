@@ -210,21 +210,23 @@ def test_a_launcher_in_python_that_was_not_asked_for_is_explained(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "status", "sentence"),
     [
-        (["install"], "cni install: the following arguments are required: DIR"),
-        (["install", ""], "DIR is empty"),
-        (["install", "--c", "--python", "x"], "--c and --python exclude each other"),
-        (["install", "--deadline", "0", "x"], "--deadline 0 is not possible; choose 1 to 3600 seconds"),
-        (["install", "/dev/null"], "/dev/null: File exists; choose a folder that can be written"),
-        (["install", "/proc/x"], "/proc/x: No such file or directory; choose a folder that can be written"),
-        (["install", "a\udcff"], "'a\\udcff' is no UTF-8 text"),
-        (["remove", "x"], "'cni remove' is no command"),
+        (["install"], 1, "cni install: no dir given"),
+        (["install", ""], 1, "DIR is empty"),
+        (["install", "--c", "--python", "x"], 125, "--c and --python exclude each other"),
+        (["install", "--deadline", "0", "x"], 125, "--deadline 0 is not possible; choose 1 to 3600 seconds"),
+        (["install", "/dev/null"], 1, "/dev/null: File exists; choose a folder that can be written"),
+        (["install", "/proc/x"], 1, "/proc/x: No such file or directory; choose a folder that can be written"),
+        (["install", "a\udcff"], 1, "'a\\udcff' is no UTF-8 text"),
+        (["remove", "x"], 1, "'cni remove' is no command"),
     ],
 )
-def test_bad_arguments_get_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
+def test_bad_arguments_get_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], status: int, sentence: str
+) -> None:
     code, out, err = command(capsys, "cni", *words)
-    assert (code, out) == (1, "")
+    assert (code, out) == (status, "")
     assert err.startswith(f"netlib: {sentence}")
     assert err.count("\n") == 1
 
