@@ -1,7 +1,7 @@
 """Records and kernel objects to and from JSON: the one place that knows how an address is spelled.
 
 ``ipaddress`` types are written as their text. msgspec checks everything else against the types of the struct, so a
-damaged row is a :class:`StoreError` that names it, never a half-filled object.
+damaged row is a :class:`StoreDamaged` that names it, never a half-filled object.
 """
 
 import ipaddress
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from netlib.errors import StoreError
+from netlib.errors import StoreDamaged
 
 _T = TypeVar("_T")
 _ADDRESS: Any = ipaddress._BaseAddress  # noqa: SLF001 - the common ancestor has no public name
@@ -45,14 +45,14 @@ def encode(value: Any) -> bytes:
 
 
 def decode(body: bytes, kind: type[_T]) -> _T:
-    """Read JSON into *kind*; raise :class:`StoreError` saying what does not fit."""
+    """Read JSON into *kind*; raise :class:`StoreDamaged` saying what does not fit."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind, dec_hook=_decode_custom)
     try:
         result: _T = decoder.decode(body)
     except (msgspec.DecodeError, ValueError) as error:
-        raise StoreError(f"damaged record: {error}; its text begins {body[:80]!r}") from error
+        raise StoreDamaged(f"damaged record: {error}; its text begins {body[:80]!r}") from error
     return result
 
 

@@ -152,7 +152,7 @@ class Controller:
             self.operation("network rm", network.name),
             self.lifecycle.working_on([network.id], f"removing network {network.name}"),
         ):
-            with self.store.write() as tx:
+            with self.store.write(clearing=True) as tx:
                 row = self._network(tx, network.id)
                 users = [self._sandbox_name(tx, item.value) for item in tx.endpoints_of_network(network.id)]
                 if users:
@@ -336,7 +336,7 @@ class Controller:
     def reset(self) -> None:
         """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
         with self.operation("system reset", "everything"):
-            with self.store.write() as tx:  # from here on nobody joins a network that is there
+            with self.store.write(clearing=True) as tx:  # from here on nobody joins a network that is there
                 networks = [row.id for kind in (CniNetwork, Network) for row in tx.all(kind)]
                 for network in networks:
                     tx.set_phase(network, Phase.REMOVING)

@@ -21,6 +21,8 @@
     ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
     ├── TeardownError                a removal went to its end, and these things would not go
     ├── StoreError                   the state folder cannot be read or written as it must be
+    │   ├── DiskFull                 no space is left on its disk
+    │   ├── StoreDamaged             its records cannot be read any more; the message names the way back
     │   └── WrongHost                the store describes another network namespace than this one
     └── DaemonError                  netlibd could not be started or reached, or broke off
 """
@@ -35,6 +37,7 @@ __all__ = [
     "Conflict",
     "DaemonError",
     "DeadlineExceeded",
+    "DiskFull",
     "FeatureMissing",
     "InUse",
     "KernelError",
@@ -45,6 +48,7 @@ __all__ = [
     "ObjectMissing",
     "PoolExhausted",
     "PortTaken",
+    "StoreDamaged",
     "StoreError",
     "TeardownError",
     "UnknownOption",
@@ -140,6 +144,17 @@ class TeardownError(NetlibError):
 
 class StoreError(NetlibError):
     """The state folder cannot be used: unreadable, newer than this program, or damaged."""
+
+
+class DiskFull(StoreError):
+    """No space is left on the disk of the state folder."""
+
+
+class StoreDamaged(StoreError):
+    """The records cannot be read any more."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; `netlib system reset --lost` sets the store aside and clears away what it made")
 
 
 class WrongHost(StoreError):

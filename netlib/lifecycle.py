@@ -184,7 +184,7 @@ class Lifecycle:
         touched = {row.value.sandbox for row in rows if isinstance(row.value, Endpoint)} - set(ids)
         with self.engine.kernel(ids[0]) as kernel:
             changes: dict[Sandbox, tuple[Plan, Plan]] = {}
-            with self.store.write() as tx:
+            with self.store.write(clearing=True) as tx:
                 for row in rows:
                     tx.set_phase(row.id, Phase.REMOVING)
                 objects = {row.id: tx.objects(row.id) for row in rows}

@@ -90,7 +90,7 @@ def forget_former_boot(store: Store, config: Config) -> None:
     Attachments go as endpoints do. Networks stay; their objects are made again at their next use. Nothing is removed from the
     kernel here: a sysctl that reads as we once set it may be the administrator's now.
     """
-    with Kernel() as kernel, store.write() as tx:
+    with Kernel() as kernel, store.write(clearing=True) as tx:
         for row in sorted(tx.of_other_boots(), key=lambda row: not isinstance(row.value, Endpoint)):
             if isinstance(row.value, Network | CniNetwork) and row.phase is Phase.READY:
                 tx.write_objects(row.id, ())

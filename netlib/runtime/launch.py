@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Descriptors that the starter passes on, by number; absent ones are not open.
 LOCK_FD, LISTEN_FD, NETNS_FD, CLIENT_FD = 3, 4, 5, 6
+EXIT_BYTES = 256
 _MOST_FDS = 1 << 20
 _BOOTSTRAP = "import sys; sys.path.append(sys.argv[1]); from netlib.runtime.{module} import main; main()"
 
@@ -81,6 +82,7 @@ def _start(config: dict[str, Any]) -> list[str]:
         cgroups.join_minders(hierarchies)
         _survive_memory_pressure()
         terminal = _release(config, pid, status, go)
+        _write_pid_file(config, pid)
     except (OSError, process.CommandRefused):
         os.kill(pid, process.SIGKILL)
         os.waitpid(pid, 0)
@@ -88,7 +90,6 @@ def _start(config: dict[str, Any]) -> list[str]:
         raise
     if terminal is not None:
         out = feed = terminal
-    _write_pid_file(config, pid)
     os.write(1, f"0 {pid}".encode())
     os.dup2(null, 1)
     return _minder(config, pid, out, error, feed)
@@ -140,13 +141,19 @@ def _said(status: int, most: int) -> bytes:
 
 
 def _write_pid_file(config: dict[str, Any], pid: int) -> None:
-    """Write down who runs, so that a reused pid or another boot is told apart."""
+    """Write down who runs, so that a reused pid or another boot is told apart; keep room for how it ends, the disk may fill."""
     folder, minder = config["folder"], os.getpid()
     start, minder_start = process.start_time(pid), process.start_time(minder)
-    with open(f"{folder}/pid.json.new", "w") as file:
-        file.write(f'{{"pid": {pid}, "start": {start}, "minder": {minder}, "minder_start": {minder_start},')
-        file.write(f' "boot": "{config["boot"]}", "started": {time.time()}}}')
-    os.rename(f"{folder}/pid.json.new", f"{folder}/pid.json")
+    who = f'{{"pid": {pid}, "start": {start}, "minder": {minder}, "minder_start": {minder_start},'
+    who += f' "boot": "{config["boot"]}", "started": {time.time()}}}'
+    try:
+        for name, text in (("exit.json.new", " " * EXIT_BYTES), ("pid.json.new", who)):
+            with open(f"{folder}/{name}", "w") as file:
+                file.write(text)
+        os.rename(f"{folder}/pid.json.new", f"{folder}/pid.json")
+    except OSError as error:
+        error.filename = error.filename or f"write in {folder}"
+        raise
 
 
 def _minder(config: dict[str, Any], pid: int, out: int, error: int, feed: int | None) -> list[str]:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from netlib.controller import Controller
 from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, Conflict, InUse, NetlibError, NotFound
+from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound
 from netlib.lifecycle import record_lock
 from netlib.model import Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
@@ -315,12 +315,21 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
                 own.kill(container)
         for container in running:
             _kill(controller, container)  # and wait
-        with controller.store.write() as tx:
+        try:
+            _set_removing(controller, present)
+        except DiskFull:  # perhaps with what they wrote, and that may go first: to remove them again does no harm
             for container in present:
-                tx.set_phase(container.id, Phase.REMOVING)
+                own.remove(container)
+            _set_removing(controller, present)
         _leave(controller, *present)
         for container in present:
             _delete(controller, container)
+
+
+def _set_removing(controller: Controller, going: Sequence[Container]) -> None:
+    with controller.store.write(clearing=True) as tx:
+        for container in going:
+            tx.set_phase(container.id, Phase.REMOVING)
 
 
 def _kill(controller: Controller, container: Container) -> None:
@@ -344,7 +353,7 @@ def _leave(controller: Controller, *containers: Container) -> None:
 
 def _delete(controller: Controller, container: Container) -> None:
     runtime(controller).remove(container)
-    with controller.store.write() as tx:
+    with controller.store.write(clearing=True) as tx:
         tx.delete(container.id)
 
 

@@ -21,16 +21,24 @@ INPUT, END_OF_INPUT, RESIZE, ATTACH, OUTPUT, ERROR, EXITED = b"i", b"e", b"r", b
 CHUNK = 32 * 1024
 CLAIM = "claimed"  # a file in the container's folder: whoever ends it clears it away as well
 _LONGEST_LINE = 16 * 1024  # longer ones are split, as in Docker's logs
+# What the log leaves free: the store's own log grows to 4 MiB before SQLite folds it in; a small disk is not to be useless.
+_MARGIN_BYTES = 16 << 20
+_MARGIN_PART = 20
 _ESCAPES = {number: f"\\u{number:04x}" for number in (*range(32), 0x2028, 0x2029)}
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", ord('"'): '\\"', ord("\\"): "\\\\"}
 
 
 class Log:
-    """The container's output in the format of Docker's json-file driver, one line each."""
+    """The container's output in the format of Docker's json-file driver, one line each.
+
+    It is not what fills the disk: with 16 MiB (or 5 %) left, what comes is lost, and one line says so.
+    """
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._rests: dict[str, bytes] = {}
+        self._folder = os.path.dirname(path)
+        self._is_losing = False
 
     def write(self, stream: str, data: bytes) -> None:
         """Keep *data*; a line waits until it is complete. What the disk cannot take is lost, the container goes on."""
@@ -52,6 +60,14 @@ class Log:
     def _append(self, stream: str, entries: list[bytes]) -> None:
         if not entries:
             return
+        if not has_room(os.fstatvfs(self._fd)):
+            if self._is_losing:
+                return
+            note = f"netlib: no space left on the disk of {self._folder}: output is lost from here on, until there is\n"
+            stream, entries = "stderr", [note.encode()]
+            self._is_losing = True
+        else:
+            self._is_losing = False
         now = timestamp(time.time_ns())
         text = "".join(f'{{"log":"{escape(entry)}","stream":"{stream}","time":"{now}"}}\n' for entry in entries)
         data = text.encode()
@@ -61,6 +77,11 @@ class Log:
                 left -= os.write(self._fd, data[len(data) - left :])
         except OSError:  # no part of a line stays, for the next one would be read as its rest
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - (len(data) - left))
+
+
+def has_room(disk: os.statvfs_result) -> bool:
+    """Whether a log may still grow on a disk."""
+    return disk.f_bavail * disk.f_frsize >= min(_MARGIN_BYTES, disk.f_blocks * disk.f_frsize // _MARGIN_PART)
 
 
 def escape(line: bytes) -> str:
@@ -281,12 +302,14 @@ class Minder:
         It names the minder, so that it is not taken for the end of the next run.
         """
         folder, minder = self.facts["folder"], os.getpid()
+        end = f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},'
+        end += f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}'
         try:
-            with open(f"{folder}/exit.json.new", "w") as file:
-                file.write(f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},')
-                file.write(f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}')
+            fd = os.open(f"{folder}/exit.json.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # it has room already
+            os.truncate(fd, os.write(fd, end.encode()))
+            os.close(fd)
             is_kept = True
-        except OSError as error:  # a full disk: the code is lost, but those attached are told and all is cleared away
+        except OSError as error:  # the code is lost, but those attached are told and all is cleared away
             is_kept = False
             _note(error)
         try:

@@ -298,9 +298,11 @@ class Transaction:
         return [JournalEntry._make((*row[:5], decode(row[5], list[str]))) for row in reversed(rows)]
 
 
+class _Typed(Struct):
+    type: str
+
+
 def decode_object(body: bytes) -> KernelObject:
     """Read an object that was written down, by the class that its ``type`` names."""
-    from msgspec.json import decode as plain
-
-    kind: KernelObject = decode(body, object_class(plain(body)["type"]))
-    return kind
+    found: KernelObject = decode(body, object_class(decode(body, _Typed).type))
+    return found

@@ -4,6 +4,7 @@ Its one rule: every write is ``BEGIN IMMEDIATE``. A deferred transaction that re
 contention (673 of 1,000 times with 50 processes); an immediate one waits its turn.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -13,11 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
+from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError
 from netlib.store.records import Transaction
+from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
 
 BUSY_SECONDS = 30.0
+_LOG_PAGES = 1000  # SQLite's own: how long its log grows before it is folded into the file
+_LOG_PAGES_SHORT = 16  # where the disk is nearly full
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_UNREADABLE = {
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+}
 
 
 class _Rehearsed(Exception):
@@ -34,6 +45,7 @@ class Store:
         """
         self.path = state_dir / "netlib.db"
         self.boot = boot
+        self._reserve = Reserve(state_dir)
         self._local = threading.local()
 
     @property
@@ -47,11 +59,14 @@ class Store:
         yield from self._transaction("BEGIN")
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *, clearing: bool = False) -> Iterator[Transaction]:
         """One atomic change: committed when the block ends, rolled back when it raises.
 
-        Raises DeadlineExceeded when another process keeps the write lock for 30 s.
+        With *clearing*, what is written lets something go: on a full disk it gets the room that is kept for that. Raises
+        DeadlineExceeded when another process keeps the write lock for 30 s, DiskFull.
         """
+        if clearing:
+            self._make_room()
         yield from self._transaction("BEGIN IMMEDIATE")
 
     @contextmanager
@@ -66,13 +81,14 @@ class Store:
         connection = getattr(self._local, "connection", None)
         if connection is not None and self._local.pid == os.getpid():
             connection.close()
+            self._reserve.keep()  # there may be room again
         self._local.connection = None
 
     def _transaction(self, begin: str) -> Iterator[Transaction]:
         connection = self._connection()
         try:
             connection.execute(begin)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise self._translated(error) from error
         try:
             yield Transaction(connection, self.boot)
@@ -92,41 +108,57 @@ class Store:
         if connection.in_transaction:  # SQLite itself goes back after some errors (a full disk, a damaged file)
             connection.execute("ROLLBACK")
 
+    def _make_room(self) -> None:
+        """Set the reserve free where the disk is nearly full, and make do with little; else see that there is a reserve."""
+        is_short = self._reserve.is_needed()
+        if is_short:
+            self._reserve.spend()
+        else:
+            self._reserve.keep()
+        connection = self._connection()
+        if is_short != self._local.is_short:
+            connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES_SHORT if is_short else _LOG_PAGES}")
+            self._local.is_short = is_short
+
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is not None and self._local.pid == os.getpid():
             return connection
         # A connection inherited over a fork is dropped without closing it: closing would release the parent's locks.
         self._local.inherited = connection
-        connection = self._open()
-        self._local.connection, self._local.pid = connection, os.getpid()
+        try:
+            connection = self._open()
+        except DiskFull:  # even to read takes 32 KiB, which SQLite shares among processes
+            self._reserve.spend()
+            connection = self._open()
+        self._local.connection, self._local.pid, self._local.is_short = connection, os.getpid(), False
+        self._reserve.keep()
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        folder = self.path.parent
+        connection = None
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-                folder.chmod(0o700)
-            # Never opened and closed here: close(2) would drop the locks that this process's other connections hold on the
-            # file, whereupon another process takes itself for the last one and deletes the log under their feet.
-            with suppress(FileExistsError):
-                os.mknod(self.path, stat.S_IFREG | 0o600)
-        except PermissionError as error:
-            raise NotPermitted(
-                f"state folder {folder}: no permission to write there; run as root or pass --state-dir"
-            ) from error
-        except OSError as error:
-            raise StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one") from error
-        try:
+            self._make_file()
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
             self._migrate(connection)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
+            if connection is not None:
+                connection.close()
             raise self._translated(error) from error
         return connection
+
+    def _make_file(self) -> None:
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            folder.chmod(0o700)
+        # Never opened and closed here: close(2) would drop the locks that this process's other connections hold on the
+        # file, whereupon another process takes itself for the last one and deletes the log under their feet.
+        with suppress(FileExistsError):
+            os.mknod(self.path, stat.S_IFREG | 0o600)
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
         """Switch the log on, one process at a time: SQLite does not wait for another one that does it at this moment."""
@@ -154,9 +186,32 @@ class Store:
             connection.execute(f"PRAGMA user_version={number + 1}")
         connection.execute("COMMIT")
 
-    def _translated(self, error: sqlite3.Error) -> StoreError | DeadlineExceeded:
+    def _translated(self, error: sqlite3.Error | OSError) -> NetlibError:
+        if isinstance(error, OSError):
+            return self._refused(error)
         if "locked" in str(error) or "busy" in str(error):
             return DeadlineExceeded(
                 f"{self.path} is kept locked for writing by another process for more than {BUSY_SECONDS:.0f} s"
             )
+        code = getattr(error, "sqlite_errorcode", 0)
+        kind = code & 0xFF
+        if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._reserve.is_needed()):
+            return self._full()
+        is_other = "no such" in str(error) or (self.path.exists() and not self.path.is_file())  # tables, or no file at all
+        if kind in _DAMAGE or code in _UNREADABLE or is_other:
+            return StoreDamaged(f"{self.path}: {error}")
         return StoreError(f"{self.path}: {error}")
+
+    def _refused(self, error: OSError) -> NetlibError:
+        folder = self.path.parent
+        if isinstance(error, PermissionError):
+            return NotPermitted(f"state folder {folder}: no permission to write there; run as root or pass --state-dir")
+        if error.errno == errno.ENOSPC:
+            return self._full()
+        return StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one")
+
+    def _full(self) -> DiskFull:
+        return DiskFull(
+            f"no space left on the disk of the state folder {self.path.parent}; "
+            "free some there, or remove containers, with what they wrote, by `netlib rm -f`"
+        )

@@ -4,35 +4,63 @@ import errno
 import os
 import select
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from netlib.config import Config
+from netlib.errors import KernelError
 from netlib.runtime import cgroups
 from netlib.runtime.container import LOST_CODE
+from netlib.runtime.spec import Container
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
 
 
-def test_a_full_disk_keeps_neither_the_exit_code_nor_anything_else_back(tmp_path: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[World]:
+    """A runtime whose state folder is a disk of 1 MiB."""
     state = tmp_path / "small"
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(state)], check=True)
     world = World(Config(state_dir=state, run_dir=tmp_path / "run"))
-    try:
-        container = world.box("sh", "-c", "cat /dev/zero > /srv/fill; exit 3")
-        assert world.foreground(container)[0] == 3
-        socket_path = world.runtime.socket_path(container)
-        _wait_for_end(world.minder(container))
-        assert world.runtime.state(container).code == LOST_CODE
-        assert not socket_path.exists()
-        groups = [f"{path}/{cgroups.PARENT}/{container.container_id}" for path in cgroups.own_hierarchies().values()]
-        assert [group for group in groups if os.path.exists(group)] == []
-    finally:
-        world.clear()
-        subprocess.run(["umount", str(state)], check=True)
+    yield world
+    world.clear()
+    subprocess.run(["umount", "--lazy", str(state)], check=True)  # a minder that goes has its log open yet
+
+
+def test_a_full_disk_keeps_neither_the_exit_code_nor_anything_else_back(small: World) -> None:
+    container = small.box("sh", "-c", "cat /dev/zero > /srv/fill; exit 3")
+    assert small.foreground(container)[0] == 3
+    _assert_gone(small, container)
+    assert small.runtime.state(container).code == 3
+    refused = small.box("true")
+    with pytest.raises(KernelError, match=f"cannot be started: write in {small.runtime.folder(refused)}: no space left"):
+        small.runtime.launch(refused)
+    assert _groups(refused) == []
+
+
+def test_an_end_that_cannot_be_kept_keeps_nothing_else_back(world: World) -> None:
+    container = world.living("sleep", "60")
+    (world.runtime.folder(container) / "exit.json.new").unlink()
+    (world.runtime.folder(container) / "exit.json.new").mkdir()
+    world.runtime.kill(container)
+    _assert_gone(world, container)
+    assert world.runtime.state(container).code == LOST_CODE
+
+
+def _assert_gone(world: World, container: Container) -> None:
+    """Wait for the minder's end; then nothing may be left that runs, or leads to who ran."""
+    _wait_for_end(world.minder(container))
+    assert not world.runtime.socket_path(container).exists()
+    assert _groups(container) == []
+
+
+def _groups(container: Container) -> list[str]:
+    groups = [f"{path}/{cgroups.PARENT}/{container.container_id}" for path in cgroups.own_hierarchies().values()]
+    return [group for group in groups if os.path.exists(group)]
 
 
 def _wait_for_end(pid: int) -> None:

@@ -1,6 +1,7 @@
 """The minder's log as it is written and read again, and how small the minder is."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from netlib.errors import ConfigError
 from netlib.runtime.logs import parse_since, read
-from netlib.runtime.shim import Log, escape, timestamp
+from netlib.runtime.shim import Log, escape, has_room, timestamp
 
 ROOT = Path(__file__).parents[2]
 # What each of these processes may load beyond a bare `python -IS`: every container pays for it, in memory and in time.
@@ -131,6 +132,32 @@ def test_a_line_that_the_disk_cannot_take_leaves_no_part_of_it(tmp_path: Path) -
     log.write("stdout", b"three\n")
     log.close()
     assert [entry.log for entry in read(tmp_path / "log")] == ["one\n", "three\n"]
+
+
+def _disk(size: int, available: int) -> os.statvfs_result:
+    """A disk of that many MiB, of which so many are free for everybody."""
+    return os.statvfs_result((4096, 1 << 20, size, available + 1, available, 0, 0, 0, 0, 255))
+
+
+@pytest.mark.parametrize(("size", "least"), [(100_000, 16), (400, 16), (320, 16), (200, 10), (20, 1), (0, 0)])
+def test_a_log_leaves_16_mib_of_its_disk_or_5_percent_of_a_small_one(size: int, least: int) -> None:
+    assert has_room(_disk(size, least))
+    assert least == 0 or not has_room(_disk(size, least - 1))
+
+
+def test_each_gap_in_a_log_is_marked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(str(tmp_path / "log"))
+    for available, line in ((50, b"one\n"), (0, b"two\n"), (0, b"three\n"), (50, b"four\n"), (0, b"five\n")):
+        monkeypatch.setattr(os, "fstatvfs", lambda _, available=available: _disk(100, available))
+        log.write("stdout", line)
+    log.close()
+    gap = ("stderr", f"netlib: no space left on the disk of {tmp_path}: output is lost from here on, until there is\n")
+    assert [(entry.stream, entry.log) for entry in read(tmp_path / "log")] == [
+        ("stdout", "one\n"),
+        gap,
+        ("stdout", "four\n"),
+        gap,
+    ]
 
 
 def test_no_log_yet(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """The local store: atomic, migrated, readable by root only, and clear about what is wrong with it."""
 
 import os
+import resource
 import sqlite3
 import stat
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from netlib.errors import StoreError
+from netlib.errors import StoreDamaged, StoreError
 from netlib.kernel.netns import OwnedNetns
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.store.records import JOURNAL_ROWS, JournalEntry
+from netlib.store.reserve import RESERVE_BYTES
 from netlib.store.schema import MIGRATIONS
 from netlib.store.sqlite import Store
 
@@ -174,14 +178,70 @@ def test_a_damaged_row_is_named(store: Store) -> None:
     _fill(store)
     with store.write() as tx:
         tx.db.execute("UPDATE record SET body=? WHERE name='web'", (b'{"id": 5}',))
-    with pytest.raises(StoreError, match="damaged record"), store.read() as tx:
+    with pytest.raises(StoreDamaged, match="damaged record"), store.read() as tx:
         tx.find(Network, "web")
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    (tmp_path / "netlib.db").write_bytes(b"no database at all, but long enough to look like a header" * 20)
-    with pytest.raises(StoreError, match="netlib.db"), Store(tmp_path, boot="b").read():
-        pass
+def _scribble(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * 16384)
+
+
+def _foreign(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"no database at all, but long enough to look like a header" * 20),
+        lambda path: os.truncate(path, 5000),
+        _scribble,
+        _foreign,
+        _folder,
+    ],
+)
+def test_a_damaged_file_is_named_with_the_way_back(store: Store, spoil: Callable[[Path], object]) -> None:
+    _fill(store)
+    store.close()
+    spoil(store.path)
+    with pytest.raises(StoreDamaged, match="netlib.db: .*`netlib system reset --lost`"), store.read() as tx:
+        tx.all(Network)
+
+
+@pytest.mark.parametrize("more", range(4))
+def test_too_many_open_files_are_no_damage(store: Store, more: int) -> None:
+    """The store takes four: its folder for a moment, the file, the log, and what is shared."""
+    _fill(store)
+    store.close()
+    lowest = os.dup(0)
+    os.close(lowest)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, limits[1]))
+    try:
+        with pytest.raises(StoreError) as caught, store.read() as tx:
+            tx.all(Network)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert type(caught.value) is StoreError
+
+
+def test_a_reserve_is_kept_once(store: Store) -> None:
+    _fill(store)
+    reserve = store.path.with_name("reserve")
+    assert (reserve.stat().st_size, reserve.stat().st_blocks * 512) == (RESERVE_BYTES, RESERVE_BYTES)
+    before = reserve.stat().st_ino
+    with store.write(clearing=True) as tx:
+        tx.delete(ENDPOINT.id)
+    assert reserve.stat().st_ino == before
 
 
 def test_the_journal_keeps_its_newest_rows(store: Store) -> None:
