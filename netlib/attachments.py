@@ -278,7 +278,7 @@ class Attachments:
 
     def _prune(self, record: str) -> bool:
         with self._lifecycle.working_on([record], "removing a network without attachments"):
-            with self.store.write() as tx:
+            with self.store.write(clearing=True) as tx:
                 row = tx.by_id(record)
                 if row is None or tx.attachments_of(record):
                     return False

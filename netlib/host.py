@@ -11,12 +11,13 @@ from netlib import recovery
 from netlib.config import Config
 from netlib.errors import ConfigError, Conflict, NotPermitted
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import boot_id
+from netlib.kernel.netns import boot_id, current_identity
 from netlib.locks import Locks
 from netlib.model import Network, Phase
 from netlib.names import new_id
 from netlib.requests import NetworkRequest, network_record, surroundings
 from netlib.store.sqlite import Store
+from netlib.store.tags import remember_tag
 
 DEFAULT_SUBNET = "172.17.0.0/16"
 DEFAULT_BRIDGE = "netlib0"
@@ -48,6 +49,7 @@ class Host:
                 if recovery.check_host(self.store):  # else another process was first
                     recovery.forget_former_boot(self.store, config)
         self.tag = self._tag()
+        remember_tag(config.state_dir, self.tag, current_identity())
 
     def _tag(self) -> str:
         """Six digits that tell this store's links from another's."""

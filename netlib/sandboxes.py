@@ -30,7 +30,7 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
     objects: list[KernelObject] = []
     if sandbox.owned:
         objects.append(OwnedNetns(path=sandbox.netns.path, identity=sandbox.netns.identity))
-        objects.append(LinkUp(ifname="lo", netns=sandbox.netns))
+        objects.append(LinkUp(ifname="lo", tagged=True, netns=sandbox.netns))
         if is_served(attachments):
             objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))
             objects.append(

@@ -8,6 +8,7 @@ from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import confirm, print_objects, progress
 from netlib.client import call, leave
 from netlib.config import Config
+from netlib.errors import ConfigError, DiskFull
 
 HELP = """\
 usage: netlib system COMMAND …
@@ -135,18 +136,34 @@ def reset_parser() -> Parser:
         "system reset",
         "Remove every container, network and firewall rule that netlib made, and put changed sysctls back.",
         "-f",
-        usage="[-f]",
+        "--lost",
+        usage="[-f] [--lost [--store TAG …]]",
     )
     parser.switch("-f", "--force", purpose="do not ask")
+    parser.switch("--lost", purpose="the store is damaged or was deleted: clear away by marks, without records")
+    parser.values("--store", metavar="TAG", purpose="with --lost: and what this store made, whose state folder is gone")
     return parser
 
 
 def reset(config: Config, given: Namespace) -> int:
     """Remove all that is ours, once confirmed."""
+    if given.store and not given.lost:
+        raise ConfigError("--store goes with --lost")
     if not given.force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
-    with progress("removing everything") as tell:
-        call(config, "system.reset", {}, progress=tell)
+    if given.lost:
+        from netlib.runtime.lost import reset_lost
+
+        for line in reset_lost(config, given.store):
+            print(line)
+        return 0
+    try:
+        with progress("removing everything") as tell:
+            call(config, "system.reset", {}, progress=tell)
+    except DiskFull:
+        from netlib.runtime.lost import reset_on_full_disk
+
+        reset_on_full_disk(config)
     leave(config)
     return 0
 

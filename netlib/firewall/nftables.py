@@ -163,13 +163,17 @@ class Nftables:
     def refuse_other_store(self, tag: str) -> None:
         """Raise Conflict when a bridge stands in the table that was put there by another store than *tag*'s."""
         ours = tag.rpartition(":")[0]
-        for (bridge,), (_, comment) in self._entries_or_none("bridges").items():
-            other = comment.rpartition(":")[0]
+        for bridge, its_tag in self.bridges().items():
+            other = its_tag.rpartition(":")[0]
             if ours and other and other != ours:
                 raise Conflict(
-                    f"the firewall of this host holds bridge {bridge} of another netlib store ({other}); "
-                    f"use that one's --state-dir, or, if it is lost, type `nft delete table {TABLE}`"
+                    f"the firewall of this host holds bridge {bridge} of another netlib store ({other}); use that one's "
+                    f"--state-dir, or, if it is lost, `netlib system reset --lost --store {other.removeprefix('netlib:')}`"
                 )
+
+    def bridges(self) -> dict[str, str]:
+        """The bridges in our table, each with the tag of whose network it is."""
+        return {bridge: comment for (bridge,), (_, comment) in self._entries_or_none("bridges").items()}
 
     def listing(self) -> str:
         """Our table as ``nft`` shows it to a person; empty when it is not there."""

@@ -256,9 +256,13 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
 
 
 class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
-    """A link that is up; *adopted* when it was so before us, and then it is left so."""
+    """A link that is up; *adopted* when it was so before us, and then it is left so.
+
+    One that is *tagged* (the ``lo`` of a netns of ours) gets our tag, by which its netns is known when the store is lost.
+    """
 
     ifname: str
+    tagged: bool = False
     adopted: bool = False
 
     observations = ("adopted",)
@@ -275,7 +279,8 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        set_link(rtnl, f"set link {self.ifname} up", self.ifname, b"", IFF_UP)
+        tag = text(IFLA_IFALIAS, kernel.tag) if self.tagged and kernel.tag else b""
+        set_link(rtnl, f"set link {self.ifname} up", self.ifname, tag, IFF_UP)
         # Until the kernel's link watch has seen a new carrier, a link drops what it is to send: a first SYN comes again
         # after 1 s. Being asked about a link lets Linux 6.8 and newer do that at once (linkwatch_sync_dev); so ask along the
         # path: this end, the host's end, and the bridge, whose carrier comes with its first port.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from netlib.cli.main import main
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import DiskFull
@@ -118,6 +119,23 @@ def test_without_a_reserve_the_files_of_what_is_removed_make_the_room(small: Con
         assert _names(controller) == {"idle"}
         assert not runtime(controller).folder(filler).exists()
     assert (small.state_dir / "reserve").stat().st_size == MIB  # there was room again
+
+
+def test_a_reset_that_cannot_open_the_store_removes_what_containers_wrote_first(small: Config) -> None:
+    with _host(small) as controller:
+        script = "head -c 8000000 /dev/zero > /srv/fill; echo filled; exec sleep 60"
+        perform(controller, "container.run", {"command": ["sh", "-c", script], "name": "filler", "networks": ["web"]})
+        filler = find_container(controller, "filler")
+        next(entry for entry in runtime(controller).logs(filler, follows=True) if entry.log == "filled\n")
+    (small.state_dir / "reserve").unlink()
+    _fill(small)
+    with pytest.raises(DiskFull):
+        _host(small)
+    folders = ["--state-dir", str(small.state_dir), "--run-dir", str(small.run_dir)]
+    assert main([*folders, "system", "reset", "-f"]) == 0
+    with _host(small) as controller:
+        assert _names(controller) == set()
+        assert controller.sandboxes() == []
 
 
 def test_a_network_is_removed_on_a_full_disk(small: Config) -> None:

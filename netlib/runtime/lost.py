@@ -1,0 +1,285 @@
+"""The way back when the store is damaged or was deleted: what netlib made is found by its marks, not by its records.
+
+One rule: only what is surely ours goes. Containers are this state folder's (their minders say so), kernel objects carry a tag
+of a store that this folder had or that a person named; what could only be guessed is left, and told with the way to remove it.
+"""
+
+import os
+import re
+import select
+import signal
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from netlib.client import call, leave
+from netlib.config import Config
+from netlib.errors import ConfigError, DiskFull, KernelError, NetlibError, NotPermitted, StoreDamaged, TeardownError, WrongHost
+from netlib.firewall.objects import FirewallBase, ForwardAllowance
+from netlib.kernel.files import Folder
+from netlib.kernel.handle import Kernel
+from netlib.kernel.links import remove_links
+from netlib.kernel.netns import NETNS_DIR, OwnedNetns, current_identity, identity_of_path
+from netlib.kernel.sysctl import read_sysctl
+from netlib.model import HOST, NetnsRef
+from netlib.runtime import launch
+from netlib.runtime.container import Runtime
+from netlib.store.tags import forget_tags, known_tags
+
+__all__ = ["reset_lost", "reset_on_full_disk"]
+
+_TAG = re.compile(r"[0-9a-f]{6}")
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_KILL_SECONDS = 10.0
+_MOST_NAMES = 10
+_ETC_NETNS = Path("/etc/netns")
+_SEEN_BY_IP = ("resolv.conf", "hosts")
+_FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
+    """Remove all that this state folder's netlib made, its store readable or not; say line by line what was done and is left.
+
+    A readable store is reset as ever, a damaged one set aside. Then goes what carries a tag of a store that this folder had
+    since the boot, or of *stores* (tags). Raises ConfigError, NotPermitted, WrongHost before anything is touched, and at the
+    end a TeardownError of what would not go.
+    """
+    for store in stores:
+        if not _TAG.fullmatch(store):
+            raise ConfigError(f"--store {store!r} is no store's tag: six hexadecimal digits, as in an alias netlib:1a2b3c:…")
+    if os.geteuid() != 0:
+        raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
+    tags, here = known_tags(config.state_dir), current_identity()
+    if any(place != here for place in tags.values()):
+        raise WrongHost(
+            f"the stores of {config.state_dir} described another network namespace than this one; "
+            "reset them from there, or, where that is gone, delete the folder"
+        )
+    is_damaged = not _reset(config)
+    leave(config)
+    if is_damaged:
+        yield f"set aside: {_set_aside(config.state_dir / 'netlib.db')}"
+    failures: list[NetlibError] = []
+    ended = _remove_containers(config, failures)
+    if ended:
+        yield f"removed: containers ({ended})"
+    with Kernel() as kernel:
+        yield from _clear_kernel(kernel, {*tags, *stores}, failures)
+        yield from _clear_files(kernel, config, failures)
+        yield from _tell_sysctls(kernel)
+    if failures:
+        raise TeardownError(failures)
+    forget_tags(config.state_dir)
+
+
+def reset_on_full_disk(config: Config) -> None:
+    """Reset a store that found no room even to be opened: what containers wrote goes first, records or not."""
+    _remove_containers(config, [])
+    call(config, "system.reset", {})
+
+
+def _reset(config: Config) -> bool:
+    """Reset the store; False when it is damaged."""
+    try:
+        try:
+            call(config, "system.reset", {})
+        except DiskFull:
+            reset_on_full_disk(config)
+    except StoreDamaged:
+        return False
+    return True
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a store with its log, which SQLite's tools find by their names; return the new name."""
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    for suffix in ("-wal", "-shm", ""):
+        source = Path(f"{path}{suffix}")
+        if os.path.lexists(source):
+            source.rename(f"{kept}{suffix}")
+    return kept
+
+
+# --- containers ----------------------------------------------------------------------------------------------------------
+
+
+def _remove_containers(config: Config, failures: list[NetlibError]) -> int:
+    """Kill all containers of this state folder and delete their files, records or not; return how many there were."""
+    minders = _minders(config.container_dir)
+    folders = (config.container_dir, config.run_dir / "containers")
+    found = {item.name for folder in folders if folder.is_dir() for item in folder.iterdir()} | minders.keys()
+    own = Runtime(config)
+    going = sorted(name for name in found if _CONTAINER_ID.fullmatch(name))
+    for container_id in going:
+        try:
+            if container_id in minders:
+                _kill(minders[container_id], config.container_dir, container_id)
+            own.sweep(container_id)
+        except NetlibError as error:
+            failures.append(error)
+    return len(going)
+
+
+def _minders(folder: Path) -> dict[str, int]:
+    """The minders of containers with their files in *folder*, which may have been deleted: pid by container's id."""
+    found = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        container_id = _minded(pid, folder)
+        if container_id:
+            found[container_id] = pid
+    return found
+
+
+def _minded(pid: int, folder: Path) -> str:
+    """Whose minder a process is; empty for any other."""
+    try:
+        is_mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return ""
+    expected = launch.command_line("", "", "shim")
+    if not is_mine or words[1 : len(expected) - 1] != expected[1:-1]:
+        return ""
+    facts = dict(word.split("=", 1) for word in words[len(expected) :] if "=" in word)
+    container_id = facts.get("id", "")
+    return container_id if facts.get("folder") == str(folder / container_id) else ""
+
+
+def _kill(pid: int, folder: Path, container_id: str) -> None:
+    """End a minder, and with it its container; KernelError when it does not end."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _minded(pid, folder) != container_id:  # looked at again: now the pid cannot be another's
+            return
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:
+            raise KernelError(f"the minder of container {container_id[:12]} (process {pid}) does not end")
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
+# --- the kernel ----------------------------------------------------------------------------------------------------------
+
+
+def _clear_kernel(kernel: Kernel, tags: Collection[str], failures: list[NetlibError]) -> Iterator[str]:
+    """Remove firewall entries, links and netns by their tags; tell what other stores have."""
+    others: Counter[str] = Counter()
+    for clear in (_clear_firewall, _clear_links, _clear_netns):
+        try:
+            yield from clear(kernel, tags, others)
+        except TeardownError as error:
+            failures.extend(error.failures)
+        except NetlibError as error:
+            failures.append(error)
+    for store, count in sorted(others.items()):
+        yield (
+            f"left: links, namespaces and firewall entries ({count}) of the store {store}, which this state folder has not "
+            f"had; if that is lost too: netlib system reset --lost --store {store}"
+        )
+
+
+def _store_of(tag: str) -> str:
+    """The store in a tag ``netlib:<store>:<record>``; empty for any other text."""
+    parts = tag.split(":")
+    return parts[1] if len(parts) == 3 and parts[0] == "netlib" else ""
+
+
+def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+    firewall = kernel.firewall()
+    present = firewall.list_ours()
+    mine = [item for item in present if _store_of(item.tag) in tags]
+    others.update(_store_of(item.tag) for item in present if item not in mine)
+    bridges = [bridge for bridge, tag in firewall.bridges().items() if _store_of(tag) in tags]
+    firewall.discard(mine)
+    firewall.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
+    if mine:
+        yield f"removed: firewall entries ({len(mine)})"
+    if len(mine) == len(present):
+        firewall.remove([FirewallBase()])
+        if firewall.listing():
+            yield "left: the nftables table inet netlib, for you have rules in its chain user"
+
+
+def _clear_links(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+    yield from _clear_links_of(kernel, HOST, tags, others)
+
+
+def _clear_links_of(kernel: Kernel, netns: NetnsRef, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+    tagged = [(link.ifname, _store_of(link.alias)) for link in kernel.rtnl(netns).links() if link.ifname != "lo"]
+    mine = [ifname for ifname, store in tagged if store in tags]
+    others.update(store for _, store in tagged if store and store not in tags)
+    if mine:
+        remove_links(kernel, mine, netns)
+        more = f" and {len(mine) - _MOST_NAMES} more" if len(mine) > _MOST_NAMES else ""
+        yield f"removed: links {', '.join(mine[:_MOST_NAMES])}{more}{'' if netns.is_host else f' in {netns.label}'}"
+
+
+def _clear_netns(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+    """Remove the netns whose ``lo`` carries a tag; in all others (a CNI runtime's, say) only links that do."""
+    for path in sorted(NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else ():
+        try:
+            netns = NetnsRef(str(path), identity_of_path(str(path)))
+            store = _store_of(kernel.rtnl(netns).get_link("lo").alias)
+        except KernelError:  # a plain file, or it has gone meanwhile
+            continue
+        if store in tags:
+            OwnedNetns(path=netns.path, identity=netns.identity).remove(kernel)
+            yield f"removed: network namespace {path.name}"
+            continue
+        if store:
+            others[store] += 1
+        yield from _clear_links_of(kernel, netns, tags, others)
+        kernel.forget(netns)
+
+
+# --- files and settings --------------------------------------------------------------------------------------------------
+
+
+def _clear_files(kernel: Kernel, config: Config, failures: list[NetlibError]) -> Iterator[str]:
+    """Remove sandboxes' files, and what ``ip netns`` sees of them where it is the same text."""
+    boxes = sorted(config.sandbox_dir.iterdir()) if config.sandbox_dir.is_dir() else []
+    texts = [_texts(box) for box in boxes]
+    for folder in sorted(_ETC_NETNS.iterdir()) if _ETC_NETNS.is_dir() else ():
+        if (NETNS_DIR / folder.name).exists():
+            continue
+        if _texts(folder) in texts and {item.name for item in folder.iterdir()} == set(_SEEN_BY_IP):
+            _remove_folder(kernel, folder, failures)
+        else:
+            yield f"left: {folder}, of no network namespace there is; delete it if it is not yours"
+    for box in boxes:
+        _remove_folder(kernel, box, failures)
+
+
+def _texts(folder: Path) -> list[bytes]:
+    """The files in *folder* that ``ip netns exec`` binds; empty where one is missing."""
+    try:
+        return [(folder / name).read_bytes() for name in _SEEN_BY_IP]
+    except OSError:
+        return []
+
+
+def _remove_folder(kernel: Kernel, folder: Path, failures: list[NetlibError]) -> None:
+    try:
+        Folder(path=str(folder)).remove(kernel)
+    except NetlibError as error:
+        failures.append(error)
+
+
+def _tell_sysctls(kernel: Kernel) -> Iterator[str]:
+    """Say which settings may be ours: what they were before is nowhere written down any more."""
+    on = [name for name in _FORWARDING if read_sysctl(kernel, HOST, name) == "1"]
+    if on:
+        yield (
+            f"left: forwarding is on, and whether it was before netlib is not known; if nothing else needs it: "
+            f"sysctl -w {' '.join(f'{name}=0' for name in on)}"
+        )
+    hearing = [name.parent.name for name in Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra") if name.read_text() == "2\n"]
+    if hearing:
+        links = ", ".join(sorted(hearing))
+        yield f"left: accept_ra is 2 on {links}, to hear routers while forwarding is on; where netlib set it, it was 1"

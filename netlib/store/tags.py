@@ -1,0 +1,46 @@
+"""The tags that this state folder's stores have marked things with, in a file beside the store: known also when that is lost.
+
+One line each, ``<six digits> <netns identity>``. A store that was deleted leaves its line to the next one, until the next boot.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from netlib.kernel.netns import boot_id
+
+__all__ = ["forget_tags", "known_tags", "remember_tag"]
+
+_NAME = "tags"
+
+
+def known_tags(folder: Path) -> dict[str, str]:
+    """Every tag that was used since the boot, with the netns in which it was."""
+    try:
+        lines = (folder / _NAME).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    pairs = [line.split(" ") for line in lines]
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{boot_id()}:")}
+
+
+def remember_tag(folder: Path, tag: str, netns: str) -> None:
+    """Add a tag; where the folder takes nothing, the next opening of the store tries again."""
+    known = known_tags(folder)
+    if known.get(tag) == netns:
+        return
+    new = folder / f"{_NAME}.{os.getpid()}"
+    with suppress(OSError):
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "w") as file:
+                file.writelines(f"{item} {place}\n" for item, place in ({**known, tag: netns}).items())
+            new.rename(folder / _NAME)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def forget_tags(folder: Path) -> None:
+    """Nothing of theirs is left."""
+    (folder / _NAME).unlink(missing_ok=True)
