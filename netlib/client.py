@@ -284,8 +284,10 @@ def _replace(connection: Connection, config: Config, until: float) -> None:
 
 def _perform_here(config: Config, verb: str, args: dict[str, Any], fds: Sequence[int], progress: Progress | None) -> Any:
     from netlib.controller import Controller
+    from netlib.kernel.descriptors import raise_limit
     from netlib.verbs import perform
 
+    raise_limit()
     with Controller(config, observer=progress_observer(progress) if progress else None) as controller:
         return perform(controller, verb, {**args, "fds": list(fds)} if fds else args)
 

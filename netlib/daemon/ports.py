@@ -6,9 +6,7 @@ tried again at every :meth:`HeldPorts.retry`.
 """
 
 import logging
-import resource
 import socket
-from contextlib import suppress
 
 from netlib.daemon.loopback import LoopbackForwarder, Place
 from netlib.errors import NetlibError
@@ -16,7 +14,7 @@ from netlib.kernel.descriptors import lifted
 from netlib.kernel.sockets import hold_port
 from netlib.model import Endpoint, IPAddress, PortMapping, Protocol
 
-__all__ = ["HeldPorts", "raise_descriptor_limit"]
+__all__ = ["HeldPorts"]
 
 logger = logging.getLogger(__name__)
 _HeldPlace = tuple[Protocol, int, IPAddress | None]
@@ -81,10 +79,3 @@ def _is_on_loopback(mapping: PortMapping) -> bool:
     """Whether the port is published on ``[::1]``, among others perhaps."""
     host_ip = mapping.host_ip
     return mapping.protocol is Protocol.TCP and (host_ip is None or str(host_ip) in ("::", "::1"))
-
-
-def raise_descriptor_limit() -> None:
-    """Let this process open as many files as it may: each held port and each sandbox's resolver is one or two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # "unlimited" above what fs.nr_open allows
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -21,10 +21,11 @@ from netlib.config import Config
 from netlib.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
 from netlib.daemon.keeper import Keeper
-from netlib.daemon.ports import HeldPorts, raise_descriptor_limit
+from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import ConfigError
+from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
@@ -46,7 +47,7 @@ class Service:
     def __init__(self, config: Config, *, detached: bool) -> None:
         """Open the store and serve what it has. Raises WrongHost, NotPermitted, StoreError."""
         sys.setswitchinterval(_SWITCH_SECONDS)
-        raise_descriptor_limit()
+        raise_limit()
         open_log(config, to_stderr=not detached)
         self._config = config
         self._started = time.time()

@@ -36,9 +36,13 @@ def listen(path: Path) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with _reachable(path) as name:
-        listener.bind(name)
-    listener.listen(16)
+    try:
+        with _reachable(path) as name:
+            listener.bind(name)
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -50,9 +54,11 @@ def connect(path: Path, *, output: bool) -> socket.socket:
             connection.connect(name)
         if output:
             connection.send(ATTACH)
-    except (FileNotFoundError, ConnectionError) as error:
+    except BaseException as error:
         connection.close()
-        raise NotFound(f"nobody minds the container at {path.parent}: it has ended") from error
+        if isinstance(error, FileNotFoundError | ConnectionError):
+            raise NotFound(f"nobody minds the container at {path.parent}: it has ended") from error
+        raise
     return connection
 
 

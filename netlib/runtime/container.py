@@ -13,7 +13,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -327,30 +329,39 @@ class Runtime:
 @contextmanager
 def _placed(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
     """Spawn actions that give a child each descriptor under the number wanted, whatever numbers they have here."""
-    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in fds.items()}
-    try:
-        yield [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in moved.items()]
-    finally:
-        for fd in moved.values():
-            os.close(fd)
+    above = max(fds) + 1  # or one would be replaced before its turn
+    with ExitStack() as stack:
+        actions = []
+        for number, fd in fds.items():
+            moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
+            stack.callback(os.close, moved)
+            actions.append((os.POSIX_SPAWN_DUP2, moved, number))
+        yield actions
+
+
+def _pipe(stack: ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    """A pipe's ends, closed with *stack* at the latest."""
+    read, write = os.pipe()
+    return stack.enter_context(open(read, "rb")), stack.enter_context(open(write, "wb"))
 
 
 def _spawn_launcher(config: bytes, fds: Mapping[int, int], log: Path) -> str:
     """Run ``netlib.runtime.launch`` and return its answer; spawned, not forked, since the caller may have many threads."""
-    config_read, config_write = os.pipe()
-    answer_read, answer_write = os.pipe()
-    messages = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with _placed({0: config_read, 1: answer_write, 2: messages, **fds}) as actions:
-            arguments = launch.command_line(sys.executable, _ROOT, "launch")
-            pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
-        for fd in (config_read, answer_write, messages):
-            os.close(fd)
-        with open(config_write, "wb") as pipe:
-            pipe.write(config)
-        os.waitpid(pid, 0)  # it forked, to be nobody's child
-        with open(answer_read, "rb") as pipe:
-            return pipe.read().decode(errors="replace")
+        with ExitStack() as stack:
+            config_read, config_write = _pipe(stack)
+            answer_read, answer_write = _pipe(stack)
+            messages = stack.enter_context(open(log, "wb", opener=partial(os.open, mode=0o600)))
+            theirs = (config_read, answer_write, messages)
+            with _placed({**dict(enumerate(file.fileno() for file in theirs)), **fds}) as actions:
+                arguments = launch.command_line(sys.executable, _ROOT, "launch")
+                pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
+            for file in theirs:
+                file.close()
+            config_write.write(config)
+            config_write.close()
+            os.waitpid(pid, 0)  # it forked, to be nobody's child
+            return answer_read.read().decode(errors="replace")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise KernelError(f"cannot start the container's minder: {reason}", error.errno or 0) from error

@@ -29,8 +29,7 @@ def netlib(config: Config) -> Iterator[Netlib]:
     """Run ``netlib`` as a process of its own, on a host of its own; afterwards all that it made is removed."""
 
     def run(*words: str, code: int = 0, **wanted: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "netlib.cli.main", *_folders(config), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, **wanted)
+        done = subprocess.run(_netlib(config, *words), capture_output=True, text=True, timeout=SECONDS, check=False, **wanted)
         assert done.returncode == code, f"netlib {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}"
         return done
 
@@ -40,6 +39,10 @@ def netlib(config: Config) -> Iterator[Netlib]:
 
 def _folders(config: Config) -> list[str]:
     return ["--state-dir", str(config.state_dir), "--run-dir", str(config.run_dir)]
+
+
+def _netlib(config: Config, *words: str) -> list[str]:
+    return [sys.executable, "-m", "netlib.cli.main", *_folders(config), *words]
 
 
 def _reachable(port: int, host: str = "127.0.0.1") -> bool:
@@ -112,6 +115,28 @@ def test_exit_codes_and_streams_are_the_commands_own(netlib: Netlib) -> None:
     netlib("exec", "job", "true", code=1)
     netlib("run", "--rm", "--no-such-option", "true", code=125)
     netlib("ps", "--no-such-option", code=125)
+
+
+@pytest.mark.needs_cgroups
+def test_few_open_files(config: Config, netlib: Netlib) -> None:
+    """The soft limit is raised; where the hard one is too low it is told before anything is begun, by netlibd as well."""
+    assert _limited("-S", *_netlib(config, "run", "--rm", "--network", "none", "echo", "fine")) == (0, "fine\n", "")
+    sentence = "netlib needs 128 open files at a time, and the limit is 32; raise it by `ulimit -Hn`\n"
+    assert _limited("-SH", *_netlib(config, "network", "ls")) == (1, "", f"netlib: {sentence}")
+    daemon = [sys.executable, "-m", "netlib.daemon", *_folders(config)]
+    assert _limited("-SH", *daemon) == (1, "", f"netlibd: {sentence}")
+
+
+def _limited(which: str, *command: str) -> tuple[int, str, str]:
+    """Run a command that may have 32 open files at a time."""
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit {which} -n 32; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.needs_cgroups

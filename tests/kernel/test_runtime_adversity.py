@@ -2,9 +2,11 @@
 
 import errno
 import os
+import resource
 import select
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,32 @@ def _assert_gone(world: World, container: Container) -> None:
 def _groups(container: Container) -> list[str]:
     groups = [f"{path}/{cgroups.PARENT}/{container.container_id}" for path in cgroups.own_hierarchies().values()]
     return [group for group in groups if os.path.exists(group)]
+
+
+@contextmanager
+def _free_descriptors(count: int) -> Iterator[None]:
+    """Let this process open *count* more files at a time."""
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = [number for number in range(1024) if number not in used][:count]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest[-1] + 1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_few_descriptors_are_enough_to_start_a_container(world: World) -> None:
+    with _free_descriptors(25):
+        assert world.run("echo", "fine") == (0, "fine\n", "")
+
+
+def test_too_few_descriptors_start_nothing_and_none_is_lost(world: World) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for count in (1, 3, 5, 7, 9, 10):
+        with _free_descriptors(count), pytest.raises((KernelError, OSError), match=r"(?i)too many open files"):
+            world.runtime.launch(world.box("true"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def _wait_for_end(pid: int) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from netlib.kernel.descriptors import FIRST_HIGH, has_low, lifted
+from netlib.errors import NotPermitted
+from netlib.kernel import descriptors
+from netlib.kernel.descriptors import FIRST_HIGH, has_low, lifted, raise_limit
 
 
 @pytest.fixture
@@ -59,3 +61,16 @@ def test_it_is_known_when_the_low_ones_are_used_up() -> None:
     finally:
         for fd in taken:
             os.close(fd)
+
+
+def test_the_limit_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        raise_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= limits[1]
+        monkeypatch.setattr(descriptors, "_FEWEST", 1 << 40)
+        with pytest.raises(NotPermitted, match=r"needs 1099511627776 open files .* limit is \d+; raise it"):
+            raise_limit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
