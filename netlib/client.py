@@ -465,7 +465,9 @@ class DaemonWatcher:
                     ) from answer
                 _replace(connection, self._config, until)
                 self.close()
-        raise DaemonError(f"netlibd ends again and again; see {self._config.run_dir}/netlibd.log")
+        raise DaemonError(
+            f"names and ports are not served: netlibd broke off three times; see {self._config.run_dir / LOG_NAME}"
+        )
 
     def _connected(self, until: float, needed: bool) -> Connection | None:
         if self._pid != os.getpid():

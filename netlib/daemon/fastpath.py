@@ -81,6 +81,12 @@ class _Peer:
         self.fds: list[int] = []
         self.begun = 0.0  # when the first byte of an unfinished request came (monotonic), 0 without one
         self.busy = False
+        self.used = time.monotonic()  # when it was last told something, or made
+        self.leaving = False
+
+    @property
+    def idle(self) -> bool:
+        return not (self.busy or self.begun or self.leaving)
 
     def read(self) -> bool:
         """Take in what has arrived; False when the peer has closed. Raises _Malformed, OSError."""
@@ -182,7 +188,7 @@ class ControlServer:
             logger.warning("cannot accept a connection: %s", error)
             return
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if uid not in (0, os.geteuid()) or len(self._peers) >= MAX_PEERS:
+        if uid not in (0, os.geteuid()) or (len(self._peers) >= MAX_PEERS and not self._make_room()):
             logger.warning("refused a connection of pid %d, user %d; %d connections are open", pid, uid, len(self._peers))
             sock.close()
             return
@@ -191,8 +197,21 @@ class ControlServer:
         self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
         self._read(peer)
 
+    def _make_room(self) -> bool:
+        """Send away whoever has said nothing for the longest time; False when nobody is idle. It may connect again.
+
+        It is dropped when its hanging up comes by epoll: a worker may just be giving it back to the loop.
+        """
+        idle = min((peer for peer in list(self._peers.values()) if peer.idle), key=lambda peer: peer.used, default=None)
+        if idle is None:
+            return False
+        idle.leaving = True
+        with suppress(OSError):  # it has hung up itself
+            idle.sock.shutdown(socket.SHUT_RDWR)
+        return True
+
     def _on_ready(self, peer: _Peer, events: int) -> None:
-        if events & _ERROR_EVENTS and not events & select.EPOLLIN:
+        if peer.leaving or (events & _ERROR_EVENTS and not events & select.EPOLLIN):
             self._drop(peer)
         else:
             self._read(peer)
@@ -250,6 +269,7 @@ class ControlServer:
             logger.warning("the answer to %s did not reach its caller: %s", request.verb, error)
             self._drop(peer)
             return
+        peer.used = time.monotonic()
         peer.busy = False
         if not self._stopping:
             self._rearm(peer)

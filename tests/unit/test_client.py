@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +351,49 @@ def test_half_a_request_is_not_waited_for_forever(config: Config, monkeypatch: p
         assert peer.recv(1000) == b""
         idle.sendall(_whole({}))  # one that has begun nothing may stay as long as it likes
         assert b"fine" in idle.recv(1000)
+
+
+def test_who_says_nothing_makes_room_for_others(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was silent longest, never one whose request is worked on; it may come back."""
+    monkeypatch.setattr("netlib.daemon.fastpath.MAX_PEERS", 3)
+    begun, go = threading.Event(), threading.Event()
+
+    def handle(request: Request) -> str:
+        begun.set()
+        return "finished" if go.wait(5) else "waited in vain"
+
+    with ExitStack() as stack:
+        stack.enter_context(serving(config, handle))
+        busy, silent, latest = (stack.enter_context(_connect(config)) for _ in range(3))
+        busy.sendall(_whole({}))
+        assert begun.wait(5)
+        watcher = stack.enter_context(DaemonWatcher(config))
+        go.set()
+        watcher.changed(sandboxes=["s1"], networks=[], needed=True)
+        assert silent.recv(1000) == b""
+        assert b"finished" in busy.recv(1000)
+        latest.sendall(_whole({}))
+        assert b"finished" in latest.recv(1000)
+        for _ in range(4):  # each sends another away, the watcher's too, which comes back
+            stack.enter_context(_connect(config))
+        watcher.changed(sandboxes=["s1"], networks=[], needed=True)
+
+
+def test_when_all_are_at_work_no_more_are_taken(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netlib.daemon.fastpath.MAX_PEERS", 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def handle(request: Request) -> str:
+        begun.set()
+        return "finished" if go.wait(5) else "waited in vain"
+
+    with serving(config, handle), _connect(config) as busy, DaemonWatcher(config) as watcher:
+        busy.sendall(_whole({}))
+        assert begun.wait(5)
+        with pytest.raises(DaemonError, match="not served: netlibd broke off"):
+            watcher.changed(sandboxes=["s1"], networks=[], needed=True)
+        go.set()
+        assert b"finished" in busy.recv(1000)
 
 
 def test_more_descriptors_than_allowed_are_closed(config: Config) -> None:
