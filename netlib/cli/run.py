@@ -29,6 +29,7 @@ def run_parser() -> Parser:
     parser.switch("-d", "--detach", purpose="leave it running and print its id")
     parser.switch("-i", "--interactive", purpose="pass standard input on")
     parser.switch("-t", "--tty", purpose="give it a terminal")
+    _add_detach_keys(parser)
     parser.switch("--rm", purpose="remove it when it ends")
     parser.value("--name", metavar="NAME", purpose="its name, which others on its networks find it by")
     parser.value("-h", "--hostname", metavar="NAME", purpose="its hostname (the beginning of its id)")
@@ -45,6 +46,10 @@ def run_parser() -> Parser:
     parser.seconds("--stop-timeout", purpose="what `netlib stop` waits before it kills (10)")
     parser.command_after()
     return parser
+
+
+def _add_detach_keys(parser: Parser) -> None:
+    parser.value("--detach-keys", metavar="KEYS", purpose="keys that leave its terminal (ctrl-p,ctrl-q)")
 
 
 def _add_network_options(parser: Parser) -> None:
@@ -111,12 +116,13 @@ def _run(config: Config, given: Namespace) -> int:
         _warn(started)
         print(started["Id"])
         return 0
-    return _foreground(config, "container.run", args, tty=given.tty, stdin=given.interactive)
+    return _foreground(config, "container.run", args, tty=given.tty, stdin=given.interactive, keys=given.detach_keys)
 
 
 def start_parser() -> Parser:
     """The arguments of ``start``."""
     parser = Parser("start", "Start containers that have ended.", "web", "-a job", usage="[-a] [-i] CONTAINER …")
+    _add_detach_keys(parser)
     parser.switch("-a", "--attach", purpose="show its output, and end with its exit code")
     parser.switch("-i", "--interactive", purpose="pass standard input on")
     parser.names("CONTAINER")
@@ -137,7 +143,14 @@ def start(config: Config, given: Namespace) -> int:
     if facts["State"]["Running"]:
         raise Conflict(f"container {name!r} is running already; `netlib attach {name}` shows its output")
     with _as_any_refusal():
-        return _foreground(config, "container.start", {"name": name}, tty=facts["Config"]["Tty"], stdin=given.interactive)
+        return _foreground(
+            config,
+            "container.start",
+            {"name": name},
+            tty=facts["Config"]["Tty"],
+            stdin=given.interactive,
+            keys=given.detach_keys,
+        )
 
 
 def started(config: Config, name: str) -> str:
@@ -163,23 +176,29 @@ def attach_parser() -> Parser:
         "attach",
         "Be the terminal of a running container; its exit code is yours.",
         "web",
-        usage="[--no-stdin] CONTAINER",
+        usage="[--no-stdin] [--detach-keys KEYS] CONTAINER",
     )
+    _add_detach_keys(parser)
     parser.switch("--no-stdin", purpose="do not pass standard input on")
     parser.positional("name", "CONTAINER")
     return parser
 
 
 def attach(config: Config, given: Namespace) -> int:
-    """Attach to a running container until it ends."""
-    from netlib.runtime.attach import connect
+    """Attach to a running container until it ends, or until the keys that leave it are pressed, which is told as a failure."""
+    from netlib.runtime.attach import DETACHED, Detached, connect, parse_detach_keys
 
+    keys = parse_detach_keys(given.detach_keys)
     facts = call(config, "container.inspect", {"names": [given.name]})[0]
     if not facts["State"]["Running"]:
         raise Conflict(f"container {given.name!r} is not running; `netlib start -a {given.name}` starts it")
     with connect(minder_socket(config, facts["Id"]), output=True) as connection:
         stdin = facts["Config"]["OpenStdin"] and not given.no_stdin
-        return _relayed(config, connection, facts["Id"], tty=facts["Config"]["Tty"], stdin=stdin)
+        try:
+            return _relayed(config, connection, facts["Id"], tty=facts["Config"]["Tty"], stdin=stdin, keys=keys)
+        except Detached:
+            print(DETACHED, file=sys.stderr)
+            return NetlibError.exit_code
 
 
 def exec_parser() -> Parser:
@@ -195,6 +214,7 @@ def exec_parser() -> Parser:
     parser.switch("-d", "--detach", purpose="do not wait for it")
     parser.switch("-i", "--interactive", purpose="pass standard input on")
     parser.switch("-t", "--tty", purpose="give it a terminal")
+    _add_detach_keys(parser)
     parser.values("-e", "--env", metavar="NAME=VALUE", purpose="variable; NAME alone takes your value")
     parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
     parser.value("-w", "--workdir", metavar="DIR", purpose="folder that the command starts in")
@@ -209,6 +229,7 @@ def execute(config: Config, given: Namespace) -> int:
     variables = environment(given.env, given.env_file, os.environ)
     record = call(config, "container.record", {"name": given.container})
     from netlib.codec import convert
+    from netlib.runtime.attach import parse_detach_keys
     from netlib.runtime.container import Runtime
     from netlib.runtime.spec import Container, ExecSpec
 
@@ -220,6 +241,7 @@ def execute(config: Config, given: Namespace) -> int:
         tty=given.tty,
         stdin=given.interactive,
         detach=given.detach,
+        detach_keys=parse_detach_keys(given.detach_keys),
     )
     sys.stdout.flush()
     with Runtime(config).exec_command(convert(record, Container), wanted) as arguments:
@@ -241,17 +263,24 @@ def _warn(started: dict[str, Any]) -> None:
         complain(f"warning: {sentence}")
 
 
-def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, stdin: bool) -> int:
-    """Start a container attached from its first word on, be its terminal, and return its exit code once it is cleared away."""
-    from netlib.runtime.attach import pair
+def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, stdin: bool, keys: str) -> int:
+    """Start a container attached from its first word on, be its terminal, and return its exit code once it is cleared away.
+
+    When its terminal is left before that, by the *keys* for it, there is no exit code yet: that is a success.
+    """
+    from netlib.runtime.attach import Detached, pair, parse_detach_keys
     from netlib.runtime.terminal import size
 
+    detach_keys = parse_detach_keys(keys)
     ours, theirs = pair()
     with ours:
         with theirs:
             started = call(config, verb, {**args, "size": size(0) if stdin else size(1)}, fds=[theirs.fileno()])
         _warn(started)
-        code = _relayed(config, ours, started["Id"], tty=tty, stdin=stdin)
+        try:
+            code = _relayed(config, ours, started["Id"], tty=tty, stdin=stdin, keys=detach_keys)
+        except Detached:
+            return 0
     # Its minder asks for this too; to wait for it here is what lets the next command have its name, addresses and ports.
     try:
         call(config, "container.reap", {"name": started["Id"]})
@@ -260,7 +289,7 @@ def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, s
     return code
 
 
-def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool) -> int:
+def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool, keys: bytes) -> int:
     from netlib.runtime.attach import relay
 
     def forward(number: int) -> None:
@@ -270,4 +299,4 @@ def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, s
             complain(str(error))
 
     sys.stdout.flush()
-    return relay(connection, stdin=0 if stdin else None, stdout=1, stderr=2, tty=tty, forward=forward)
+    return relay(connection, stdin=0 if stdin else None, stdout=1, stderr=2, tty=tty, forward=forward, keys=keys)

@@ -9,11 +9,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from netlib.errors import DaemonError, DeadlineExceeded, NotFound
+from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NotFound
 from netlib.runtime.shim import ATTACH, CHUNK, END_OF_INPUT, ERROR, EXITED, INPUT, OUTPUT, RESIZE
-from netlib.runtime.terminal import Raw, size
+from netlib.runtime.terminal import DetachKeys, Raw, size
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+DETACHED = "read escape sequence"  # Docker's words for it
+_CONTROL = "@abcdefghijklmnopqrstuvwxyz[\\]^_"  # each with ctrl is its place in this line
+
+
+class Detached(Exception):
+    """The keys that detach were pressed; the container goes on."""
+
+
+def parse_detach_keys(text: str) -> bytes:
+    """Read ``--detach-keys``: characters, ``ctrl-`` and one, or ``DEL``, with commas between; empty is ctrl-p,ctrl-q."""
+    keys = bytearray()
+    for key in (text or "ctrl-p,ctrl-q").split(","):
+        if len(key) == 1 and key.isascii():
+            keys.append(ord(key))
+        elif len(key) == 6 and key.startswith("ctrl-") and key[5] in _CONTROL:
+            keys.append(_CONTROL.index(key[5]))
+        elif key == "DEL":
+            keys.append(127)
+        else:
+            raise ConfigError(
+                f"--detach-keys {text!r}: {key!r} is no key; write keys like a, ctrl-p, ctrl-@ or DEL, with commas"
+            )
+    return bytes(keys)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -100,18 +124,27 @@ class _Signals:
 
 
 def relay(
-    connection: socket.socket, *, stdin: int | None, stdout: int, stderr: int, tty: bool, forward: Callable[[int], None]
+    connection: socket.socket,
+    *,
+    stdin: int | None,
+    stdout: int,
+    stderr: int,
+    tty: bool,
+    forward: Callable[[int], None],
+    keys: bytes = b"",
 ) -> int:
     """Be the container's terminal or its pipes until it ends; return its exit code.
 
-    *forward* is given the signals that come meanwhile. Raises DaemonError when the minder dies.
+    *forward* is given the signals that come meanwhile. Raises DaemonError when the minder dies, Detached when *keys* are
+    pressed on a terminal.
     """
+    detach_keys = DetachKeys(keys if tty else b"")
     wanted = (*FORWARDED, signal.SIGWINCH) if tty else FORWARDED
     terminal = stdin if stdin is not None else stdout
     with _Signals(wanted) as signals, Raw(stdin if tty and stdin is not None else -1):
         if tty:
             _tell_size(connection, terminal)
-        pending = b""
+        pending, is_detached = b"", False
         while True:
             poll = select.poll()
             poll.register(connection, select.POLLIN | (select.POLLOUT if pending else 0))
@@ -127,10 +160,13 @@ def relay(
                         forward(number)
             if stdin is not None and stdin in ready:
                 data = os.read(stdin, CHUNK)
-                pending = INPUT + data if data else END_OF_INPUT
-                stdin = stdin if data else None
+                passed, is_detached = detach_keys.take(data)
+                pending = INPUT + passed if passed else b"" if data else END_OF_INPUT
+                stdin = stdin if data and not is_detached else None
             if pending:
                 pending = _send(connection, pending)
+            if is_detached and not pending:
+                raise Detached
             if ready.get(connection.fileno(), 0) & ~select.POLLOUT:
                 code = _receive(connection, stdout, stderr)
                 if code is not None:

@@ -302,6 +302,7 @@ class Runtime:
             "tty": wanted.tty and not wanted.detach,
             "stdin": wanted.stdin and not wanted.detach,
             "detach": wanted.detach,
+            "detach_keys": wanted.detach_keys,
             "owns_stdio": not wanted.detach,
             "dies_with_parent": False,
             **_command_config(wanted.command, environment, wanted.workdir or spec.workdir, wanted.user or spec.user),

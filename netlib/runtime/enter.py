@@ -14,7 +14,7 @@ import signal
 import sys
 
 from netlib.runtime import init, process
-from netlib.runtime.terminal import Raw, size
+from netlib.runtime.terminal import DetachKeys, Raw, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,12 +74,28 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
     if config["detach"]:
         return 0
     if terminal is not None:
+        relay = _Relay(pid, {terminal: 1}, terminal if config["stdin"] else None, terminal, config["detach_keys"])
         with Raw(0 if config["stdin"] else -1):
-            _Relay(pid, {terminal: 1}, terminal if config["stdin"] else None, terminal).run()
+            relay.run()
+        if relay.detached:
+            return _stay_behind(relay, null)
     else:
         _Relay(pid, {out: 1, error: 2}, feed, None).run()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
+
+
+def _stay_behind(relay: _Relay, null: int) -> int:
+    """Leave the command to a child that goes on being its terminal, which nobody sees; the caller is told Docker's words."""
+    os.write(2, b"read escape sequence\n")
+    if os.fork():
+        return 1
+    os.setsid()
+    for fd in range(3):
+        os.dup2(null, fd)
+    relay.reading = False
+    relay.run()
+    os._exit(0)
 
 
 def _become(config: dict[str, Any], groups: list[int], stdio: list[int], terminal: str, status: int) -> NoReturn:
@@ -104,9 +120,11 @@ def _become(config: dict[str, Any], groups: list[int], stdio: list[int], termina
 
 
 class _Relay:
-    """Passes output and input on until the command has ended and all it wrote is through."""
+    """Passes output and input on until the command has ended and all it wrote is through, or until the keys that detach."""
 
-    def __init__(self, pid: int, outputs: dict[int, int], feed: int | None, terminal: int | None) -> None:
+    def __init__(
+        self, pid: int, outputs: dict[int, int], feed: int | None, terminal: int | None, detach_keys: bytes = b""
+    ) -> None:
         self.pidfd = os.pidfd_open(pid)
         self.outputs = outputs
         self.feed = feed
@@ -114,6 +132,8 @@ class _Relay:
         self.pending = b""  # input that the command has not taken yet
         self.reading = feed is not None  # our own input
         self.ended = False
+        self.detached = False
+        self.detach_keys = DetachKeys(detach_keys)
         if feed is not None:
             os.set_blocking(feed, False)
         self.resized = -1 if terminal is None else _watch_size()
@@ -135,6 +155,8 @@ class _Relay:
                 self._write()
             elif 0 in ready:
                 self._read()
+            if self.detached and self.reading and not self.pending:
+                return
 
     def _interests(self) -> select.poll:
         poll = select.poll()
@@ -151,8 +173,9 @@ class _Relay:
         return poll
 
     def _read(self) -> None:
-        self.pending = os.read(0, CHUNK)
-        if self.pending:
+        data = os.read(0, CHUNK)
+        self.pending, self.detached = self.detach_keys.take(data)
+        if data:
             return
         self.reading = False
         if self.feed is not None and self.feed != self.terminal:

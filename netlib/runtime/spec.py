@@ -112,6 +112,7 @@ class ExecSpec(Struct, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False
     detach: bool = False
+    detach_keys: bytes = b""  # on a terminal; netlib.runtime.attach.parse_detach_keys makes them
 
 
 def check_spec(spec: ContainerSpec) -> None:

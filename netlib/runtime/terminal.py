@@ -1,4 +1,4 @@
-"""The caller's own terminal: its size, and raw while a container uses it. Runs under ``python -IS`` as well."""
+"""The caller's own terminal: size, raw while a container uses it, the keys that leave it. Runs under ``python -IS`` as well."""
 
 from __future__ import annotations
 
@@ -25,6 +25,30 @@ def size(fd: int) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return rows, columns
+
+
+class DetachKeys:
+    """Finds the keys that detach among those pressed, as Docker: what may be their beginning is held back until it is not."""
+
+    def __init__(self, keys: bytes) -> None:
+        """Without *keys*, nothing detaches."""
+        self._keys = keys
+        self._found = 0
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """What of *data* (empty at the end of input) is for the container, and whether all the keys were pressed."""
+        if not self._keys:
+            return data, False
+        passed = bytearray()
+        for byte in data:
+            if byte == self._keys[self._found]:
+                self._found += 1
+                if self._found == len(self._keys):
+                    return bytes(passed), True
+            else:
+                passed += self._keys[: self._found] + bytes([byte])
+                self._found = 0
+        return bytes(passed), False
 
 
 class Raw:

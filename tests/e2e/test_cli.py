@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import select
 import signal
 import socket
@@ -115,6 +116,94 @@ def test_exit_codes_and_streams_are_the_commands_own(netlib: Netlib) -> None:
     netlib("exec", "job", "true", code=1)
     netlib("run", "--rm", "--no-such-option", "true", code=125)
     netlib("ps", "--no-such-option", code=125)
+
+
+class Terminal:
+    """A ``netlib`` at a terminal on which keys are pressed."""
+
+    def __init__(self, config: Config, *words: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            _netlib(config, *words), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = b""
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def shows(self, text: bytes) -> None:
+        """Wait until *text* has been shown."""
+        while text not in self.seen:
+            assert select.select([self._master], [], [], SECONDS)[0], self.seen
+            self.seen += os.read(self._master, 4096)
+
+    def code(self) -> int:
+        """Wait for its end; what it showed last is then seen."""
+        code = self.process.wait(SECONDS)
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                self.seen += os.read(self._master, 4096)
+            except OSError:  # EIO: all was read
+                break
+        os.close(self._master)
+        return code
+
+
+_ECHO = ("sh", "-c", "stty -echo; echo ready; while read line; do echo got $line; done")
+
+
+@pytest.mark.needs_cgroups
+def test_a_terminal_is_left_by_dockers_keys_and_the_container_goes_on(config: Config, netlib: Netlib) -> None:
+    """``run`` and ``start -ai`` succeed without a word, ``attach`` says Docker's; keys that are none of these go through."""
+    for words in (["run", "-it", "--name", "job", "--network", "none", *_ECHO], ["start", "-ai", "job"]):
+        terminal = Terminal(config, *words)
+        terminal.shows(b"ready")
+        terminal.press(b"one\n\x10")
+        terminal.shows(b"got one")
+        terminal.press(b"two\n")
+        terminal.shows(b"got \x10two")
+        terminal.press(b"three\n\x10\x11lost\n")
+        assert terminal.code() == 0
+        assert b"escape" not in terminal.seen
+
+        terminal = Terminal(config, "attach", "job")
+        terminal.press(b"four\n")
+        terminal.shows(b"got four")
+        terminal.press(b"\x10")
+        terminal.press(b"\x11")
+        assert terminal.code() == 1
+        assert terminal.seen.endswith(b"read escape sequence\r\n")
+        assert netlib("ps", "--format", "{{.Names}} {{.State}}").stdout == "job running\n"
+        netlib("stop", "-t", "0", "job")
+    assert "got three" in netlib("logs", "job").stdout
+    assert "lost" not in netlib("logs", "job").stdout
+
+
+@pytest.mark.needs_cgroups
+def test_keys_of_ones_own(config: Config, netlib: Netlib) -> None:
+    terminal = Terminal(config, "run", "-it", "--rm", "--detach-keys", "ctrl-a,d", "--name", "job", "--network", "none", *_ECHO)
+    terminal.shows(b"ready")
+    terminal.press(b"\x10\x11\n")
+    terminal.shows(b"got \x10")  # its own terminal takes ctrl-q for "go on"
+    terminal.press(b"\x01d")
+    assert terminal.code() == 0
+    assert "'ctrl-' is no key" in netlib("attach", "--detach-keys", "ctrl-", "job", code=1).stderr
+    netlib("stop", "-t", "0", "job")
+    assert netlib("ps", "-aq").stdout == ""
+
+
+@pytest.mark.needs_cgroups
+def test_a_command_that_was_executed_goes_on_without_its_terminal(config: Config, netlib: Netlib) -> None:
+    netlib("run", "-d", "--name", "job", "--network", "none", "sleep", "60")
+    script = "mkfifo /srv/go; echo ready; read line < /srv/go; yes | head -c 1000000; tty > /srv/done"
+    terminal = Terminal(config, "exec", "-it", "job", "sh", "-c", script)
+    terminal.shows(b"ready")
+    terminal.press(b"\x10\x11")
+    assert terminal.code() == 1
+    assert terminal.seen.endswith(b"read escape sequence\r\n")
+    waits = "echo > /srv/go; while ! grep dev/pts /srv/done; do sleep 0.02; done"
+    assert netlib("exec", "job", "sh", "-c", waits).stdout == "/dev/pts/0\n"
 
 
 @pytest.mark.needs_cgroups
