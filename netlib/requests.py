@@ -382,29 +382,36 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
     }
     published = {(protocol, number) for protocol, numbers in fixed.items() for number in tx.published(protocol, numbers)}
     for request in requests:
-        host_ip = request.host_ip if request.host_ip is not None else default
-        by_netlibd = host_ip == _IPV6_LOOPBACK and request.protocol is Protocol.TCP
-        if host_ip is not None and not endpoint.address(host_ip.version) and not by_netlibd:
-            raise ConfigError(
-                f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
-                f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"
-            )
-        mapping = replace(request.mapping(request.host_port_first), host_ip=host_ip)
+        if request.host_ip is None and default is not None:
+            request = replace(request, host_ip=default)
+        if request.host_ip is not None:
+            _check_host_ip(network, endpoint, request, request.host_ip)
+        mapping = request.mapping(request.host_port_first)
         place = (mapping.protocol, mapping.host_port)
         if request.is_fixed and place not in published and place not in places:
             probe_port(mapping)  # the common case, in which a thousand ports are asked for
         else:
-            mapping = _port(tx, request, host_ip, places)
+            mapping = _port(tx, request, places)
+            place = (mapping.protocol, mapping.host_port)
         chosen.append(mapping)
-        places.setdefault((mapping.protocol, mapping.host_port), []).append(host_ip)
+        places.setdefault(place, []).append(mapping.host_ip)
     return tuple(chosen)
 
 
-def _port(tx: Transaction, request: PortRequest, host_ip: IPAddress | None, chosen: _Places) -> PortMapping:
+def _check_host_ip(network: Network, endpoint: Endpoint, request: PortRequest, host_ip: IPAddress) -> None:
+    by_netlibd = request.protocol is Protocol.TCP and host_ip == _IPV6_LOOPBACK
+    if not endpoint.address(host_ip.version) and not by_netlibd:
+        raise ConfigError(
+            f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
+            f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"
+        )
+
+
+def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping:
     numbers = port_candidates(request.host_port_first, request.host_port_last)
     refusal: PortTaken | None = None
     for number in numbers:
-        mapping = replace(request.mapping(number), host_ip=host_ip)
+        mapping = request.mapping(number)
         try:
             _check_port(tx, mapping, chosen)
         except PortTaken as error:

@@ -29,19 +29,20 @@ _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Place(NamedTuple):
-    """A host port to listen on, the socket that holds it on every address, and where its connections go."""
+    """A host port to listen on, the descriptor that holds it on every address, and where its connections go."""
 
     port: int
-    held: socket.socket
+    held: int
     target: tuple[str, int]
 
 
-def _listen_beside(held: socket.socket, port: int) -> socket.socket:
-    """Listen on ``[::1]:port`` although *held* has the port on every address. Raise OSError.
+def _listen_beside(descriptor: int, port: int) -> socket.socket:
+    """Listen on ``[::1]:port`` although *descriptor* holds the port on every address. Raise OSError.
 
     Both need SO_REUSEADDR while the second one binds, and give it up afterwards, or a third could bind too.
     """
     listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    held = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=descriptor)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
     try:
         listener.setblocking(False)
@@ -55,6 +56,7 @@ def _listen_beside(held: socket.socket, port: int) -> socket.socket:
         raise
     finally:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+        held.detach()
     return listener
 
 

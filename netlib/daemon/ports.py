@@ -6,11 +6,11 @@ tried again at every :meth:`HeldPorts.retry`.
 """
 
 import logging
-import socket
+import os
 
 from netlib.daemon.loopback import LoopbackForwarder, Place
 from netlib.errors import NetlibError
-from netlib.kernel.descriptors import lifted
+from netlib.kernel.descriptors import lifted_descriptor
 from netlib.kernel.sockets import hold_port
 from netlib.model import Endpoint, IPAddress, PortMapping, Protocol
 
@@ -21,10 +21,10 @@ _HeldPlace = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
-    """The sockets that hold each endpoint's ports; used by one thread at a time."""
+    """The sockets (descriptors: there are thousands) that hold each endpoint's ports; used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[_HeldPlace, socket.socket]] = {}
+        self._held: dict[str, dict[_HeldPlace, int]] = {}
         self._missing: dict[str, Endpoint] = {}
         self._forwarder = LoopbackForwarder()
 
@@ -34,8 +34,8 @@ class HeldPorts:
         held = self._held.pop(endpoint_id, {})
         if held:
             self._forwarder.withdraw(endpoint_id)
-        for sock in held.values():
-            sock.close()
+        for fd in held.values():
+            os.close(fd)
 
     def hold(self, endpoint: Endpoint) -> None:
         """Hold the ports of *endpoint*, and serve those on ``[::1]``; log those that somebody else has."""
@@ -49,7 +49,7 @@ class HeldPorts:
             if place in held:
                 continue
             try:
-                held[place] = lifted(hold_port(mapping))
+                held[place] = lifted_descriptor(hold_port(mapping))
             except NetlibError as error:
                 missing += 1
                 if endpoint.id not in self._missing:

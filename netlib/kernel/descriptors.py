@@ -34,17 +34,29 @@ def raise_limit() -> None:
 
 def lifted(sock: socket.socket) -> socket.socket:
     """Return *sock* under a high descriptor, closed under its own; as it is where the limit on open files allows none."""
-    if sock.fileno() >= FIRST_HIGH:
+    if sock.fileno() >= FIRST_HIGH or (fd := _high(sock.fileno())) is None:
         return sock
-    try:
-        fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_HIGH)
-    except OSError:
-        return sock
-    high = socket.socket(sock.family, sock.type, sock.proto, fd)  # told what it is, it need not ask the kernel
+    high = socket.socket(fileno=fd)
     if (timeout := sock.gettimeout()) is not None:
         high.settimeout(timeout)
     sock.close()
     return high
+
+
+def lifted_descriptor(sock: socket.socket) -> int:
+    """As :func:`lifted` for one of many that only have to stay open: the bare descriptor, the caller's to close."""
+    fd = sock.detach()
+    if fd >= FIRST_HIGH or (high := _high(fd)) is None:
+        return fd
+    os.close(fd)
+    return high
+
+
+def _high(fd: int) -> int | None:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_HIGH)
+    except OSError:
+        return None
 
 
 def has_low() -> bool:

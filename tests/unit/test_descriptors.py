@@ -10,7 +10,7 @@ import pytest
 
 from netlib.errors import NotPermitted
 from netlib.kernel import descriptors
-from netlib.kernel.descriptors import FIRST_HIGH, has_low, lifted, raise_limit
+from netlib.kernel.descriptors import FIRST_HIGH, has_low, lifted, lifted_descriptor, raise_limit
 
 
 @pytest.fixture
@@ -39,12 +39,30 @@ def test_a_lifted_socket_is_the_same_one_elsewhere() -> None:
         assert lifted(high) is high
 
 
+@pytest.mark.usefixtures("room")
+def test_of_a_socket_that_only_has_to_stay_open_a_lifted_descriptor_is_left() -> None:
+    ours, theirs = socket.socketpair()
+    low = ours.fileno()
+    high = lifted_descriptor(ours)
+    with theirs:
+        assert high >= FIRST_HIGH
+        assert ours.fileno() == -1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(low)
+        os.close(high)
+        assert theirs.recv(10) == b""  # nothing else kept it open
+
+
 def test_without_room_it_stays_where_it_is() -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as sock:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
         try:
             assert lifted(sock) is sock
+            other = socket.socket()
+            fd = other.fileno()
+            assert lifted_descriptor(other) == fd
+            os.close(fd)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert sock.fileno() >= 0
