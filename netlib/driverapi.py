@@ -63,6 +63,42 @@ class TakesLink(Protocol):
 
 
 @runtime_checkable
+class JoinsLan(Protocol):
+    """A driver whose network is the LAN of a link of the host: its subnets are that one's, and the host is no gateway of it."""
+
+    def lan_link(self, options: Mapping[str, str]) -> str:
+        """The link that *options* (those of a network request, not checked yet) name, or ""."""
+        ...
+
+
+@runtime_checkable
+class ShapesNetwork(Protocol):
+    """A driver whose options say more of a network than is its own affair."""
+
+    def shaped(self, network: Network) -> Network:
+        """*network*, before it has subnets, with what follows from its options."""
+        ...
+
+
+@runtime_checkable
+class SharesMac(Protocol):
+    """A driver whose endpoints may have no MAC address of their own."""
+
+    def why_no_mac(self, network: Network) -> str:
+        """Why an endpoint has none, as the rest of a sentence, or "" when it has one."""
+        ...
+
+
+@runtime_checkable
+class RoutesByLink(Protocol):
+    """A driver whose members may reach everything by the link itself."""
+
+    def routes_by_link(self, network: Network) -> bool:
+        """Whether the default route has no gateway."""
+        ...
+
+
+@runtime_checkable
 class NamesLinks(Protocol):
     """A driver that chooses the prefix of links inside sandboxes (``eth`` else)."""
 

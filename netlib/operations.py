@@ -64,10 +64,10 @@ class Engine:
                     coming.append(item)
             elif item.observations:
                 item = replace(item, **{field: getattr(known, field) for field in item.observations})
-            if holder is not None and theirs != item:
+            if holder is not None and theirs is not None and theirs != item:
                 other = tx.by_id(holder)
                 name = f"{other.kind} {other.name!r}" if other else holder
-                raise Conflict(f"{item.key} is held by {name} with other settings; use the same ones, or another name")
+                raise Conflict(item.disagreement(theirs, name))
             result.append(item)
         return Plan(*result)
 

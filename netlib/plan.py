@@ -54,6 +54,10 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         """Return this object with what must be known before it is written down (a prior value, an adoption)."""
         return self
 
+    def disagreement(self, theirs: "KernelObject", holder: str) -> str:
+        """The sentence for a *holder* ("network 'web'") of this key with other attributes (*theirs*)."""
+        return f"{self.key} is held by {holder} with other settings; use the same ones, or another name"
+
     def ensure(self, kernel: "Kernel") -> None:
         """Make it so; a no-op when it is so. Raise NeedsRecreate when the living object cannot be changed into it."""
         raise NotImplementedError

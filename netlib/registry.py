@@ -18,6 +18,8 @@ _DRIVERS = {
     "bridge": "drivers.bridge:BridgeDriver",
     "host": "drivers.host:HostDriver",
     "none": "drivers.none:NoneDriver",
+    "macvlan": "drivers.macvlan:MacvlanDriver",
+    "ipvlan": "drivers.ipvlan:IpvlanDriver",
 }
 _IPAM_DRIVERS = {"default": "ipam.default:DefaultIpam"}
 _OBJECTS = {
@@ -31,6 +33,7 @@ _OBJECTS = {
     "vlan": "netlib.kernel.sublinks:Vlan",
     "dummy": "netlib.kernel.sublinks:Dummy",
     "ifb": "netlib.kernel.sublinks:Ifb",
+    "parent_link": "netlib.kernel.parents:ParentLink",
     "vrf": "netlib.kernel.vrfs:Vrf",
     "enslaved": "netlib.kernel.vrfs:Enslaved",
     "port_vlans": "netlib.kernel.vlans:PortVlans",

@@ -11,12 +11,12 @@ from msgspec import Struct, ValidationError, structs
 from msgspec.structs import replace
 
 from netlib.codec import convert
-from netlib.driverapi import BindsPorts, NamesLinks, TakesLink, ValidatesNetwork
+from netlib.driverapi import BindsPorts, JoinsLan, NamesLinks, ShapesNetwork, SharesMac, TakesLink, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, FeatureMissing, PoolExhausted, PortTaken
 from netlib.ipamapi import PoolRequest
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.links import kernel_has_ipv6
-from netlib.kernel.routes import host_routes
+from netlib.kernel.routes import host_routes, routes_by
 from netlib.kernel.sockets import port_candidates, probe_port
 from netlib.model import (
     AddressPool,
@@ -142,11 +142,19 @@ class Surroundings(NamedTuple):
     routes: Sequence[IPNetwork] = ()
     link: str = ""  # of the host, on which the network is to sit
     addresses: Sequence[IPInterface] = ()  # that this link has already
+    is_lan: bool = False  # the network is the LAN of that link, in which the host is one of many
+    routers: Sequence[IPAddress] = ()  # of the LAN, by which the host itself sends
 
 
 def surroundings(kernel: "Kernel", request: NetworkRequest) -> Surroundings:
     """Look at the host for *request*: what is on the link that it names stands in nobody's way."""
     known = driver(request.driver)
+    if isinstance(known, JoinsLan):
+        link = known.lan_link(request.options)
+        routes = routes_by(kernel, link) if link and kernel.rtnl().find_link(link) else []
+        routers = tuple(dict.fromkeys(route.gateway for route in routes if route.gateway))
+        addresses = addresses_of(kernel, link) if link else ()
+        return Surroundings(host_routes(kernel), link, addresses, is_lan=True, routers=routers)
     link = known.link_name(request.options) if isinstance(known, TakesLink) else ""
     return Surroundings(host_routes(kernel, besides=link), link, addresses_of(kernel, link) if link else ())
 
@@ -163,7 +171,7 @@ def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolReq
             f"network {request.name!r}: subnet {unwanted[0]} is of IPv4, which is switched off; leave out one of them"
         )
     for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
-        if wanted and not any(subnet.version == family for subnet in subnets):
+        if wanted and not around.is_lan and not any(subnet.version == family for subnet in subnets):
             subnets += _subnets_of(around.addresses, family)[:1]
     gateways = _by_subnet("gateway", [parse_address(item, "gateway") for item in request.gateways], subnets)
     ranges = _by_subnet("ip-range", [parse_subnet(item, "ip-range") for item in request.ip_ranges], subnets)
@@ -181,14 +189,13 @@ def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolReq
                 auxiliary=auxiliary.get(subnet, {}),
                 options=request.ipam_options,
             ),
-            around.link,
-            [address.ip for address in around.addresses if address.ip in subnet],
+            around,
         )
         for subnet in subnets
     ]
     for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
         if wanted and not any(pool.family == family for pool in pools):
-            pools.append(PoolRequest(family=family, options=request.ipam_options))
+            pools.append(PoolRequest(family=family, options=request.ipam_options, wants_gateway=not around.is_lan))
     return sorted(pools, key=lambda pool: pool.family)
 
 
@@ -197,11 +204,20 @@ def _subnets_of(addresses: Sequence[IPInterface], family: int) -> list[IPNetwork
     return [item.network for item in addresses if item.version == family and item.network.num_addresses > 2]
 
 
-def _reckoned(pool: PoolRequest, link: str, present: Sequence[IPAddress]) -> PoolRequest:
-    """*pool* on a link that has the addresses *present*: the first is its gateway if none is given, no member gets another."""
-    rest = [address for address in present if address != pool.gateway and address not in pool.auxiliary.values()]
-    gateway = pool.gateway or (rest.pop(0) if rest else None)
-    return replace(pool, gateway=gateway, auxiliary={**pool.auxiliary, **{f"{link} {address}": address for address in rest}})
+def _reckoned(pool: PoolRequest, around: Surroundings) -> PoolRequest:
+    """*pool* on a link: of the addresses that this has, the first is its gateway if none is given, no member gets another.
+
+    On a LAN the gateway is the router that the host uses there, if there is one, and no member gets what the host has.
+    """
+    assert pool.subnet is not None
+    present = [address.ip for address in around.addresses]
+    gateways = around.routers if around.is_lan else present
+    free = [address for address in gateways if address in pool.subnet and address not in pool.auxiliary.values()]
+    gateway = pool.gateway or (free[0] if free else None)
+    known = (address for address in dict.fromkeys((*present, *around.routers)) if address in pool.subnet and address != gateway)
+    others = {f"{around.link} {address}": address for address in known if address not in pool.auxiliary.values()}
+    wants_gateway = gateway is not None or not around.is_lan
+    return replace(pool, gateway=gateway, wants_gateway=wants_gateway, auxiliary={**pool.auxiliary, **others})
 
 
 def network_record(
@@ -241,10 +257,15 @@ def network_record(
     )
     if isinstance(known, ValidatesNetwork):
         known.validate_network(network)
+    if isinstance(known, ShapesNetwork):
+        network = known.shaped(network)
     if network.ipv6 and not kernel_has_ipv6():
         raise FeatureMissing(f"network {request.name!r}: this kernel has no IPv6; leave --ipv6 and IPv6 subnets out")
     ipam = ipam_driver(request.ipam_driver)
-    pools = tuple(ipam.request_pool(tx, network_id, pool, around.routes) for pool in wanted)
+    # What is given for a LAN is in nobody's way: the host has no part in the network.
+    pools = tuple(
+        ipam.request_pool(tx, network_id, pool, () if around.is_lan and pool.subnet else around.routes) for pool in wanted
+    )
     return replace(network, pools=pools)
 
 
@@ -329,6 +350,12 @@ def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: Connec
 
 
 def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
+    known = driver(network.driver)
+    reason = known.why_no_mac(network) if isinstance(known, SharesMac) else ""
+    if reason and wanted:
+        raise ConfigError(f"an endpoint of network {network.name!r} can have no --mac-address: {reason}; leave it out")
+    if reason:
+        return ""
     if not wanted:
         address = endpoint.address(4)
         return endpoint_mac(endpoint.id, address.ip if address else None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from netlib.dns.resolvconf import HostResolver, hosts_file, sandbox_resolv_conf
+from netlib.driverapi import RoutesByLink
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
@@ -16,6 +17,7 @@ from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import Endpoint, IPAddress, Network, Sandbox
 from netlib.plan import KernelObject, Plan
+from netlib.registry import driver
 
 Attachment = tuple[Network, Endpoint]
 
@@ -49,7 +51,9 @@ def is_served(attachments: Sequence[Attachment]) -> bool:
 def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
     """Whose gateway is the default one: the highest priority, ties by network name; internal networks have none."""
     able = [
-        (network, endpoint) for network, endpoint in attachments if not network.internal and _gateway(network, endpoint, family)
+        (network, endpoint)
+        for network, endpoint in attachments
+        if not network.internal and (_gateway(network, endpoint, family) or _goes_by_link(network, endpoint, family))
     ]
     return min(able, key=lambda pair: (-pair[1].gw_priority, pair[0].name), default=None)
 
@@ -62,12 +66,17 @@ def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: 
     return (
         RouteEntry(
             destination=_ANYWHERE[family],
-            gateway=_gateway(network, endpoint, family),
+            gateway=None if _goes_by_link(network, endpoint, family) else _gateway(network, endpoint, family),
             ifname=endpoint.ifname,
             netns=sandbox.netns,
             yields=not sandbox.owned,
         ),
     )
+
+
+def _goes_by_link(network: Network, endpoint: Endpoint, family: int) -> bool:
+    known = driver(network.driver)
+    return isinstance(known, RoutesByLink) and known.routes_by_link(network) and endpoint.address(family) is not None
 
 
 def _gateway(network: Network, endpoint: Endpoint, family: int) -> IPAddress | None:

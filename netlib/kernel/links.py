@@ -256,13 +256,14 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
 
 
 class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
-    """A link that is up; *adopted* when it was so before us, and then it is left so.
+    """A link that is up; *adopted* when it was so before us, and then it is left so. An *optional* one may be missing.
 
     One that is *tagged* (the ``lo`` of a netns of ours) gets our tag, by which its netns is known when the store is lost.
     """
 
     ifname: str
     tagged: bool = False
+    optional: bool = False
     adopted: bool = False
 
     observations = ("adopted",)
@@ -270,6 +271,11 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
     @property
     def key(self) -> Key:
         return Key("up", self.netns.path, self.ifname)
+
+    @property
+    def shared(self) -> bool:
+        """The host's links may serve several networks; a sandbox's are its own."""
+        return self.netns.is_host
 
     def observed(self, kernel: "Kernel") -> Self:
         try:
@@ -280,7 +286,12 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
         tag = text(IFLA_IFALIAS, kernel.tag) if self.tagged and kernel.tag else b""
-        set_link(rtnl, f"set link {self.ifname} up", self.ifname, tag, IFF_UP)
+        try:
+            set_link(rtnl, f"set link {self.ifname} up", self.ifname, tag, IFF_UP)
+        except ObjectMissing:
+            if self.optional:
+                return
+            raise
         # Until the kernel's link watch has seen a new carrier, a link drops what it is to send: a first SYN comes again
         # after 1 s. Being asked about a link lets Linux 6.8 and newer do that at once (linkwatch_sync_dev); so ask along the
         # path: this end, the host's end, and the bridge, whose carrier comes with its first port.
@@ -300,7 +311,7 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
         try:
             return None if kernel.rtnl(self.netns).is_up(self.ifname) else f"link {self.ifname} is down"
         except ObjectMissing as error:
-            return str(error)
+            return None if self.optional else str(error)
 
     def commands(self) -> Iterable[str]:
         yield command_in(self.netns, f"ip link set {self.ifname} up")

@@ -234,8 +234,12 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
         return (self.path,)
 
     def carries(self, other: KernelObject) -> bool:
-        """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own."""
-        return other.netns.path == self.path
+        """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own.
+
+        So is a link on a parent outside, which would hold its place there (an ipvlan its address) until then.
+        """
+        parent: NetnsRef | None = getattr(other, "parent_netns", None)
+        return other.netns.path == self.path and (parent is None or parent.path == self.path)
 
     def commands(self) -> Iterable[str]:
         yield f"ip netns add {Path(self.path).name}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from msgspec.structs import replace
 
-from netlib.errors import AlreadyExists, KernelError, ObjectMissing
+from netlib.errors import AlreadyExists, ConfigError, KernelError, ObjectMissing
 from netlib.kernel.linkinfo import (
     IFF_UP,
     IFLA_IFNAME,
@@ -308,10 +308,16 @@ class Vlan(MadeLink, frozen=True, kw_only=True, tag="vlan"):
         return frozenset({_VLAN_ID})
 
     def observed(self, kernel: "Kernel") -> Self:
+        """Adopt one that may stand; ConfigError when there is neither that nor its parent."""
         with suppress(ObjectMissing):  # the netns is not there yet
             link = kernel.rtnl(self.netns).find_link(self.ifname)
             if self.may_stand and link is not None and not is_ours(link, self.kind):
                 return replace(self, adopted=True)
+            home, parent = self._parent
+            if self.may_stand and link is None and kernel.rtnl(home).find_link(parent) is None:
+                raise ConfigError(
+                    f"parent {self.ifname}: neither it nor {parent}, to make it on, is in {home.label}; `ip link` lists them"
+                )
         return self
 
     def ensure(self, kernel: "Kernel") -> None:
