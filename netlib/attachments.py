@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from netlib.controller import Controller
-from netlib.errors import AlreadyExists, Conflict, NetlibError, ObjectMissing, TeardownError
+from netlib.errors import AddressTaken, AlreadyExists, Conflict, NetlibError, ObjectMissing, PoolExhausted, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import opened
 from netlib.lifecycle import Lifecycle
@@ -26,6 +26,7 @@ from netlib.store.records import Row, Transaction
 __all__ = ["Adding", "AttachmentKey", "Attachments", "Wanted"]
 
 _ATTEMPTS = 5  # at sharing what a configuration that changes all the time asks for
+_CHOICES = 100  # of an address, where other programs take addresses from the same files all the time
 
 
 class AttachmentKey(NamedTuple):
@@ -82,20 +83,38 @@ class Adding:
     def apply(self, draft: Draft) -> Plan:
         """Write down and make what *draft* answers with; called again, what is new in it. Answers with that.
 
-        *draft* runs in the transaction that writes its objects, once more when the network has to be extended before.
+        *draft* runs in the transaction that writes its objects, and again when the network has to be extended before, when no
+        address was free but those of containers that are gone, and when an address that it chose was taken meanwhile.
         """
+        for _ in range(_CHOICES):
+            fresh = self._write_shared(draft)
+            if self._make(fresh):
+                return fresh
+        raise AddressTaken(f"addresses of network {self.key.network!r} keep being taken by others; try again")
+
+    def _make(self, fresh: Plan) -> bool:
+        """Whether it is made; if not, an address was taken by somebody who keeps no records here, and nothing is left of it."""
+        before, self.plan = self.plan, self.plan + fresh
+        try:
+            self._attachments.engine.ensure(self.kernel, self.record, fresh)
+        except AddressTaken:
+            self.plan = before
+            return False
+        return True
+
+    def _write_shared(self, draft: Draft) -> Plan:
+        may_reclaim = True
         for _ in range(_ATTEMPTS):
             try:
-                fresh = self._write(draft)
-                break
+                return self._write(draft)
             except _Unshared as missing:
                 made = self._attachments.share(self.key.network, missing.wanted)
                 self.made_network = self.made_network or made
-        else:
-            raise Conflict(f"network {self.key.network!r} keeps being changed by others; try again")
-        self.plan += fresh
-        self._attachments.engine.ensure(self.kernel, self.record, fresh)
-        return fresh
+            except (AddressTaken, PoolExhausted):
+                if not (may_reclaim and self._attachments.reclaim(self.key.network)):
+                    raise
+                may_reclaim = False
+        raise Conflict(f"network {self.key.network!r} keeps being changed by others; try again")
 
     def _write(self, draft: Draft) -> Plan:
         with self._attachments.store.write() as tx:
