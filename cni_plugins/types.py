@@ -11,6 +11,7 @@ _TYPES = {
     "bridge": "cni_plugins.bridge:BridgePlugin",
     "dummy": "cni_plugins.dummy:DummyPlugin",
     "host-device": "cni_plugins.host_device:HostDevicePlugin",
+    "host-local": "cni_plugins.host_local:HostLocalPlugin",
     "ipvlan": "cni_plugins.ipvlan:IpvlanPlugin",
     "loopback": "cni_plugins.loopback:LoopbackPlugin",
     "macvlan": "cni_plugins.macvlan:MacvlanPlugin",

@@ -58,6 +58,7 @@ _OBJECTS = {
     "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",
     "foreign_lease": "cni_plugins.delegate:ForeignLease",
+    "lease_file": "ipam.lease_files:LeaseFile",
 }
 
 
