@@ -15,6 +15,7 @@ _TYPES = {
     "ipvlan": "cni_plugins.ipvlan:IpvlanPlugin",
     "loopback": "cni_plugins.loopback:LoopbackPlugin",
     "macvlan": "cni_plugins.macvlan:MacvlanPlugin",
+    "portmap": "cni_plugins.portmap:PortmapPlugin",
     "ptp": "cni_plugins.ptp:PtpPlugin",
     "tap": "cni_plugins.tap:TapPlugin",
     "vlan": "cni_plugins.vlan:VlanPlugin",

@@ -13,14 +13,24 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from netlib.controller import Controller
-from netlib.errors import AddressTaken, AlreadyExists, Conflict, NetlibError, ObjectMissing, PoolExhausted, TeardownError
+from netlib.errors import (
+    AddressTaken,
+    AlreadyExists,
+    Conflict,
+    NetlibError,
+    ObjectMissing,
+    PoolExhausted,
+    PortTaken,
+    TeardownError,
+)
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import opened
 from netlib.lifecycle import Lifecycle
-from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase
+from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
 from netlib.names import new_id
 from netlib.plan import KernelObject, Key, Plan
 from netlib.recovery import drift
+from netlib.requests import port_publisher
 from netlib.store.records import Row, Transaction
 
 __all__ = ["Adding", "AttachmentKey", "Attachments", "Wanted"]
@@ -44,11 +54,15 @@ class AttachmentKey(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What an attachment needs: objects of its own, and some that belong to its network; *ousted* ones there go for them."""
+    """What an attachment needs: objects of its own, and some that belong to its network; *ousted* ones there go for them.
+
+    *ports* are host ports that nobody else may publish meanwhile.
+    """
 
     own: Plan
     shared: Plan = Plan()
     ousted: frozenset[Key] = frozenset()
+    ports: tuple[PortMapping, ...] = ()
 
 
 class _Unshared(Exception):
@@ -125,6 +139,8 @@ class Adding:
                 raise _Unshared(wanted)
             done = set(self.plan.keys)
             fresh = Plan(*(item for item in wanted.own if item.key not in done))
+            if not self._is_written:
+                _refuse_taken_ports(tx, wanted.ports)
             fresh = self._attachments.engine.observed(tx, self.kernel, self.record, fresh)
             if not self._is_written:
                 container, ifname, plugin = self.key[1:]
@@ -139,6 +155,8 @@ class Adding:
                 )
                 tx.insert(attachment, name=self.key.name, network=network.id, sandbox=self.netns.path)
             tx.write_objects(self.record, self.plan + fresh)
+            if not self._is_written:
+                tx.claim_ports(wanted.ports, self.record)
         self._is_written = True
         return fresh
 
@@ -282,6 +300,14 @@ class Attachments:
         rows = [row for row in present if row.phase is Phase.READY and not self._is_alive(row.value.netns)]
         return self._collect("cni reclaim", network, rows)
 
+    def clear_ports(self, ports: Iterable[PortMapping]) -> None:
+        """Take down the attachments that hold one of *ports* and whose netns is gone: nobody came to detach them."""
+        with self.store.read() as tx:
+            holders = {holder for port in ports if (holder := tx.port_holder(port)) is not None}
+            rows = [row for row in map(tx.by_id, sorted(holders)) if row is not None and isinstance(row.value, CniAttachment)]
+        dead = [row for row in rows if row.phase is Phase.READY and not self._is_alive(row.value.netns)]
+        self._collect("cni reclaim", "published ports", dead)
+
     def _collect(self, verb: str, network: str, rows: Sequence[Row[CniAttachment]]) -> list[CniAttachment]:
         if rows:
             with self.controller.operation(verb, network):
@@ -344,6 +370,14 @@ class Attachments:
                 return True
         except ObjectMissing:
             return False
+
+
+def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
+    """Raise PortTaken, naming the holder, when one of *ports* is somebody's already."""
+    for port in ports:
+        if (holder := tx.port_holder(port)) is not None:
+            place = f"host port {port.host_port}/{port.protocol}" + (f" on {port.host_ip}" if port.host_ip else "")
+            raise PortTaken(f"{place} is published by {port_publisher(tx, holder)}; choose another, or take that one down")
 
 
 def _is_same(present: KernelObject | None, wanted: KernelObject) -> bool:

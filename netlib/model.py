@@ -60,6 +60,7 @@ class Protocol(StrEnum):
 
     TCP = "tcp"
     UDP = "udp"
+    SCTP = "sctp"  # of CNI port mappings only: the kernel has no such sockets where the module is not loaded
 
 
 class NetnsRef(Struct, frozen=True):

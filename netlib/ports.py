@@ -101,10 +101,9 @@ def _without_protocol(text: str, kind: str) -> tuple[str, Protocol]:
     body, slash, name = text.partition("/")
     if not slash:
         return body, Protocol.TCP
-    try:
-        return body, Protocol(name.lower())
-    except ValueError:
-        raise ConfigError(f"{kind} port {text!r}: protocol {name!r} is not supported; tcp and udp are") from None
+    if name.lower() not in (Protocol.TCP, Protocol.UDP):
+        raise ConfigError(f"{kind} port {text!r}: protocol {name!r} is not supported; tcp and udp are")
+    return body, Protocol(name.lower())
 
 
 def _parts(text: str, body: str) -> tuple[IPAddress | None, str, str]:

@@ -20,6 +20,7 @@ from netlib.kernel.routes import host_routes, routes_by
 from netlib.kernel.sockets import port_candidates, probe_port
 from netlib.model import (
     AddressPool,
+    CniAttachment,
     Endpoint,
     IPAddress,
     IPInterface,
@@ -453,14 +454,21 @@ def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping
     raise refusal
 
 
+def port_publisher(tx: Transaction, holder: str) -> str:
+    """Whom to name as the holder of a published port, which is a record's id in the store."""
+    row = tx.by_id(holder)
+    if row is not None and isinstance(row.value, CniAttachment):
+        return f"container {row.value.container} of a CNI network"
+    sandbox = tx.by_id(row.value.sandbox) if row else None
+    return repr(sandbox.name if sandbox else holder[:12])
+
+
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
     place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
     if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
         raise PortTaken(f"{place} is asked for twice in this request; publish it once")
     holder = tx.port_holder(mapping)
     if holder is not None:
-        row = tx.by_id(holder)
-        sandbox = tx.by_id(row.value.sandbox) if row else None
-        name = sandbox.name if sandbox else holder[:12]
-        raise PortTaken(f"{place} is already published by {name!r}; choose another host port, or disconnect that one")
+        name = port_publisher(tx, holder)
+        raise PortTaken(f"{place} is already published by {name}; choose another host port, or disconnect that one")
     probe_port(mapping)

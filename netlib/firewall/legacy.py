@@ -1,4 +1,4 @@
-"""Legacy xtables (``iptables-legacy``), which nftables does not show and which drop packets all the same.
+"""Legacy xtables (``iptables-legacy``), which nftables does not show and which rule packets all the same.
 
 One rule: python-iptables takes no lock and replaces whole tables, so every change here holds the lock that iptables itself
 takes, from the reading to the commit.
@@ -6,13 +6,14 @@ takes, from the reading to the commit.
 
 import fcntl
 import os
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from netlib.errors import DeadlineExceeded, KernelError
+from netlib.errors import DeadlineExceeded, FeatureMissing, KernelError
 from netlib.firewall.ruleset import allowance_comment
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
@@ -55,8 +56,51 @@ class LegacyTables:
                 lines = "; ".join(f"{_PROGRAMS[family]} -A FORWARD {option} {bridge} -j ACCEPT" for option in ("-i", "-o"))
                 yield f"{_PROGRAMS[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
 
-    def _present(self) -> tuple[str, ...]:
-        """Families with a legacy filter table: two file reads, for only asking iptables would make the tables.
+    def forget_chains(self, table: str, names: Collection[str]) -> None:
+        """Remove the chains *names* and the rules that lead to them from a *table* (``nat``)."""
+        for family in self._present(table):
+            saved = self._saved(family, table)
+            present = [name for name in names if any(line.startswith(f":{name} ") for line in saved)]
+            leading = [line for line in saved if line.startswith("-A ") and line.split()[-1] in present]
+            flushed = [f"-F {name}" for name in present]
+            self._restore(
+                family, table, [*flushed, *(f"-D {line[3:]}" for line in leading), *(f"-X {name}" for name in present)]
+            )
+
+    def forget_rules(self, rules: Collection[str]) -> None:
+        """Remove *rules* from ``filter``, each as iptables-save writes it without ``-A``."""
+        for family in self._present():
+            present = [line[3:] for line in self._saved(family, "filter") if line.startswith("-A ") and line[3:] in rules]
+            self._restore(family, "filter", [f"-D {rule}" for rule in present])
+
+    # python-iptables cannot read rules of an extension that it does not find, and takes some for unknown that are there: what
+    # others wrote is read and changed by iptables' own programs.
+
+    def _saved(self, family: str, table: str) -> list[str]:
+        return self._run(f"{_PROGRAMS[family]}-save", "-t", table).splitlines()
+
+    def _restore(self, family: str, table: str, lines: Sequence[str]) -> None:
+        """Make changes in one transaction, under iptables' own lock."""
+        if lines:
+            script = "\n".join([f"*{table}", *lines, "COMMIT", ""])
+            self._run(f"{_PROGRAMS[family]}-restore", "--noflush", "--wait", str(int(_LOCK_SECONDS)), script=script)
+
+    def _run(self, *command: str, script: str = "") -> str:
+        with entered(self.netns):
+            try:
+                done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=2 * _LOCK_SECONDS)
+            except FileNotFoundError:
+                raise FeatureMissing(
+                    f"{command[0]} is not installed, and this host has legacy tables; install iptables"
+                ) from None
+            except subprocess.TimeoutExpired:
+                raise DeadlineExceeded(f"{command[0]} did not end in time; try again") from None
+        if done.returncode:
+            raise KernelError(f"{command[0]} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def _present(self, table: str = "filter") -> tuple[str, ...]:
+        """Families with that legacy table: two file reads, for only asking iptables would make the tables.
 
         In a user namespace the files cannot be read, and what cannot be seen is taken for absent.
         """
@@ -64,7 +108,7 @@ class LegacyTables:
         with entered(self.netns), doing("look for legacy tables"):
             for family, name in _NAMES.items():
                 with suppress(FileNotFoundError, PermissionError):
-                    if "filter" in (Path("/proc/thread-self/net") / name).read_text().split():
+                    if table in (Path("/proc/thread-self/net") / name).read_text().split():
                         found.append(family)
         return tuple(found)
 

@@ -34,7 +34,7 @@ from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 
 _ATTEMPTS = 4  # the first one looks at nothing; each later one lost to another writer in between
-_PROTOCOLS = {"6": "tcp", "17": "udp"}
+_PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
 
 Held = dict[tuple[str, ...], tuple[tuple[str, ...], str]]
 """The entries of one set or map: value and comment by key."""
@@ -220,7 +220,7 @@ class Nftables:
         return commands
 
     def _removing(self, objects: Sequence[KernelObject], exact: bool) -> list[str]:
-        unwanted = [element for item in objects for element in elements(item)]
+        unwanted = list(dict.fromkeys(element for item in objects for element in elements(item)))
         if exact:
             unwanted = [element for element in unwanted if element.key in self._entries_or_none(element.holder)]
         commands = list(delete_elements(unwanted))

@@ -162,9 +162,13 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
 
     With a *count*, so many ports from ``host_port`` on lead to as many from ``container_port`` on: a range is one object.
     ``host_ip`` None, 0.0.0.0 and :: all mean every address. The kernel cannot forward what is sent to ``::1``: netlibd does.
+
+    On the *bridge* of a network of ours, whoever asks from within it is answered by way of the host. Elsewhere *hairpin* says
+    who is, besides the host's loopback: the container's own subnet, or everybody; its :class:`ContainerSubnet` comes first.
     """
 
-    bridge: str
+    bridge: str = ""
+    hairpin: IPNetwork | None = None
     address: IPAddress
     container_port: int
     host_port: int

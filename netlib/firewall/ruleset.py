@@ -1,8 +1,8 @@
 """Our nftables ruleset as text: the static table, and the entries that each firewall object is.
 
 Pure. One rule: the hooked chains never change; all that comes and goes is an element of a set or of a hash map, so the
-thousandth published port costs what the first did. A subnet of CNI networks has a small chain to which elements lead, for
-such subnets may overlap, and intervals in a set may not. Every name that reaches nft's text is checked here.
+thousandth published port costs what the first did. A subnet of CNI networks has two small chains to which elements lead,
+for such subnets may overlap, and intervals in a set may not. Every name that reaches nft's text is checked here.
 """
 
 import hashlib
@@ -52,8 +52,10 @@ MAPS = {
     "hostports6": ("ipv6_addr", "inet_proto", "inet_service"),
     "outward4": ("ipv4_addr",),
     "outward6": ("ipv6_addr",),
+    "inward4": ("inet_proto", "ipv4_addr", "inet_service"),
+    "inward6": ("inet_proto", "ipv6_addr", "inet_service"),
 }
-_VERDICT_MAPS = ("outward4", "outward6")
+_VERDICT_MAPS = ("outward4", "outward6", "inward4", "inward6")
 
 # The address of a port may have left the host since: then its new owner answers. fe80::/10 is no address to forward from, and
 # ::1 none that the kernel would forward to.
@@ -65,6 +67,8 @@ _DNAT = (
     ("dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports6", "IPv6 port published on one address"),
     ("meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6", "IPv6 port published on every address"),
 )
+
+_HAIRPIN = "ct status dnat meta l4proto { tcp, udp, sctp }"
 
 # nft 1.0.6 takes no "dstnat" in an output chain, and lists the number as it is.
 _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
@@ -85,6 +89,9 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("ip saddr 127.0.0.0/8 oifname @bridges masquerade", "from the host's loopback"),
             ("ip saddr . iifname @masquerade4 iifname . oifname != @same masquerade", "leaves by another link"),
             ("ip6 saddr . iifname @masquerade6 iifname . oifname != @same masquerade", "IPv6 leaves by another link"),
+            # Without the protocols nft does not know what proto-dst is.
+            (f"{_HAIRPIN} meta l4proto . ip daddr . ct original proto-dst vmap @inward4", "asked from beside the container"),
+            (f"{_HAIRPIN} meta l4proto . ip6 daddr . ct original proto-dst vmap @inward6", "asked by IPv6 from beside it"),
             ("iif != 0 ip saddr vmap @outward4", "routed from a masqueraded address"),  # bridged frames have no iif here
             ("iif != 0 ip6 saddr vmap @outward6", "routed from a masqueraded IPv6 address"),
         ),
@@ -137,7 +144,9 @@ def elements(item: KernelObject) -> tuple[Element, ...]:
             return (Element(f"masquerade{item.subnet.version}", (_subnet(item.subnet), checked_ifname(item.bridge))),)
         case MasqueradedAddress():
             address = item.address
-            return (Element(f"outward{address.version}", (_address(address.ip),), (f"goto {_outward(address.network)}",)),)
+            return (
+                Element(f"outward{address.version}", (_address(address.ip),), (f"goto {_chain('outward', address.network)}",)),
+            )
         case PublishedPort():
             return tuple(_port_elements(item))
     return ()
@@ -165,17 +174,25 @@ def _port_elements(port: PublishedPort) -> Iterator[Element]:
     place = (_address(host), protocol) if host else (protocol,)
     for offset in range(port.count):
         yield Element(holder, (*place, str(port.host_port + offset)), (address, str(port.container_port + offset)))
+    if port.hairpin is not None:
+        goto = (f"goto {_chain('inward', port.hairpin)}",)
+        for number in port.host_ports:
+            yield Element(f"inward{port.address.version}", (protocol, address, str(number)), goto)
 
 
 def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
     """The chains that *item* is, and their rules."""
     subnet = _subnet(item.subnet)
     family, multicast = ("ip", "224.0.0.0/4") if item.subnet.version == 4 else ("ip6", "ff00::/8")
-    return {_outward(item.subnet): (f"{family} daddr {{ {subnet}, {multicast} }} return", "masquerade")}
+    sources = f"{{ {subnet}, 127.0.0.0/8 }}" if item.subnet.version == 4 else subnet
+    return {
+        _chain("outward", item.subnet): (f"{family} daddr {{ {subnet}, {multicast} }} return", "masquerade"),
+        _chain("inward", item.subnet): (f"{family} saddr {sources} masquerade",),
+    }
 
 
-def _outward(subnet: IPNetwork) -> str:
-    return f"outward_{str(subnet).replace(':', '_')}"
+def _chain(direction: str, subnet: IPNetwork) -> str:
+    return f"{direction}_{str(subnet).replace(':', '_')}"
 
 
 def subnet_commands(item: ContainerSubnet, tag: str = "") -> Iterator[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from netlib.errors import ObjectMissing
+from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.netlink import CREATE, REPLACE, attribute, attributes_of, nest, number
 from netlib.kernel.netns import command_in
+from netlib.kernel.translate import doing
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
 from netlib.plan import KernelObject, Key
 
@@ -250,6 +251,19 @@ def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") 
     ]
     found = {route.destination for route in routes if route.kind not in _NO_DESTINATION and route.destination.prefixlen > 1}
     return [network for network in found if not any(_within(network, aside) for aside in _ASIDE)]
+
+
+def route_link(kernel: "Kernel", address: IPAddress, netns: NetnsRef = HOST) -> str | None:
+    """The link by which *netns* sends to *address*, None where it has no way to it."""
+    question = _RTMSG.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    rtnl = kernel.rtnl(netns)
+    try:
+        with doing(f"look up the way to {address} in {netns.label}"):
+            _, found = rtnl.plain.get(_RTM_GETROUTE, question, attribute(_RTA_DST, address.packed))
+            with kernel.entered(netns):
+                return socket.if_indextoname(_number(found.get(_RTA_OIF)))
+    except KernelError:  # unreachable, or the link went meanwhile
+        return None
 
 
 def _within(network: Any, aside: Any) -> bool:

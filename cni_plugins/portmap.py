@@ -1,0 +1,226 @@
+"""The plugin type ``portmap``: ports of the host that lead to the container.
+
+The rules are nftables', whichever ``backend`` is named; what they do is what the reference does. Other than there a host port
+has one holder: a second container that asks for it is refused, and told who has it.
+"""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from cni_plugins.attaching import adding, attachments_of, check, collect, delete, finish
+from cni_plugins.chained import addresses_of, previous
+from cni_plugins.decode import Address
+from cni_plugins.netconf import NetConf
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.reference import forget_ports
+from cni_plugins.result import Result
+from cni_plugins.skel import Call
+from netlib.attachments import Adding, Wanted
+from netlib.firewall.objects import ContainerSubnet, FirewallBase, PublishedPort
+from netlib.kernel.handle import Kernel
+from netlib.kernel.routes import route_link
+from netlib.kernel.sysctl import Sysctl
+from netlib.model import IPInterface, IPNetwork, PortMapping, Protocol
+from netlib.names import parse_subnet
+from netlib.plan import KernelObject, Plan
+from netlib.ports import port_runs
+
+__all__ = ["PortmapConf", "PortmapPlugin"]
+
+_BACKENDS = ("iptables", "nftables")
+_LAST_PORT = 65535
+_LAST_BIT = 31
+_EVERYWHERE = {4: parse_subnet("0.0.0.0/0"), 6: parse_subnet("::/0")}
+
+
+class PortEntry(Struct, frozen=True, rename="camel"):
+    """One of ``runtimeConfig.portMappings``."""
+
+    host_port: int = 0
+    container_port: int = 0
+    protocol: str = ""
+    host_ip: Address | None = field(name="hostIP", default=None)
+
+
+class RuntimeConfig(Struct, frozen=True, rename="camel"):
+    """The capability ``portMappings``."""
+
+    port_mappings: tuple[PortEntry, ...] = ()
+
+
+class PortmapConf(NetConf, frozen=True, kw_only=True, rename="camel"):
+    """The keys of portmap."""
+
+    backend: str = ""
+    snat: bool = True
+    masq_all: bool = False
+    mark_masq_bit: int | None = None
+    external_set_mark_chain: str | None = None
+    conditions_v4: tuple[str, ...] = ()
+    conditions_v6: tuple[str, ...] = ()
+    runtime_config: RuntimeConfig = RuntimeConfig()
+
+
+class PortmapPlugin:
+    """What each verb answers."""
+
+    name = "portmap"
+    config = PortmapConf
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def add(self, call: Call[PortmapConf]) -> Result:
+        _check(call.config)
+        result = previous(call, "must be called as chained plugin")
+        mappings = _mappings(call)
+        addresses = addresses_of(call, result)
+        if not mappings or not addresses:
+            return result
+        _remark(call)
+        attachments_of(self._node).clear_ports(mappings)
+        with adding(self._node, call, self.name) as made:
+            wanted = _wanted(call, mappings, addresses, made)
+            made.apply(lambda _: wanted)
+            return finish(made, result)
+
+    def check(self, call: Call[PortmapConf]) -> None:
+        _check(call.config)
+        mappings = _mappings(call)
+        addresses = addresses_of(call, previous(call, "Required prevResult missing"))
+        found = check(self._node, call, self.name)
+        asked = bool(mappings and addresses)
+        if found is None:
+            if asked:
+                raise CniError(Code.DRIFT, f"portmap: no ports of container {call.container_id} are recorded; ADD it again")
+            return
+        recorded = attachments_of(self._node).plan_of(found.id).of(PublishedPort)
+        missing = [port for port in _ports(call.config, mappings, addresses) if port not in recorded]
+        if missing:
+            raise CniError(Code.DRIFT, f"portmap: {missing[0].key.name} was not published; ADD it again")
+
+    def delete(self, call: Call[PortmapConf]) -> None:
+        delete(self._node, call, self.name, lambda: self._delete_reference(call))
+
+    @staticmethod
+    def _delete_reference(call: Call[PortmapConf]) -> None:
+        if call.config.runtime_config.port_mappings:
+            with Kernel() as kernel:
+                forget_ports(kernel, call.network, call.container_id)
+
+    def garbage_collect(self, call: Call[PortmapConf]) -> None:
+        collect(self._node, call, self.name)
+
+    def status(self, call: Call[PortmapConf]) -> None:
+        _check(call.config)
+        with Kernel() as kernel:
+            kernel.firewall().listing()
+
+
+# --- what the configuration asks for -------------------------------------------------------------------------------------
+
+
+def _check(config: PortmapConf) -> None:
+    """Refuse what the reference refuses, in its words, and what cannot be kept."""
+    if config.mark_masq_bit is not None and config.external_set_mark_chain is not None:
+        raise CniError(Code.INVALID_CONFIG, "Cannot specify externalSetMarkChain and markMasqBit")
+    if config.mark_masq_bit is not None and not 0 <= config.mark_masq_bit <= _LAST_BIT:
+        raise CniError(Code.INVALID_CONFIG, "MasqMarkBit must be between 0 and 31", f"markMasqBit is {config.mark_masq_bit}")
+    if config.backend and config.backend not in _BACKENDS:
+        raise CniError(Code.INVALID_CONFIG, f'unrecognized backend "{config.backend}"', f"known are {', '.join(_BACKENDS)}")
+    if config.backend == "nftables" and config.external_set_mark_chain is not None:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "nftables backend was requested but configuration contains iptables-specific options [externalSetMarkChain]",
+        )
+    for key, conditions in (("conditionsV4", config.conditions_v4), ("conditionsV6", config.conditions_v6)):
+        if any(conditions):
+            raise CniError(
+                Code.UNSUPPORTED_FIELD,
+                f"portmap: {key} is not supported: {' '.join(conditions)}",
+                "give a mapping its hostIP, or write a rule into the chain user of table inet netlib",
+            )
+    for entry in config.runtime_config.port_mappings:
+        for what, number in (("container", entry.container_port), ("host", entry.host_port)):
+            if not 0 < number <= _LAST_PORT:
+                raise CniError(Code.INVALID_CONFIG, f"Invalid {what} port number: {number}", "1 to 65535 are ports")
+        if entry.protocol.lower() not in set(Protocol):
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f'portmap: port {entry.host_port}: protocol "{entry.protocol}" is not known',
+                f"known are {', '.join(Protocol)}",
+            )
+
+
+def _remark(call: Call[PortmapConf]) -> None:
+    """Say what is done otherwise than the configuration has it, though to the same effect."""
+    config = call.config
+    if config.backend == "iptables":
+        call.stderr.append("portmap: backend iptables: netlib does the same with nftables")
+    if config.external_set_mark_chain is not None:
+        call.stderr.append(
+            f"portmap: externalSetMarkChain {config.external_set_mark_chain} is not used: netlib masquerades without a mark"
+        )
+
+
+def _mappings(call: Call[PortmapConf]) -> tuple[PortMapping, ...]:
+    """The ports asked for, each once; CniError when one host port is to lead to two places."""
+    found: dict[tuple[Protocol, int, Any], PortMapping] = {}
+    for entry in call.config.runtime_config.port_mappings:
+        mapping = PortMapping(
+            container_port=entry.container_port,
+            host_port=entry.host_port,
+            protocol=Protocol(entry.protocol.lower()),
+            host_ip=entry.host_ip,
+        )
+        if found.setdefault((mapping.protocol, mapping.host_port, mapping.host_ip), mapping) != mapping:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"portmap: host port {mapping.host_port}/{mapping.protocol} is asked for twice",
+                "name it once",
+            )
+    return tuple(found.values())
+
+
+def _ports(config: PortmapConf, mappings: tuple[PortMapping, ...], addresses: tuple[IPInterface, ...]) -> list[PublishedPort]:
+    """The objects of *mappings*, a run of ports each; a mapping of an address concerns the container's of that family."""
+    return [
+        PublishedPort(
+            address=address.ip,
+            container_port=first.container_port,
+            host_port=first.host_port,
+            count=count,
+            protocol=first.protocol,
+            host_ip=first.host_ip,
+            hairpin=_answered(config, address),
+        )
+        for first, count in port_runs(mappings)
+        for address in addresses
+        if first.host_ip is None or first.host_ip.version == address.version
+    ]
+
+
+def _answered(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
+    """Who is answered by way of the host, besides its own loopback."""
+    if not config.snat:
+        return None
+    return _EVERYWHERE[address.version] if config.masq_all else address.network
+
+
+def _wanted(
+    call: Call[PortmapConf], mappings: tuple[PortMapping, ...], addresses: tuple[IPInterface, ...], made: Adding
+) -> Wanted:
+    config = call.config
+    objects: list[KernelObject] = []
+    ipv4 = next((address for address in addresses if address.version == 4), None)
+    if config.snat and ipv4 is not None and (link := route_link(made.kernel, ipv4.ip)) is not None:
+        # Lets what the host sends to 127.0.0.1 go out there; the firewall base drops such packets that come from elsewhere.
+        objects.append(Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1"))
+    subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
+    return Wanted(
+        own=Plan(*objects, *_ports(config, mappings, addresses)),
+        shared=Plan(FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str))),
+        ports=mappings,
+    )

@@ -1,0 +1,241 @@
+"""``portmap``: who reaches a container's port on the host, and what every verb does with it.
+
+Each runs with bridged frames passing the host's rules (bridge-nf-call-iptables 1) and without. The containers are those of
+``firewall_world``, on bridges that some plugin before has made.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugins.protocol import Code
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.kernel.netns import entered
+from tests.cni.calling import Caller
+from tests.kernel.firewall_world import Probe, World, probes
+
+ADDRESSES = {"fw-a1": ("10.1.0.2/24", "fd01::2/64"), "fw-a2": ("10.1.0.3/24", "fd01::3/64"), "fw-b1": ("10.2.0.2/24",)}
+UPLINK = ("192.168.9.1", "fd09::1")
+LOCALNET = Path("/proc/sys/net/ipv4/conf/brA/route_localnet")
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["bridge_nf_0", "bridge_nf_1"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(request.param)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def controller(world: World, config: Config) -> Iterator[Controller]:
+    """The verbs of the world's host; a test's thread stays there."""
+    with entered(world.refs["host"]):
+        LOCALNET.write_text("0")
+        with Controller(config, watcher=Unwatched()) as controller:
+            yield controller
+            controller.reset()
+        assert LOCALNET.read_text() == "0\n"
+        LOCALNET.write_text("1")
+
+
+def conf(*ports: dict[str, Any], container: str = "fw-a1", **more: Any) -> dict[str, Any]:
+    interfaces = [{"name": "brA"}, {"name": "v"}, {"name": "eth0", "sandbox": f"/run/netns/{container}"}]
+    ips = [{"address": address, "interface": 2} for address in ADDRESSES.get(container, ())]
+    return {
+        "cniVersion": "1.1.0",
+        "name": "pods",
+        "type": "portmap",
+        "runtimeConfig": {"portMappings": list(ports)},
+        "prevResult": {"cniVersion": "1.1.0", "interfaces": interfaces, "ips": ips},
+        **more,
+    }
+
+
+def port(host: int, container: int = 80, protocol: str = "tcp", **more: str) -> dict[str, Any]:
+    return {"hostPort": host, "containerPort": container, "protocol": protocol, **more}
+
+
+BOTH = (port(7080), port(7080, protocol="udp"))
+
+
+def names(found: list[str | None]) -> list[str | None]:
+    """Who answered."""
+    return [answer and answer.split()[0] for answer in found]
+
+
+def test_from_outside_it_shows_who_asks_and_the_result_is_passed_on(world: World, caller: Caller) -> None:
+    config = conf(*BOTH)
+    result = caller.ok("ADD", config, "fw-a1")
+    assert result == config["prevResult"]
+    assert world.answers(*probes(["lan"], UPLINK, 7080)) == ["a1 192.168.9.2"] * 2 + ["a1 fd09::2"] * 2
+    caller.ok("DEL", config, "fw-a1")
+    world.closed(*probes(["lan"], UPLINK, 7080))
+    caller.ok("DEL", config, "fw-a1")
+
+
+def test_from_beside_the_container_and_from_itself(world: World, caller: Caller) -> None:
+    caller.ok("ADD", conf(*BOTH), "fw-a1")
+    found = world.answers(*probes(["a1", "a2"], [*UPLINK, "10.1.0.1", "fd01::1"], 7080))
+    assert names(found) == ["a1"] * 16
+    assert {answer and answer.split()[1] for answer in found} == {"10.1.0.1", "fd01::1"}
+    assert world.answers(*probes(["b1"], ["10.2.0.1"], 7080)) == ["a1 10.2.0.2"] * 2
+    world.reached(*probes(["a2"], ["10.1.0.2"]))
+
+
+def test_from_the_host_by_its_loopback_and_nobody_elses(world: World, caller: Caller) -> None:
+    """The links of mallory and lan lead 127.0.0.0/8 to the host."""
+    caller.ok("ADD", conf(*BOTH), "fw-a1")
+    assert LOCALNET.read_text() == "1\n"
+    assert world.answers(*probes(["host"], ["127.0.0.1"], 7080)) == ["a1 10.1.0.1"] * 2
+    assert names(world.answers(*probes(["host"], UPLINK, 7080))) == ["a1"] * 4
+    world.closed(*probes(["mallory", "lan"], ["127.0.0.1"], 7080), *probes(["mallory", "lan"], ["127.0.0.1"], 9000))
+
+
+def test_on_one_address_only(world: World, caller: Caller) -> None:
+    caller.ok(
+        "ADD", conf(port(7081, hostIP="192.168.9.1"), port(7082, hostIP="127.0.0.1"), port(7083, hostIP="fd09::1")), "fw-a1"
+    )
+    assert world.answers(Probe("lan", "tcp", "192.168.9.1", 7081)) == ["a1 192.168.9.2"]
+    assert world.answers(Probe("lan", "tcp", "fd09::1", 7083)) == ["a1 fd09::2"]
+    assert world.answers(Probe("host", "tcp", "127.0.0.1", 7082)) == ["a1 10.1.0.1"]
+    world.closed(
+        *probes(["host"], ["127.0.0.1", "10.1.0.1"], 7081, ["tcp"]),
+        *probes(["lan", "a2", "mallory"], ["192.168.9.1", "fd09::1"], 7082, ["tcp"]),
+        *probes(["lan"], ["192.168.9.1"], 7083, ["tcp"]),
+    )
+
+
+def test_without_snat_nobody_else_than_the_outside_is_answered(world: World, caller: Caller) -> None:
+    caller.ok("ADD", conf(*BOTH, snat=False), "fw-a1")
+    assert LOCALNET.read_text() == "0\n"
+    assert world.answers(*probes(["lan"], ["192.168.9.1"], 7080)) == ["a1 192.168.9.2"] * 2
+    world.closed(*probes(["host"], ["127.0.0.1"], 7080, ["tcp"]), *probes(["a1"], ["192.168.9.1"], 7080))
+
+
+def test_masquerading_all(world: World, caller: Caller) -> None:
+    caller.ok("ADD", conf(*BOTH, masqAll=True), "fw-a1")
+    assert world.answers(*probes(["lan"], UPLINK, 7080)) == ["a1 10.1.0.1"] * 2 + ["a1 fd01::1"] * 2
+
+
+def test_a_range_is_one_object(world: World, caller: Caller, controller: Controller) -> None:
+    caller.ok("ADD", conf(*(port(7100 + number, 60 + number) for number in range(50))), "fw-a1")
+    world.reached(Probe("lan", "tcp", "192.168.9.1", 7120))
+    world.closed(Probe("lan", "tcp", "192.168.9.1", 7119))  # nobody listens on 79
+    with controller.store.read() as tx:
+        keys = [str(item.key) for _, item in tx.all_objects() if "/port/" in str(item.key)]
+    assert keys == ["firewall/host/port/0.0.0.0:7100-7149/tcp", "firewall/host/port/[::]:7100-7149/tcp"]
+
+
+def test_a_udp_flow_follows_the_port(world: World, caller: Caller) -> None:
+    """One that began before the port was published, and goes on when it leads elsewhere."""
+    flow = Probe("lan", "udp", "192.168.9.1", 7000, source_port=40000)
+    world.closed(flow)
+    for container in ("fw-a1", "fw-a2"):
+        config = conf(port(7000, protocol="UDP"), container=container)
+        caller.ok("ADD", config, container)
+        assert world.answers(flow) == [f"{container.removeprefix('fw-')} 192.168.9.2"]
+        caller.ok("DEL", config, container)
+    world.closed(flow)
+
+
+def test_a_port_has_one_holder_who_is_named(world: World, caller: Caller) -> None:
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    code, sentence = caller.error("ADD", conf(port(7080), container="fw-a2"), "fw-a2")
+    assert code == Code.CONFLICT
+    assert "host port 7080/tcp is published by container fw-a1 of a CNI network" in sentence
+    code, sentence = caller.error("ADD", conf(port(7080, hostIP="127.0.0.1"), container="fw-a2", name="others"), "fw-a2")
+    assert "host port 7080/tcp on 127.0.0.1 is published by container fw-a1" in sentence
+    caller.ok("ADD", conf(port(7080, protocol="udp"), container="fw-a2"), "fw-a2")
+    assert names(world.answers(*probes(["lan"], ["192.168.9.1"], 7080))) == ["a1", "a2"]
+
+
+def test_who_lost_its_netns_gives_its_port_up(world: World, caller: Caller) -> None:
+    caller.container("dead")
+    gone = conf(port(7080), prevResult={"ips": [{"address": "10.1.0.99/24"}]})
+    caller.ok("ADD", gone, "dead")
+    caller.lose("dead")
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1"] * 2
+    caller.ok("DEL", gone, "dead")
+    assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1"] * 2
+
+
+def test_check_names_what_differs(world: World, caller: Caller) -> None:
+    config = conf(*BOTH)
+    code, sentence = caller.error("CHECK", config, "fw-a1")
+    assert (code, sentence) == (Code.DRIFT, "portmap: no ports of container fw-a1 are recorded; ADD it again; ")
+    caller.ok("ADD", config, "fw-a1")
+    caller.ok("CHECK", config, "fw-a1")
+    code, sentence = caller.error("CHECK", conf(*BOTH, port(7090)), "fw-a1")
+    assert "port/0.0.0.0:7090/tcp was not published" in sentence
+    world.run("nft", "delete element inet netlib ports4 { tcp . 7080 }")
+    code, sentence = caller.error("CHECK", config, "fw-a1")
+    assert code == Code.DRIFT
+    assert "ports4 tcp . 7080 is missing" in sentence
+    caller.ok("DEL", config, "fw-a1")
+
+
+def test_gc_and_status(world: World, caller: Caller) -> None:
+    caller.ok("STATUS", conf())
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    caller.ok("ADD", conf(port(7081), container="fw-a2"), "fw-a2")
+    caller.ok("GC", {**conf(), "cni.dev/valid-attachments": [{"containerID": "fw-a2", "ifname": "eth0"}]})
+    world.reached(Probe("lan", "tcp", "192.168.9.1", 7081))
+    world.closed(Probe("lan", "tcp", "192.168.9.1", 7080))
+
+
+def test_nothing_is_written_down_without_ports_or_addresses(world: World, caller: Caller, controller: Controller) -> None:
+    for config in (conf(), conf(port(7080), prevResult={"ips": []})):
+        caller.ok("ADD", config, "fw-a1")
+        caller.ok("CHECK", config, "fw-a1")
+        caller.ok("DEL", config, "fw-a1")
+    with controller.store.read() as tx:
+        assert list(tx.all_objects()) == []
+
+
+@pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
+def test_del_takes_what_the_reference_left(world: World, caller: Caller, program: str) -> None:
+    """And nothing of any other container's."""
+    v6 = program.replace("ip", "ip6", 1)
+    tables = [program, v6]
+    chain, other = "CNI-DN-c696790723754b4a3dd22", "CNI-DN-000000000000000000000"
+    for tool in tables:
+        world.run(tool, "-t", "nat", "-N", "CNI-HOSTPORT-DNAT")
+        for name in (chain, other):
+            world.run(tool, "-t", "nat", "-N", name)
+            world.run(tool, "-t", "nat", "-A", name, "-p", "tcp", "--dport", "7080", "-j", "REDIRECT")
+            world.run(
+                tool, "-t", "nat", "-A", "CNI-HOSTPORT-DNAT", "-p", "tcp", "-m", "multiport", "--dports", "1,2", "-j", name
+            )
+    caller.ok("DEL", conf(port(7080)), "fw-a1")
+    for tool in tables:
+        rules = world.run(tool, "-t", "nat", "-S")
+        assert chain not in rules, tool
+        assert rules.count(other) == 3, tool
+        world.run(tool, "-t", "nat", "-F")
+        world.run(tool, "-t", "nat", "-X")
+
+
+def test_del_takes_what_the_references_nftables_backend_left(world: World, caller: Caller) -> None:
+    for comment in ("fw-a1", "fw-a2"):
+        lines = "add table ip cni_hostport; add chain ip cni_hostport hostports; add chain ip cni_hostport masquerading; "
+        lines += f'add rule ip cni_hostport hostports tcp dport 1 accept comment "{comment}"; '
+        lines += f'add rule ip cni_hostport masquerading tcp dport 1 accept comment "{comment}"'
+        world.run("nft", lines)
+    caller.ok("DEL", conf(port(7080)), "fw-a1")
+    rules = world.run("nft", "list table ip cni_hostport")
+    assert (rules.count('"fw-a1"'), rules.count('"fw-a2"')) == (0, 2)
+    world.run("nft", "delete table ip cni_hostport")
+
+
+def test_rules_of_a_foreign_hook_are_where_they_were(world: World, caller: Caller) -> None:
+    """A user's own nat rules are not ours to order."""
+    world.run("nft", "add table ip mine; add chain ip mine c { type nat hook prerouting priority -110; }")
+    world.run("nft", "add rule ip mine c tcp dport 7080 redirect to :9001")
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    assert world.answers(Probe("lan", "tcp", "192.168.9.1", 7080)) == ["host 192.168.9.2"]
+    subprocess.run(["nft", "delete table ip mine"], check=True)
