@@ -8,10 +8,10 @@ SOAK ?= 1
 # More arguments for pytest: make test PYTEST="-k dns -x"
 PYTEST ?=
 
-.PHONY: help install test soak demo bench lint format clean
+.PHONY: help install test soak demo bench bench-cni lint format clean
 
 help: ## Print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 install: ## Debian packages (as root, if missing), .venv, Python packages
 	@scripts/install
@@ -28,6 +28,10 @@ demo: install ## Networks, names, a published port: every check is printed
 bench: ## Measure netlib beside its peers, in one run
 	@scripts/install peers
 	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks
+
+bench-cni: ## Measure the CNI plugins beside the reference's, in one run
+	@scripts/install peers
+	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks cni
 
 lint: install ## ruff, ruff format, mypy
 	@$(VENV_PYTHON) -m ruff check --quiet .

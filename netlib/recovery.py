@@ -14,13 +14,13 @@ from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.lifecycle import Lifecycle, record_lock
-from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
+from netlib.model import CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import Plan
 from netlib.store.records import Row
 from netlib.store.sqlite import Store
 
 _PURPOSE = "recovering what a crash left"
-_ORDER: list[type[Any]] = [Sandbox, Endpoint, CniAttachment, Network, CniNetwork]  # a sandbox takes its endpoints along
+_ORDER = ["sandbox", "endpoint", "cni_attachment", "network", "cni_network"]  # a sandbox takes its endpoints along
 
 
 def check_host(store: Store) -> bool:
@@ -49,13 +49,13 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
-    for row in sorted(rows, key=lambda row: _ORDER.index(type(row.value))):
-        lock = record_lock(row.value.sandbox if isinstance(row.value, Endpoint) else row.id)
+    for record, kind, sandbox in sorted(rows, key=lambda row: _ORDER.index(row[1])):
+        lock = record_lock(sandbox if kind == "endpoint" else record)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
             if not held:
                 continue
             with lifecycle.store.read() as tx:
-                present = tx.by_id(row.id)
+                present = tx.by_id(record)
             if present is not None and present.phase is not Phase.READY and not _keeps_its_users(lifecycle, present):
                 failures.extend(_take_down(lifecycle, present))
     return failures

@@ -164,10 +164,10 @@ class Transaction:
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE sandbox=? AND +kind='cni_attachment'", (netns,))
         return [self._row(row) for row in rows]
 
-    def in_flight(self) -> list[Row[Any]]:
-        """Records that are not ready: being worked on, or left by a crash."""
-        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE phase<>'ready' AND +kind IN {_CORE}")
-        return [self._row(row) for row in rows]
+    def in_flight(self) -> list[tuple[str, str, str]]:
+        """(id, kind, sandbox's id or "") of records that are not ready: being worked on, or left by a crash."""
+        rows = self.db.execute(f"SELECT id, kind, coalesce(sandbox, '') FROM record WHERE phase<>'ready' AND +kind IN {_CORE}")
+        return rows.fetchall()
 
     def change_count(self) -> int:
         """A number that moves on when another connection has changed the file."""

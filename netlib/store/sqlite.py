@@ -31,6 +31,17 @@ _UNREADABLE = {
 }
 
 
+_writers: dict[str, threading.Lock] = {}
+"""By file: which thread of this process writes. SQLite lets others sleep, up to 100 ms a time, where a lock wakes the next."""
+
+
+def _forget_writers() -> None:
+    _writers.clear()  # in a forked child: their holders are not here
+
+
+os.register_at_fork(after_in_child=_forget_writers)
+
+
 class _Rehearsed(Exception):
     """Ends a rehearsal, so that its transaction is rolled back."""
 
@@ -67,7 +78,13 @@ class Store:
         """
         if clearing:
             self._make_room()
-        yield from self._transaction("BEGIN IMMEDIATE")
+        writer = _writers.setdefault(str(self.path), threading.Lock())
+        if not writer.acquire(timeout=BUSY_SECONDS):
+            raise self._busy()
+        try:
+            yield from self._transaction("BEGIN IMMEDIATE")
+        finally:
+            writer.release()
 
     @contextmanager
     def rehearsal(self) -> Iterator[Transaction]:
@@ -186,13 +203,14 @@ class Store:
             connection.execute(f"PRAGMA user_version={number + 1}")
         connection.execute("COMMIT")
 
+    def _busy(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self.path} is kept locked for writing for more than {BUSY_SECONDS:.0f} s by somebody else")
+
     def _translated(self, error: sqlite3.Error | OSError) -> NetlibError:
         if isinstance(error, OSError):
             return self._refused(error)
         if "locked" in str(error) or "busy" in str(error):
-            return DeadlineExceeded(
-                f"{self.path} is kept locked for writing by another process for more than {BUSY_SECONDS:.0f} s"
-            )
+            return self._busy()
         code = getattr(error, "sqlite_errorcode", 0)
         kind = code & 0xFF
         if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._reserve.is_needed()):

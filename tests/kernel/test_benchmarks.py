@@ -40,6 +40,15 @@ ROWS = {
     "start": {"netlib run -d"},
     "teardown": {"2 sandboxes with their endpoints removed at once"},
     "listing": {"netlib network ls, without netlibd", "netlib network ls, with netlibd"},
+    "cni": {
+        *(
+            f"{verb}, {what}"
+            for verb in ("ADD", "DEL")
+            for what in ("bridge", "bridge, masquerade and a port", "bridge with masquerade, Python launcher")
+        ),
+        "2 ADDs at once, then 2 DELs, with masquerade",
+        "ADD beside 20 attachments",
+    },
     "memory": {
         "shim, PSS with 1 containers",
         "netlibd, RSS with 1 containers",
@@ -54,10 +63,10 @@ def world(tmp_path: Path) -> World:
 
 
 def test_rows_are_expected_of_every_subject() -> None:
-    assert set(ROWS) == set(SUBJECTS)
+    assert set(ROWS) == {*SUBJECTS, "cni"}
 
 
-@pytest.mark.parametrize("subject", [subject for subject in SUBJECTS if subject not in ("start", "memory")])
+@pytest.mark.parametrize("subject", [subject for subject in ROWS if subject not in ("start", "memory")])
 def test_a_subject_has_figures_of_ours(world: World, subject: str) -> None:
     check(world, subject)
 

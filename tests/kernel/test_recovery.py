@@ -124,7 +124,7 @@ def test_one_thing_that_will_not_go_holds_up_nothing_else(controller: Controller
             controller.remove_sandboxes(["a", "b", "c"])
         assert controller.sandboxes() == []
         with controller.store.read() as tx:
-            assert [row.name for row in tx.in_flight()] == ["b"]
+            assert [record for record, _, _ in tx.in_flight()] == [boxes["b"].id]
     finally:
         _run(f"umount {busy}")
     controller.remove_network("one")
