@@ -83,9 +83,7 @@ def measure(world: World) -> Iterator[Row]:
     with world.served_host() as controller, ExitStack() as stack:
         ours = _ours(world, controller.config, "nl", "10.31.0.0/16")
         slow = _ours(world, controller.config, "py", "10.33.0.0/16", "python")
-        theirs = (
-            Side("ref", REFERENCE, "10.32.0.0/16", world.folder / "ref-leases") if (REFERENCE / "bridge").exists() else None
-        )
+        theirs = stack.enter_context(_theirs(world))
         at_once, many = world.times(_AT_ONCE), world.times(_MANY)
         for number in range(max(at_once, many + 1)):
             stack.enter_context(_container(f"bench{number}"))
