@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError
 from netlib.lifecycle import Lifecycle, record_lock
-from netlib.model import Phase
+from netlib.model import Endpoint, Phase
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import JournalEntry
 
@@ -29,8 +29,8 @@ class Repair(NamedTuple):
 def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) -> _T:
     """Do *action*; where the kernel refuses it and *network* (an id) has lost something, put that back and try once more.
 
-    *action* leaves nothing behind when it fails, and no record's lock is held around this. Raises what *action* raises; where
-    something would not come back, its error with the remedy.
+    *action* leaves nothing behind when it fails. Raises what it raises; where something would not come back, its error with
+    the remedy.
     """
     try:
         return action()
@@ -48,7 +48,7 @@ def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) ->
 
 
 def repair_network(lifecycle: Lifecycle, network: str) -> Repair:
-    """Bring what a ready network (an id) has lost, or others have changed, back into the kernel; write that into the journal.
+    """Bring what a ready network (an id; CNI's as well) has lost, or others have changed, back; write that into the journal.
 
     So is what hung on it of its members (a bridge's ports). A member that somebody works on is left to :func:`recovery.drift`.
     """
@@ -77,15 +77,16 @@ def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObj
     engine = lifecycle.engine
     failures: list[NetlibError] = []
     with lifecycle.store.read() as tx:
-        endpoints = tx.endpoints_of_network(network)
-    for endpoint in endpoints:
-        with engine.locks.attempt(record_lock(endpoint.value.sandbox), "repairing its network") as held:
+        members = tx.users_of(network)
+    for member in members:
+        lock = record_lock(member.value.sandbox if isinstance(member.value, Endpoint) else member.id)
+        with engine.locks.attempt(lock, "repairing its network") as held:
             if not held:
                 continue
             with lifecycle.store.read() as tx:
-                present, plan = tx.by_id(endpoint.id), tx.objects(endpoint.id)
+                present, plan = tx.by_id(member.id), tx.objects(member.id)
             carried = [item for item in plan if any(carrier.carries(item) for carrier in lost)]
             if present is not None and present.phase is Phase.READY and carried:
-                with engine.kernel(endpoint.id) as kernel:
+                with engine.kernel(member.id) as kernel:
                     failures += engine.repair(kernel, Plan(*carried))
     return failures

@@ -20,9 +20,10 @@ from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.netns import identity_of_path
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sysctl import Sysctl
-from netlib.model import NetnsRef
+from netlib.model import CniNetwork, NetnsRef
 from netlib.names import veth_ifname
 from netlib.plan import KernelObject, Plan
+from netlib.repair import repair_network
 from netlib.store.records import Transaction
 
 TABLES = {
@@ -232,3 +233,19 @@ def _interrupted(config: Config, home: NetnsRef, moment: int, action: str) -> bo
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_bridge_deleted_by_hand_comes_back_with_what_was_plugged_into_it(
+    controller: Controller, netns: Callable[[str], NetnsRef]
+) -> None:
+    attachments = Attachments(controller)
+    for number, name in enumerate(("c1", "c2"), 2):
+        _add(attachments, name, netns(name), number)
+    subprocess.run(["ip", "link", "del", "cni0"], check=True)
+    with controller.store.read() as tx:
+        (network,) = [row.id for row in tx.all(CniNetwork)]
+    repair = repair_network(controller.lifecycle, network)
+    assert (repair.lost[0], repair.failures) == ("bridge cni0 is missing", [])
+    assert _ping("c1", "10.22.0.3")
+    assert _ping("c2", "10.22.0.1")
+    assert repair_network(controller.lifecycle, network).lost == []
