@@ -35,7 +35,7 @@ from netlib.kernel.addresses import Address, addresses_of
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import LinkUp, Veth
 from netlib.model import IPInterface, NetnsRef
-from netlib.names import check_ifname, endpoint_mac, veth_ifname
+from netlib.names import check_ifname, endpoint_mac, host_end_mac, veth_ifname
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.records import Transaction
 
@@ -170,7 +170,7 @@ class _Wiring:
         bridge = self._bridge()
         host, ifname, netns = veth_ifname(adding.record), adding.key.ifname, adding.netns
         mac = self._mac or endpoint_mac(adding.record, next((ip.address.ip for ip in ips if ip.address.version == 4), None))
-        host_mac = endpoint_mac(adding.record, None)
+        host_mac = host_end_mac(adding.record)
         self.result = Result(
             interfaces=(
                 Interface(bridge.ifname, bridge.adopted.mac if bridge.adopted else bridge.mac),

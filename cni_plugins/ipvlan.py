@@ -1,13 +1,13 @@
 """The plugin type ``ipvlan``: a link of the container's own on one of the host's, whose MAC address it shares."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec.structs import replace
 
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
-from cni_plugins.single import Given, ParentConf, SingleLink, find_parent
+from cni_plugins.single import Given, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
 from netlib.attachments import Adding
 from netlib.kernel.sublinks import Ipvlan
@@ -16,11 +16,14 @@ from netlib.model import NetnsRef
 
 __all__ = ["IpvlanConf", "IpvlanPlugin"]
 
+_Mode = Literal["l2", "l3", "l3s"]
+_MODES: tuple[_Mode, ...] = get_args(_Mode)
+
 
 class IpvlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
     """The configuration."""
 
-    mode: Literal["", "l2", "l3", "l3s"] = ""
+    mode: str = ""
 
 
 class IpvlanPlugin(SingleLink[IpvlanConf]):
@@ -37,6 +40,7 @@ class IpvlanPlugin(SingleLink[IpvlanConf]):
 
     def prepared(self, call: Call[IpvlanConf], netns: NetnsRef) -> Callable[[Adding, str], Given]:
         config = call.config
+        mode = checked_mode("ipvlan", config.mode or "l2", _MODES)
         if not config.master and call.prev_result is not None:
             if len(call.prev_result.interfaces) != 1:
                 raise CniError(
@@ -55,7 +59,7 @@ class IpvlanPlugin(SingleLink[IpvlanConf]):
                 mtu=config.mtu,
                 parent=parent.ifname,
                 parent_netns=adding.netns if config.link_in_container else parent.netns,
-                mode=config.mode or "l2",
+                mode=mode,
             )
             # Containers share a MAC address, so neighbours learn from these who has an address by now.
             announcing = [

@@ -1,12 +1,12 @@
 """The plugin type ``macvlan``: a link of the container's own, with its own MAC address, on the LAN of one of the host's."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, field
 
 from cni_plugins.interface import requested_mac
-from cni_plugins.single import Given, MacRequest, ParentConf, SingleLink, find_parent
+from cni_plugins.single import Given, MacRequest, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
 from netlib.attachments import Adding
 from netlib.kernel.sublinks import Macvlan
@@ -14,11 +14,16 @@ from netlib.model import NetnsRef
 
 __all__ = ["MacvlanConf", "MacvlanPlugin"]
 
+_Mode = Literal["bridge", "private", "vepa", "passthru"]
+
+
+_MODES: tuple[_Mode, ...] = get_args(_Mode)
+
 
 class MacvlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
     """The configuration."""
 
-    mode: Literal["", "bridge", "private", "vepa", "passthru"] = ""
+    mode: str = ""
     mac: str = ""
     bc_queue_len: Annotated[int, Meta(ge=0, lt=1 << 32)] = field(name="bcqueuelen", default=0)
     runtime_config: MacRequest = MacRequest()
@@ -38,11 +43,11 @@ class MacvlanPlugin(SingleLink[MacvlanConf]):
 
     def prepared(self, call: Call[MacvlanConf], netns: NetnsRef) -> Callable[[Adding, str], Given]:
         config = call.config
+        mode = checked_mode("macvlan", config.mode or "bridge", _MODES)
         parent = find_parent(self._node, config, netns)
 
         def given(adding: Adding, mac: str) -> Given:
             assert parent is not None
-            mode = config.mode or "bridge"
             link = Macvlan(
                 ifname=call.ifname,
                 netns=adding.netns,

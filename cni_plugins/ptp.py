@@ -30,7 +30,7 @@ from netlib.attachments import Adding, Wanted
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.routes import RouteEntry
 from netlib.model import IPAddress, IPNetwork, NetnsRef
-from netlib.names import endpoint_mac, veth_ifname
+from netlib.names import endpoint_mac, host_end_mac, veth_ifname
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Transaction
 
@@ -125,7 +125,7 @@ def _veth(config: PtpConf, adding: Adding, ips: tuple[IP, ...]) -> Veth:
         peer=adding.key.ifname,
         peer_netns=adding.netns,
         mac=endpoint_mac(adding.record, address),
-        host_mac=endpoint_mac(adding.record, None),
+        host_mac=host_end_mac(adding.record),
         mtu=config.mtu,
     )
 

@@ -4,7 +4,7 @@ A type says which link; where that is on another one, the parent is looked at be
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -30,9 +30,10 @@ from netlib.names import check_ifname, endpoint_mac
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Transaction
 
-__all__ = ["Given", "MacRequest", "ParentConf", "SingleLink", "find_parent"]
+__all__ = ["Given", "MacRequest", "ParentConf", "SingleLink", "checked_mode", "find_parent"]
 
 C = TypeVar("C", bound=NetConf)
+M = TypeVar("M", bound=str)
 
 
 class MacRequest(Struct, frozen=True):
@@ -160,6 +161,14 @@ class SingleLink(ABC, Generic[C]):
     def _check_addresses(leased: Result, addressing: Addressing) -> None:
         if addressing and not leased.ips:
             raise CniError(Code.INVALID_CONFIG, "IPAM plugin returned missing IP config", addressing.kind)
+
+
+def checked_mode(kind: str, mode: str, known: Sequence[M]) -> M:
+    """*mode* as one of the *known* ones; CniError else. Not by its type, which a DEL would be refused for."""
+    found = next((entry for entry in known if entry == mode), None)
+    if found is None:
+        raise CniError(Code.INVALID_CONFIG, f'unknown {kind} mode: "{mode}"', f"known are {', '.join(known)}")
+    return found
 
 
 def find_parent(node: Node, config: ParentConf, netns: NetnsRef) -> Parent | None:

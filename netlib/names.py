@@ -25,6 +25,7 @@ __all__ = [
     "check_network_name",
     "check_sandbox_name",
     "endpoint_mac",
+    "host_end_mac",
     "new_id",
     "parse_address",
     "parse_labels",
@@ -257,3 +258,8 @@ def endpoint_mac(endpoint_id: str, address: IPAddress | None) -> str:
     """
     digits = address.packed.hex() if address is not None and address.version == 4 else endpoint_id
     return "02:42:" + ":".join(digits[digit : digit + 2] for digit in range(0, 8, 2))
+
+
+def host_end_mac(record: str) -> str:
+    """The MAC address of the host's end of a veth pair: never that of its other end, for the bridge would keep its frames."""
+    return "06" + endpoint_mac(record, None)[2:]

@@ -56,8 +56,13 @@ class Caller:
             "CNI_PATH": path or "/usr/lib/cni",
             "CNI_ARGS": args,
         }
+        return self.answer(config, environ)
+
+    def answer(self, config: Mapping[str, Any], environ: Mapping[str, str]) -> Outcome:
+        """Call the plugin that *config* names in that environment."""
         plugin = find_plugin_class(config["type"])
         assert plugin is not None
+        netns = environ["CNI_NETNS"]
         fd = os.open(netns, os.O_RDONLY) if os.path.exists(netns) else None
         try:
             node = Node(self._open_controller, fd)
