@@ -1,9 +1,11 @@
 """Where netlib keeps its things: folders from arguments or ``NETLIB_*`` variables, else the defaults.
 
-Several simulated hosts share one machine by giving each folders of its own.
+Several simulated hosts share one machine by giving each folders of its own. Who is root in a user namespace only has the
+defaults below their own user's folders.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,42 @@ def whole_path(path: str) -> str:
         return os.path.abspath(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path!r} is meant from the current folder, which was removed; change to another one") from error
+
+
+_EVERYBODY = ["0", "0", "4294967295"]  # the user map of the machine's own user namespace
+_SO_NETNS_COOKIE = 71
+
+
+def is_ours(path: str) -> bool:
+    """Whether we may write in the folder *path*, or make it where it is missing."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def _default_folders() -> tuple[str, str]:
+    """The state and the run folder where nobody names them.
+
+    Root of a user namespace that may not write in the machine's has them below its user's own, by the XDG base directory
+    specification; there they are for this netns alone (its cookie), for the next one unshared is another host.
+    """
+    state, run = DEFAULT_STATE_DIR, DEFAULT_RUN_DIR
+    if os.geteuid() != 0 or (is_ours(state) and is_ours(run)):
+        return state, run
+    with open("/proc/self/uid_map") as file:
+        if file.read().split() == _EVERYBODY:
+            return state, run
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    own = f"netlib/netns-{cookie}"
+    if not is_ours(state):
+        state = f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/{own}"
+    if not is_ours(run):
+        place = os.environ.get("XDG_RUNTIME_DIR", "")
+        run = f"{place}/{own}" if place and is_ours(place) else f"{state}/run"
+    return state, run
 
 
 StrPath = str | os.PathLike[str]
@@ -48,10 +86,12 @@ class Config(_Folders):
     @classmethod
     def from_environment(cls, *, state_dir: str | None = None, run_dir: str | None = None) -> "Config":
         """Arguments win over ``NETLIB_STATE_DIR`` and ``NETLIB_RUN_DIR``, those over the defaults. Raise as whole_path does."""
-        return cls(
-            state_dir or os.environ.get("NETLIB_STATE_DIR") or DEFAULT_STATE_DIR,
-            run_dir or os.environ.get("NETLIB_RUN_DIR") or DEFAULT_RUN_DIR,
-        )
+        state = state_dir or os.environ.get("NETLIB_STATE_DIR")
+        run = run_dir or os.environ.get("NETLIB_RUN_DIR")
+        if not (state and run):
+            default_state, default_run = _default_folders()
+            state, run = state or default_state, run or default_run
+        return cls(state, run)
 
     @property
     def socket_path(self) -> Path:

@@ -25,7 +25,7 @@ from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFou
 from netlib.host import Host
 from netlib.kernel.addresses import Address
 from netlib.kernel.links import LinkUp
-from netlib.kernel.netns import NETNS_DIR, current_identity, entered, identity_of_path
+from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
 from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
 from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
@@ -185,7 +185,7 @@ class Controller:
         resolver: ResolverConfig = ResolverConfig(),
         sandbox_id: str = "",
     ) -> Sandbox:
-        """Create a sandbox: with a netns of its own in ``/run/netns`` (*netns* None), the host's (``""``), or that at a path.
+        """Create a sandbox: with a netns of its own (*netns* None), the host's (``""``), or that at a path.
 
         Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already.
         """
@@ -212,7 +212,9 @@ class Controller:
                 id=sandbox_id,
                 name=name,
                 created=time.time(),
-                netns=kernel.new_netns(str(NETNS_DIR / name)) if netns is None else NetnsRef(netns, identity),
+                netns=kernel.new_netns(str(netns_dir(self.config.run_dir) / name))
+                if netns is None
+                else NetnsRef(netns, identity),
                 owned=netns is None,
                 hostname=hostname or sandbox_id[:12],
                 domainname=domainname,

@@ -39,7 +39,8 @@ class Host:
         """Open the store; raises NotPermitted without root, WrongHost from another netns than the store's."""
         if os.geteuid() != 0:
             raise NotPermitted(
-                "netlib changes network namespaces: run it as root (sudo), or inside `unshare --user --map-root-user --net`"
+                "netlib changes network namespaces: run it as root (sudo), "
+                "or inside `unshare --user --map-root-user --net --mount`"
             )
         self.config = config
         self.store = Store(config.state_dir, boot=boot_id())

@@ -12,7 +12,7 @@ from netlib.driverapi import RoutesByLink
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
-from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import Endpoint, IPAddress, Network, Sandbox
@@ -103,8 +103,9 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
         TextFile(path=str(folder / "hosts"), content=hosts),
         TextFile(path=str(folder / "hostname"), content=f"{sandbox.hostname}\n"),
     ]
-    if sandbox.owned:  # `ip netns exec NAME` binds these over the host's
-        seen_by_ip = Path("/etc/netns") / Path(sandbox.netns.path).name
+    netns = Path(sandbox.netns.path)
+    if sandbox.owned and netns.parent == NETNS_DIR:  # `ip netns exec NAME` binds these over the host's
+        seen_by_ip = NETNS_FILES_DIR / netns.name
         objects += [
             Folder(path=str(seen_by_ip), mode=0o755),
             TextFile(path=str(seen_by_ip / "resolv.conf"), content=resolv_conf),

@@ -23,6 +23,7 @@ from netlib.firewall.objects import (
     MasqueradedAddress,
     PublishedPort,
 )
+from netlib.kernel.netns import command_in
 from netlib.model import IPAddress, IPNetwork
 from netlib.plan import KernelObject
 
@@ -330,5 +331,4 @@ def commands(item: KernelObject) -> Sequence[str]:
             lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.bridge)]
         case _:
             lines = list(add_elements(elements(item)))
-    prefix = "" if item.netns.is_host else f"ip netns exec {shlex.quote(item.netns.label)} "
-    return [f"{prefix}nft {shlex.quote(line)}" for line in lines]
+    return [command_in(item.netns, f"nft {shlex.quote(line)}") for line in lines]

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from netlib.config import is_ours
 from netlib.errors import AlreadyExists, KernelError, NetlibError, ObjectMissing
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 NETNS_DIR = Path("/run/netns")
+NETNS_FILES_DIR = Path("/etc/netns")  # what is in here by a netns' name, `ip netns exec` binds over /etc
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_SHARED, _MS_REC, _MNT_DETACH = 4096, 1 << 20, 16384, 2
 _SO_NETNS_COOKIE = 71
@@ -125,6 +127,11 @@ def command_in(netns: NetnsRef, command: str) -> str:
     return f"ip netns exec {netns.label} {command}"
 
 
+def netns_dir(run_dir: Path) -> Path:
+    """Where to pin our netns: where ``ip netns`` looks, else (who may not write there and in its /etc/netns) the run folder."""
+    return NETNS_DIR if is_ours(str(NETNS_DIR)) and is_ours(str(NETNS_FILES_DIR)) else run_dir / "netns"
+
+
 def new_netns() -> int:
     """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed."""
     made: list[int | NetlibError] = []
@@ -194,7 +201,7 @@ def delete_netns(path: Path) -> None:
 
 
 class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
-    """A netns that we made, pinned in ``/run/netns``; it goes with its sandbox.
+    """A netns that we made, pinned at a path of ours (:func:`netns_dir`); it goes with its sandbox.
 
     It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: what is
     at the path and not it is somebody else's, also after a crash.
@@ -242,7 +249,12 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
         return other.netns.path == self.path and (parent is None or parent.path == self.path)
 
     def commands(self) -> Iterable[str]:
-        yield f"ip netns add {Path(self.path).name}"
+        path = Path(self.path)
+        if path.parent == NETNS_DIR:
+            yield f"ip netns add {path.name}"
+        else:
+            yield f"install -D /dev/null {shlex.quote(self.path)}"
+            yield f"unshare --net={shlex.quote(self.path)} true"
 
     def _found(self) -> str | None:
         """Who is at the path; None when nothing is, or a plain file."""

@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from netlib.client import call, leave
@@ -20,7 +21,7 @@ from netlib.firewall.objects import FirewallBase, ForwardAllowance
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
-from netlib.kernel.netns import NETNS_DIR, OwnedNetns, current_identity, identity_of_path
+from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns, current_identity, identity_of_path, netns_dir
 from netlib.kernel.sysctl import read_sysctl
 from netlib.model import HOST, NetnsRef
 from netlib.runtime import launch
@@ -33,7 +34,6 @@ _TAG = re.compile(r"[0-9a-f]{6}")
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _KILL_SECONDS = 10.0
 _MOST_NAMES = 10
-_ETC_NETNS = Path("/etc/netns")
 _SEEN_BY_IP = ("resolv.conf", "hosts")
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
@@ -65,7 +65,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
     if ended:
         yield f"removed: containers ({ended})"
     with Kernel() as kernel:
-        yield from _clear_kernel(kernel, {*tags, *stores}, failures)
+        yield from _clear_kernel(kernel, config, {*tags, *stores}, failures)
         yield from _clear_files(kernel, config, failures)
         yield from _tell_sysctls(kernel)
     if failures:
@@ -167,10 +167,10 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
 # --- the kernel ----------------------------------------------------------------------------------------------------------
 
 
-def _clear_kernel(kernel: Kernel, tags: Collection[str], failures: list[NetlibError]) -> Iterator[str]:
+def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failures: list[NetlibError]) -> Iterator[str]:
     """Remove firewall entries, links and netns by their tags; tell what other stores have."""
     others: Counter[str] = Counter()
-    for clear in (_clear_firewall, _clear_links, _clear_netns):
+    for clear in (_clear_firewall, _clear_links, partial(_clear_netns, {NETNS_DIR, netns_dir(config.run_dir)})):
         try:
             yield from clear(kernel, tags, others)
         except TeardownError as error:
@@ -220,9 +220,9 @@ def _clear_links_of(kernel: Kernel, netns: NetnsRef, tags: Collection[str], othe
         yield f"removed: links {', '.join(mine[:_MOST_NAMES])}{more}{'' if netns.is_host else f' in {netns.label}'}"
 
 
-def _clear_netns(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+def _clear_netns(folders: Collection[Path], kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
     """Remove the netns whose ``lo`` carries a tag; in all others (a CNI runtime's, say) only links that do."""
-    for path in sorted(NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else ():
+    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         try:
             netns = NetnsRef(str(path), identity_of_path(str(path)))
             store = _store_of(kernel.rtnl(netns).get_link("lo").alias)
@@ -245,7 +245,7 @@ def _clear_files(kernel: Kernel, config: Config, failures: list[NetlibError]) ->
     """Remove sandboxes' files, and what ``ip netns`` sees of them where it is the same text."""
     boxes = sorted(config.sandbox_dir.iterdir()) if config.sandbox_dir.is_dir() else []
     texts = [_texts(box) for box in boxes]
-    for folder in sorted(_ETC_NETNS.iterdir()) if _ETC_NETNS.is_dir() else ():
+    for folder in sorted(NETNS_FILES_DIR.iterdir()) if NETNS_FILES_DIR.is_dir() else ():
         if (NETNS_DIR / folder.name).exists():
             continue
         if _texts(folder) in texts and {item.name for item in folder.iterdir()} == set(_SEEN_BY_IP):

@@ -243,6 +243,11 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
     ),
     (Folder(path="/etc/netns/web", mode=0o755), "folder/host//etc/netns/web", ["mkdir -p -m 755 /etc/netns/web"]),
     (OwnedNetns(path="/run/netns/web", identity=WEB.identity), "netns//run/netns/web/self", ["ip netns add web"]),
+    (
+        OwnedNetns(path="/home/me/run/netns/web", identity=WEB.identity),
+        "netns//home/me/run/netns/web/self",
+        ["install -D /dev/null /home/me/run/netns/web", "unshare --net=/home/me/run/netns/web true"],
+    ),
 ]
 IDS = [str(key) for _, key, _ in EXPLAINED]
 
