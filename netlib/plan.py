@@ -50,6 +50,11 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         """Whether other records may hold this key too, so that it is changed under a lock of it."""
         return False
 
+    @property
+    def reaches_out(self) -> bool:
+        """Whether it holds something outside of its netns (its place on a parent): then it goes by itself before that ends."""
+        return False
+
     def observed(self, kernel: "Kernel") -> Self:
         """Return this object with what must be known before it is written down (a prior value, an adoption)."""
         return self

@@ -56,6 +56,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     *home*; virtual ones it has deleted.
     """
 
+    batch = "outward"
     observations = ("before",)
 
     device: str
@@ -66,6 +67,10 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     @property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
+
+    @property
+    def reaches_out(self) -> bool:
+        return True
 
     def observed(self, kernel: "Kernel") -> Self:
         """Note what the device has; ObjectMissing when it is not at home."""

@@ -243,10 +243,9 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     def carries(self, other: KernelObject) -> bool:
         """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own.
 
-        So is a link on a parent outside, which would hold its place there (an ipvlan its address) until then.
+        So is what reaches out: an ipvlan link would hold its address on the parent until then.
         """
-        parent: NetnsRef | None = getattr(other, "parent_netns", None)
-        return other.netns.path == self.path and (parent is None or parent.path == self.path)
+        return other.netns.path == self.path and not other.reaches_out
 
     def commands(self) -> Iterable[str]:
         path = Path(self.path)

@@ -88,6 +88,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         """Those of them that a living link cannot change."""
         return frozenset()
 
+    @property
+    def reaches_out(self) -> bool:
+        return self._parent is not None and self._parent[0].path != self.netns.path
+
     def ensure(self, kernel: "Kernel") -> None:
         """Make it, or change a standing one live; one on another parent, or with what cannot be changed, is made anew.
 
@@ -228,6 +232,7 @@ class Macvlan(MadeLink, frozen=True, kw_only=True, tag="macvlan"):
     """
 
     kind = "macvlan"
+    batch = "outward"
 
     parent: str
     parent_netns: NetnsRef = HOST
@@ -254,6 +259,7 @@ class Ipvlan(MadeLink, frozen=True, kw_only=True, tag="ipvlan"):
     """An ipvlan link: addresses of its own, the MAC address of *parent*. Mode and flag are those of every one on a parent."""
 
     kind = "ipvlan"
+    batch = "outward"
 
     parent: str
     parent_netns: NetnsRef = HOST
@@ -283,6 +289,7 @@ class Vlan(MadeLink, frozen=True, kw_only=True, tag="vlan"):
     """
 
     kind = "vlan"
+    batch = "outward"
     observations = ("adopted",)
 
     parent: str

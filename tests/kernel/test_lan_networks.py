@@ -108,6 +108,18 @@ def test_members_reach_each_other(controller: Controller, driver: str, options: 
     assert _ping("one", str(address))
 
 
+@pytest.mark.parametrize(("driver", "options"), [DRIVERS[0], DRIVERS[2], DRIVERS[3]])
+def test_an_address_is_free_again_as_soon_as_its_container_is_gone(
+    controller: Controller, driver: str, options: dict[str, str]
+) -> None:
+    """A link that waited for the end of its netns would hold its MAC address, an ipvlan its IP address, on the parent."""
+    controller.create_network("lan", driver=driver, subnets=[SUBNET], options={"parent": "lan0", **options})
+    for _ in range(5):
+        _join(controller, "lan", "box", ip="192.168.7.40")
+        assert _ping("box", "192.168.7.1")
+        controller.remove_sandbox("box")
+
+
 def test_the_hosts_subnet_address_and_router_are_reckoned_with(controller: Controller) -> None:
     network = controller.create_network("lan", driver="macvlan", subnets=[SUBNET], options={"parent": "lan0"})
     assert str(network.pools[0].gateway) == "192.168.7.1"

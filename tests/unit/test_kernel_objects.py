@@ -317,6 +317,9 @@ def test_a_bridge_carries_its_addresses_and_ports_unless_it_stays() -> None:
 def test_a_netns_carries_what_is_inside_it() -> None:
     netns = OwnedNetns(path=WEB.path, identity=WEB.identity)
     assert netns.carries(LinkUp(ifname="lo", netns=WEB))
+    assert netns.carries(Macvlan(ifname="net1", netns=WEB, parent="eth0", parent_netns=WEB))
+    assert not netns.carries(Macvlan(ifname="net1", netns=WEB, parent="lan0"))
+    assert not netns.carries(MovedDevice(device="ens5", ifname="net1", netns=WEB))
     assert not netns.carries(VETH)
     assert not netns.carries(netns)
     assert not netns.carries(TextFile(path="/x", content=""))
