@@ -10,6 +10,7 @@ __all__ = ["find_plugin_class", "plugin_types"]
 _TYPES = {
     "bridge": "cni_plugins.bridge:BridgePlugin",
     "dummy": "cni_plugins.dummy:DummyPlugin",
+    "firewall": "cni_plugins.firewall:FirewallPlugin",
     "host-device": "cni_plugins.host_device:HostDevicePlugin",
     "host-local": "cni_plugins.host_local:HostLocalPlugin",
     "ipvlan": "cni_plugins.ipvlan:IpvlanPlugin",
@@ -17,9 +18,9 @@ _TYPES = {
     "macvlan": "cni_plugins.macvlan:MacvlanPlugin",
     "portmap": "cni_plugins.portmap:PortmapPlugin",
     "ptp": "cni_plugins.ptp:PtpPlugin",
+    "static": "cni_plugins.static:StaticPlugin",
     "tap": "cni_plugins.tap:TapPlugin",
     "vlan": "cni_plugins.vlan:VlanPlugin",
-    "static": "cni_plugins.static:StaticPlugin",
 }
 
 

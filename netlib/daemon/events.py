@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Flag, auto
 
 from netlib.controller import Controller
-from netlib.firewall.objects import FirewallBase, FirewallObject, ForwardAllowance
+from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
 from netlib.lifecycle import record_lock
@@ -130,7 +130,7 @@ def restore_allowances(controller: Controller) -> int:
     with controller.store.read() as tx:
         objects = list(tx.ready_objects("firewall", "host"))
     for record, item in objects:
-        if not isinstance(item, ForwardAllowance):
+        if not isinstance(item, Allowance):
             continue
         with (
             controller.locks.attempt(record_lock(record), "checking its way out") as held,

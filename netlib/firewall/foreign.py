@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from netlib.errors import ObjectMissing
 from netlib.firewall.libnftables import Nft
+from netlib.firewall.objects import MARKED
 from netlib.firewall.ruleset import TABLE, allowance_rules
 
 _NEUTRAL = {"counter", "log"}
@@ -62,40 +63,47 @@ def hooks(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ForeignHoo
     return tuple(hook for name, listing in tables.items() for hook in _table_hooks(name, listing))
 
 
-def our_rules(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str = "") -> tuple[ForeignRule, ...]:
-    """The rules of ours in foreign tables: those of *bridge*, or all. Pure."""
+def our_rules(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str = "") -> tuple[ForeignRule, ...]:
+    """The rules of ours in foreign tables: those for *subject*, or all. Pure."""
     found = []
     for name, listing in tables.items():
         for rule in (item["rule"] for item in listing if "rule" in item):
             comment = rule.get("comment", "")
             ours, _, link = comment.partition(" forward ")
-            if ours.split(":", 1)[0] == "netlib" and link and bridge in ("", link):
+            if ours.split(":", 1)[0] == "netlib" and link and subject in ("", link):
                 found.append(ForeignRule(f"{name} {rule['chain']}", rule["handle"], comment))
     return tuple(found)
 
 
-def allowance_commands(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str, tag: str) -> Iterator[str]:
-    """The commands that let *bridge* through every foreign hook that it has no accept in yet. Pure."""
-    present = {rule.chain for rule in our_rules(tables, bridge)}
+def allowance_commands(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str, tag: str) -> Iterator[str]:
+    """The commands that let *subject* through every foreign hook that it has no accept in yet. Pure."""
+    present = {rule.chain for rule in our_rules(tables, subject)}
     for hook in hooks(tables):
         if not hook.owner and hook.chain not in present:
-            yield from _accepts(hook, bridge, tag)
+            yield from _accepts(hook, subject, tag)
 
 
-def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], bridge: str) -> Iterator[str]:
-    """One sentence per foreign hook that drops *bridge*'s packets, with the line that helps. Pure."""
-    present = {rule.chain for rule in our_rules(tables, bridge)}
+def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str) -> Iterator[str]:
+    """One sentence per foreign hook that drops *subject*'s packets, with the line that helps. Pure."""
+    present = {rule.chain for rule in our_rules(tables, subject)}
     for hook in hooks(tables):
-        if hook.owner and bridge not in hook.known:
-            yield f"{hook.owner} drops what {bridge} forwards; type: firewall-cmd --zone=trusted --add-interface={bridge}"
+        if hook.owner and subject == MARKED:  # which addresses it lets through is between the person and it
+            continue
+        if hook.owner and subject not in hook.known:
+            yield f"{hook.owner} drops what {subject} forwards; type: firewall-cmd --zone=trusted --add-interface={subject}"
         elif not hook.owner and hook.chain not in present:
-            lines = "; ".join(f"nft '{line}'" for line in _accepts(hook, bridge, ""))
-            yield f"chain {hook.chain} drops what {bridge} forwards; type: {lines}"
+            lines = "; ".join(f"nft '{line}'" for line in _accepts(hook, subject, ""))
+            yield f"chain {hook.chain} drops what {named(subject)}; type: {lines}"
 
 
-def _accepts(hook: ForeignHook, bridge: str, tag: str) -> Iterator[str]:
+def named(subject: str) -> str:
+    """A subject as a sentence has it, with its verb."""
+    return "CNI containers forward" if subject == MARKED else f"{subject} forwards"
+
+
+def _accepts(hook: ForeignHook, subject: str, tag: str) -> Iterator[str]:
     verb, place = ("insert", f" position {hook.before}") if hook.before else ("add", "")
-    for rule in allowance_rules(bridge, tag):
+    for rule in allowance_rules(subject, tag):
         yield f"{verb} rule {hook.chain}{place} {rule}"
 
 

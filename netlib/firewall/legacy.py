@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from netlib.errors import DeadlineExceeded, FeatureMissing, KernelError
+from netlib.firewall.foreign import named
+from netlib.firewall.objects import MARK, MARKED
 from netlib.firewall.ruleset import allowance_comment
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
@@ -22,6 +24,7 @@ from netlib.model import NetnsRef
 _XTABLES_LOCK = Path("/run/xtables.lock")
 _LOCK_SECONDS = 10.0
 _PROGRAMS = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
+_MASKED = f"{MARK}/{MARK}"
 _NAMES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 
 
@@ -31,30 +34,30 @@ class LegacyTables:
     def __init__(self, netns: NetnsRef) -> None:
         self.netns = netns
 
-    def allow(self, bridge: str, tag: str) -> None:
-        """Append two accepts for *bridge* to each legacy FORWARD chain that drops by default."""
+    def allow(self, subject: str, tag: str) -> None:
+        """Append accepts for *subject* to each legacy FORWARD chain that drops by default."""
         for family in self._present():
             with self._forward(family) as chain:
-                if chain.get_policy().name == "DROP" and not any(_our_comments(chain, bridge)):
-                    for rule in _accepts(family, bridge, allowance_comment(bridge, tag)):
+                if chain.get_policy().name == "DROP" and not any(_our_comments(chain, subject)):
+                    for rule in _accepts(family, subject, allowance_comment(subject, tag)):
                         chain.append_rule(rule)
 
-    def withdraw(self, bridge: str) -> None:
-        """Delete our accepts for *bridge*, wherever they are."""
+    def withdraw(self, subject: str) -> None:
+        """Delete our accepts for *subject*, wherever they are."""
         for family in self._present():
             with self._forward(family) as chain:
-                for comment in set(_our_comments(chain, bridge)):
-                    for rule in _accepts(family, bridge, comment):
+                for comment in set(_our_comments(chain, subject)):
+                    for rule in _accepts(family, subject, comment):
                         chain.delete_rule(rule)
 
-    def lacking(self, bridge: str) -> Iterator[str]:
-        """One sentence per legacy FORWARD chain that drops *bridge*'s packets, with the line that helps."""
+    def lacking(self, subject: str) -> Iterator[str]:
+        """One sentence per legacy FORWARD chain that drops *subject*'s packets, with the line that helps."""
         for family in self._present():
             with self._forward(family) as chain:
-                closed = chain.get_policy().name == "DROP" and not any(_our_comments(chain, bridge))
+                closed = chain.get_policy().name == "DROP" and not any(_our_comments(chain, subject))
             if closed:
-                lines = "; ".join(f"{_PROGRAMS[family]} -A FORWARD {option} {bridge} -j ACCEPT" for option in ("-i", "-o"))
-                yield f"{_PROGRAMS[family]}'s FORWARD drops what {bridge} forwards; type: {lines}"
+                lines = "; ".join(f"{_PROGRAMS[family]} -A FORWARD {match} -j ACCEPT" for match in _matches(subject))
+                yield f"{_PROGRAMS[family]}'s FORWARD drops what {named(subject)}; type: {lines}"
 
     def forget_chains(self, table: str, names: Collection[str]) -> None:
         """Remove the chains *names* and the rules that lead to them from a *table* (``nat``)."""
@@ -133,23 +136,30 @@ class LegacyTables:
                 table.autocommit = True
 
 
-def _accepts(family: str, bridge: str, comment: str) -> Iterator[Any]:
+def _matches(subject: str) -> tuple[str, ...]:
+    return (f"-m mark --mark {_MASKED}",) if subject == MARKED else (f"-i {subject}", f"-o {subject}")
+
+
+def _accepts(family: str, subject: str, comment: str) -> Iterator[Any]:
     import iptc
 
-    for direction in ("in_interface", "out_interface"):
+    for direction in ("",) if subject == MARKED else ("in_interface", "out_interface"):
         rule = iptc.Rule() if family == "ip" else iptc.Rule6()
-        setattr(rule, direction, bridge)
+        if direction:
+            setattr(rule, direction, subject)
+        else:
+            rule.create_match("mark").mark = _MASKED
         rule.create_match("comment").comment = comment
         rule.target = rule.create_target("ACCEPT")
         yield rule
 
 
-def _our_comments(chain: Any, bridge: str) -> Iterator[str]:
-    """The comments of our rules for *bridge*: the tag, and last the bridge."""
+def _our_comments(chain: Any, subject: str) -> Iterator[str]:
+    """The comments of our rules for *subject*: the tag, and last the subject."""
     for match in (match for rule in chain.rules for match in rule.matches if match.name == "comment"):
         comment = match.comment.strip('"')
         tag, _, link = comment.partition(" forward ")
-        if tag.split(":", 1)[0] == "netlib" and link == bridge:
+        if tag.split(":", 1)[0] == "netlib" and link == subject:
             yield comment
 
 

@@ -14,8 +14,9 @@ from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft
-from netlib.firewall.objects import BridgedNetwork, ContainerSubnet, DnsRedirect, FirewallBase, ForwardAllowance
+from netlib.firewall.objects import Allowance, ApartBridge, BridgedNetwork, ContainerSubnet, DnsRedirect, FirewallBase
 from netlib.firewall.ruleset import (
+    APART_SETS,
     DNS_TABLE,
     MAPS,
     NETWORK_SETS,
@@ -88,8 +89,8 @@ class Nftables:
             raise FeatureMissing(f"this kernel lacks a part of nf_tables (nat, masq, fib, ct): {error}", error.errno) from error
         for tag, group in groups.items():
             for item in group:
-                if isinstance(item, ForwardAllowance):
-                    LegacyTables(self.netns).allow(item.bridge, tag)
+                if isinstance(item, Allowance):
+                    LegacyTables(self.netns).allow(item.subject, tag)
                 elif isinstance(item, DnsRedirect):
                     self._dns.ensure(item)
 
@@ -107,8 +108,8 @@ class Nftables:
             failures.append(error)
         for item in objects:
             try:
-                if isinstance(item, ForwardAllowance):
-                    LegacyTables(self.netns).withdraw(item.bridge)
+                if isinstance(item, Allowance):
+                    LegacyTables(self.netns).withdraw(item.subject)
                 elif isinstance(item, DnsRedirect):
                     self._dns.remove()
             except NetlibError as error:
@@ -125,8 +126,8 @@ class Nftables:
                 return self._dns_drift(item)
             case ContainerSubnet():
                 return self._subnet_drift(item)
-            case ForwardAllowance():
-                problems = [*lacking(foreign_tables(self.nft), item.bridge), *LegacyTables(self.netns).lacking(item.bridge)]
+            case Allowance():
+                problems = [*lacking(foreign_tables(self.nft), item.subject), *LegacyTables(self.netns).lacking(item.subject)]
                 return "; ".join(problems) or None
         wanted = elements(item)
         try:
@@ -204,17 +205,16 @@ class Nftables:
         has_base = any(isinstance(item, FirewallBase) for item in objects)
         if has_base and self._base_drift() is not None:
             commands += base_commands()
-        for tag, group in groups.items():
-            wanted = [element for item in group for element in elements(item)]
-            stale = [
-                element for item in group if isinstance(item, BridgedNetwork) for element in self._stale(item, elements(item))
-            ]
-            if exact:
-                gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
-                stale += gone
+        for tag, group in groups.items():  # before all elements that lead to them
             for item in group:
                 if isinstance(item, ContainerSubnet):
                     commands += subnet_commands(item, tag)
+        for tag, group in groups.items():
+            wanted = [element for item in group for element in elements(item)]
+            stale = [element for item in group for element in self._stale(item, elements(item))]
+            if exact:
+                gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
+                stale += gone
             commands += [*delete_elements(stale), *add_elements(wanted, tag)]
         commands += self._allowing(groups)
         return commands
@@ -224,13 +224,13 @@ class Nftables:
         if exact:
             unwanted = [element for element in unwanted if element.key in self._entries_or_none(element.holder)]
         commands = list(delete_elements(unwanted))
-        allowances = {item.bridge for item in objects if isinstance(item, ForwardAllowance)}
+        allowances = {item.subject for item in objects if isinstance(item, Allowance)}
         if allowances:
             tables = foreign_tables(self.nft)
             commands += [
                 f"delete rule {rule.chain} handle {rule.handle}"
-                for bridge in sorted(allowances)
-                for rule in our_rules(tables, bridge)
+                for subject in sorted(allowances)
+                for rule in our_rules(tables, subject)
             ]
         chains = [name for item in objects if isinstance(item, ContainerSubnet) for name in subnet_chains(item)]
         if exact and chains:
@@ -243,11 +243,11 @@ class Nftables:
         return commands
 
     def _allowing(self, groups: Mapping[str, Sequence[KernelObject]]) -> Iterator[str]:
-        bridges = [(item.bridge, tag) for tag, group in groups.items() for item in group if isinstance(item, ForwardAllowance)]
-        if bridges:
+        subjects = [(item.subject, tag) for tag, group in groups.items() for item in group if isinstance(item, Allowance)]
+        if subjects:
             tables = foreign_tables(self.nft)
-            for bridge, tag in bridges:
-                yield from allowance_commands(tables, bridge, tag)
+            for subject, tag in subjects:
+                yield from allowance_commands(tables, subject, tag)
 
     def _difference(self, wanted: Iterable[Element], *, missing_table_is_empty: bool) -> tuple[list[Element], list[Element]]:
         """What must go first because it holds another value, and what must then be added."""
@@ -271,11 +271,11 @@ class Nftables:
 
     def _stale(self, item: KernelObject, wanted: Sequence[Element]) -> list[Element]:
         """Entries that the bridge of a network has from other settings than these."""
-        if not isinstance(item, BridgedNetwork):
+        if not isinstance(item, BridgedNetwork | ApartBridge):
             return []
         return [
             Element(holder, key)
-            for holder in NETWORK_SETS
+            for holder in (NETWORK_SETS if isinstance(item, BridgedNetwork) else APART_SETS)
             for key in self._entries_or_none(holder)
             if key[-1] == item.bridge and Element(holder, key) not in wanted
         ]

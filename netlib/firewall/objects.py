@@ -17,16 +17,27 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 __all__ = [
+    "MARKED",
+    "AddressAllowance",
+    "Allowance",
+    "ApartBridge",
     "BridgedNetwork",
     "ContainerSubnet",
     "DnsRedirect",
     "FirewallBase",
     "FirewallObject",
     "ForwardAllowance",
+    "ForwardedAddress",
     "Masquerade",
     "MasqueradedAddress",
     "PublishedPort",
 ]
+
+
+MARK = "0x1000"
+"""The bit that packets of CNI containers have while they pass the forward hooks; kube-proxy's are 14 and 15, portmap's 13."""
+MARKED = f"mark:{MARK}"
+"""The subject of an allowance for them; no link can be called so."""
 
 
 class FirewallObject(KernelObject, frozen=True, kw_only=True):
@@ -202,18 +213,80 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
         return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
 
 
-class ForwardAllowance(FirewallObject, frozen=True, kw_only=True, tag="forward_allowance"):
-    """Lets the bridge's packets through forward hooks of others that drop by default.
+class Allowance(FirewallObject, frozen=True, kw_only=True):
+    """Lets packets of a *subject* through forward hooks of others that drop by default.
 
     An accept in our table cannot override a drop in another one. Only what falls through to such a default is let through:
     rules that others wrote before it keep their say.
     """
 
-    bridge: str
+    @property
+    def subject(self) -> str:
+        """A bridge, or ``MARKED``."""
+        raise NotImplementedError
 
     @property
     def key(self) -> Key:
-        return self._named(f"forward/{self.bridge}")
+        return self._named(f"forward/{self.subject}")
+
+
+class ForwardAllowance(Allowance, frozen=True, kw_only=True, tag="forward_allowance"):
+    """Lets a bridge's packets through, in both directions."""
+
+    bridge: str
+
+    @property
+    def subject(self) -> str:
+        return self.bridge
+
+
+class AddressAllowance(Allowance, frozen=True, kw_only=True, tag="address_allowance"):
+    """Lets through what comes from any :class:`ForwardedAddress`, and the answers to it.
+
+    Our table marks these packets while they pass the forward hooks: one rule in a foreign chain serves every address.
+    """
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def subject(self) -> str:
+        return MARKED
+
+
+class ForwardedAddress(FirewallObject, frozen=True, kw_only=True, tag="forwarded_address"):
+    """A container's address that foreign forward hooks are to let through (see :class:`AddressAllowance`)."""
+
+    address: IPAddress
+
+    @property
+    def shared(self) -> bool:
+        """True: two networks may give out the same address, and a container that was never detached may hold it still."""
+        return True
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"forwarded/{self.address}")
+
+
+class ApartBridge(FirewallObject, frozen=True, kw_only=True, tag="apart_bridge"):
+    """A bridge of a CNI network that is apart from every other such bridge, published ports or not.
+
+    Without *icc* its members do not reach each other by the host either, nor directly where br_netfilter hands frames over.
+    """
+
+    bridge: str
+    icc: bool = True
+
+    @property
+    def shared(self) -> bool:
+        """True: several networks may be on one bridge."""
+        return True
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"apart/{self.bridge}")
 
 
 class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect"):

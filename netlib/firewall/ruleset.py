@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 from netlib.errors import ConfigError
 from netlib.firewall.objects import (
+    MARK,
+    MARKED,
+    Allowance,
+    ApartBridge,
     BridgedNetwork,
     ContainerSubnet,
     DnsRedirect,
     FirewallBase,
-    ForwardAllowance,
+    ForwardedAddress,
     Masquerade,
     MasqueradedAddress,
     PublishedPort,
@@ -31,6 +35,8 @@ TABLE = "inet netlib"
 DNS_TABLE, DNS_CHAIN = "ip netlib_dns", "output"
 NETWORK_SETS = ("bridges", "same", "internal", "open", "own4", "own6")
 """The sets in which a bridge stands because of its BridgedNetwork; the bridge is the last part of the key in each."""
+APART_SETS = ("apart", "together")
+"""Those in which one stands because of its ApartBridge."""
 
 _IFNAME = re.compile(r"[A-Za-z0-9_.@+=-]{1,15}")
 _TAG = re.compile(r"[A-Za-z0-9_.:-]{0,100}")
@@ -44,6 +50,10 @@ SETS = {
     "own6": ("ipv6_addr", "ifname"),
     "masquerade4": ("ipv4_addr", "ifname"),
     "masquerade6": ("ipv6_addr", "ifname"),
+    "apart": ("ifname",),
+    "together": ("ifname", "ifname"),
+    "forwarded4": ("ipv4_addr",),
+    "forwarded6": ("ipv6_addr",),
 }
 _SUBNET_SETS = ("own4", "own6", "masquerade4", "masquerade6")
 MAPS = {
@@ -69,6 +79,7 @@ _DNAT = (
     ("meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @ports6", "IPv6 port published on every address"),
 )
 
+_SET_MARK = f"meta mark set meta mark or {MARK}"
 _HAIRPIN = "ct status dnat meta l4proto { tcp, udp, sctp }"
 
 # nft 1.0.6 takes no "dstnat" in an output chain, and lists the number as it is.
@@ -101,6 +112,7 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "type filter hook forward priority filter",
         (
             ("jump user", "yours first"),
+            ("iifname @apart oifname @apart iifname . oifname != @together drop", "bridges of CNI networks are apart"),
             ("ct state established,related accept", "answers"),
             ("iifname . oifname @same accept", "within one network"),
             ("iifname @internal drop", "internal: nothing leaves"),
@@ -110,6 +122,19 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("oifname @open accept", "nat-unprotected"),
             ("oifname @bridges drop", "unpublished ports are closed"),
         ),
+    ),
+    "marking": (
+        "type filter hook forward priority mangle",
+        (
+            (f"ip saddr @forwarded4 {_SET_MARK}", "for the allowance in hooks of others"),
+            (f"ip6 saddr @forwarded6 {_SET_MARK}", "by IPv6"),
+            (f"ct state established,related ip daddr @forwarded4 {_SET_MARK}", "answers"),
+            (f"ct state established,related ip6 daddr @forwarded6 {_SET_MARK}", "answers by IPv6"),
+        ),
+    ),
+    "unmarking": (
+        "type filter hook forward priority 300",
+        ((f"meta mark and {MARK} == {MARK} meta mark set meta mark xor {MARK}", "no business of what comes after"),),
     ),
 }
 
@@ -143,6 +168,11 @@ def elements(item: KernelObject) -> tuple[Element, ...]:
             return tuple(_network_elements(item))
         case Masquerade():
             return (Element(f"masquerade{item.subnet.version}", (_subnet(item.subnet), checked_ifname(item.bridge))),)
+        case ForwardedAddress():
+            return (Element(f"forwarded{item.address.version}", (_address(item.address),)),)
+        case ApartBridge():
+            bridge = checked_ifname(item.bridge)
+            return (Element("apart", (bridge,)), *((Element("together", (bridge, bridge)),) if item.icc else ()))
         case MasqueradedAddress():
             address = item.address
             return (
@@ -307,15 +337,22 @@ def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def allowance_rules(bridge: str, tag: str = "") -> tuple[str, str]:
-    """The two rules that let *bridge*'s packets through a foreign chain, with the comment by which they are found again."""
-    comment = allowance_comment(checked_ifname(bridge), checked_tag(tag))
-    return tuple(f'{direction} "{bridge}" counter accept comment "{comment}"' for direction in ("iifname", "oifname"))  # type: ignore[return-value]
+def allowance_rules(subject: str, tag: str = "") -> tuple[str, ...]:
+    """The rules that let a *subject*'s packets through a foreign chain, with the comment by which they are found again.
+
+    Of such expressions only that iptables-nft can read: else it would refuse to list a table that it takes for its own.
+    """
+    if subject == MARKED:
+        matches: tuple[str, ...] = (f"meta mark and {MARK} == {MARK}",)
+    else:
+        matches = tuple(f'{direction} "{checked_ifname(subject)}"' for direction in ("iifname", "oifname"))
+    comment = allowance_comment(subject, checked_tag(tag))
+    return tuple(f'{match} counter accept comment "{comment}"' for match in matches)
 
 
-def allowance_comment(bridge: str, tag: str = "") -> str:
+def allowance_comment(subject: str, tag: str = "") -> str:
     """The comment on a rule in a foreign chain; its last word is the bridge."""
-    return f"{tag or 'netlib'} forward {bridge}"
+    return f"{tag or 'netlib'} forward {subject}"
 
 
 def commands(item: KernelObject) -> Sequence[str]:
@@ -327,8 +364,8 @@ def commands(item: KernelObject) -> Sequence[str]:
             lines = dns_commands(item)
         case ContainerSubnet():
             lines = list(subnet_commands(item))
-        case ForwardAllowance():
-            lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.bridge)]
+        case Allowance():
+            lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.subject)]
         case _:
             lines = list(add_elements(elements(item)))
     return [command_in(item.netns, f"nft {shlex.quote(line)}") for line in lines]

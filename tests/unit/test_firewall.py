@@ -15,12 +15,15 @@ from netlib.firewall.foreign import allowance_commands, hooks, lacking, our_rule
 from netlib.firewall.libnftables import nft_error
 from netlib.firewall.nftables import base_difference, parsed_entries
 from netlib.firewall.objects import (
+    AddressAllowance,
+    ApartBridge,
     BridgedNetwork,
     ContainerSubnet,
     DnsRedirect,
     FirewallBase,
     FirewallObject,
     ForwardAllowance,
+    ForwardedAddress,
     Masquerade,
     MasqueradedAddress,
     PublishedPort,
@@ -44,7 +47,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def port(address: str = "10.1.0.2", host_ip: str = "", **options: Any) -> PublishedPort:
     host = ip_address(host_ip) if host_ip else None
     return PublishedPort(
-        bridge="br-web", address=ip_address(address), host_ip=host, **{"container_port": 80, "host_port": 8080, **options}
+        address=ip_address(address), host_ip=host, **{"bridge": "br-web", "container_port": 80, "host_port": 8080, **options}
     )
 
 
@@ -63,6 +66,12 @@ STANDARD: list[FirewallObject] = [
     ContainerSubnet(subnet=ip_network("fd22::/64")),
     MasqueradedAddress(address=ip_interface("10.22.0.5/16")),
     MasqueradedAddress(address=ip_interface("fd22::5/64")),
+    port("10.22.0.5", host_port=9000, count=2, bridge="", hairpin=ip_network("10.22.0.0/16")),
+    port("fd22::5", host_ip="fd09::1", host_port=9000, bridge="", hairpin=ip_network("fd22::/64"), protocol=Protocol.SCTP),
+    ApartBridge(bridge="cni0"),
+    ApartBridge(bridge="cni1", icc=False),
+    ForwardedAddress(address=ip_address("10.22.0.5")),
+    ForwardedAddress(address=ip_address("fd22::5")),
 ]
 
 
@@ -97,6 +106,7 @@ def test_names_that_nft_could_misread_are_refused(ifname: str) -> None:
         BridgedNetwork(bridge=ifname, subnets=()),
         Masquerade(subnet=ip_network("10.0.0.0/8"), bridge=ifname),
         ForwardAllowance(bridge=ifname),
+        ApartBridge(bridge=ifname),
     ):
         with pytest.raises(ConfigError):
             commands(item)
@@ -155,7 +165,8 @@ def test_keys_leave_out_what_can_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [*STANDARD, ForwardAllowance(bridge="br0"), DnsRedirect(netns=NetnsRef("/run/netns/c1"), port=5353)]
+    "item",
+    [*STANDARD, ForwardAllowance(bridge="br0"), AddressAllowance(), DnsRedirect(netns=NetnsRef("/run/netns/c1"), port=5353)],
 )
 def test_objects_survive_the_store(item: FirewallObject) -> None:
     body = codec.encode(item)
@@ -276,6 +287,17 @@ def test_which_foreign_hooks_drop_and_where_the_accept_goes(tables: dict[str, An
     assert bool(list(lacking(tables, "br0"))) == bool(found)
     verb = "insert" if before else "add"
     assert all(line.startswith(f"{verb} rule ip filter FORWARD ") for line in allowance_commands(tables, "br0", "netlib:s:r"))
+
+
+def test_one_rule_in_a_foreign_chain_serves_every_cni_container() -> None:
+    tables = filter_table(policy="drop")
+    (line,) = allowance_commands(tables, AddressAllowance().subject, "netlib:s:r")
+    assert line == (
+        'add rule ip filter FORWARD meta mark and 0x1000 == 0x1000 counter accept comment "netlib:s:r forward mark:0x1000"'
+    )
+    present = filter_table([MATCH, {"accept": None}], policy="drop", comment="netlib:s:r forward mark:0x1000")
+    assert list(allowance_commands(present, AddressAllowance().subject, "netlib:s:r")) == []
+    assert our_rules(present, "br0") == ()
 
 
 def test_our_rules_in_foreign_chains_are_known_by_comment() -> None:
