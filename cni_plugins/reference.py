@@ -8,11 +8,13 @@ from hashlib import sha512
 
 from netlib.firewall.leftovers import forget_accepts, forget_chains, forget_rules
 from netlib.kernel.handle import Kernel
+from netlib.kernel.links import delete_link
 from netlib.model import IPAddress
 
-__all__ = ["forget_allowance", "forget_masquerade", "forget_ports", "hashed"]
+__all__ = ["forget_allowance", "forget_bandwidth", "forget_masquerade", "forget_ports", "hashed"]
 
 _CHAIN_LENGTH = 28
+_IFNAME_LENGTH = 15
 
 
 def hashed(prefix: str, text: str, length: int) -> str:
@@ -38,3 +40,11 @@ def forget_masquerade(kernel: Kernel, network: str, container: str, ifname: str)
 def forget_allowance(kernel: Kernel, addresses: set[IPAddress]) -> None:
     """Remove what its firewall has accepted of and for *addresses*."""
     forget_accepts(kernel, "CNI-FORWARD", addresses)
+
+
+def forget_bandwidth(kernel: Kernel, network: str, container: str) -> None:
+    """Remove the ifb link of its bandwidth; what it has set on the veth pair goes with that."""
+    rtnl = kernel.rtnl()
+    link = rtnl.find_link(hashed("bwp", network + container, _IFNAME_LENGTH))
+    if link is not None and link.kind == "ifb":
+        delete_link(rtnl, link)

@@ -8,6 +8,7 @@ from cni_plugins.skel import Plugin
 __all__ = ["find_plugin_class", "plugin_types"]
 
 _TYPES = {
+    "bandwidth": "cni_plugins.bandwidth:BandwidthPlugin",
     "bridge": "cni_plugins.bridge:BridgePlugin",
     "dummy": "cni_plugins.dummy:DummyPlugin",
     "firewall": "cni_plugins.firewall:FirewallPlugin",
