@@ -14,7 +14,9 @@ import pytest
 from cni_plugins.protocol import Code
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
+from netlib.errors import PortTaken
 from netlib.kernel.netns import entered
+from netlib.ports import parse_publish
 from tests.cni.calling import Caller
 from tests.kernel.firewall_world import Probe, World, probes
 
@@ -151,6 +153,20 @@ def test_a_port_has_one_holder_who_is_named(world: World, caller: Caller) -> Non
     assert "host port 7080/tcp on 127.0.0.1 is published by container fw-a1" in sentence
     caller.ok("ADD", conf(port(7080, protocol="udp"), container="fw-a2"), "fw-a2")
     assert names(world.answers(*probes(["lan"], ["192.168.9.1"], 7080))) == ["a1", "a2"]
+
+
+def test_a_network_of_netlibs_and_a_plugin_do_not_get_the_same_port(
+    world: World, caller: Caller, controller: Controller
+) -> None:
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    controller.create_network("web")
+    controller.create_sandbox("box")
+    with pytest.raises(PortTaken, match="port 7080/tcp is already published by container fw-a1 of a CNI network; choose"):
+        controller.connect("web", "box", ports=parse_publish("7080:80"))
+    controller.connect("web", "box", ports=parse_publish("7081:80"))
+    code, sentence = caller.error("ADD", conf(port(7081), container="fw-a2"), "fw-a2")
+    assert code == Code.CONFLICT
+    assert sentence.startswith("host port 7081/tcp is published by 'box'; choose another")
 
 
 def test_who_lost_its_netns_gives_its_port_up(world: World, caller: Caller) -> None:
