@@ -17,7 +17,9 @@ from netlib.errors import (
     AddressTaken,
     AlreadyExists,
     Conflict,
+    InUse,
     NetlibError,
+    NotFound,
     ObjectMissing,
     PoolExhausted,
     PortTaken,
@@ -33,8 +35,9 @@ from netlib.recovery import drift
 from netlib.requests import port_publisher
 from netlib.store.records import Row, Transaction
 
-__all__ = ["Adding", "AttachmentKey", "Attachments", "Wanted"]
+__all__ = ["PREFIX", "Adding", "AttachmentKey", "Attachments", "Wanted"]
 
+PREFIX = "cni:"  # tells a CNI network from another of its name; no name of ours can hold a colon
 _ATTEMPTS = 5  # at sharing what a configuration that changes all the time asks for
 _CHOICES = 100  # of an address, where other programs take addresses from the same files all the time
 
@@ -232,7 +235,7 @@ class Attachments:
         with self.store.read() as tx:
             rows = [row for row in tx.attachments_in(netns.path) if row.value.netns.identity != netns.identity]
             same = tx.find_named(CniAttachment, key.name)
-        if same is not None and same.value.netns.identity != netns.identity and not self._is_alive(same.value.netns):
+        if same is not None and same.value.netns.identity != netns.identity and not self.is_alive(same.value.netns):
             rows = [*(row for row in rows if row.id != same.id), same]
             same = None
         if rows:
@@ -297,7 +300,7 @@ class Attachments:
         with self.store.read() as tx:
             row = tx.find_named(CniNetwork, network)
             present = tx.attachments_of(row.id) if row is not None else []
-        rows = [row for row in present if row.phase is Phase.READY and not self._is_alive(row.value.netns)]
+        rows = [row for row in present if row.phase is Phase.READY and not self.is_alive(row.value.netns)]
         return self._collect("cni reclaim", network, rows)
 
     def clear_ports(self, ports: Iterable[PortMapping]) -> None:
@@ -305,7 +308,7 @@ class Attachments:
         with self.store.read() as tx:
             holders = {holder for port in ports if (holder := tx.port_holder(port)) is not None}
             rows = [row for row in map(tx.by_id, sorted(holders)) if row is not None and isinstance(row.value, CniAttachment)]
-        dead = [row for row in rows if row.phase is Phase.READY and not self._is_alive(row.value.netns)]
+        dead = [row for row in rows if row.phase is Phase.READY and not self.is_alive(row.value.netns)]
         self._collect("cni reclaim", "published ports", dead)
 
     def _collect(self, verb: str, network: str, rows: Sequence[Row[CniAttachment]]) -> list[CniAttachment]:
@@ -320,6 +323,18 @@ class Attachments:
             with self.store.read() as tx:
                 rows = tx.all(CniNetwork)
             return [row.value for row in rows if self._prune(row.id)]
+
+    def remove_network(self, reference: str) -> CniNetwork:
+        """Take down one CNI network; answer with it. Raises NotFound, and InUse that lists who is attached."""
+        network = self.network(reference)
+        with self.controller.operation("network rm", f"{PREFIX}{network.name}"):
+            if not self._prune(network.id):
+                users = ", ".join(sorted({item.container[:12] for item in self.attachments(network.name)}))
+                raise InUse(
+                    f"CNI network {network.name!r} has containers attached: {users or 'one by now'}; "
+                    "their runtime detaches them, or `netlib cni prune --stale` those that are gone"
+                )
+        return network
 
     def _prune(self, record: str) -> bool:
         with self._lifecycle.working_on([record], "removing a network without attachments"):
@@ -344,6 +359,14 @@ class Attachments:
         with self.store.read() as tx:
             return tx.objects(record)
 
+    def network(self, reference: str) -> CniNetwork:
+        """The CNI network of that name, id or unambiguous beginning of an id, ``cni:`` before it or not; NotFound else."""
+        with self.store.read() as tx:
+            row = tx.find(CniNetwork, reference.removeprefix(PREFIX))
+        if row is None or row.phase is not Phase.READY:
+            raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
+        return row.value
+
     def networks(self) -> list[CniNetwork]:
         """Every CNI network, by name."""
         with self.store.read() as tx:
@@ -361,10 +384,15 @@ class Attachments:
 
     def drift(self, attachment: CniAttachment) -> list[tuple[str, str]]:
         """Compare an attachment and what it shares with the kernel: (object, how it differs) for each drift."""
-        return drift(self._lifecycle, [attachment.network, attachment.id])
+        return self.drift_of([attachment.network, attachment.id])
+
+    def drift_of(self, records: Iterable[str]) -> list[tuple[str, str]]:
+        """The same for networks and attachments by id."""
+        return drift(self._lifecycle, records)
 
     @staticmethod
-    def _is_alive(netns: NetnsRef) -> bool:
+    def is_alive(netns: NetnsRef) -> bool:
+        """Whether the netns that an attachment was made in is still there."""
         try:
             with opened(netns):
                 return True

@@ -108,6 +108,17 @@ def timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micros:06d}Z"
 
 
+def duration(seconds: float) -> str:
+    """How people say a length of time: ``Less than a second``, ``5 minutes``, ``3 days``."""
+    if seconds < 1:
+        return "Less than a second"
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count = int(seconds // size)
+        if count:
+            return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+    return "1 second"
+
+
 def _truth(value: bool) -> str:
     return "true" if value else "false"
 

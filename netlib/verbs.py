@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from netlib import __version__
+from netlib import __version__, cni
 from netlib.controller import Controller
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
@@ -27,6 +27,8 @@ def perform(controller: Controller, verb: str, args: Mapping[str, Any]) -> Any:
         from netlib.runtime.verbs import VERBS
 
         function = VERBS.get(verb)
+    if function is None:
+        function = cni.VERBS.get(verb)
     if function is None:
         raise ConfigError(f"unknown verb {verb!r}; is the other side of the connection a newer netlib?")
     return function(controller, **args)
@@ -77,15 +79,21 @@ def network_create(
 def network_ls(controller: Controller, *, filters: Sequence[str] = ()) -> list[dict[str, str]]:
     """The networks that pass *filters*, by name."""
     used = _used(controller) if any(text.startswith("dangling") for text in filters) else set()
-    return [network_row(network) for network in select_networks(controller.networks(), filters, used)]
+    of_cni, attached = cni.networks(controller)
+    networks = sorted([*controller.networks(), *of_cni], key=lambda network: network.name)
+    return [network_row(network) for network in select_networks(networks, filters, used | attached)]
 
 
 def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every named network with its members."""
+    """Every named network with its members; of two with one name it is the CNM's, and ``cni:NAME`` the other."""
     boxes = {box.id: box for box in controller.sandboxes()}
     found = []
     for name in names:
-        network = controller.network(name)
+        try:
+            network = controller.network(name)
+        except NotFound:
+            found.append(cni.inspect_network(controller, name))
+            continue
         endpoints = controller.endpoints(network=network.id)
         members: list[Member] = [(endpoint, boxes[endpoint.sandbox]) for endpoint in endpoints if endpoint.sandbox in boxes]
         found.append(network_details(network, members))
@@ -131,8 +139,11 @@ def network_disconnect(controller: Controller, *, network: str, container: str) 
 
 
 def network_rm(controller: Controller, *, name: str) -> None:
-    """Remove a network without endpoints."""
-    controller.remove_network(name)
+    """Remove a network without endpoints, or a CNI network without attachments."""
+    try:
+        controller.remove_network(name)
+    except NotFound:
+        cni.remove_network(controller, name)
 
 
 def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -151,17 +162,23 @@ def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dic
 
 def explain(controller: Controller, *, name: str) -> list[dict[str, Any]]:
     """The objects of a network or a container, each with the commands that amount to it."""
-    plan = controller.plan_of(_in_kernel(controller, name))
+    record = _in_kernel(controller, name)
+    plan = controller.plan_of(record) if record else cni.plan(controller, name)
     return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
 
 
 def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
     """How the kernel differs from what was written down for a network or a container; empty when it does not."""
-    return [{"Object": key, "Drift": difference} for key, difference in controller.check(_in_kernel(controller, name))]
+    record = _in_kernel(controller, name)
+    found = controller.check(record) if record else cni.drift(controller, name)
+    return [{"Object": key, "Drift": difference} for key, difference in found]
 
 
 def _in_kernel(controller: Controller, name: str) -> str:
-    """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares."""
+    """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares.
+
+    Empty where only CNI may know it.
+    """
     for find in (controller.network, controller.sandbox):
         with suppress(NotFound):
             return find(name).id
@@ -170,7 +187,7 @@ def _in_kernel(controller: Controller, name: str) -> str:
     try:
         container = find_container(controller, name)
     except NotFound:
-        raise NotFound(f"there is no network or container {name!r}; `netlib network ls` and `netlib ps -a` list them") from None
+        return ""
     if container.spec.netns_of:
         return _in_kernel(controller, container.spec.netns_of)
     raise Conflict(f"container {container.name!r} is not running, so there is nothing of it in the kernel; start it first")

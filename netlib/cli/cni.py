@@ -1,13 +1,14 @@
-"""``netlib cni …``: the executables that container runtimes call."""
+"""``netlib cni …``: the executables that container runtimes call, and what these did for containers."""
 
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netlib.cli.arguments import Command, Parser, WrongOption
-from netlib.cli.outcome import complain
-from netlib.cli.render import Column, print_rows
-from netlib.client import DEADLINE_SECONDS
+from netlib.cli.outcome import complain, each
+from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
+from netlib.client import DEADLINE_SECONDS, call
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError
 
@@ -19,11 +20,25 @@ usage: netlib cni COMMAND …
 
   install    write the CNI plugins into a folder
   uninstall  take them out of it again
+  ls         list what they attached, and networks without attachments
+  inspect    show a container's attachments in JSON: which plugin holds what, and what differs
+  prune      remove networks without attachments, or also attachments whose netns is gone
 
 `netlib cni COMMAND --help` shows more.
 """
 
 _COLUMNS = (Column("FILE", "File"), Column("ACTION", "Action"))
+_LS_COLUMNS = (
+    Column("CONTAINER ID", "Container"),
+    Column("NETWORK", "Network"),
+    Column("INTERFACE", "Interface"),
+    Column("PLUGINS", "Plugins"),
+    Column("ADDRESSES", "Addresses"),
+    Column("NETNS", "Netns"),
+    Column("CREATED", "RunningFor"),
+    Column("STATUS", "Status"),
+)
+_NETNS_FOLDERS = ("/var/run/netns/", "/run/netns/")
 _LONGEST_DEADLINE_SECONDS = 3600
 
 
@@ -88,6 +103,113 @@ def uninstall(_config: Config, given: Namespace) -> int:
     return 0
 
 
+def ls_parser() -> Parser:
+    """The arguments of ``cni ls``."""
+    parser = Parser(
+        "cni ls",
+        "List what CNI plugins attached, and CNI networks without attachments.",
+        "",
+        "--filter network=pods --filter status=stale",
+        "--format '{{.Container}} {{.Addresses}}'",
+        usage="[-q] [--no-trunc] [OPTION …]",
+    )
+    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose=f"{', '.join(_FILTERS)} (attached, stale, unused)")
+    parser.value("--format", metavar="FORMAT", purpose="json, or a template like '{{.Container}}'")
+    parser.switch("-q", "--quiet", purpose="ids of containers only")
+    parser.switch("--no-trunc", purpose="ids and paths in full")
+    return parser
+
+
+def ls(config: Config, given: Namespace) -> int:
+    """List attachments."""
+    wanted: dict[str, list[str]] = {}
+    for key, value in map(_filter, given.filter):
+        wanted.setdefault(key, []).append(value)
+    rows = [
+        row
+        for row in call(config, "cni.ls", {})
+        if all(any(_FILTERS[key](row, value) for value in values) for key, values in wanted.items())
+    ]
+    if given.quiet:
+        rows = [{"Container": container} for container in dict.fromkeys(row["Container"] for row in rows) if container]
+    if not given.no_trunc:
+        rows = [_truncated(row) for row in rows]
+    print_rows(rows, _LS_COLUMNS, given.format, quiet="Container" if given.quiet else "")
+    return 0
+
+
+_FILTERS: dict[str, Callable[[Mapping[str, str], str], bool]] = {
+    "container": lambda row, value: bool(row["Container"]) and row["Container"].startswith(value),
+    "interface": lambda row, value: row["Interface"] == value,
+    "network": lambda row, value: value == row["Network"] or (bool(value) and row["NetworkID"].startswith(value)),
+    "plugin": lambda row, value: value in row["Plugins"].split(","),
+    "status": lambda row, value: row["Status"] == value,
+}
+
+
+def _filter(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if key not in _FILTERS or not equals:
+        raise ConfigError(f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(_FILTERS)}")
+    return key, value
+
+
+def _truncated(row: Mapping[str, str]) -> dict[str, str]:
+    short = {"Container": row["Container"][:SHORT_ID]}
+    if "Netns" in row:
+        short["NetworkID"] = row["NetworkID"][:SHORT_ID]
+        folder = next((folder for folder in _NETNS_FOLDERS if row["Netns"].startswith(folder)), "")
+        short["Netns"] = row["Netns"].removeprefix(folder)
+    return {**row, **short}
+
+
+def inspect_parser() -> Parser:
+    """The arguments of ``cni inspect``."""
+    parser = Parser(
+        "cni inspect",
+        "Show the attachments of containers in JSON: plugins with their objects, the result, and what differs in the kernel.",
+        "3f2a1c9d0e11",
+        "-f '{{range .Plugins}}{{println .Type}}{{end}}' 3f2a1c9d0e11",
+        usage="[-f FORMAT] CONTAINER …",
+    )
+    parser.format_option()
+    parser.names("CONTAINER")
+    return parser
+
+
+def inspect(config: Config, given: Namespace) -> int:
+    """Show what is known of containers' attachments."""
+    found, code = each(given.names, lambda name: call(config, "cni.inspect", {"name": name}))
+    print_objects([item for items in found for item in items], given.template)
+    return code
+
+
+def prune_parser() -> Parser:
+    """The arguments of ``cni prune``."""
+    parser = Parser(
+        "cni prune",
+        "Remove CNI networks without attachments, with their bridges; they are made again when they are used again.",
+        "-f --stale",
+        usage="[-f] [--stale]",
+    )
+    parser.switch("-f", "--force", purpose="do not ask")
+    parser.switch("--stale", purpose="first remove attachments whose netns is gone, with their leases, ports and rules")
+    return parser
+
+
+def prune(config: Config, given: Namespace) -> int:
+    """Remove what is not used, once confirmed."""
+    if not given.force:
+        also = ", and all attachments whose netns is gone" if given.stale else ""
+        confirm(f"This removes all CNI networks without attachments{also}. Go on?")
+    with progress("removing CNI networks") as tell:
+        removed = call(config, "cni.prune", {"stale": given.stale}, progress=tell)
+    for heading, key in (("Deleted Attachments:", "AttachmentsDeleted"), ("Deleted Networks:", "NetworksDeleted")):
+        if removed[key]:
+            print("\n".join([heading, *removed[key]]))
+    return 0
+
+
 def _folder(path: str) -> Path:
     if not path:
         raise ConfigError("DIR is empty; name the folder of the CNI plugins")
@@ -101,6 +223,10 @@ def _row(entry: "Entry") -> dict[str, str]:
 
 
 COMMANDS: dict[str, Command] = {
+    "inspect": (inspect_parser, inspect),
     "install": (install_parser, install),
+    "list": (ls_parser, ls),
+    "ls": (ls_parser, ls),
+    "prune": (prune_parser, prune),
     "uninstall": (uninstall_parser, uninstall),
 }

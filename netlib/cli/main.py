@@ -34,6 +34,8 @@ containers:
 
 CNI plugins:
   cni install  write them into a folder       cni uninstall  take them out of it
+  cni ls       list what they attached        cni inspect    show it in JSON
+  cni prune    remove networks without attachments
 
 looking behind it:
   explain   the ip and nft commands that amount to a network or a container

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netlib.inspect import timestamp
+from netlib.inspect import duration, timestamp
 from netlib.runtime.container import State
 from netlib.runtime.spec import Container
 
@@ -44,17 +44,6 @@ def status_text(state: State, now: float) -> str:
     if state.status == "exited":
         return f"Exited ({state.code}) {duration(now - state.finished)} ago"
     return "Created"
-
-
-def duration(seconds: float) -> str:
-    """How people say a length of time: ``Less than a second``, ``5 minutes``, ``3 days``."""
-    if seconds < 1:
-        return "Less than a second"
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count = int(seconds // size)
-        if count:
-            return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
-    return "1 second"
 
 
 def container_details(container: Container, state: State, *, folder: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import pytest
 
 from netlib.errors import ConfigError
+from netlib.inspect import duration
 from netlib.runtime.container import State
-from netlib.runtime.inspect import duration, status_text
+from netlib.runtime.inspect import status_text
 from netlib.runtime.spec import (
     ContainerSpec,
     NetworkAttachment,
