@@ -1,11 +1,12 @@
 """``netlib explain``, ``check``, ``log``, ``info``, ``version`` and ``netlib system …``: looking behind it, and clearing up."""
 
+import re
 from argparse import Namespace
 from typing import Any
 
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import refusals_apart
-from netlib.cli.render import confirm, print_objects, progress
+from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
 from netlib.client import call, leave
 from netlib.config import Config
 from netlib.errors import ConfigError, DiskFull
@@ -18,6 +19,8 @@ usage: netlib system COMMAND …
 
 `netlib system COMMAND --help` shows more.
 """
+
+_FULL_ID = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 def explain_parser() -> Parser:
@@ -95,7 +98,7 @@ def log(config: Config, given: Namespace) -> int:
         parts = (
             f"{moment}Z",
             entry["Operation"],
-            entry["Subject"],
+            _FULL_ID.sub(lambda found: found[0][:SHORT_ID], entry["Subject"]),
             entry["Outcome"],
             f"{entry['Seconds'] * 1000:.1f} ms",
             count,

@@ -74,6 +74,7 @@ class Keeper:
         self._in(0, self._warm)
         self._in(0, self._finish_containers)
         self._in(0, self._check_redirects)
+        self._in(0, self._warm_plugins)
         self._in(_SWEEP_SECONDS, self._sweep)
         with ExitStack() as open_sources:
             for watch in (self._watch_firewall, self._watch_place):
@@ -141,6 +142,12 @@ class Keeper:
         with self._controller.engine.kernel("") as kernel:
             kernel.rtnl()
             kernel.firewall().close()
+
+    def _warm_plugins(self) -> None:
+        """The same for the first CNI call."""
+        from cni_plugins.types import preload
+
+        preload()
 
     def _finish_containers(self) -> None:
         """Clear away containers that ended, or were half made, while no netlibd was there."""

@@ -1,16 +1,20 @@
 """CNI networks and attachments as people see them: chains put together, Docker's JSON, tables and filters."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from netlib.cli import cni as command
+from netlib.cli import system
 from netlib.cli.main import main
 from netlib.cni import Attached, as_network, attached, details, row, unused_row
 from netlib.config import Config
-from netlib.inspect import network_row
+from netlib.inspect import journal_row, network_row
 from netlib.model import CniAttachment, CniNetwork, NetnsRef
+from netlib.store.records import JournalEntry
 
 PODS = CniNetwork(id="a" * 64, name="pods", created=1700000000.0)
 IDLE = CniNetwork(id="b" * 64, name="idle", created=1700000000.0)
@@ -170,3 +174,21 @@ def test_prune_and_inspect_say_what_they_found(
     assert main(["cni", *words.split()]) == 0
     assert capsys.readouterr().out == printed
     assert calls == [(f"cni.{words.split()[0]}", asked)]
+
+
+def test_the_log_has_short_ids(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = journal_row(
+        JournalEntry(1700000000.0, "cni add", f"pods/{'c' * 64}/eth0/bridge", "ok", 0.0042, ["+ link/host/veth0"])
+    )
+    monkeypatch.setattr(system, "call", lambda *_, **__: [entry])
+    assert main(["log"]) == 0
+    assert capsys.readouterr().out == "2023-11-14 22:13:20Z  cni add  pods/cccccccccccc/eth0/bridge  ok  4.2 ms  1 object\n"
+    assert main(["log", "--format", "{{.Subject}}"]) == 0
+    assert capsys.readouterr().out == f"pods/{'c' * 64}/eth0/bridge\n"
+
+
+def test_common_plugin_types_are_imported_ahead() -> None:
+    program = "import sys; from cni_plugins.types import preload; preload(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert {"cni_plugins.run", "cni_plugins.bridge", "cni_plugins.host_local", "cni_plugins.portmap"} <= set(modules)
+    assert "pyroute2" not in modules
