@@ -96,6 +96,10 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         """Whether *other* vanishes with this object by the kernel's own doing (an address with its link)."""
         return False
 
+    def left_of(self, other: "KernelObject") -> "KernelObject | None":
+        """What still holds of *other*, another record's, beside this object: all of it, unless this one overrides that."""
+        return other
+
     def commands(self) -> Iterable[str]:
         """The command lines that a person would type for it."""
         raise NotImplementedError

@@ -14,9 +14,9 @@ from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.lifecycle import Lifecycle, record_lock
-from netlib.model import CniNetwork, Endpoint, Network, Phase, Sandbox
-from netlib.plan import Plan
-from netlib.store.records import Row
+from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
+from netlib.plan import KernelObject, Plan
+from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 
 _PURPOSE = "recovering what a crash left"
@@ -107,11 +107,36 @@ def forget_former_boot(store: Store, config: Config) -> None:
 
 
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:
-    """Compare what is written down for *records* with the kernel; answer with (key, how it differs)."""
+    """Compare what is written down for *records* with the kernel; answer with (key, how it differs).
+
+    What another attachment in its netns has taken over (a link's MTU, a route) is no drift of an attachment.
+    """
     found: list[tuple[str, str]] = []
     for record in records:
         with lifecycle.store.read() as tx:
             plan: Plan = tx.objects(record)
+            overriding = _beside(tx, record)
         with lifecycle.engine.kernel(record) as kernel:
-            found.extend((str(item.key), difference) for item in plan if (difference := item.drift(kernel)))
+            for item in plan:
+                left = _left_of(item, overriding)
+                if left is not None and (difference := left.drift(kernel)):
+                    found.append((str(item.key), difference))
     return found
+
+
+def _left_of(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelObject | None:
+    left: KernelObject | None = item
+    for other in overriding:
+        if left is not None:
+            left = other.left_of(left)
+    return left
+
+
+def _beside(tx: Transaction, record: str) -> list[KernelObject]:
+    """What the other attachments in an attachment's netns have made there; nothing for other records."""
+    row = tx.by_id(record)
+    if row is None or not isinstance(row.value, CniAttachment):
+        return []
+    netns = row.value.netns
+    others = [other for other in tx.attachments_in(netns.path) if other.id != record and other.value.netns == netns]
+    return [item for other in others for item in tx.objects(other.id)]

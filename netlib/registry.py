@@ -40,6 +40,7 @@ _OBJECTS = {
     "tap": "netlib.kernel.taps:Tap",
     "moved_device": "netlib.kernel.moved:MovedDevice",
     "link_setting": "netlib.kernel.tuning:LinkSetting",
+    "tuned_sysctl": "netlib.kernel.tuning:TunedSysctl",
     "token_bucket": "netlib.kernel.qdiscs:TokenBucket",
     "ingress_redirect": "netlib.kernel.qdiscs:IngressRedirect",
     "address": "netlib.kernel.addresses:Address",

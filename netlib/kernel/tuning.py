@@ -1,4 +1,4 @@
-"""Single attributes of links that are somebody else's (or another record's), each with the value it had before."""
+"""Single settings of what is somebody else's, or another record's, each with the value it had before: of links, and sysctls."""
 
 import errno
 from collections.abc import Iterable
@@ -9,15 +9,17 @@ from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.linkinfo import IFF_ALLMULTI, IFF_PROMISC, IFLA_TXQLEN, RTM_NEWLINK, LinkInfo, link_header
-from netlib.kernel.links import link_attributes
+from netlib.kernel.links import Veth, link_attributes
 from netlib.kernel.netlink import number
 from netlib.kernel.netns import command_in
+from netlib.kernel.sysctl import Sysctl
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 _FLAGS = {"promisc": IFF_PROMISC, "allmulti": IFF_ALLMULTI}
+_UNSET: dict[str, str | int] = {"mac": "", "mtu": 0}  # what says that a link's object leaves it to others
 _WORDS = {"mac": "address", "mtu": "mtu", "txqlen": "txqueuelen", "promisc": "promisc", "allmulti": "allmulticast"}
 
 
@@ -61,6 +63,14 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
             return str(error)
         return None if found == self._wanted else f"link {self.ifname} has {self.setting} {found}, not {self._wanted}"
 
+    def left_of(self, other: KernelObject) -> KernelObject:
+        """A link without the attribute that is set here; of a veth pair's MTU, which is one for both ends, nothing is left."""
+        key, place = other.key, (self.netns.path, self.ifname)
+        is_this = key == Key("link", *place) or (isinstance(other, Veth) and (other.peer_netns.path, other.peer) == place)
+        if is_this and self.setting in _UNSET and self.setting in other.__struct_fields__:
+            return replace(other, **{self.setting: _UNSET[self.setting]})
+        return other
+
     def commands(self) -> Iterable[str]:
         yield command_in(self.netns, f"ip link set {self.ifname} {_WORDS[self.setting]} {self._wanted}")
 
@@ -89,3 +99,19 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
             if error.errno != errno.EBUSY:
                 raise
             raise KernelError(f"{error}; its driver changes it only while the link is down", error.errno) from error
+
+
+class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
+    """A setting that overrides what the plan of another record set; *prior* may be that record's value."""
+
+    @property
+    def key(self) -> Key:
+        return Key("tuned_sysctl", *super().key[1:])
+
+    @property
+    def shared(self) -> bool:
+        """True but for a link's own settings: every interface of a container may bring the same one for all."""
+        return self.ifname is None
+
+    def left_of(self, other: KernelObject) -> KernelObject | None:
+        return None if other.key == super().key else other
