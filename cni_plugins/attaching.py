@@ -1,6 +1,6 @@
 """What plugin types that make or change something have in common: their attachment, made, found and taken away."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,24 @@ from cni_plugins.result import Result, parse_result, render_result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, AttachmentKey, Attachments
 from netlib.errors import KernelError
+from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import identity_of
 from netlib.model import CniAttachment, NetnsRef
+from netlib.plan import KernelObject
 
-__all__ = ["adding", "attachments_of", "check", "collect", "delete", "finish", "key_of", "netns_of", "recorded_result"]
+__all__ = [
+    "adding",
+    "attachments_of",
+    "check",
+    "collect",
+    "delete",
+    "finish",
+    "key_of",
+    "lent_kernel",
+    "netns_of",
+    "previous",
+    "recorded_result",
+]
 
 
 def attachments_of(node: Node) -> Attachments:
@@ -44,6 +58,13 @@ def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
         yield made
 
 
+def previous(call: Call[Any]) -> Result:
+    """What the plugins before *call*'s answered; CniError where it comes first in its list."""
+    if call.prev_result is None:
+        raise CniError(Code.INVALID_CONFIG, "Required prevResult missing", f"{call.config.type} comes after another plugin")
+    return call.prev_result
+
+
 def finish(made: Adding, result: Result) -> Result:
     """Write *result* down as what ADD answers, and answer with it."""
     made.finish(render_result(result, NEWEST))
@@ -56,15 +77,31 @@ def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[]
         without_record()
 
 
-def check(node: Node, call: Call[Any], plugin: str) -> CniAttachment | None:
-    """Compare *plugin*'s attachment with the kernel; CniError (code DRIFT) says what differs. None: there is no record."""
+def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelObject] = ()) -> CniAttachment | None:
+    """Compare *plugin*'s attachment with the kernel; CniError (code DRIFT) says what differs.
+
+    None: there is no record; then it is what the configuration describes that is compared.
+    """
     attachments = attachments_of(node)
     found = attachments.find(key_of(call, plugin))
     if found is not None:
-        differences = [f"{key}: {difference}" for key, difference in attachments.drift(found)]
-        if differences:
-            raise CniError(Code.DRIFT, f"{plugin}: {differences[0]}", "; ".join(differences[1:]))
+        drifts = attachments.drift(found)
+    else:
+        with lent_kernel(node, call) as kernel:
+            drifts = [(str(item.key), difference) for item in configured if (difference := item.drift(kernel))]
+    if drifts:
+        differences = [f"{key}: {difference}" for key, difference in drifts]
+        raise CniError(Code.DRIFT, f"{plugin}: {differences[0]}", "; ".join(differences[1:]))
     return found
+
+
+@contextmanager
+def lent_kernel(node: Node, call: Call[Any]) -> Iterator[Kernel]:
+    """A handle that knows the netns of *call* by the descriptor that was lent."""
+    with Kernel() as kernel:
+        if node.netns is not None:
+            kernel.lend(netns_of(node, call), node.netns)
+        yield kernel
 
 
 def recorded_result(attachment: CniAttachment) -> Result:

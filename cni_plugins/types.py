@@ -21,6 +21,7 @@ _TYPES = {
     "ptp": "cni_plugins.ptp:PtpPlugin",
     "static": "cni_plugins.static:StaticPlugin",
     "tap": "cni_plugins.tap:TapPlugin",
+    "tuning": "cni_plugins.tuning:TuningPlugin",
     "vlan": "cni_plugins.vlan:VlanPlugin",
 }
 
