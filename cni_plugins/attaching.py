@@ -85,7 +85,7 @@ def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelO
     attachments = attachments_of(node)
     found = attachments.find(key_of(call, plugin))
     if found is not None:
-        drifts = attachments.drift(found)
+        drifts = [*_unlike_answer(call, recorded_result(found)), *attachments.drift(found)]
     else:
         with lent_kernel(node, call) as kernel:
             drifts = [(str(item.key), difference) for item in configured if (difference := item.drift(kernel))]
@@ -93,6 +93,22 @@ def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelO
         differences = [f"{key}: {difference}" for key, difference in drifts]
         raise CniError(Code.DRIFT, f"{plugin}: {differences[0]}", "; ".join(differences[1:]))
     return found
+
+
+def _unlike_answer(call: Call[Any], answered: Result) -> Iterator[tuple[str, str]]:
+    """How prevResult differs from what ADD *answered* in what no later plugin changes: the netns, and the addresses."""
+    previous = call.prev_result
+    assert previous is not None
+    mine = [
+        number for number, interface in enumerate(previous.interfaces) if interface.name == call.ifname and interface.sandbox
+    ]
+    for number in mine:
+        if (sandbox := previous.interfaces[number].sandbox) != call.netns:
+            yield "prevResult", f"Sandbox in prevResult {sandbox} doesn't match configured netns: {call.netns}"
+    known = {ip.address for ip in answered.ips}
+    for ip in previous.ips:
+        if ip.interface in mine and ip.address not in known:
+            yield "prevResult", f"{ip.address} is not among the addresses of the attachment"
 
 
 @contextmanager

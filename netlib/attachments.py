@@ -32,6 +32,7 @@ from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
 from netlib.names import new_id
 from netlib.plan import KernelObject, Key, Plan
 from netlib.recovery import drift
+from netlib.repair import with_repair
 from netlib.requests import port_publisher
 from netlib.store.records import Row, Transaction
 
@@ -91,6 +92,7 @@ class Adding:
         self.made_network = ""  # id, when this attachment is the first of its network
         self._attachments = attachments
         self._is_written = False
+        self._network = ""  # id
 
     @property
     def store_tag(self) -> str:
@@ -112,8 +114,13 @@ class Adding:
     def _make(self, fresh: Plan) -> bool:
         """Whether it is made; if not, an address was taken by somebody who keeps no records here, and nothing is left of it."""
         before, self.plan = self.plan, self.plan + fresh
+        attachments = self._attachments
         try:
-            self._attachments.engine.ensure(self.kernel, self.record, fresh)
+            with_repair(
+                attachments.controller.lifecycle,
+                self._network,
+                lambda: attachments.engine.ensure(self.kernel, self.record, fresh),
+            )
         except AddressTaken:
             self.plan = before
             return False
@@ -140,6 +147,7 @@ class Adding:
             wanted = draft(tx)
             if network is None or not self._attachments.shares(network, self.shared, wanted):
                 raise _Unshared(wanted)
+            self._network = network.id
             done = set(self.plan.keys)
             fresh = Plan(*(item for item in wanted.own if item.key not in done))
             if not self._is_written:

@@ -230,3 +230,22 @@ def test_masquerade_leads_out_and_goes_with_the_attachment(caller: Caller, outsi
 def test_an_unknown_backend_is_refused(caller: Caller) -> None:
     caller.container("c1")
     assert 'unknown ipmasq backend "pf"' in caller.error("ADD", bridged(2, ipMasqBackend="pf"))[1]
+
+
+def test_check_compares_the_previous_result(caller: Caller) -> None:
+    caller.container("c1")
+    previous = caller.ok("ADD", bridged(2))
+    other = {**previous, "ips": [*previous["ips"], {**previous["ips"][0], "address": "10.22.0.99/16"}]}
+    assert "10.22.0.99/16 is not among the addresses" in caller.error("CHECK", {**bridged(2), "prevResult": other})[1]
+    moved = {**previous, "interfaces": [*previous["interfaces"][:2], {**previous["interfaces"][2], "sandbox": "/run/netns/x"}]}
+    assert "doesn't match configured netns" in caller.error("CHECK", {**bridged(2), "prevResult": moved})[1]
+
+
+def test_a_bridge_deleted_by_hand_comes_back_with_the_next_container(caller: Caller) -> None:
+    for number, name in ((2, "c1"), (3, "c2")):
+        caller.container(name)
+        if name == "c2":
+            run("ip", "link", "del", "cni0")
+        caller.ok("ADD", bridged(number), name)
+    assert caller.pings("c2", "10.22.0.2")
+    assert caller.pings("c2", "10.22.0.1")
