@@ -271,6 +271,8 @@ class Attachments:
                 self.controller.recover()
                 with self.store.read() as tx:
                     row = tx.find_named(CniNetwork, name)
+                if row is not None and row.phase is not Phase.READY:
+                    raise Conflict(f"network {name!r} was to be removed, and something of it would not go; see `netlib log`")
             record = row.id if row is not None else new_id()
             with self._lifecycle.working_on([record], f"setting up network {name}"), self.engine.kernel(record) as kernel:
                 if row is None:

@@ -87,7 +87,8 @@ def entered_fd(fd: int) -> Iterator[None]:
 def opened(netns: NetnsRef) -> Iterator[int]:
     """A file descriptor of *netns*; ObjectMissing when the path is gone or leads to another netns by now."""
     try:
-        fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        # Without waiting: what somebody has put at the path since may be a FIFO.
+        fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise kernel_error(error.errno or 0, f"open network namespace {netns.label}", error.strerror or "") from error
     try:
