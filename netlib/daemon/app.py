@@ -55,6 +55,7 @@ def _serve(config: Config, *, detached: bool) -> int:
         return 0
     try:
         from netlib.daemon.service import Service
+        from netlib.firewall.libnftables import keeping
 
         service = Service(config, detached=detached)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +65,8 @@ def _serve(config: Config, *, detached: bool) -> int:
         if detached:
             _report({"ready": os.getpid()})
         _notify_systemd()
-        service.run()
+        with keeping():
+            service.run()
     finally:
         place.leave()
     service.close()

@@ -10,8 +10,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -48,6 +48,41 @@ def _library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+_kept: "list[Nft] | None" = None  # idle conversations with this process's own netns, where they are kept
+_KEPT_MOST = 4
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Keep conversations with this process's own netns for the next operation while the block runs, instead of closing them.
+
+    For a process that stays: closing one waits for what was deleted before to be gone from the kernel, which takes some 10 ms,
+    and everybody's transactions wait with it (``nft_rcv_nl_event``).
+    """
+    global _kept
+    _kept = []
+    os.register_at_fork(after_in_child=_leave_to_parent)
+    try:
+        yield
+    finally:
+        idle, _kept = _kept or [], None
+        for nft in idle:
+            nft.close()
+
+
+def _leave_to_parent() -> None:
+    global _kept
+    _kept = None
+
+
+def opened_nft(netns: NetnsRef, entered: Callable[[], AbstractContextManager[None]]) -> "Nft":
+    """A conversation with *netns*: one that was kept, or a new one, as :class:`Nft` says."""
+    if netns.is_host and _kept:
+        with suppress(IndexError):  # another thread took the last one
+            return _kept.pop()
+    return Nft(netns, entered)
 
 
 class Nft:
@@ -104,7 +139,10 @@ class Nft:
         return self._run(command, command, 0)
 
     def close(self) -> None:
-        """Free the context; the netns is no longer pinned by it."""
+        """Free the context; the netns is no longer pinned by it. Where they are kept, it waits for the next operation."""
+        if self.netns.is_host and _kept is not None and len(_kept) < _KEPT_MOST:
+            _kept.append(self)
+            return
         _library().nft_ctx_free(self._context)
         self._socket.close()
 

@@ -13,7 +13,7 @@ from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, Ob
 from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
-from netlib.firewall.libnftables import Nft
+from netlib.firewall.libnftables import Nft, opened_nft
 from netlib.firewall.objects import Allowance, ApartBridge, BridgedNetwork, ContainerSubnet, DnsRedirect, FirewallBase
 from netlib.firewall.ruleset import (
     APART_SETS,
@@ -65,7 +65,7 @@ class Nftables:
     def nft(self) -> Nft:
         """The conversation, opened at first use; ObjectMissing when the netns is gone."""
         if self._nft is None:
-            self._nft = Nft(self.netns, self._entered)
+            self._nft = opened_nft(self.netns, self._entered)
         return self._nft
 
     def close(self) -> None:

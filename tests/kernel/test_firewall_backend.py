@@ -1,14 +1,17 @@
 """The nftables backend in a real kernel: one transaction, what it replaces, what it forgives, what it never does."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from netlib.errors import ConfigError, FeatureMissing, NetlibError, ObjectMissing
+from netlib.firewall.libnftables import Nft, keeping, opened_nft
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance, PublishedPort
 from netlib.firewall.ruleset import base_commands
 from netlib.kernel.handle import Kernel
@@ -174,3 +177,28 @@ def test_a_handle_keeps_to_the_netns_it_was_opened_in(host: NetnsRef, netns_fact
         assert kernel.firewall().listing() == ""
         with entered(other):
             assert "tcp . 2" in nft("list table inet netlib")
+
+
+def test_a_process_that_stays_keeps_its_conversations() -> None:
+    """With its own netns, for one user at a time; a fork leaves them to it, and at the end they are closed."""
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    def opened() -> Nft:
+        return opened_nft(NetnsRef(""), nullcontext)
+
+    with keeping():
+        first, second = opened(), opened()
+        assert first is not second
+        first.close()
+        assert opened() is first
+        first.run("add table inet kept", "test")
+        first.close()
+        child = os.fork()
+        if child == 0:
+            os._exit(opened() is first)
+        assert os.waitpid(child, 0)[1] == 0
+        assert opened() is first
+        first.run("delete table inet kept", "test")
+        for nft in (first, second):
+            nft.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
