@@ -74,6 +74,10 @@ class BridgeDriver:
         """The bridge that the options name."""
         return options.get(BRIDGE_NAME_OPTION, "")
 
+    def gateway_link(self, network: Network) -> str:
+        """The bridge."""
+        return bridge_ifname(network)
+
     def ifname_prefix(self, network: Network) -> str:
         """``container_iface_prefix``, or eth."""
         return decoded_options(BridgeOptions, network.options, f"network {network.name!r}").prefix

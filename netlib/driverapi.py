@@ -99,6 +99,15 @@ class RoutesByLink(Protocol):
 
 
 @runtime_checkable
+class HoldsGateways(Protocol):
+    """A driver whose networks have their gateways on a link of this host: members may ask the host for names there."""
+
+    def gateway_link(self, network: Network) -> str:
+        """The name of that link."""
+        ...
+
+
+@runtime_checkable
 class NamesLinks(Protocol):
     """A driver that chooses the prefix of links inside sandboxes (``eth`` else)."""
 

@@ -6,9 +6,10 @@ Pure: re-planned at every connect and disconnect, and compared with what is appl
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from netlib.dns.resolvconf import HostResolver, hosts_file, sandbox_resolv_conf
-from netlib.driverapi import RoutesByLink
+from netlib.driverapi import HoldsGateways, RoutesByLink
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
@@ -46,6 +47,40 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
 def is_served(attachments: Sequence[Attachment]) -> bool:
     """Whether the embedded resolver answers this sandbox: on any network that resolves names, or for its links."""
     return any((network.resolves_names and endpoint.ifname) or endpoint.links for network, endpoint in attachments)
+
+
+class Seat(NamedTuple):
+    """Where a member whose netns is not ours asks for names, and from where: a gateway's address on a link of the host."""
+
+    network: str  # id
+    gateway: IPAddress
+    link: str
+    client: IPAddress
+
+
+def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[Seat]:
+    """Where the embedded resolver answers *sandbox*, if that is at gateways: its own netns is somebody else's.
+
+    Sockets of ours inside would keep that netns from ending, and the resolver's address need a rule there.
+    """
+    if sandbox.owned or sandbox.netns.is_host or not is_served(attachments):
+        return []
+    return [
+        Seat(network.id, pool.gateway, known.gateway_link(network), address.ip)
+        for network, endpoint in attachments
+        if isinstance(known := driver(network.driver), HoldsGateways)
+        for pool in network.pools
+        if pool.gateway is not None
+        for address in endpoint.addresses
+        if address.version == pool.family and address.ip in pool.subnet
+    ]
+
+
+def resolver_address(sandbox: Sandbox, attachments: Sequence[Attachment]) -> IPAddress | None:
+    """The name server of *sandbox* where that is the embedded resolver, else None."""
+    if sandbox.owned:
+        return RESOLVER_ADDRESS if is_served(attachments) else None
+    return next((seat.gateway for seat in resolver_seats(sandbox, attachments)), None)
 
 
 def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
@@ -92,7 +127,7 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
     resolv_conf = sandbox_resolv_conf(
         sandbox.resolver,
         host,
-        embedded=RESOLVER_ADDRESS if is_served(attachments) else None,
+        embedded=resolver_address(sandbox, attachments),
         ipv6=any(address.version == 6 for address in addresses),
         in_host_netns=sandbox.netns.is_host,
     )

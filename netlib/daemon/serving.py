@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
 from netlib.errors import NetlibError, StoreError
 from netlib.model import Endpoint, IPAddress, Network, Phase, Sandbox
-from netlib.sandboxes import is_served
+from netlib.sandboxes import Attachment, is_served, resolver_seats
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
 
@@ -85,6 +86,7 @@ class Serving:
     def __init__(self, store: Store, dns: DnsServer, ports: HeldPorts, moved: Mover) -> None:
         self._store = store
         self._dns = dns
+        self._gateways = Gateways(dns)
         self._ports = ports
         self._moved = moved
         self._lock = threading.Lock()
@@ -112,7 +114,9 @@ class Serving:
             views: _Views = {}
             moved = self._serve(boxes, views, failures)
             for sandbox in {sandbox for zone in zones for sandbox in zone.sandboxes.values()} - boxes.keys():
-                self._dns.publish(sandbox, self._view(self._boxes[sandbox], views))
+                view = self._view(self._boxes[sandbox], views)
+                self._dns.publish(sandbox, view)
+                self._gateways.publish(sandbox, view)
             for zone in zones:
                 if not zone.sandboxes:
                     del self._zones[zone.network.id]
@@ -143,14 +147,16 @@ class Serving:
             self.changed(sandboxes={both[record] for record in differing}, networks=(), needed=False)
 
     def retry_ports(self) -> None:
-        """Try again for the ports that somebody else had."""
+        """Try again for the ports that somebody else had, the resolver's on gateways among them."""
         with self._lock:
             self._ports.retry()
+            self._gateways.retry()
 
     def served(self) -> list[str]:
         """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
         with self._lock:
-            return [box.sandbox.id for box in self._boxes.values() if self._is_served(box)]
+            boxes = [box for box in self._boxes.values() if box.sandbox.owned]
+            return [box.sandbox.id for box in boxes if is_served(self._attachments(box))]
 
     # --- from the store --------------------------------------------------------------------------------------------
 
@@ -218,10 +224,15 @@ class Serving:
         for sandbox in sandboxes:
             box = self._boxes.get(sandbox)
             try:
-                if box is None or not self._is_served(box):
+                if box is None or not is_served(self._attachments(box)):
                     self._dns.withdraw(sandbox)
+                    self._gateways.unseat(sandbox)
                     continue
-                port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=self._view(box, views))
+                view = self._view(box, views)
+                if not box.sandbox.owned:
+                    self._gateways.seat(sandbox, resolver_seats(box.sandbox, self._attachments(box)), view)
+                    continue
+                port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=view)
             except NetlibError as error:
                 failures.append(error)
                 continue
@@ -242,9 +253,8 @@ class Serving:
                 views[key] = view
         return view
 
-    def _is_served(self, box: _Box) -> bool:
-        attachments = [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
-        return box.sandbox.owned and is_served(attachments)
+    def _attachments(self, box: _Box) -> list[Attachment]:
+        return [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
 
 
 def _missing_in(box: _Box | None, other: _Box | None) -> Iterator[Endpoint]:

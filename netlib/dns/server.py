@@ -70,12 +70,13 @@ class DnsStats(Struct, frozen=True):
 
 
 class _Snapshot:
-    """A view and the answers made from it, by the query's bytes after its id."""
+    """What *owner* sees and the answers made from it, by the query's bytes after its id."""
 
-    __slots__ = ("cache", "view")
+    __slots__ = ("cache", "owner", "view")
 
-    def __init__(self, view: View | None) -> None:
+    def __init__(self, view: View | None, owner: str) -> None:
         self.view = view
+        self.owner = owner
         self.cache: dict[bytes, Iterator[bytes]] = {}
 
 
@@ -89,7 +90,8 @@ class _Served:
         self.tcp = tcp
         self.address: str = udp.getsockname()[0]
         self.port: int = udp.getsockname()[1]
-        self.snapshot = _Snapshot(None)
+        self.snapshot = _Snapshot(None, owner)
+        self.guests: dict[str, _Snapshot] = {}  # by address: who sees something else at a gateway
         self.connections: dict[Connection, None] = {}
 
 
@@ -131,7 +133,7 @@ class DnsServer:
         with entered(netns), doing(f"open DNS sockets at {address} in {netns.label}"):
             udp, tcp = _open_sockets(address, port, device)
         served = _Served(sandbox, netns, udp, tcp)
-        served.snapshot = _Snapshot(view)
+        served.snapshot = _Snapshot(view, sandbox)
         self._served[sandbox] = served
         try:
             with doing(f"watch DNS sockets in {netns.label}"):
@@ -149,7 +151,19 @@ class DnsServer:
         """Let *sandbox* see *view* from now on; a no-op when it is not served. Costs about a microsecond."""
         served = self._served.get(sandbox)
         if served is not None:
-            served.snapshot = _Snapshot(view)
+            served.snapshot = _Snapshot(view, sandbox)
+
+    def admit(self, gateway: str, client: IPAddress, view: View) -> None:
+        """Let who asks at *gateway* (served by that name) from the address *client* see *view* from now on."""
+        served = self._served.get(gateway)
+        if served is not None:
+            served.guests[str(client)] = _Snapshot(view, f"{gateway} {client}")
+
+    def dismiss(self, gateway: str, client: IPAddress) -> None:
+        """Let *client* be a stranger at *gateway* again; a no-op when it is one."""
+        served = self._served.get(gateway)
+        if served is not None:
+            served.guests.pop(str(client), None)
 
     def withdraw(self, sandbox: str) -> None:
         """Close all sockets in the sandbox's netns; a no-op when it is not served."""
@@ -202,11 +216,12 @@ class DnsServer:
         for _ in range(_BURST):
             try:
                 query, client = receive(MAX_DATAGRAM)
-                snapshot = served.snapshot  # only now: who asks after a swap must not see what was before it
+                # Only now: who asks after a swap must not see what was before it.
+                snapshot = served.guests.get(client[0], served.snapshot) if served.guests else served.snapshot
                 bodies = snapshot.cache.get(query[2:])
                 if bodies is None:
                     others += 1
-                    self._answer(served, snapshot, query, partial(self._send_datagram, udp, client))
+                    self._answer(snapshot, query, partial(self._send_datagram, udp, client))
                 else:
                     hits += 1
                     send(query[:2] + next(bodies), client)
@@ -226,7 +241,7 @@ class DnsServer:
         except OSError:  # as above; or the sandbox was withdrawn meanwhile
             self._dropped += 1
 
-    def _answer(self, served: _Served, snapshot: _Snapshot, wire: bytes, reply: Reply, *, stream: bool = False) -> None:
+    def _answer(self, snapshot: _Snapshot, wire: bytes, reply: Reply, *, stream: bool = False) -> None:
         """Find the answer and *reply* with it, now or when upstream has answered; keep it where it will serve again."""
         if snapshot.view is None:
             query = parse_query(wire)
@@ -236,7 +251,7 @@ class DnsServer:
         if found is None:
             reply(b"")
         elif isinstance(found, Forward):
-            self._upstream.ask(wire, found.query, snapshot.view.servers, served.owner, stream, reply)
+            self._upstream.ask(wire, found.query, snapshot.view.servers, snapshot.owner, stream, reply)
         else:
             if found.steady and not stream and len(wire) <= _CACHED_QUERY_SIZE:
                 if len(snapshot.cache) >= _CACHED_ANSWERS:
@@ -267,7 +282,9 @@ class DnsServer:
                 continue
             if len(self._connections) >= _CONNECTIONS:
                 next(iter(self._connections)).close()
-            connection = Connection(self._loop, sock, peer, partial(self._on_message, served), partial(self._on_ended, served))
+            connection = Connection(
+                self._loop, sock, peer, partial(self._on_message, served, peer), partial(self._on_ended, served)
+            )
             served.connections[connection] = self._connections[connection] = None
 
     def _pause_clients(self, served: _Served) -> None:
@@ -278,9 +295,9 @@ class DnsServer:
         if self._served.get(served.owner) is served:
             self._loop.rewatch(served.tcp.fileno(), READABLE)
 
-    def _on_message(self, served: _Served, wire: bytes, reply: Reply) -> None:
+    def _on_message(self, served: _Served, peer: str, wire: bytes, reply: Reply) -> None:
         self._queries += 1
-        self._answer(served, served.snapshot, wire, reply, stream=True)
+        self._answer(served.guests.get(peer, served.snapshot), wire, reply, stream=True)
 
     def _on_ended(self, served: _Served, connection: Connection) -> None:
         del served.connections[connection], self._connections[connection]
