@@ -17,6 +17,7 @@ _TYPES = {
     "ipvlan": "cni_plugins.ipvlan:IpvlanPlugin",
     "loopback": "cni_plugins.loopback:LoopbackPlugin",
     "macvlan": "cni_plugins.macvlan:MacvlanPlugin",
+    "netlib": "cni_plugins.cnm:CnmPlugin",
     "portmap": "cni_plugins.portmap:PortmapPlugin",
     "ptp": "cni_plugins.ptp:PtpPlugin",
     "static": "cni_plugins.static:StaticPlugin",

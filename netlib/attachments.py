@@ -28,7 +28,7 @@ from netlib.errors import (
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import opened
 from netlib.lifecycle import Lifecycle
-from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
+from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject, Key, Plan
 from netlib.recovery import drift
@@ -90,6 +90,7 @@ class Adding:
         self.plan = Plan()  # what was applied so far
         self.shared = Plan()  # what its network has, as of the draft's transaction
         self.made_network = ""  # id, when this attachment is the first of its network
+        self.sandbox = self.endpoint = ""  # ids, set before apply() where it is an endpoint of a network of ours
         self._attachments = attachments
         self._is_written = False
         self._network = ""  # id
@@ -163,6 +164,8 @@ class Adding:
                     plugin=plugin,
                     netns=self.netns,
                     created=time.time(),
+                    sandbox=self.sandbox,
+                    endpoint=self.endpoint,
                 )
                 tx.insert(attachment, name=self.key.name, network=network.id, sandbox=self.netns.path)
             tx.write_objects(self.record, self.plan + fresh)
@@ -183,7 +186,11 @@ class Adding:
         """Take back what was made; TeardownError when something would not go, which then stays written down."""
         if not self._is_written:
             return
+        with self._attachments.store.read() as tx:
+            row = tx.by_id(self.record)
         try:
+            if row is not None:
+                self._attachments.leave(row.value)
             self._attachments.engine.remove(self.kernel, [self.record], self.plan)
         except TeardownError:
             with self._attachments.store.write() as tx:
@@ -247,7 +254,7 @@ class Attachments:
             rows = [*(row for row in rows if row.id != same.id), same]
             same = None
         if rows:
-            self.controller.take_down([[row.id for row in rows]], f"clearing the way for container {key.container}")
+            self._take_down(rows, f"clearing the way for container {key.container}")
         if same is not None:
             if same.phase is not Phase.READY:
                 raise Conflict(f"{key.name} is being made or removed by somebody else, or would not go; see `netlib log`")
@@ -294,7 +301,7 @@ class Attachments:
         if row is None:
             return None
         with self.controller.operation("cni del", key.name):
-            self.controller.take_down([[row.id]], f"detaching container {key.container} from network {key.network}")
+            self._take_down([row], f"detaching container {key.container} from network {key.network}")
         return row.value
 
     def collect(self, network: str, plugin: str, valid: Collection[tuple[str, str]]) -> list[CniAttachment]:
@@ -324,8 +331,37 @@ class Attachments:
     def _collect(self, verb: str, network: str, rows: Sequence[Row[CniAttachment]]) -> list[CniAttachment]:
         if rows:
             with self.controller.operation(verb, network):
-                self.controller.take_down(_in_hundreds([row.id for row in rows]), f"clearing network {network}")
+                self._take_down(rows, f"clearing network {network}")
         return [row.value for row in rows]
+
+    def _take_down(self, rows: Sequence[Row[CniAttachment]], purpose: str) -> None:
+        """Take down attachments with what they joined; one TeardownError lists what would not go, after all else."""
+        failures: list[NetlibError] = []
+        left: list[str] = []
+        for row in rows:
+            try:
+                self.leave(row.value)
+                left.append(row.id)
+            except TeardownError as error:
+                failures.extend(error.failures)
+        try:
+            self.controller.take_down(_in_hundreds(left), purpose)
+        except TeardownError as error:
+            failures.extend(error.failures)
+        if failures:
+            raise TeardownError(failures)
+
+    def leave(self, attachment: CniAttachment) -> None:
+        """Take down what an attachment joined, its endpoint and perhaps its sandbox; a no-op when it joined nothing."""
+        rows = self._lifecycle.joined(attachment)
+        try:
+            if any(isinstance(row.value, Sandbox) for row in rows):
+                self.controller.remove_sandbox(attachment.sandbox)
+            elif rows:
+                self.controller.disconnect(rows[0].value.network, attachment.sandbox)
+        except NotFound:  # somebody was quicker; or it would not go before
+            if failures := self.controller.recover():
+                raise TeardownError(failures) from None
 
     def prune(self) -> list[CniNetwork]:
         """Take down every CNI network without attachments; answer with them."""
@@ -365,9 +401,11 @@ class Attachments:
         return row.value if row is not None and row.phase is Phase.READY else None
 
     def plan_of(self, record: str) -> Plan:
-        """The objects that are written down for an attachment or a CNI network (by id)."""
+        """The objects that are written down for an attachment (with what it joined) or a CNI network, by id."""
         with self.store.read() as tx:
-            return tx.objects(record)
+            row = tx.by_id(record)
+            joined = [row.value.sandbox, row.value.endpoint] if row is not None and isinstance(row.value, CniAttachment) else []
+            return Plan(*(item for part in (record, *joined) for item in tx.objects(part)))
 
     def network(self, reference: str) -> CniNetwork:
         """The CNI network of that name, id or unambiguous beginning of an id, ``cni:`` before it or not; NotFound else."""
@@ -394,7 +432,14 @@ class Attachments:
 
     def drift(self, attachment: CniAttachment) -> list[tuple[str, str]]:
         """Compare an attachment and what it shares with the kernel: (object, how it differs) for each drift."""
-        return self.drift_of([attachment.network, attachment.id])
+        records = [attachment.network, attachment.id]
+        if attachment.endpoint:
+            with self.store.read() as tx:
+                row = tx.by_id(attachment.endpoint)
+            if row is None or row.phase is not Phase.READY:
+                return [(f"endpoint/{attachment.endpoint}", "gone")]
+            records += [row.value.network, attachment.sandbox, attachment.endpoint]
+        return self.drift_of(records)
 
     def drift_of(self, records: Iterable[str]) -> list[tuple[str, str]]:
         """The same for networks and attachments by id."""

@@ -184,6 +184,7 @@ class Controller:
         domainname: str = "",
         resolver: ResolverConfig = ResolverConfig(),
         sandbox_id: str = "",
+        cni_container: str = "",
     ) -> Sandbox:
         """Create a sandbox: with a netns of its own (*netns* None), the host's (``""``), or that at a path.
 
@@ -191,7 +192,7 @@ class Controller:
         """
         netns = os.fspath(netns) if isinstance(netns, os.PathLike) else netns
         wanted = {"name": name, "netns": netns, "hostname": hostname, "domainname": domainname, "sandbox_id": sandbox_id}
-        request = checked(SandboxRequest, {**wanted, "resolver": resolver})
+        request = checked(SandboxRequest, {**wanted, "resolver": resolver, "cni_container": cni_container})
         resolver = checked(ResolverConfig, asdict(request.resolver))
         check_sandbox_name(name)
         if hostname:
@@ -221,6 +222,7 @@ class Controller:
                 resolver=resolver,
                 dns_port=random.choice(_DNS_PORTS),
                 files_dir=str(self.config.sandbox_dir / sandbox_id),
+                cni_container=cni_container,
             )
             return self.lifecycle.create_sandbox(kernel, sandbox, lambda tx: self._check_free(tx, sandbox))
 
@@ -253,7 +255,7 @@ class Controller:
                 rows = tx.all(Endpoint)
             return [row.value for row in rows if row.phase is Phase.READY]
 
-    def connect(self, network: str, sandbox: str, **wanted: Any) -> Endpoint:
+    def connect(self, network: str, sandbox: str, *, endpoint_id: str = "", **wanted: Any) -> Endpoint:
         """Join a sandbox to a network; the keywords are the fields of :class:`netlib.requests.ConnectRequest`.
 
         Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError; after
@@ -262,7 +264,7 @@ class Controller:
         request = checked(ConnectRequest, wanted)
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
-            endpoint_id = tx.new_link_id()
+            endpoint_id = endpoint_id or tx.new_link_id()
         purpose = f"connecting {box.name} to {home.name}"
         with self.operation("network connect", f"{box.name} {home.name}"), self.engine.kernel(endpoint_id) as kernel:
             if not self.lifecycle.is_materialised(home):

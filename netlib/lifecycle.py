@@ -173,6 +173,16 @@ class Lifecycle:
                 tx.stamp(row.id, row.boot)
             raise
 
+    def joined(self, attachment: CniAttachment) -> list[Row[Any]]:
+        """What goes with an attachment that is an endpoint: that, and a sandbox that CNI made, with the last one in it."""
+        if not attachment.sandbox:
+            return []
+        with self.store.read() as tx:
+            box, endpoints = tx.by_id(attachment.sandbox), tx.endpoints_of_sandbox(attachment.sandbox)
+        rows: list[Row[Any]] = [row for row in endpoints if row.id == attachment.endpoint]
+        is_last = len(rows) == len(endpoints)
+        return [*rows, box] if box is not None and box.value.cni_container and is_last else rows
+
     def take_down(self, rows: Sequence[Row[Any]]) -> None:
         """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
 

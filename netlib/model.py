@@ -191,6 +191,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     resolver: ResolverConfig = ResolverConfig()
     dns_port: int = 0  # where netlibd listens on 127.0.0.11 inside an owned netns
     files_dir: str = ""  # folder of its resolv.conf, hosts and hostname
+    cni_container: str = ""  # as its runtime calls it, where a CNI call made the sandbox: it goes with its last endpoint
 
     @property
     def short_id(self) -> str:
@@ -241,3 +242,5 @@ class CniAttachment(Struct, frozen=True, kw_only=True):
     netns: NetnsRef
     created: float  # seconds since the epoch
     result: dict[str, Any] = {}  # what ADD answered, in the newest version of the specification
+    sandbox: str = ""  # ids, where the attachment is an endpoint of a network of ours
+    endpoint: str = ""

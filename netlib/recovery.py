@@ -76,12 +76,22 @@ def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         endpoints = tx.endpoints_of_sandbox(row.id) if isinstance(row.value, Sandbox) else []
     try:
+        if isinstance(row.value, CniAttachment) and row.value.sandbox and not _leave(lifecycle, row.value):
+            return []
         lifecycle.take_down([*endpoints, row])
     except TeardownError as error:
         return list(error.failures)
     except NetlibError as error:
         return [error]
     return []
+
+
+def _leave(lifecycle: Lifecycle, attachment: CniAttachment) -> bool:
+    """Take down what an attachment joined; False when somebody works on its sandbox just now."""
+    with lifecycle.engine.locks.attempt(record_lock(attachment.sandbox), _PURPOSE) as held:
+        if held:
+            lifecycle.take_down(lifecycle.joined(attachment))
+        return held
 
 
 def forget_former_boot(store: Store, config: Config) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import dns.message
+import dns.query
+import dns.rcode
 
 from netlib.dns.zone import View, Zone
 from netlib.kernel.netns import entered
@@ -56,6 +58,16 @@ class Client:
 
     def address_of(self, name: str = "web", *, tcp: bool = False) -> str:
         return values(self.ask(name, tcp=tcp))[0]
+
+
+def resolve(netns: NetnsRef, name: str, server: str, *, tcp: bool = False) -> list[str] | str:
+    """The addresses of *name* as *server* tells a process in *netns*, or the rcode's name."""
+    ask = dns.query.tcp if tcp else dns.query.udp
+    with entered(netns):
+        answer = ask(dns.message.make_query(name, "A"), server, timeout=SECONDS)
+    if answer.rcode() != dns.rcode.NOERROR:
+        return dns.rcode.to_text(answer.rcode())
+    return sorted(record.address for rrset in answer.answer for record in rrset)
 
 
 def framed(message: bytes) -> bytes:

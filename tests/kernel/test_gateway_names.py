@@ -4,20 +4,16 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dns.message
-import dns.query
-import dns.rcode
 import pytest
 
 from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.errors import Conflict
-from netlib.kernel.netns import entered
 from netlib.model import Endpoint, NetnsRef, Sandbox
+from tests.kernel.dns_client import resolve
 
 MakeNetns = Callable[[str], NetnsRef]
-SECONDS = 10.0
 
 
 @pytest.fixture
@@ -26,16 +22,6 @@ def controller(config: Config) -> Iterator[Controller]:
         yield controller
         controller.reset()
     leave(config)
-
-
-def resolve(netns: NetnsRef, name: str, server: str, *, tcp: bool = False) -> list[str] | str:
-    """The addresses of *name* as *server* tells a process in *netns*, or the rcode's name."""
-    ask = dns.query.tcp if tcp else dns.query.udp
-    with entered(netns):
-        answer = ask(dns.message.make_query(name, "A"), server, timeout=SECONDS)
-    if answer.rcode() != dns.rcode.NOERROR:
-        return dns.rcode.to_text(answer.rcode())
-    return sorted(record.address for rrset in answer.answer for record in rrset)
 
 
 def address(endpoint: Endpoint, family: int = 4) -> str:
