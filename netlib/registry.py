@@ -45,6 +45,7 @@ _OBJECTS = {
     "ingress_redirect": "netlib.kernel.qdiscs:IngressRedirect",
     "address": "netlib.kernel.addresses:Address",
     "route": "netlib.kernel.routes:RouteEntry",
+    "route_away": "netlib.kernel.routes:RouteAway",
     "policy_rule": "netlib.kernel.rules:PolicyRule",
     "sysctl": "netlib.kernel.sysctl:Sysctl",
     "router_advertisements": "netlib.kernel.sysctl:RouterAdvertisements",

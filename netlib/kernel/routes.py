@@ -1,5 +1,6 @@
 """Routes: the ones we set, and the ones to keep clear of."""
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
+from netlib.kernel.links import is_on
 from netlib.kernel.netlink import CREATE, REPLACE, attribute, attributes_of, nest, number
 from netlib.kernel.netns import command_in
 from netlib.kernel.translate import doing
@@ -25,6 +27,7 @@ _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_IMPOSSIBLE = {errno.EINVAL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
 _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
 _SCOPE_LINK, _UNICAST = 253, 1
 _BY_KERNEL, _STATIC, _BY_ROUTER = 2, 4, 9  # rtm_protocol
@@ -37,8 +40,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     """A route. Destination, metric and table identify it; the rest are attributes: changing them is one request.
 
     *scope* (of IPv4: 0 global, 253 link, 254 host) None is link without a *gateway*, else global. *source* is what the host's
-    own packets come from; *mtu* and *advmss* 0 leave these to the link. One that *yields* lets a route of its identity stand
-    that was there before it; *adopted* says that this was so.
+    own packets come from; *mtu* and *advmss* 0 leave these to the link. *protocol* says who set it (``rtnetlink(7)``). One that
+    *yields* lets a route of its identity stand that was there before it; *adopted* says that this was so.
     """
 
     observations = ("adopted",)
@@ -52,6 +55,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     source: IPAddress | None = None
     mtu: int = 0
     advmss: int = 0
+    protocol: int = _STATIC
     yields: bool = False
     adopted: bool = False
 
@@ -98,7 +102,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     def _order(self, rtnl: "Rtnl", verb: str, kind: int, flags: int, index: int) -> None:
         destination, table = self.destination, self.table if self.table < 256 else 0
         header = _RTMSG.pack(
-            _FAMILY[destination.version], destination.prefixlen, 0, 0, table, _STATIC, self._scope, _UNICAST, 0
+            _FAMILY[destination.version], destination.prefixlen, 0, 0, table, self.protocol, self._scope, _UNICAST, 0
         )
         payload = header + number(_RTA_TABLE, self.table) + number(_RTA_OIF, index) + number(_RTA_PRIORITY, self._metric)
         if destination.prefixlen:
@@ -163,6 +167,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
 
 class _Found(NamedTuple):
+    table: int
     destination: IPNetwork
     kind: int  # rtm_type
     metric: int
@@ -198,31 +203,83 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
             metrics = attributes_of(attributes.get(_RTA_METRICS, b""))
             mtu, advmss = _number(metrics.get(_RTAX_MTU)), _number(metrics.get(_RTAX_ADVMSS))
             gateway, source = attributes.get(_RTA_GATEWAY), attributes.get(_RTA_PREFSRC)
-            found.append(_Found(destination, kind, metric, link, gateway, protocol, scope, source, mtu, advmss))
+            place = _number(attributes.get(_RTA_TABLE))
+            found.append(_Found(place, destination, kind, metric, link, gateway, protocol, scope, source, mtu, advmss))
     return found
 
 
-def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[RouteEntry]:
-    """The routes of the main table by a link that somebody set, gateways last; not those that come with its addresses."""
+def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST, *, connected: bool = False) -> list[RouteEntry]:
+    """The routes of the main table by a link, gateways last; those that come with its addresses only if *connected*.
+
+    Not those that routers advertise, which come again by themselves, and not to link-local addresses.
+    """
     rtnl = kernel.rtnl(netns)
     index = rtnl.index(ifname)
+    strange = (_BY_ROUTER,) if connected else (_BY_KERNEL, _BY_ROUTER)
     found = [
         RouteEntry(
             destination=route.destination,
             ifname=ifname,
             gateway=ipaddress.ip_address(route.gateway) if route.gateway else None,
-            metric=route.metric,
+            metric=0 if (version, route.metric) == (6, _IPV6_METRIC) else route.metric,
             scope=route.scope if version == 4 else None,
             source=ipaddress.ip_address(route.source) if route.source else None,
             mtu=route.mtu,
             advmss=route.advmss,
+            protocol=route.protocol,
             netns=netns,
         )
         for version in (4, 6)
         for route in _routes(rtnl, version, MAIN_TABLE)
-        if route.link == index and route.kind == _UNICAST and route.protocol not in (_BY_KERNEL, _BY_ROUTER)
+        if route.link == index and route.kind == _UNICAST and route.protocol not in strange
+        if not route.destination.is_link_local
     ]
     return sorted(found, key=lambda route: route.gateway is not None)
+
+
+def tables_with_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> set[int]:
+    """The routing tables of *netns* that hold anything."""
+    rtnl = kernel.rtnl(netns)
+    return {route.table for version in (4, 6) for route in _routes(rtnl, version)}
+
+
+class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
+    """A *route* that was there before us, taken away; at the removal it is set again, unless another one has its place.
+
+    Nor when it is no longer possible, for its link is down or its source address has left: then it would have gone as well.
+    """
+
+    route: RouteEntry
+
+    @property
+    def ifname(self) -> str:
+        return self.route.ifname
+
+    @property
+    def key(self) -> Key:
+        return Key("route_away", self.netns.path, f"{self.ifname} {self.route.key.name}")
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self.route.remove(kernel)
+
+    def remove(self, kernel: "Kernel") -> None:
+        with suppress(ObjectMissing):
+            try:
+                replace(self.route, yields=True).observed(kernel).ensure(kernel)
+            except KernelError as error:
+                if error.errno not in _IMPOSSIBLE:
+                    raise
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        missing = self.route.drift(kernel)
+        return None if missing else f"route {self.route.key.name} by {self.ifname} is there again"
+
+    def left_of(self, other: KernelObject) -> KernelObject | None:
+        return None if other.key == self.route.key and is_on(other, self.ifname) else other
+
+    def commands(self) -> Iterable[str]:
+        for command in self.route.commands():
+            yield command.replace(" route replace ", " route del ", 1)
 
 
 def default_route_link(kernel: "Kernel", netns: NetnsRef = HOST) -> str:

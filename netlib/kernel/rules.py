@@ -1,9 +1,10 @@
 """Rules of policy routing: which table answers for which packets."""
 
 import errno
+import ipaddress
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, Attributes, attribute, number, text
 from netlib.kernel.netns import command_in
-from netlib.model import IPNetwork
+from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
             payload += text(_FRA_IIFNAME, self.iif)
         if self.priority:
             payload += number(_FRA_PRIORITY, self.priority)
-        payload += attribute(_FRA_PROTOCOL, bytes([_STATIC]))
+        if kind == _RTM_NEWRULE:  # the kernel would delete only a rule that says the same
+            payload += attribute(_FRA_PROTOCOL, bytes([_STATIC]))
         try:
             kernel.rtnl(self.netns).order(f"{verb} rule {self._text} in {self.netns.label}", (kind, flags, payload))
         except KernelError as error:
@@ -115,6 +117,44 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
 
     def commands(self) -> Iterable[str]:
         yield command_in(self.netns, f"ip{' -6' if self.family == 6 else ''} rule add {self._text} protocol static")
+
+
+def rules_from(kernel: "Kernel", sources: Collection[IPAddress], netns: NetnsRef = HOST) -> list[PolicyRule]:
+    """The rules that have a table asked for what comes from one of *sources* alone."""
+    found = (rule for family in (4, 6) for rule in _rules(kernel, family, netns))
+    wanted = {ipaddress.ip_network(source) for source in sources}
+    return [rule for rule in found if rule.source in wanted]
+
+
+def tables_of_rules(kernel: "Kernel", netns: NetnsRef = HOST) -> set[int]:
+    """The routing tables that rules lead to."""
+    return {rule.table for family in (4, 6) for rule in _rules(kernel, family, netns)}
+
+
+def _rules(kernel: "Kernel", family: int, netns: NetnsRef) -> Iterator[PolicyRule]:
+    """Every rule of a family, of what it says that by which we tell rules apart."""
+    for header, found in kernel.rtnl(netns).dump(_RTM_GETRULE, _HEADER.pack(_FAMILY[family], 0, 0, 0, 0, 0, 0)):
+        kind, destination, source, *_ = _HEADER.unpack(header)
+        if kind == _FAMILY[family]:  # a kernel without IPv6 answers for all families
+            yield PolicyRule(
+                table=_number(found.get(_FRA_TABLE)),
+                family=family,
+                source=_network(found.get(_FRA_SRC), source),
+                destination=_network(found.get(_FRA_DST), destination),
+                iif=found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(),
+                priority=_number(found.get(_FRA_PRIORITY)),
+                netns=netns,
+            )
+
+
+def _network(address: bytes | None, length: int) -> IPNetwork | None:
+    if address is None:
+        return None
+    return ipaddress.IPv4Network((address, length)) if len(address) == 4 else ipaddress.IPv6Network((address, length))
+
+
+def _number(value: bytes | None) -> int:
+    return int(struct.unpack("=I", value)[0]) if value else 0
 
 
 def _selects(found: bytes | None, length: int, network: IPNetwork | None) -> bool:

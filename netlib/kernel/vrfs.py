@@ -13,7 +13,7 @@ from netlib.kernel.linkinfo import IFLA_MASTER, RTM_SETLINK, LinkInfo, link_head
 from netlib.kernel.links import is_ours
 from netlib.kernel.netlink import number
 from netlib.kernel.netns import command_in
-from netlib.kernel.routes import RouteEntry, routes_by
+from netlib.kernel.routes import MAIN_TABLE, RouteEntry, routes_by
 from netlib.kernel.sublinks import MadeLink, Settings
 from netlib.plan import KernelObject, Key
 
@@ -161,6 +161,16 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
             return f"link {self.ifname} is not in VRF {self.vrf}"
         drifts = (replace(route, table=_table_of(vrf)).drift(kernel) for route in self.routes)
         return next((drift for drift in drifts if drift), None)
+
+    def left_of(self, other: KernelObject) -> KernelObject | None:
+        """All but the routes by this link, which are in the VRF's table now."""
+        if (
+            isinstance(other, RouteEntry)
+            and other.table == MAIN_TABLE
+            and (other.netns, other.ifname) == (self.netns, self.ifname)
+        ):
+            return None
+        return other
 
     def commands(self) -> Iterable[str]:
         yield command_in(self.netns, f"sysctl -w {self._kept}=1")

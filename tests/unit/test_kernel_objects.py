@@ -18,14 +18,14 @@ from netlib.kernel.moved import DeviceBefore, MovedDevice
 from netlib.kernel.netlink import attribute, attributes_of, nest, number, text
 from netlib.kernel.netns import OwnedNetns
 from netlib.kernel.qdiscs import IngressRedirect, TokenBucket
-from netlib.kernel.routes import RouteEntry
+from netlib.kernel.routes import RouteAway, RouteEntry
 from netlib.kernel.rules import PolicyRule
 from netlib.kernel.snapshot import differences
 from netlib.kernel.sublinks import Dummy, Ifb, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, sysctl_path
 from netlib.kernel.taps import Tap
 from netlib.kernel.translate import doing, kernel_error
-from netlib.kernel.tuning import LinkSetting
+from netlib.kernel.tuning import LinkSetting, TunedSysctl
 from netlib.kernel.vlans import PortVlans
 from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import NetnsRef
@@ -211,6 +211,16 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         ["ip -6 rule add from all to fd00::/64 table 100 protocol static"],
     ),
     (
+        TunedSysctl(name="net.ipv4.conf.eth0.arp_notify", value="1", netns=WEB, prior="0"),
+        "tuned_sysctl//run/netns/web/net/ipv4/conf/eth0/arp_notify",
+        ["ip netns exec web sysctl -w net/ipv4/conf/eth0/arp_notify=1"],
+    ),
+    (
+        RouteAway(route=RouteEntry(destination=ANY6, gateway=ip_address("fd00::1"), ifname="eth0", netns=WEB), netns=WEB),
+        "route_away//run/netns/web/eth0 default6",
+        ["ip -n web -6 route del default via fd00::1 dev eth0"],
+    ),
+    (
         TokenBucket(ifname="veth0", rate=8_000_000, burst=800_000),
         "qdisc/host/veth0 root",
         ["tc qdisc replace dev veth0 root handle 6e6c: tbf rate 8000000bit burst 100000b limit 125000b"],
@@ -303,6 +313,35 @@ def test_a_veth_carries_what_sits_on_its_ends() -> None:
     )
     assert [VETH.carries(item) for item in ours] == [True] * 4
     assert [VETH.carries(item) for item in others] == [False] * 5
+
+
+DEFAULT = RouteEntry(destination=ANY4, gateway=ip_address("10.22.0.1"), ifname="eth0", netns=WEB)
+MACVLAN = Macvlan(ifname="eth0", mac="02:00:00:00:00:01", mtu=1400, parent="lan0", netns=WEB)
+
+
+@pytest.mark.parametrize(
+    ("override", "other", "left"),
+    [
+        (LinkSetting(ifname="eth0", setting="mac", value="02:00:00:00:00:09", netns=WEB), VETH, replace(VETH, mac="")),
+        (LinkSetting(ifname="eth0", setting="mtu", value="1300", netns=WEB), VETH, replace(VETH, mtu=0)),
+        (LinkSetting(ifname="eth0", setting="mtu", value="1300", netns=WEB), MACVLAN, replace(MACVLAN, mtu=0)),
+        (LinkSetting(ifname="eth0", setting="mac", value="02:00:00:00:00:09", netns=WEB), MACVLAN, replace(MACVLAN, mac="")),
+        (LinkSetting(ifname="eth0", setting="promisc", value="on", netns=WEB), VETH, VETH),
+        (LinkSetting(ifname="eth1", setting="mtu", value="1300", netns=WEB), VETH, VETH),
+        (LinkSetting(ifname="eth0", setting="mtu", value="1300"), MACVLAN, MACVLAN),
+        (TunedSysctl(name="net/ipv4/ip_forward", value="1"), Sysctl(name="net.ipv4.ip_forward", value="0"), None),
+        (TunedSysctl(name="net/ipv4/ip_forward", value="1"), Sysctl(name="net/ipv4/tcp_mem", value="0"), ...),
+        (RouteAway(route=replace(DEFAULT, protocol=2), netns=WEB), DEFAULT, None),
+        (RouteAway(route=DEFAULT, netns=WEB), replace(DEFAULT, ifname="eth1"), ...),
+        (RouteAway(route=DEFAULT, netns=WEB), replace(DEFAULT, table=100), ...),
+        (Enslaved(ifname="eth0", vrf="red", netns=WEB), DEFAULT, None),
+        (Enslaved(ifname="eth0", vrf="red", netns=WEB), replace(DEFAULT, ifname="eth1"), ...),
+        (Enslaved(ifname="eth0", vrf="red", netns=WEB), replace(DEFAULT, table=7), ...),
+        (LinkUp(ifname="eth0", netns=WEB), VETH, ...),
+    ],
+)
+def test_what_another_record_overrides(override: KernelObject, other: KernelObject, left: Any) -> None:
+    assert override.left_of(other) == (other if left is ... else left)
 
 
 def test_a_bridge_carries_its_addresses_and_ports_unless_it_stays() -> None:
