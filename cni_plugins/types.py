@@ -20,6 +20,7 @@ _TYPES = {
     "netlib": "cni_plugins.cnm:CnmPlugin",
     "portmap": "cni_plugins.portmap:PortmapPlugin",
     "ptp": "cni_plugins.ptp:PtpPlugin",
+    "sbr": "cni_plugins.sbr:SbrPlugin",
     "static": "cni_plugins.static:StaticPlugin",
     "tap": "cni_plugins.tap:TapPlugin",
     "tuning": "cni_plugins.tuning:TuningPlugin",

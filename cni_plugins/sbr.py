@@ -1,0 +1,187 @@
+"""The plugin type ``sbr``: what comes from an interface's addresses leaves by that interface, each by a table of its own.
+
+An address gets the first routing table from 100 on that nobody uses, a rule that leads to it, its default route, and the
+routes by the interface that fit it; these leave the main table until DEL.
+"""
+
+import itertools
+from collections.abc import Container
+from ipaddress import ip_network
+from itertools import islice
+from typing import Annotated
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from cni_plugins import attaching
+from cni_plugins.decode import Address
+from cni_plugins.netconf import NetConf
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import IP, Result
+from cni_plugins.skel import Call
+from netlib.attachments import Adding, Wanted
+from netlib.kernel.addresses import addresses_of
+from netlib.kernel.routes import RouteAway, RouteEntry, routes_by, tables_with_routes
+from netlib.kernel.rules import PolicyRule, rules_from, tables_of_rules
+from netlib.model import IPAddress, IPInterface, IPNetwork
+from netlib.plan import KernelObject, Plan
+from netlib.store.records import Transaction
+
+__all__ = ["SbrConf", "SbrPlugin"]
+
+NAME = "sbr"
+_FIRST_TABLE = 100
+_LINK_SCOPE = 253
+
+
+class SbrConf(NetConf, frozen=True, kw_only=True, rename="camel"):
+    """The configuration. With a ``table``, which somebody else fills, rules are all there is."""
+
+    table: Annotated[int, Meta(ge=1, lt=1 << 32)] | None = None
+    gateways: tuple[Address, ...] = ()
+    add_source_hints: bool = False
+
+
+class SbrPlugin:
+    """What each verb answers."""
+
+    name = NAME
+    config = SbrConf
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def add(self, call: Call[SbrConf]) -> Result:
+        result = attaching.previous(call)
+        ips = _ips_of(result, call.ifname)
+        gateways = _gateways(call.config)
+        with attaching.adding(self._node, call, NAME) as adding:
+
+            def draft(tx: Transaction) -> Wanted:
+                if call.config.table is not None:
+                    return Wanted(Plan(*(_rule(ip, call.config.table, adding) for ip in ips)))
+                return Wanted(_plan(call.config, ips, gateways, adding, tx))
+
+            adding.apply(draft)
+            return attaching.finish(adding, result)
+
+    def check(self, call: Call[SbrConf]) -> None:
+        attaching.check(self._node, call, NAME)
+
+    def delete(self, call: Call[SbrConf]) -> None:
+        attaching.delete(self._node, call, NAME, lambda: self._remove_foreign(call))
+
+    def garbage_collect(self, call: Call[SbrConf]) -> None:
+        attaching.collect(self._node, call, NAME)
+
+    def status(self, call: Call[SbrConf]) -> None:
+        _gateways(call.config)
+
+    def _remove_foreign(self, call: Call[SbrConf]) -> None:
+        """The rules of the reference: by the link's addresses, and by those told if it has gone; routes go with the link."""
+        if self._node.netns is None:
+            return
+        netns = attaching.netns_of(self._node, call)
+        with attaching.lent_kernel(self._node, call) as kernel:
+            sources = {address.ip for address in addresses_of(kernel, call.ifname, netns)}
+            if call.prev_result is not None and call.prev_result.ips:
+                sources |= {ip.address.ip for ip in _ips_of(call.prev_result, call.ifname)}
+            for rule in rules_from(kernel, sources, netns):
+                if call.config.table in (None, rule.table):
+                    rule.remove(kernel)
+
+
+def _ips_of(result: Result, ifname: str) -> list[IP]:
+    """The addresses that *result* does not say to be another interface's; CniError where there are none."""
+    told = [(ip, result.interface_of(ip)) for ip in result.ips]
+    found = {ip.address: ip for ip, interface in told if interface is None or interface.name == ifname}
+    if not found:
+        raise CniError(Code.INVALID_CONFIG, f"No IP addresses supplied on interface: {ifname}", "prevResult has none for it")
+    return list(found.values())
+
+
+def _gateways(config: SbrConf) -> dict[int, IPAddress]:
+    """The gateways that the configuration names, by IP version."""
+    if len(config.gateways) > 2:
+        msg = "gateways list cannot contain more than 2 entries (one IPv4, one IPv6)"
+        raise CniError(Code.INVALID_CONFIG, msg, f"it has {len(config.gateways)}")
+    found: dict[int, IPAddress] = {gateway.version: gateway for gateway in config.gateways}
+    if len(found) < len(config.gateways):
+        version = config.gateways[0].version
+        msg = f"gateways list contains multiple IPv{version} addresses: {' and '.join(map(str, config.gateways))}"
+        raise CniError(Code.INVALID_CONFIG, msg)
+    return found
+
+
+def _rule(ip: IP, table: int, adding: Adding) -> PolicyRule:
+    return PolicyRule(table=table, family=ip.address.version, source=ip_network(ip.address.ip), netns=adding.netns)
+
+
+def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding: Adding, tx: Transaction) -> Plan:
+    """Tables, then the rules that lead there, then the main table: until then that one answers."""
+    ifname, netns = adding.key.ifname, adding.netns
+    versions = {ip.address.version for ip in ips}
+    by_link = routes_by(adding.kernel, ifname, netns, connected=True)
+    routes = [route for route in by_link if route.destination.version in versions]
+    tables = _free_tables(adding, tx, len(ips))
+    objects: list[KernelObject] = []
+    for ip, table in zip(ips, tables, strict=True):
+        fitting = [route for route in routes if _fits(route, ip.address) or not any(_fits(route, item.address) for item in ips)]
+        objects += _table(ip, gateways.get(ip.address.version), fitting, table, adding)
+    objects += [_rule(ip, table, adding) for ip, table in zip(ips, tables, strict=True)]
+    subnets = {ip.address.network: ip.address.ip for ip in reversed(ips)}  # of several addresses the first, as the kernel
+    staying = [route for route in routes if config.add_source_hints and _is_hinted(route, subnets)]
+    # Those by gateways first: they are set again last, when their gateways can be reached.
+    objects += [RouteAway(route=route, netns=netns) for route in reversed(routes) if route not in staying]
+    if config.add_source_hints:
+        hinted = {route.destination for route in staying}
+        objects += [
+            RouteEntry(destination=subnet, ifname=ifname, source=source, netns=netns)
+            for subnet, source in subnets.items()
+            if subnet not in hinted and subnet.num_addresses > 1
+        ]
+    return Plan(*objects)
+
+
+def _table(ip: IP, gateway: IPAddress | None, routes: list[RouteEntry], table: int, adding: Adding) -> list[KernelObject]:
+    """The table of one address: the way into its subnets, then routes by gateways.
+
+    Of default routes that by the configured *gateway* counts most, that by the address's own least.
+    """
+    version = ip.address.version
+    ours = [replace(route, table=table) for route in routes if route.destination.version == version]
+    objects = [
+        *(route for route in ours if route.gateway is None),
+        *_default(ip.gateway, table, adding),
+        *(route for route in ours if route.gateway is not None),
+        *_default(gateway, table, adding),
+    ]
+    return list({route.key: route for route in objects}.values())
+
+
+def _default(gateway: IPAddress | None, table: int, adding: Adding) -> list[RouteEntry]:
+    if gateway is None:
+        return []
+    anywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+    return [RouteEntry(destination=anywhere, ifname=adding.key.ifname, gateway=gateway, table=table, netns=adding.netns)]
+
+
+def _is_hinted(route: RouteEntry, subnets: Container[IPNetwork]) -> bool:
+    """Whether it leads into a subnet and says by which address, or to a gateway's side of it (ptp)."""
+    leads_there = route.destination in subnets and (route.source or route.gateway)
+    return route.scope == _LINK_SCOPE or bool(leads_there)
+
+
+def _fits(route: RouteEntry, address: IPInterface) -> bool:
+    """Whether it belongs to an address: by its source or its gateway, or because it has neither."""
+    known = [item for item in (route.source, route.gateway) if item is not None]
+    return route.destination.version == address.version and (not known or any(item in address.network for item in known))
+
+
+def _free_tables(adding: Adding, tx: Transaction, count: int) -> list[int]:
+    """The first routing tables that are neither in use nor written down to be."""
+    written = [item for row in tx.attachments_in(adding.netns.path) for item in tx.objects(row.id)]
+    taken = {item.table for item in written if isinstance(item, PolicyRule | RouteEntry)}
+    taken |= tables_of_rules(adding.kernel, adding.netns) | tables_with_routes(adding.kernel, adding.netns)
+    return list(islice((table for table in itertools.count(_FIRST_TABLE) if table not in taken), count))
