@@ -64,6 +64,7 @@ _OBJECTS = {
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",
     "foreign_lease": "cni_plugins.delegate:ForeignLease",
     "lease_file": "ipam.lease_files:LeaseFile",
+    "dhcp_lease": "ipam.dhcp_client:DhcpLease",
 }
 
 

@@ -1,0 +1,183 @@
+"""A DHCP client on a container's link, and the lease that it holds.
+
+The link need not have an address: what is said goes by packets of our own, and the kernel's configuration is nobody's affair
+here. A lease is given back at removal if that can still be said; else it ends by itself.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Self
+
+from ipam.dhcp import CLIENT_PORT, SERVER_PORT, Kind, Message, Option, Terms, decode, encode, terms_of
+from netlib.errors import DeadlineExceeded, KernelError, NotFound
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import command_in
+from netlib.kernel.packets import PacketSocket
+from netlib.model import NetnsRef
+from netlib.plan import KernelObject, Key
+
+__all__ = ["Conversation", "DhcpLease", "lease_key", "now"]
+
+_EVERYBODY, _NOBODY = IPv4Address("255.255.255.255"), IPv4Address(0)
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 8.0  # seconds for an answer, doubled each time: a new link may lose the first question
+_REQUEST_SECONDS = 8.0  # for the acknowledgement of an offer; then the server is taken for gone
+_LONGEST_IDENTIFIER = 254
+
+
+def now() -> float:
+    """Seconds of this boot, also those in which the machine slept: what a lease is measured by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def lease_key(netns: str, link: str) -> Key:
+    """The key of the lease of a link in the netns at that path: all of them are listed as one kind of the host's."""
+    return Key("dhcp_lease", "", f"{netns}/{link}")
+
+
+class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
+    """An address that a DHCP server granted to a link of a container.
+
+    Written down before it is asked for; the asking is the caller's, and renewing is netlibd's. Times are of :func:`now`.
+    """
+
+    batch = "dhcp"  # goes before links do: giving it back needs the link
+
+    link: str  # not "ifname": it does not vanish with the link
+    client: str  # by which the server knows the container
+    options: tuple[tuple[int, bytes], ...]  # sent along with every request
+    address: IPv4Interface
+    server: IPv4Address
+    since: float
+    lease: int | None  # seconds; None never ends
+    renewal: int  # seconds after which it is to be renewed, at this server
+    rebinding: int  # … and at any server
+
+    @property
+    def key(self) -> Key:
+        return lease_key(self.netns.path, self.link)
+
+    @property
+    def is_over(self) -> bool:
+        return self.lease is not None and now() >= self.since + self.lease
+
+    def ensure(self, kernel: Kernel) -> None:
+        """Nothing: see above."""
+
+    def remove(self, kernel: Kernel) -> None:
+        """Give it back; where that cannot be said any more, the server will see that nobody renews it."""
+        with suppress(KernelError), self.conversation(kernel) as conversation:
+            conversation.release(self)
+
+    def conversation(self, kernel: Kernel) -> "Conversation":
+        """As who holds this lease; ObjectMissing when its netns or link is gone."""
+        return Conversation(kernel, self.netns, self.link, self.client, self.options)
+
+    def drift(self, kernel: Kernel) -> str | None:
+        return f"the lease of {self.address.ip} by {self.server} is over" if self.is_over else None
+
+    def commands(self) -> Iterable[str]:
+        identifier = _identifier(self.client).hex()
+        yield command_in(self.netns, f"udhcpc -i {self.link} -r {self.address.ip} -x 0x3d:{identifier}")
+
+
+class Conversation:
+    """One client's exchange of messages with the servers on a link."""
+
+    def __init__(self, kernel: Kernel, netns: NetnsRef, link: str, client: str, options: Iterable[tuple[int, bytes]]) -> None:
+        """Begin on *link*, which is up, as *client*; *options* go with every request. ObjectMissing without netns or link."""
+        self._link = link
+        self._options: dict[int, bytes] = {Option.CLIENT_IDENTIFIER: _identifier(client), **dict(options)}
+        self._transaction = 0
+        self._socket = PacketSocket(kernel, netns, link, CLIENT_PORT)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    # --- waiting for answers -------------------------------------------------------------------------------------------
+
+    def discover(self, until: float) -> Terms:
+        """A server's offer; DeadlineExceeded when none comes until that moment of time.monotonic, NotFound for half of one."""
+        self._begin()
+
+        def accepts(answer: Message) -> bool:
+            return answer.kind is Kind.OFFER and answer.server is not None and not answer.yours.is_unspecified
+
+        found = self._ask(until, lambda: self._send(Kind.DISCOVER), accepts)
+        if found is None:
+            raise DeadlineExceeded(f"no DHCP server offered an address on {self._link}; see that one is on that network")
+        terms = terms_of(found)
+        if terms is None:
+            raise NotFound(f"DHCP option Subnet Mask not found in what {found.server} offers; let the server send it")
+        return terms
+
+    def request(self, offer: Terms, until: float) -> Terms | None:
+        """What the server of *offer* grants; None when it has thought better of it, or is gone."""
+        more: dict[int, bytes] = {Option.REQUESTED_ADDRESS: offer.address.ip.packed, Option.SERVER: offer.server.packed}
+
+        def accepts(answer: Message) -> bool:
+            return answer.server == offer.server and answer.kind in (Kind.ACK, Kind.NAK)
+
+        found = self._ask(min(until, time.monotonic() + _REQUEST_SECONDS), lambda: self._send(Kind.REQUEST, more=more), accepts)
+        return terms_of(found) if found is not None and found.kind is Kind.ACK else None
+
+    def _ask(self, until: float, send: Callable[[], None], accepts: Callable[[Message], bool]) -> Message | None:
+        wait = _FIRST_WAIT
+        while time.monotonic() < until:
+            send()
+            patience = min(until, time.monotonic() + wait)
+            while self._socket.wait(patience):
+                for answer in self.answers():
+                    if accepts(answer):
+                        return answer
+            wait = min(2 * wait, _LONGEST_WAIT)
+        return None
+
+    # --- without waiting -----------------------------------------------------------------------------------------------
+
+    def renew(self, lease: DhcpLease) -> None:
+        """Ask every server to go on; what they say comes by :meth:`answers`."""
+        self._begin()
+        self._send(Kind.REQUEST, own=lease.address.ip)
+
+    def release(self, lease: DhcpLease) -> None:
+        """Give *lease* back."""
+        self._begin()
+        self._send(Kind.RELEASE, own=lease.address.ip, more={Option.SERVER: lease.server.packed}, to=lease.server)
+
+    def answers(self) -> Iterator[Message]:
+        """What has come in for this client, in answer to what it said last."""
+        while (datagram := self._socket.receive()) is not None:
+            answer = decode(datagram.payload)
+            if answer is not None and (answer.transaction, answer.mac) == (self._transaction, self._socket.mac):
+                yield answer
+
+    def _begin(self) -> None:
+        self._transaction = int.from_bytes(os.urandom(4), "big")
+
+    def _send(
+        self, kind: Kind, own: IPv4Address = _NOBODY, more: Mapping[int, bytes] | None = None, to: IPv4Address = _EVERYBODY
+    ) -> None:
+        given = [Option.CLIENT_IDENTIFIER] if kind is Kind.RELEASE else self._options
+        options: dict[int, bytes] = {code: self._options[code] for code in given}
+        options.update(more or {})
+        # The links of one ipvlan have one MAC address, and are told apart by an address that this one does not have yet.
+        wants_broadcast = self._socket.kind == "ipvlan"
+        message = Message(kind, self._transaction, self._socket.mac, own, wants_broadcast=wants_broadcast, options=options)
+        self._socket.send(encode(message), SERVER_PORT, source=own, destination=to)
+
+
+def _identifier(client: str) -> bytes:
+    """As the reference plugin identifies the container, so that it keeps its address when its host switches."""
+    return b"\0" + client.encode()[:_LONGEST_IDENTIFIER]

@@ -1,0 +1,144 @@
+"""UDP over a link that has no address yet: datagrams in IP packets of our own making, to everybody on the link.
+
+What comes in is taken off the link before the kernel looks at addresses and filters. Sources: packet(7), RFC 768, RFC 791.
+"""
+
+import array
+import select
+import socket
+import struct
+import time
+from ipaddress import IPv4Address
+from typing import NamedTuple, Self
+
+from netlib.kernel.handle import Kernel
+from netlib.kernel.translate import doing
+from netlib.model import NetnsRef
+
+__all__ = ["Datagram", "PacketSocket"]
+
+_ETH_P_IP = 0x0800
+_EVERYBODY = b"\xff" * 6
+_SO_ATTACH_FILTER = 26
+_IP = struct.Struct("!BBHHHBBH4s4s")
+_UDP = struct.Struct("!HHHH")
+_PSEUDO = struct.Struct("!4s4sBBH")
+_TTL = 64
+_NOT_A_FRAGMENT = 0x4000
+_MAX_BYTES = 1 << 16
+
+
+class Datagram(NamedTuple):
+    """A UDP datagram and who sent it."""
+
+    source: IPv4Address
+    source_port: int
+    payload: bytes
+
+
+class PacketSocket:
+    """A UDP port of one link, whatever addresses that has."""
+
+    def __init__(self, kernel: Kernel, netns: NetnsRef, ifname: str, port: int) -> None:
+        """Open it; ObjectMissing when the netns or the link is gone. While it is open, the netns cannot end."""
+        link = kernel.rtnl(netns).get_link(ifname)
+        self.mac = bytes.fromhex(link.mac.replace(":", ""))
+        self.kind = link.kind
+        self._ifname = ifname
+        self._port = port
+        with kernel.entered(netns), doing(f"open a packet socket on {ifname} in {netns.label}"):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                self._attach_filter()
+                self._socket.bind((ifname, _ETH_P_IP))
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, payload: bytes, port: int, *, source: IPv4Address, destination: IPv4Address) -> None:
+        """Send a datagram to *port* at *destination*, in a frame to everybody on the link."""
+        packet = _packet(payload, (source, self._port), (destination, port))
+        with doing(f"send on {self._ifname}"):
+            self._socket.sendto(packet, (self._ifname, _ETH_P_IP, 0, 0, _EVERYBODY))
+
+    def receive(self) -> Datagram | None:
+        """The next datagram to the port, if one has come. Checksums do not count: between links of one host there are none."""
+        while True:
+            with doing(f"receive on {self._ifname}"):
+                try:
+                    packet = self._socket.recv(_MAX_BYTES)
+                except BlockingIOError:
+                    return None
+            found = _datagram(packet, self._port)
+            if found is not None:
+                return found
+
+    def wait(self, until: float) -> bool:
+        """Wait for something to come in, until a moment of time.monotonic; whether it has."""
+        poller = select.poll()  # select knows no descriptor above 1023
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attach_filter(self) -> None:
+        """Let the kernel sort out everything else, which on a busy link would be in the way: as `udp dst port` of tcpdump."""
+        program = (
+            (0x30, 0, 0, 9),  # the protocol
+            (0x15, 0, 6, socket.IPPROTO_UDP),
+            (0x28, 0, 0, 6),  # the fragment's offset
+            (0x45, 4, 0, 0x1FFF),
+            (0xB1, 0, 0, 0),  # the header's length
+            (0x48, 0, 0, 2),  # the port
+            (0x15, 0, 1, self._port),
+            (0x06, 0, 0, _MAX_BYTES),
+            (0x06, 0, 0, 0),
+        )
+        code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in program))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), code.buffer_info()[0]))
+
+
+def _packet(payload: bytes, source: tuple[IPv4Address, int], destination: tuple[IPv4Address, int]) -> bytes:
+    addresses = source[0].packed, destination[0].packed
+    length = _UDP.size + len(payload)
+    pseudo = _PSEUDO.pack(*addresses, 0, socket.IPPROTO_UDP, length)
+    udp = _UDP.pack(source[1], destination[1], length, 0)
+    udp = udp[:6] + (_checksum(pseudo + udp + payload) or 0xFFFF).to_bytes(2, "big")
+    header = _IP.pack(0x45, 0, _IP.size + length, 0, _NOT_A_FRAGMENT, _TTL, socket.IPPROTO_UDP, 0, *addresses)
+    header = header[:10] + _checksum(header).to_bytes(2, "big") + header[12:]
+    return header + udp + payload
+
+
+def _datagram(packet: bytes, port: int) -> Datagram | None:
+    """What an IP packet holds, if that is a whole datagram to *port*."""
+    if len(packet) < _IP.size:
+        return None
+    first, _, total, _, fragment, _, protocol, _, source, _ = _IP.unpack_from(packet)
+    start = (first & 0xF) * 4
+    if first >> 4 != 4 or start < _IP.size or fragment & 0x3FFF or protocol != socket.IPPROTO_UDP:
+        return None
+    if not start + _UDP.size <= total <= len(packet):
+        return None
+    source_port, target, length, _ = _UDP.unpack_from(packet, start)
+    if target != port or not _UDP.size <= length <= total - start:
+        return None
+    return Datagram(IPv4Address(source), source_port, packet[start + _UDP.size : start + length])
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071."""
+    data += b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
