@@ -1,7 +1,7 @@
 """What every plugin that brings an interface into a container does with an IPAM result, and with an interface at DEL."""
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_interface
 from typing import Any
@@ -71,7 +71,7 @@ def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
     for route in result.routes:
         entry = RouteEntry(
             destination=route.dst.network,
-            gateway=route.gw or gateways.get(route.dst.version),
+            gateway=_gateway(route, gateways),
             ifname=ifname,
             metric=route.priority,
             table=route.table if route.table is not None else MAIN_TABLE,
@@ -83,6 +83,13 @@ def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
         )
         routes.setdefault(entry.key, entry)
     return list(routes.values())
+
+
+def _gateway(route: Route, gateways: Mapping[int, IPAddress]) -> IPAddress | None:
+    """By whom a route leads; 0.0.0.0, as DHCP has it, is nobody: to the link itself."""
+    if route.gw is None:
+        return gateways.get(route.dst.version)
+    return None if route.gw.is_unspecified else route.gw
 
 
 def default_route(version: int, gateway: IPAddress | None) -> Route:

@@ -10,6 +10,7 @@ __all__ = ["find_plugin_class", "plugin_types", "preload"]
 _TYPES = {
     "bandwidth": "cni_plugins.bandwidth:BandwidthPlugin",
     "bridge": "cni_plugins.bridge:BridgePlugin",
+    "dhcp": "cni_plugins.dhcp:DhcpPlugin",
     "dummy": "cni_plugins.dummy:DummyPlugin",
     "firewall": "cni_plugins.firewall:FirewallPlugin",
     "host-device": "cni_plugins.host_device:HostDevicePlugin",

@@ -174,6 +174,11 @@ class Adding:
         self._is_written = True
         return fresh
 
+    def revise(self, item: KernelObject) -> None:
+        """Write *item* down in the place of the object with its key, which is what :attr:`plan` says of it already."""
+        self.plan = Plan(*(item if present.key == item.key else present for present in self.plan))
+        self._attachments.revise(self.record, item, Phase.CREATING)
+
     def finish(self, result: dict[str, Any]) -> None:
         """Say what ADD answers; the attachment is ready."""
         with self._attachments.store.write() as tx:
@@ -288,6 +293,15 @@ class Attachments:
                     return record
                 self._lifecycle.extend(kernel, record, wanted.shared, wanted.ousted)
         return ""
+
+    def revise(self, record: str, item: KernelObject, phase: Phase = Phase.READY) -> bool:
+        """Write down what became of an object of an attachment (by id), by its key; False where that is not in *phase*."""
+        with self.store.write() as tx:
+            row = tx.by_id(record)
+            if row is None or row.phase is not phase:
+                return False
+            tx.write_objects(record, [item if present.key == item.key else present for present in tx.objects(record)])
+        return True
 
     # --- taking away -----------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class Controller:
         self._own_watcher: DaemonWatcher | None = None
         if watcher is None:
             watcher = self._own_watcher = DaemonWatcher(self.config)
-        self._watcher = watcher
+        self.watcher = watcher
         self.recover()
         self.host.prepare()
 
@@ -240,7 +240,7 @@ class Controller:
         ids = [row.id for row in boxes]
         with self.operation("sandbox rm", names):
             self.take_down(_chunks(ids), f"removing {names}")
-        self._watcher.changed(sandboxes=ids, networks=(), needed=False)
+        self.watcher.changed(sandboxes=ids, networks=(), needed=False)
 
     # --- endpoints -------------------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class Controller:
             endpoint = with_repair(self.lifecycle, home.id, join)
         served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
         try:
-            self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
+            self.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
         except NetlibError:  # nobody would answer its names or hold its ports: not what was asked
             self.disconnect(home.id, box.id)
             raise
@@ -298,7 +298,7 @@ class Controller:
                 if not rows:
                     raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
                 self.lifecycle.take_down(rows)
-        self._watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
+        self.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
 
     @contextmanager
     def inside(self, sandbox: str) -> Iterator[Sandbox]:
@@ -347,7 +347,7 @@ class Controller:
                 boxes = [row.id for row in tx.all(Sandbox)]
                 attachments = [row.id for row in tx.all(CniAttachment)]
             self.take_down([*_chunks(boxes), *_chunks(attachments), *_chunks(networks)], "resetting")
-        self._watcher.changed(sandboxes=boxes, networks=[], needed=False)
+        self.watcher.changed(sandboxes=boxes, networks=[], needed=False)
         self.host.prepare()
 
     # --- inside ----------------------------------------------------------------------------------------------------

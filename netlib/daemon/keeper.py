@@ -17,6 +17,7 @@ from pathlib import Path
 
 from netlib.controller import Controller
 from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
+from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.serving import Mover, Serving
 from netlib.errors import NetlibError
 from netlib.firewall.objects import DnsRedirect
@@ -43,12 +44,14 @@ class Keeper:
         controller: Callable[[], Controller],
         serving: Serving,
         moved: Mover,
+        leases: DhcpLeases,
         run_dir: Path,
         check_place: Callable[[], None],
     ) -> None:
         self._make_controller = controller
         self._serving = serving
         self._moved = moved
+        self._leases = leases
         self._run_dir = run_dir
         self._check_place = check_place
         self._sources: dict[int, Callable[[], None]] = {}
@@ -179,6 +182,7 @@ class Keeper:
             version = tx.change_count()
         if version != self._version:
             self._version = version
+            self._leases.reload()
             self._controller.recover()
             self._serving.reconcile()
 

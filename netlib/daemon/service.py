@@ -21,6 +21,7 @@ from netlib.config import Config
 from netlib.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
 from netlib.daemon.keeper import Keeper
+from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
@@ -66,7 +67,10 @@ class Service:
             self._ports.close()
             self._dns.close()
             raise
-        self._keeper = Keeper(self._controller, self._serving, self._move_resolver, config.run_dir, self._check_place)
+        self._leases = DhcpLeases(self._controller)
+        self._keeper = Keeper(
+            self._controller, self._serving, self._move_resolver, self._leases, config.run_dir, self._check_place
+        )
         logger.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
 
     def run(self) -> None:
@@ -74,6 +78,7 @@ class Service:
         self._keeper.start()
         self._control.run()
         self._keeper.stop()
+        self._leases.close()
         self._dns.close()
         self._ports.close()
         logger.info("netlibd (pid %d) leaves", os.getpid())

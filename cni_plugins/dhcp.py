@@ -1,0 +1,208 @@
+"""The plugin type ``dhcp``: the address is what a DHCP server on the container's network grants.
+
+It asks in the container's netns by the container's link, as the container would, which therefore needs no client of its own.
+netlibd renews the lease; the reference's daemon, and its socket, are not needed.
+"""
+
+import time
+from ipaddress import IPv4Interface
+
+from msgspec import Struct
+
+from cni_plugins import attaching
+from cni_plugins.addressing import Lease
+from cni_plugins.netconf import Ipam, NetConf
+from cni_plugins.node import Node
+from cni_plugins.protocol import CniError, Code
+from cni_plugins.result import IP, Dns, Result, Route
+from cni_plugins.skel import Call
+from ipam.dhcp import Option, Terms
+from ipam.dhcp_client import Conversation, DhcpLease, lease_key, now
+from netlib.attachments import Adding, Wanted
+from netlib.errors import DaemonError
+from netlib.kernel.links import LinkUp
+from netlib.plan import Plan
+from netlib.store.records import Transaction
+
+__all__ = ["DhcpConf", "DhcpPlugin"]
+
+SECONDS = 45.0
+"""How long an ADD asks: a bridge with the spanning tree protocol lets nothing through for 30 s."""
+_SCOPE_LINK = 253
+_ASKED_BY_DEFAULT = (Option.ROUTERS, Option.SUBNET_MASK)
+_LONGEST_VALUE = 255
+_NAMES = {
+    "dhcp-client-identifier": Option.CLIENT_IDENTIFIER,
+    "subnet-mask": Option.SUBNET_MASK,
+    "routers": Option.ROUTERS,
+    "host-name": Option.HOST_NAME,
+    "user-class": Option.USER_CLASS,
+    "vendor-class-identifier": Option.VENDOR_CLASS,
+}
+
+
+class Provided(Struct, frozen=True, rename="camel"):
+    """An option to send: by its number or name, with a value of its own, or with that of a key of CNI_ARGS."""
+
+    option: str
+    value: str = ""
+    from_arg: str = ""
+
+
+class Requested(Struct, frozen=True, rename="camel"):
+    """An option to ask for; ``skipDefault`` leaves out what is asked for by default."""
+
+    option: str = ""
+    skip_default: bool = False
+
+
+class DhcpIpam(Ipam, frozen=True, kw_only=True, rename="camel"):
+    """The key ``ipam``; ``daemonSocketPath`` is read and not needed."""
+
+    daemon_socket_path: str = ""
+    priority: int = 0
+    provide: tuple[Provided, ...] = ()
+    request: tuple[Requested, ...] = ()
+
+
+class DhcpConf(NetConf, frozen=True, kw_only=True, rename="camel"):
+    """The configuration of the calling plugin, as this one reads it."""
+
+    ipam: DhcpIpam | None = None
+
+
+class DhcpPlugin:
+    """What each verb answers, and the lease of a main plugin in the same process."""
+
+    name = "dhcp"
+    config = DhcpConf
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._answer = Result()
+
+    def ask(self, call: Call[DhcpConf], adding: Adding) -> None:
+        """Get a lease, which is written down for *adding* before it is asked for.
+
+        Raises DaemonError when nobody could renew it, DeadlineExceeded when no server answers, NotFound for half an answer.
+        """
+        ipam = _ipam(call)
+        options = _options(call, ipam)
+        self._require_netlibd()
+        until = time.monotonic() + SECONDS
+        client = f"{call.container_id}/{call.network}/{call.ifname}"
+        with Conversation(adding.kernel, adding.netns, call.ifname, client, options) as conversation:
+            terms = None
+            while terms is None:
+                offer = conversation.discover(until)
+                _write_down(adding, _lease(adding, call, client, options, offer))
+                terms = conversation.request(offer, until)
+        _write_down(adding, _lease(adding, call, client, options, terms))
+        self._answer = _result(terms, ipam.priority)
+
+    def lease(self, call: Call[DhcpConf], tx: Transaction, adding: Adding) -> Lease:
+        """What :meth:`ask` found; the object that holds it is *adding*'s already."""
+        return Lease(self._answer)
+
+    def add(self, call: Call[DhcpConf]) -> Result:
+        _options(call, _ipam(call))  # refused before anything is made
+        with attaching.adding(self._node, call, self.name) as made:
+            made.apply(lambda _: Wanted(Plan(LinkUp(ifname=call.ifname, netns=made.netns))))
+            self.ask(call, made)
+            return attaching.finish(made, self._answer)
+
+    def check(self, call: Call[DhcpConf]) -> None:
+        """See that the lease goes on, which the plugin that asked for it in this process has as its own."""
+        if attaching.check(self._node, call, self.name) is not None:
+            return
+        key = lease_key(call.netns, call.ifname)
+        with attaching.attachments_of(self._node).store.read() as tx:
+            held = tx.holders([key], besides=[])
+        if not held:
+            raise CniError(Code.DRIFT, f"dhcp: no lease of container {call.container_id}", f"for {call.ifname} in {call.netns}")
+
+    def delete(self, call: Call[DhcpConf]) -> None:
+        attaching.delete(self._node, call, self.name, lambda: None)
+
+    def garbage_collect(self, call: Call[DhcpConf]) -> None:
+        attaching.collect(self._node, call, self.name)
+
+    def status(self, call: Call[DhcpConf]) -> None:
+        _options(call, _ipam(call))
+        self._require_netlibd()
+
+    def _require_netlibd(self) -> None:
+        try:
+            self._node.controller.watcher.changed(sandboxes=(), networks=(), needed=True)
+        except DaemonError as error:
+            raise DaemonError(f"nobody could renew a DHCP lease: {error}") from error
+
+
+def _ipam(call: Call[DhcpConf]) -> DhcpIpam:
+    if call.config.ipam is None:
+        raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
+    return call.config.ipam
+
+
+def _options(call: Call[DhcpConf], ipam: DhcpIpam) -> tuple[tuple[int, bytes], ...]:
+    """What is sent along with every request; CniError for an option that is none, and for a value that is too long."""
+    arguments = dict(pair.partition("=")[::2] for pair in call.args.split(";"))
+    options: dict[int, bytes] = {}
+    for entry in ipam.provide:
+        code = _code(entry.option)
+        for value, where in ((entry.value, ""), (arguments.get(entry.from_arg, ""), f' from CNI_ARGS "{entry.from_arg}"')):
+            if len(value.encode()) > _LONGEST_VALUE:
+                raise CniError(Code.INVALID_CONFIG, f'value too long for option "{entry.option}"{where}: "{value}"')
+            if value:
+                options[code] = value.encode()
+    wanted = [_code(entry.option) for entry in ipam.request if entry.option]
+    if not any(entry.skip_default for entry in ipam.request):
+        wanted += _ASKED_BY_DEFAULT
+    if wanted:
+        options[Option.PARAMETERS] = bytes(dict.fromkeys(wanted))
+    return tuple(options.items())
+
+
+def _code(option: str) -> int:
+    if option in _NAMES:
+        return _NAMES[option]
+    if option.isascii() and option.isdecimal() and Option.PAD < int(option) < Option.END:
+        return int(option)
+    details = f"it is a number from 1 to 254, or one of {', '.join(_NAMES)}"
+    raise CniError(Code.INVALID_CONFIG, f'Can not parse option "{option}"', details)
+
+
+def _lease(
+    adding: Adding, call: Call[DhcpConf], client: str, options: tuple[tuple[int, bytes], ...], terms: Terms
+) -> DhcpLease:
+    return DhcpLease(
+        netns=adding.netns,
+        link=call.ifname,
+        client=client,
+        options=options,
+        address=terms.address,
+        server=terms.server,
+        since=now(),
+        lease=terms.lease,
+        renewal=terms.renewal,
+        rebinding=terms.rebinding,
+    )
+
+
+def _write_down(adding: Adding, lease: DhcpLease) -> None:
+    if lease.key in adding.plan.keys:
+        adding.revise(lease)
+    else:
+        adding.apply(lambda _: Wanted(Plan(lease)))
+
+
+def _result(terms: Terms, priority: int) -> Result:
+    routes = (
+        Route(IPv4Interface(target), router, priority=priority, scope=_SCOPE_LINK if router.is_unspecified else None)
+        for target, router in terms.routes
+    )
+    return Result(
+        ips=(IP(terms.address, terms.gateway),),
+        routes=tuple(routes),
+        dns=Dns(nameservers=terms.name_servers, domain=terms.domain, search=terms.search),
+    )
