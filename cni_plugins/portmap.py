@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from cni_plugins.attaching import adding, attachments_of, check, collect, delete, finish
 from cni_plugins.chained import addresses_of, previous
+from cni_plugins.conditions import backend_of, read_condition
 from cni_plugins.decode import Address
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -18,7 +19,7 @@ from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, Wanted
-from netlib.firewall.objects import ContainerSubnet, FirewallBase, PublishedPort
+from netlib.firewall.objects import ContainerSubnet, FirewallBase, PortCondition, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link
 from netlib.kernel.sysctl import Sysctl
@@ -130,18 +131,17 @@ def _check(config: PortmapConf) -> None:
         raise CniError(Code.INVALID_CONFIG, "MasqMarkBit must be between 0 and 31", f"markMasqBit is {config.mark_masq_bit}")
     if config.backend and config.backend not in _BACKENDS:
         raise CniError(Code.INVALID_CONFIG, f'unrecognized backend "{config.backend}"', f"known are {', '.join(_BACKENDS)}")
-    if config.backend == "nftables" and config.external_set_mark_chain is not None:
-        raise CniError(
-            Code.INVALID_CONFIG,
-            "nftables backend was requested but configuration contains iptables-specific options [externalSetMarkChain]",
-        )
-    for key, conditions in (("conditionsV4", config.conditions_v4), ("conditionsV6", config.conditions_v6)):
-        if any(conditions):
-            raise CniError(
-                Code.UNSUPPORTED_FIELD,
-                f"portmap: {key} is not supported: {' '.join(conditions)}",
-                "give a mapping its hostIP, or write a rule into the chain user of table inet netlib",
-            )
+    if config.backend:
+        specific = {
+            "externalSetMarkChain": "iptables" if config.external_set_mark_chain is not None else "",
+            "conditionsV4": backend_of(config.conditions_v4),
+            "conditionsV6": backend_of(config.conditions_v6),
+        }
+        other = "iptables" if config.backend == "nftables" else "nftables"
+        if keys := [key for key, backend in specific.items() if backend == other]:
+            found = f"configuration contains {other}-specific options [{' '.join(keys)}]"
+            raise CniError(Code.INVALID_CONFIG, f"{config.backend} backend was requested but {found}")
+    _conditions(config)
     for entry in config.runtime_config.port_mappings:
         for what, number in (("container", entry.container_port), ("host", entry.host_port)):
             if not 0 < number <= _LAST_PORT:
@@ -186,6 +186,7 @@ def _mappings(call: Call[PortmapConf]) -> tuple[PortMapping, ...]:
 
 def _ports(config: PortmapConf, mappings: tuple[PortMapping, ...], addresses: tuple[IPInterface, ...]) -> list[PublishedPort]:
     """The objects of *mappings*, a run of ports each; a mapping of an address concerns the container's of that family."""
+    conditions = _conditions(config)
     return [
         PublishedPort(
             address=address.ip,
@@ -195,11 +196,21 @@ def _ports(config: PortmapConf, mappings: tuple[PortMapping, ...], addresses: tu
             protocol=first.protocol,
             host_ip=first.host_ip,
             hairpin=_answered(config, address),
+            condition=conditions.get(address.version),
         )
         for first, count in port_runs(mappings)
         for address in addresses
         if first.host_ip is None or first.host_ip.version == address.version
     ]
+
+
+def _conditions(config: PortmapConf) -> dict[int, PortCondition]:
+    """What is asked of packets before they are led to the container, by IP version."""
+    found = {
+        4: read_condition("conditionsV4", 4, config.conditions_v4),
+        6: read_condition("conditionsV6", 6, config.conditions_v6),
+    }
+    return {version: condition for version, condition in found.items() if condition is not None}
 
 
 def _answered(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
@@ -219,8 +230,12 @@ def _wanted(
         # Lets what the host sends to 127.0.0.1 go out there; the firewall base drops such packets that come from elsewhere.
         objects.append(Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1"))
     subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
+    ports = _ports(config, mappings, addresses)
+    conditions = {port.condition.key: port.condition for port in ports if port.condition is not None}
     return Wanted(
-        own=Plan(*objects, *_ports(config, mappings, addresses)),
-        shared=Plan(FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str))),
+        own=Plan(*objects, *ports),
+        shared=Plan(
+            FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str)), *conditions.values()
+        ),
         ports=mappings,
     )

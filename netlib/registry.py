@@ -56,6 +56,7 @@ _OBJECTS = {
     "masquerade": "netlib.firewall.objects:Masquerade",
     "container_subnet": "netlib.firewall.objects:ContainerSubnet",
     "masqueraded_address": "netlib.firewall.objects:MasqueradedAddress",
+    "port_condition": "netlib.firewall.objects:PortCondition",
     "published_port": "netlib.firewall.objects:PublishedPort",
     "address_allowance": "netlib.firewall.objects:AddressAllowance",
     "apart_bridge": "netlib.firewall.objects:ApartBridge",

@@ -14,7 +14,15 @@ from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft, opened_nft
-from netlib.firewall.objects import Allowance, ApartBridge, BridgedNetwork, ContainerSubnet, DnsRedirect, FirewallBase
+from netlib.firewall.objects import (
+    Allowance,
+    ApartBridge,
+    BridgedNetwork,
+    ContainerSubnet,
+    DnsRedirect,
+    FirewallBase,
+    PortCondition,
+)
 from netlib.firewall.ruleset import (
     APART_SETS,
     DNS_TABLE,
@@ -26,10 +34,10 @@ from netlib.firewall.ruleset import (
     add_elements,
     base_commands,
     base_comments,
+    chain_commands,
     delete_elements,
     elements,
-    subnet_chains,
-    subnet_commands,
+    own_chains,
 )
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
@@ -124,8 +132,8 @@ class Nftables:
                 return self._base_drift()
             case DnsRedirect():
                 return self._dns_drift(item)
-            case ContainerSubnet():
-                return self._subnet_drift(item)
+            case ContainerSubnet() | PortCondition():
+                return self._chain_drift(item)
             case Allowance():
                 problems = [*lacking(foreign_tables(self.nft), item.subject), *LegacyTables(self.netns).lacking(item.subject)]
                 return "; ".join(problems) or None
@@ -207,8 +215,7 @@ class Nftables:
             commands += base_commands()
         for tag, group in groups.items():  # before all elements that lead to them
             for item in group:
-                if isinstance(item, ContainerSubnet):
-                    commands += subnet_commands(item, tag)
+                commands += chain_commands(item, tag)
         for tag, group in groups.items():
             wanted = [element for item in group for element in elements(item)]
             stale = [element for item in group for element in self._stale(item, elements(item))]
@@ -232,7 +239,7 @@ class Nftables:
                 for subject in sorted(allowances)
                 for rule in our_rules(tables, subject)
             ]
-        chains = [name for item in objects if isinstance(item, ContainerSubnet) for name in subnet_chains(item)]
+        chains = [name for item in objects for name in own_chains(item)]
         if exact and chains:
             present = self._chains()
             chains = [name for name in chains if name in present]
@@ -321,8 +328,8 @@ class Nftables:
         except ObjectMissing:
             return set()
 
-    def _subnet_drift(self, item: ContainerSubnet) -> str | None:
-        for name, rules in subnet_chains(item).items():
+    def _chain_drift(self, item: KernelObject) -> str | None:
+        for name, rules in own_chains(item).items():
             try:
                 found = [entry for entry in self.nft.listing(f"list chain {TABLE} {name}") if "rule" in entry]
             except ObjectMissing:
@@ -384,8 +391,8 @@ def parsed_entries(listing: Sequence[dict[str, Any]]) -> Held:
 def _parts(value: Any) -> tuple[str, ...]:
     if isinstance(value, dict) and "concat" in value:
         return tuple(part for piece in value["concat"] for part in _parts(piece))
-    if isinstance(value, dict) and "goto" in value:
-        return (f"goto {value['goto']['target']}",)
+    if isinstance(value, dict) and (verdict := next((word for word in ("goto", "jump") if word in value), "")):
+        return (f"{verdict} {value[verdict]['target']}",)
     if isinstance(value, dict) and "prefix" in value:
         return (f"{_canonical(value['prefix']['addr'])}/{value['prefix']['len']}",)
     return (_canonical(str(value)),)

@@ -4,10 +4,13 @@ One rule: an object only says what it is. How that looks in the kernel is the ba
 takes a whole run of objects as one transaction.
 """
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from msgspec import Struct
 
 from netlib.errors import ConfigError
 from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, Protocol
@@ -30,6 +33,8 @@ __all__ = [
     "ForwardedAddress",
     "Masquerade",
     "MasqueradedAddress",
+    "PacketMatch",
+    "PortCondition",
     "PublishedPort",
 ]
 
@@ -168,6 +173,34 @@ class MasqueradedAddress(FirewallObject, frozen=True, kw_only=True, tag="masquer
         return self._named(f"masquerade/{self.address.ip}")
 
 
+class PacketMatch(Struct, frozen=True):
+    """What a packet must be like, or must not: from or to an address in a subnet, in by a link."""
+
+    field: Literal["saddr", "daddr", "iifname"]
+    value: str
+    negated: bool = False
+
+
+class PortCondition(FirewallObject, frozen=True, kw_only=True, tag="port_condition"):
+    """What packets must all be like to be led to a :class:`PublishedPort` under it; it must be there first."""
+
+    version: Literal[4, 6]
+    matches: tuple[PacketMatch, ...]
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def key(self) -> Key:
+        return self._named(f"condition/{self.digest}")
+
+    @property
+    def digest(self) -> str:
+        """A name for what it asks for."""
+        return hashlib.sha256(repr((self.version, self.matches)).encode()).hexdigest()[:12]
+
+
 class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="published_port"):
     """A container's port on a port of the host: on one address, or on every address of its family.
 
@@ -180,6 +213,7 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
 
     bridge: str = ""
     hairpin: IPNetwork | None = None
+    condition: PortCondition | None = None
     address: IPAddress
     container_port: int
     host_port: int

@@ -25,10 +25,13 @@ from netlib.firewall.objects import (
     ForwardedAddress,
     Masquerade,
     MasqueradedAddress,
+    PacketMatch,
+    PortCondition,
     PublishedPort,
 )
 from netlib.kernel.netns import command_in
 from netlib.model import IPAddress, IPNetwork
+from netlib.names import parse_subnet
 from netlib.plan import KernelObject
 
 TABLE = "inet netlib"
@@ -65,13 +68,21 @@ MAPS = {
     "outward6": ("ipv6_addr",),
     "inward4": ("inet_proto", "ipv4_addr", "inet_service"),
     "inward6": ("inet_proto", "ipv6_addr", "inet_service"),
+    "guarded4": ("inet_proto", "inet_service"),
+    "guarded6": ("inet_proto", "inet_service"),
+    "hostguarded4": ("ipv4_addr", "inet_proto", "inet_service"),
+    "hostguarded6": ("ipv6_addr", "inet_proto", "inet_service"),
 }
-_VERDICT_MAPS = ("outward4", "outward6", "inward4", "inward6")
+_VERDICT_MAPS = ("outward4", "outward6", "inward4", "inward6", "guarded4", "guarded6", "hostguarded4", "hostguarded6")
 
 # The address of a port may have left the host since: then its new owner answers. fe80::/10 is no address to forward from, and
 # ::1 none that the kernel would forward to.
 _DNAT = (
     ("fib daddr type != local return", "not sent to the host"),
+    ("ip daddr . meta l4proto . th dport vmap @hostguarded4", "port on one address with a condition"),
+    ("ip6 daddr . meta l4proto . th dport vmap @hostguarded6", "IPv6 port on one address with a condition"),
+    ("meta nfproto ipv4 meta l4proto . th dport vmap @guarded4", "port with a condition"),
+    ("meta nfproto ipv6 meta l4proto . th dport vmap @guarded6", "IPv6 port with a condition"),
     ("dnat ip to ip daddr . meta l4proto . th dport map @hostports4", "port published on one address"),
     ("meta nfproto ipv4 dnat ip to meta l4proto . th dport map @ports4", "port published on every address"),
     ("ip6 daddr { ::1, fe80::/10 } return", "not forwardable"),
@@ -209,6 +220,10 @@ def _port_elements(port: PublishedPort) -> Iterator[Element]:
         goto = (f"goto {_chain('inward', port.hairpin)}",)
         for number in port.host_ports:
             yield Element(f"inward{port.address.version}", (protocol, address, str(number)), goto)
+    if port.condition is not None:
+        jump = (f"jump {_condition_chain(port.condition)}",)
+        for number in port.host_ports:
+            yield Element(f"{'hostguarded' if host else 'guarded'}{port.address.version}", (*place, str(number)), jump)
 
 
 def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
@@ -222,13 +237,41 @@ def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
     }
 
 
+def condition_chains(item: PortCondition) -> dict[str, tuple[str, ...]]:
+    """As :func:`subnet_chains`: on to where the port is looked up when all is as it must be; else the packet is the host's."""
+    family = "ip" if item.version == 4 else "ip6"
+    return {_condition_chain(item): (" ".join([*(_matched(family, match) for match in item.matches), "return"]), "accept")}
+
+
+def _condition_chain(item: PortCondition) -> str:
+    return f"when_{item.digest}"
+
+
+def _matched(family: str, match: PacketMatch) -> str:
+    if match.field == "iifname":
+        left, right = "iifname", f'"{checked_ifname(match.value)}"'
+    else:
+        left, right = f"{family} {match.field}", _subnet(parse_subnet(match.value))
+    return f"{left} {'!=' if match.negated else '=='} {right}"
+
+
+def own_chains(item: KernelObject) -> dict[str, tuple[str, ...]]:
+    """The chains that *item* is, by name, with their rules; none for most."""
+    match item:
+        case ContainerSubnet():
+            return subnet_chains(item)
+        case PortCondition():
+            return condition_chains(item)
+    return {}
+
+
 def _chain(direction: str, subnet: IPNetwork) -> str:
     return f"{direction}_{str(subnet).replace(':', '_')}"
 
 
-def subnet_commands(item: ContainerSubnet, tag: str = "") -> Iterator[str]:
-    """The commands that make the chains of a subnet, or make them whole again."""
-    for name, rules in subnet_chains(item).items():
+def chain_commands(item: KernelObject, tag: str = "") -> Iterator[str]:
+    """The commands that make the chains that *item* is, or make them whole again."""
+    for name, rules in own_chains(item).items():
         comment = f' {{ comment "{checked_tag(tag)}"; }}' if tag else ""
         yield f"add chain {TABLE} {name}{comment}"
         yield f"flush chain {TABLE} {name}"
@@ -362,8 +405,8 @@ def commands(item: KernelObject) -> Sequence[str]:
             lines: Sequence[str] = base_commands()
         case DnsRedirect():
             lines = dns_commands(item)
-        case ContainerSubnet():
-            lines = list(subnet_commands(item))
+        case ContainerSubnet() | PortCondition():
+            lines = list(chain_commands(item))
         case Allowance():
             lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.subject)]
         case _:

@@ -123,6 +123,66 @@ def test_masquerading_all(world: World, caller: Caller) -> None:
     assert world.answers(*probes(["lan"], UPLINK, 7080)) == ["a1 10.1.0.1"] * 2 + ["a1 fd01::1"] * 2
 
 
+@pytest.mark.parametrize(
+    ("words", "open_to", "closed_to"),
+    [
+        (["-s", "192.168.9.0/24"], ["lan"], ["a2", "b1"]),
+        (["!", "-s", "192.168.9.2"], ["a2", "b1"], ["lan"]),
+        (["-i", "brA", "!", "-d", "10.9.9.9"], ["a2"], ["lan", "b1"]),
+        (["ip", "saddr", "!=", "10.1.0.0/24", "iifname", "!=", "brB"], ["lan"], ["a2", "b1"]),
+    ],
+)
+def test_conditions_say_whom_a_port_is_for(
+    world: World, caller: Caller, words: list[str], open_to: list[str], closed_to: list[str]
+) -> None:
+    config = conf(*BOTH, conditionsV4=words)
+    caller.ok("ADD", config, "fw-a1")
+    caller.ok("CHECK", config, "fw-a1")
+    assert names(world.answers(*probes(open_to, ["192.168.9.1"], 7080))) == ["a1"] * 2 * len(open_to)
+    world.closed(*probes(closed_to, ["192.168.9.1"], 7080))
+    assert names(world.answers(*probes(["lan"], ["fd09::1"], 7080))) == ["a1"] * 2
+    caller.ok("DEL", config, "fw-a1")
+
+
+def test_a_condition_of_one_address_is_none_of_anothers(world: World, caller: Caller) -> None:
+    """The same port on two addresses, of two containers."""
+    guarded = conf(port(7080, hostIP="192.168.9.1"), conditionsV4=["-s", "10.0.0.0/8"])
+    caller.ok("ADD", guarded, "fw-a1")
+    caller.ok("ADD", conf(port(7080, hostIP="10.1.0.1"), container="fw-a2"), "fw-a2")
+    found = world.answers(*probes(["b1"], ["192.168.9.1", "10.1.0.1"], 7080, ["tcp"]))
+    assert names(found) == ["a1", "a2"]
+    assert names(world.answers(*probes(["lan"], ["10.1.0.1"], 7080, ["tcp"]))) == ["a2"]
+    world.closed(*probes(["lan"], ["192.168.9.1"], 7080, ["tcp"]))
+    caller.ok("DEL", guarded, "fw-a1")
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "sentence"),
+    [
+        (
+            {"conditionsV4": ["-m", "mark", "--mark", "1"]},
+            Code.UNSUPPORTED_FIELD,
+            "portmap: conditionsV4 is not supported: -m mark --mark 1; source, destination and incoming link are, each",
+        ),
+        ({"conditionsV4": ["-s", "fd00::/64"]}, Code.UNSUPPORTED_FIELD, "conditionsV4 is not supported: -s fd00::/64"),
+        ({"conditionsV6": ["-s"]}, Code.UNSUPPORTED_FIELD, "conditionsV6 is not supported: -s"),
+        ({"conditionsV4": ["-i", "x; flush ruleset"]}, Code.UNSUPPORTED_FIELD, "conditionsV4 is not supported"),
+        ({"conditionsV4": ["tcp", "dport", "80"]}, Code.UNSUPPORTED_FIELD, "is not supported: tcp dport 80"),
+        (
+            {"conditionsV4": ["-s", "10.0.0.0/8"], "backend": "nftables"},
+            Code.INVALID_CONFIG,
+            "nftables backend was requested but configuration contains iptables-specific options [conditionsV4]",
+        ),
+        ({"backend": "ipfw"}, Code.INVALID_CONFIG, 'unrecognized backend "ipfw"'),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(world: World, caller: Caller, more: dict[str, Any], code: Code, sentence: str) -> None:
+    found = caller.error("ADD", conf(port(7080), **more), "fw-a1")
+    assert found[0] == code
+    assert sentence in found[1]
+    assert world.run("nft", "list tables") == ""
+
+
 def test_a_range_is_one_object(world: World, caller: Caller, controller: Controller) -> None:
     caller.ok("ADD", conf(*(port(7100 + number, 60 + number) for number in range(50))), "fw-a1")
     world.reached(Probe("lan", "tcp", "192.168.9.1", 7120))

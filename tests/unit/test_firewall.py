@@ -26,6 +26,8 @@ from netlib.firewall.objects import (
     ForwardedAddress,
     Masquerade,
     MasqueradedAddress,
+    PacketMatch,
+    PortCondition,
     PublishedPort,
 )
 from netlib.firewall.ruleset import (
@@ -33,10 +35,10 @@ from netlib.firewall.ruleset import (
     add_elements,
     base_commands,
     base_comments,
+    chain_commands,
     commands,
     delete_elements,
     elements,
-    subnet_commands,
 )
 from netlib.model import NetnsRef, Protocol
 from netlib.registry import object_class
@@ -51,6 +53,10 @@ def port(address: str = "10.1.0.2", host_ip: str = "", **options: Any) -> Publis
     )
 
 
+CONDITION = PortCondition(
+    version=4,
+    matches=(PacketMatch("saddr", "10.9.0.0/16"), PacketMatch("iifname", "eth0", True), PacketMatch("daddr", "10.8.0.1/32")),
+)
 STANDARD: list[FirewallObject] = [
     FirewallBase(),
     BridgedNetwork(bridge="br-web", subnets=(ip_network("10.1.0.0/16"), ip_network("fd01::/64"))),
@@ -68,6 +74,8 @@ STANDARD: list[FirewallObject] = [
     MasqueradedAddress(address=ip_interface("fd22::5/64")),
     port("10.22.0.5", host_port=9000, count=2, bridge="", hairpin=ip_network("10.22.0.0/16")),
     port("fd22::5", host_ip="fd09::1", host_port=9000, bridge="", hairpin=ip_network("fd22::/64"), protocol=Protocol.SCTP),
+    CONDITION,
+    port("10.22.0.5", host_port=9100, bridge="", condition=CONDITION),
     ApartBridge(bridge="cni0"),
     ApartBridge(bridge="cni1", icc=False),
     ForwardedAddress(address=ip_address("10.22.0.5")),
@@ -78,12 +86,7 @@ STANDARD: list[FirewallObject] = [
 def test_the_script_of_a_standard_set() -> None:
     lines = [
         *base_commands(),
-        *(
-            line
-            for item in STANDARD
-            if isinstance(item, ContainerSubnet)
-            for line in subnet_commands(item, "netlib:store:record")
-        ),
+        *(line for item in STANDARD for line in chain_commands(item, "netlib:store:record")),
         *add_elements([element for item in STANDARD for element in elements(item)], "netlib:store:record"),
     ]
     assert "\n".join(lines) + "\n" == (GOLDEN / "nftables_script.txt").read_text()
@@ -107,6 +110,8 @@ def test_names_that_nft_could_misread_are_refused(ifname: str) -> None:
         Masquerade(subnet=ip_network("10.0.0.0/8"), bridge=ifname),
         ForwardAllowance(bridge=ifname),
         ApartBridge(bridge=ifname),
+        PortCondition(version=4, matches=(PacketMatch("iifname", ifname),)),
+        PortCondition(version=4, matches=(PacketMatch("saddr", ifname),)),
     ):
         with pytest.raises(ConfigError):
             commands(item)
