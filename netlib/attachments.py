@@ -418,8 +418,8 @@ class Attachments:
         """The objects that are written down for an attachment (with what it joined) or a CNI network, by id."""
         with self.store.read() as tx:
             row = tx.by_id(record)
-            joined = [row.value.sandbox, row.value.endpoint] if row is not None and isinstance(row.value, CniAttachment) else []
-            return Plan(*(item for part in (record, *joined) for item in tx.objects(part)))
+            joined = [row.value.sandbox, row.value.endpoint] if row and isinstance(row.value, CniAttachment) else []
+            return Plan(*(item for part in (record, *joined) if part for item in tx.objects(part)))
 
     def network(self, reference: str) -> CniNetwork:
         """The CNI network of that name, id or unambiguous beginning of an id, ``cni:`` before it or not; NotFound else."""

@@ -401,6 +401,8 @@ class Controller:
 
     def _network(self, tx: Transaction, reference: str) -> Row[Network]:
         row = tx.find(Network, reference)
+        if row is None and tx.find(CniNetwork, reference) is not None:
+            raise NotFound(f"network {reference!r} is one of CNI, which a container joins by its runtime; create one of netlib")
         if row is None or row.phase is not Phase.READY:
             raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
         return row

@@ -80,6 +80,8 @@ def test_networks_are_among_the_others_and_removed_like_them(caller: Caller, con
         "c1": "10.22.0.2/16",
         "c2": "10.22.0.3/16",
     }
+    with pytest.raises(NotFound, match="'pods' is one of CNI, which a container joins by its runtime"):
+        controller.connect("pods", "box")
     with pytest.raises(InUse, match="'pods' has containers attached: c1, c2"):
         perform(controller, "network.rm", {"name": rows["pods"]["ID"][:12]})
     for number, name in ((2, "c1"), (3, "c2")):

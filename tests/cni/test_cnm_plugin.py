@@ -226,6 +226,44 @@ def test_what_is_refused_changes_nothing(caller: Caller, controller: Controller,
     assert records(controller) == rows
 
 
+def test_many_at_once(config: Config) -> None:
+    containers, links = [f"c{number}" for number in range(5)], ("eth0", "eth1", "eth2")
+    with Controller(config, watcher=Unwatched()) as controller:
+        for ifname in links:
+            controller.create_network(ifname, subnets=[f"172.2{ifname[-1]}.0.0/24"])
+    runtime = Caller(lambda: controller)
+    for name in containers:
+        runtime.container(name)
+    before = snapshot()
+    for verb in ("ADD", "DEL"):
+        children = [_child(config, verb, name, ifname) for name in containers for ifname in links]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+        with Controller(config, watcher=Unwatched()) as controller:
+            taken = [str(address) for endpoint in controller.endpoints() for address in endpoint.addresses]
+            assert len(set(taken)) == len(taken) == (len(children) if verb == "ADD" else 0)
+            assert len(controller.sandboxes()) == (len(containers) if verb == "ADD" else 0)
+    with Controller(config, watcher=Unwatched()) as controller:
+        perform(controller, "cni.prune", {})
+        for ifname in links:
+            controller.remove_network(ifname)
+        runtime.clear()
+        controller.reset()
+    assert not [line for line in differences(before, snapshot()) if "veth" in line]
+
+
+def _child(config: Config, verb: str, container: str, ifname: str) -> int:
+    """A process that makes one call, and ends with its code."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        with Controller(config, watcher=Unwatched()) as controller:
+            code = Caller(lambda: controller).call(verb, conf(ifname), container, ifname=ifname).code
+    finally:
+        os._exit(code)
+
+
 @pytest.mark.parametrize("action", ["fail", "die"])
 def test_nothing_is_left_whatever_fails_and_wherever_it_dies(config: Config, action: str) -> None:
     with Controller(config, watcher=Unwatched()) as controller:
