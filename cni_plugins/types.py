@@ -26,6 +26,7 @@ _TYPES = {
     "tap": "cni_plugins.tap:TapPlugin",
     "tuning": "cni_plugins.tuning:TuningPlugin",
     "vlan": "cni_plugins.vlan:VlanPlugin",
+    "vrf": "cni_plugins.vrf:VrfPlugin",
 }
 
 _COMMON = ("bridge", "host-local", "portmap", "firewall", "bandwidth", "tuning", "loopback")
