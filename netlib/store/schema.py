@@ -97,4 +97,7 @@ MIGRATIONS: tuple[str, ...] = (
         detail BLOB NOT NULL
     );
     """,
+    """
+    CREATE INDEX record_netns ON record (json_extract(CAST(body AS TEXT), '$.netns.identity')) WHERE kind = 'sandbox';
+    """,
 )

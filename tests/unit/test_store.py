@@ -174,6 +174,31 @@ def test_a_file_of_a_newer_netlib_is_refused_with_the_remedy(store: Store) -> No
         pass
 
 
+def test_an_older_file_is_brought_forward(store: Store) -> None:
+    _fill(store)
+    box = Sandbox(id="d" * 64, name="guest", created=0, netns=NetnsRef("/run/netns/guest", "boot:7"), owned=False)
+    with store.write() as tx:
+        tx.insert(box, name=box.name)
+        tx.db.execute("DROP INDEX record_netns")
+        tx.db.execute("PRAGMA user_version=1")
+    store.close()
+    with store.read() as tx:
+        assert tx.db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        found = tx.sandbox_in("boot:7")
+        assert found is not None
+        assert found.value == box
+
+
+def test_a_sandbox_is_found_by_its_netns_without_reading_the_others(store: Store) -> None:
+    asked: list[str] = []
+    with store.read() as tx:
+        tx.db.set_trace_callback(asked.append)
+        tx.sandbox_in("boot:7")
+        tx.db.set_trace_callback(None)
+        plan = " ".join(row[3] for row in tx.db.execute(f"EXPLAIN QUERY PLAN {asked[0]}"))
+    assert "USING INDEX record_netns" in plan
+
+
 def test_a_damaged_row_is_named(store: Store) -> None:
     _fill(store)
     with store.write() as tx:
