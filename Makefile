@@ -8,7 +8,7 @@ SOAK ?= 1
 # More arguments for pytest: make test PYTEST="-k dns -x"
 PYTEST ?=
 
-.PHONY: help install test soak demo bench bench-cni lint format clean
+.PHONY: help install test test-vm soak demo bench bench-cni lint format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,6 +18,10 @@ install: ## Debian packages (as root, if missing), .venv, Python packages
 
 test: install ## All tests, in a test host: network namespaces of its own
 	@$(TESTHOST) $(VENV_PYTHON) -m pytest $(PYTEST)
+
+test-vm: ## The tests that another kernel is needed for, in a virtual machine
+	@scripts/install vm
+	@$(TESTHOST) scripts/test-vm $(PYTEST)
 
 soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
 	@NETLIB_SOAK=$(SOAK) $(TESTHOST) $(VENV_PYTHON) -m pytest -m soak -o timeout=1800 $(PYTEST)
@@ -43,5 +47,5 @@ format: install ## Put the code into shape
 	@$(VENV_PYTHON) -m ruff format --quiet .
 
 clean: ## Remove .venv and every cache
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .vm .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

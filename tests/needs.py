@@ -18,8 +18,7 @@ import pytest
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 
 BOOT = os.environ.get("NETLIB_VM", "")
-_ORDINARY, _WITHOUT_IPV6 = "ordinary", "without_ipv6"
-BOOTS = (_ORDINARY, _WITHOUT_IPV6)
+_ORDINARY, _BARE = "ordinary", "bare"  # scripts/test-vm says what they are
 
 _ON_PARENT = ("ip", "link", "add", "link", "parent", "name", "trial", "type")
 _ALONE = ("ip", "link", "add", "trial", "type")
@@ -43,7 +42,16 @@ def _no_ipv6() -> bool:
     return not Path("/proc/sys/net/ipv6").exists()
 
 
-_KERNELS: dict[str, Callable[[], bool]] = {"cgroup_v2_alone": _cgroup_v2_alone, "no_ipv6": _no_ipv6}
+def _no_br_netfilter() -> bool:
+    return not Path("/proc/sys/net/bridge").exists()
+
+
+_KERNELS: dict[str, Callable[[], bool]] = {
+    "cgroup_v2_alone": _cgroup_v2_alone,
+    "no_br_netfilter": _no_br_netfilter,
+    "no_ipv6": _no_ipv6,
+}
+_IN_BARE_ONLY = {"no_br_netfilter", "no_ipv6"}
 
 
 @cache
@@ -79,9 +87,9 @@ def boots_of(item: pytest.Item) -> set[str]:
     """The virtual machine's boots that a test runs in."""
     needs = needs_of(item)
     marked = {name for marker in item.iter_markers("vm") for name in marker.args or (_ORDINARY,)}
-    if unknown := marked - {*BOOTS}:
-        raise pytest.UsageError(f"{item.nodeid}: vm({unknown.pop()!r}): known are {', '.join(BOOTS)}")
-    return marked | ({_WITHOUT_IPV6 if "no_ipv6" in needs else _ORDINARY} if needs else set())
+    if unknown := marked - {_ORDINARY, _BARE}:
+        raise pytest.UsageError(f"{item.nodeid}: vm({unknown.pop()!r}): known are {_BARE}, {_ORDINARY}")
+    return marked | ({_BARE if needs & _IN_BARE_ONLY else _ORDINARY} if needs else set())
 
 
 def left_to_vm(items: Iterable[pytest.Item]) -> dict[pytest.Item, list[str]]:
