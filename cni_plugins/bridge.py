@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
+from cni_plugins.bridge_vlans import PortConf, Trunk, port_conf, vlan_gateway
 from cni_plugins.interface import (
     addressed,
     check_masquerade_backend,
@@ -31,9 +32,12 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, Wanted
+from netlib.firewall.spoofing import PortMac, PortMacs, remove_reference_check
 from netlib.kernel.addresses import Address, addresses_of
 from netlib.kernel.bridges import Bridge, BridgePort
+from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
+from netlib.kernel.tuning import LinkSetting
 from netlib.model import IPInterface, NetnsRef
 from netlib.names import check_ifname, endpoint_mac, host_end_mac, veth_ifname
 from netlib.plan import KernelObject, Key, Plan
@@ -68,6 +72,10 @@ class BridgeConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     mtu: int = 0
     hairpin_mode: bool = False
     promisc_mode: bool = False
+    vlan: int = 0
+    vlan_trunk: tuple[Trunk, ...] | None = None
+    preserve_default_vlan: bool = False
+    mac_spoof_chk: bool = field(name="macspoofchk", default=False)
     enable_dad: bool = field(name="enabledad", default=False)
     disable_container_interface: bool = False
     port_isolation: bool = False
@@ -77,6 +85,11 @@ class BridgeConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     @property
     def routes_for_containers(self) -> bool:
         return self.is_gateway or self.is_default_gateway
+
+    @property
+    def port(self) -> PortConf:
+        """The VLANs of a container's port; CniError where they are impossible."""
+        return port_conf(self.vlan, self.vlan_trunk or (), keeps_default=self.preserve_default_vlan)
 
 
 class BridgePlugin:
@@ -119,6 +132,9 @@ class BridgePlugin:
     def _delete_foreign(self, call: Call[BridgeConf]) -> None:
         remove_foreign_link(self._node, call, ("veth",))
         Addressing(self._node, call).delete()
+        if call.config.mac_spoof_chk:
+            with Kernel() as kernel:
+                remove_reference_check(kernel, call.container_id, call.ifname)
 
     def garbage_collect(self, call: Call[BridgeConf]) -> None:
         attaching.collect(self._node, call, NAME)
@@ -134,6 +150,8 @@ def _check(config: BridgeConf, addressing: Addressing) -> None:
     check_ifname(config.bridge)
     checked_mtu(config.mtu)
     check_masquerade_backend(config.ip_masq_backend)
+    if config.port.vlan and config.routes_for_containers:
+        check_ifname(f"{config.bridge}.{config.vlan}")
     if config.hairpin_mode and config.promisc_mode:
         raise CniError(
             Code.INVALID_CONFIG,
@@ -168,6 +186,8 @@ class _Wiring:
                 if not any(route.gw is not None and route.dst == wanted.dst for route in routes):
                     routes = (*routes, wanted)
         bridge = self._bridge()
+        gateways = [_gateway_on_bridge(ip) for ip in ips] if config.routes_for_containers else []
+        in_vlan = vlan_gateway(bridge.ifname, config.port, config.mtu, adding) if gateways and config.vlan else None
         host, ifname, netns = veth_ifname(adding.record), adding.key.ifname, adding.netns
         mac = self._mac or endpoint_mac(adding.record, next((ip.address.ip for ip in ips if ip.address.version == 4), None))
         host_mac = host_end_mac(adding.record)
@@ -176,6 +196,7 @@ class _Wiring:
                 Interface(bridge.ifname, bridge.adopted.mac if bridge.adopted else bridge.mac),
                 Interface(host, host_mac),
                 Interface(ifname, mac, sandbox=netns.path),
+                *([Interface(in_vlan.ifname, in_vlan.mac)] if in_vlan else ()),
             ),
             ips=ips,
             routes=routes,
@@ -183,16 +204,18 @@ class _Wiring:
         )
         own: list[KernelObject] = [
             Veth(ifname=host, peer=ifname, peer_netns=netns, mac=mac, host_mac=host_mac, mtu=config.mtu),
+            *([PortMac(port=host, mac=mac)] if config.mac_spoof_chk else ()),
             BridgePort(ifname=host, bridge=bridge.ifname, hairpin=config.hairpin_mode, isolated=config.port_isolation),
+            *config.port.objects(host),
         ]
         if not config.disable_container_interface:
             own += self._inside(ips, ifname, netns)
-        gateways = [_gateway_on_bridge(ip) for ip in ips] if config.routes_for_containers else []
-        shared: list[KernelObject] = [bridge, *router_addresses(bridge.ifname, gateways)]
+        gateway_ifname = in_vlan.ifname if in_vlan else bridge.ifname
+        shared = [bridge, *self._settings(), *(in_vlan.objects if in_vlan else ()), *router_addresses(gateway_ifname, gateways)]
         if config.routes_for_containers:
             shared += forwarding(ips)
         subnets, masquerade = masqueraded(config, ips)
-        return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(bridge, gateways))
+        return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(gateway_ifname, gateways))
 
     def _inside(self, ips: tuple[IP, ...], ifname: str, netns: NetnsRef) -> list[KernelObject]:
         if not ips:  # of the second layer alone, or before a foreign IPAM was asked
@@ -213,26 +236,36 @@ class _Wiring:
         present = [item for item in self._adding.shared.of(Bridge) if item.key == wanted.key]
         return replace(wanted, adopted=present[0].adopted) if present else wanted
 
-    def _ousted(self, bridge: Bridge, gateways: list[IPInterface]) -> frozenset[Key]:
-        """The addresses that must leave the bridge for *gateways*; CniError where ``forceAddress`` does not allow that."""
-        present = {item.address: item.key for item in self._adding.shared.of(Address) if item.ifname == bridge.ifname}
+    def _settings(self) -> list[KernelObject]:
+        """What some networks on a bridge may ask for and others not, and the table for MAC addresses of ports."""
+        config = self._config
+        found: list[KernelObject] = [PortMacs()] if config.mac_spoof_chk else []
+        if config.promisc_mode:
+            found.append(LinkSetting(ifname=config.bridge, setting="promisc", value="on"))
+        if config.vlan or config.vlan_trunk is not None:
+            found.append(LinkSetting(ifname=config.bridge, setting="vlan_filtering", value="on"))
+        return found
+
+    def _ousted(self, ifname: str, gateways: list[IPInterface]) -> frozenset[Key]:
+        """The addresses that must leave a link for *gateways*; CniError where ``forceAddress`` does not allow that."""
+        present = {item.address: item.key for item in self._adding.shared.of(Address) if item.ifname == ifname}
         fresh = [gateway for gateway in gateways if gateway not in present]
         if not fresh:
             return frozenset()
-        standing = {*present, *addresses_of(self._adding.kernel, bridge.ifname)}
+        standing = {*present, *addresses_of(self._adding.kernel, ifname)}
         in_the_way = [address for address in standing for gateway in fresh if _excludes(address, gateway)]
         if in_the_way and not self._config.force_address:
             raise CniError(
                 Code.CONFLICT,
-                f'failed to set bridge addr: "{bridge.ifname}" already has an IP address different from {fresh[0]}',
+                f'failed to set bridge addr: "{ifname}" already has an IP address different from {fresh[0]}',
                 f"it has {', '.join(map(str, in_the_way))}; give that subnet's gateway, another bridge, or forceAddress",
             )
         foreign = [str(address) for address in in_the_way if address not in present]
         if foreign:
             raise CniError(
                 Code.CONFLICT,
-                f'"{bridge.ifname}" has an IP address that netlib did not give it: {", ".join(foreign)}',
-                f"`ip addr del {foreign[0]} dev {bridge.ifname}` first",
+                f'"{ifname}" has an IP address that netlib did not give it: {", ".join(foreign)}',
+                f"`ip addr del {foreign[0]} dev {ifname}` first",
             )
         return frozenset(present[address] for address in in_the_way)
 

@@ -61,6 +61,8 @@ _OBJECTS = {
     "address_allowance": "netlib.firewall.objects:AddressAllowance",
     "apart_bridge": "netlib.firewall.objects:ApartBridge",
     "forwarded_address": "netlib.firewall.objects:ForwardedAddress",
+    "port_macs": "netlib.firewall.spoofing:PortMacs",
+    "port_mac": "netlib.firewall.spoofing:PortMac",
     "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",
     "foreign_lease": "cni_plugins.delegate:ForeignLease",

@@ -13,11 +13,9 @@ from netlib.kernel.addresses import kept
 from netlib.kernel.linkinfo import (
     BR_NF_CALL_IP6TABLES,
     BR_NF_CALL_IPTABLES,
-    BR_VLAN_FILTERING,
     BRPORT_ISOLATED,
     BRPORT_LEARNING,
     BRPORT_MODE,
-    IFF_PROMISC,
     IFF_UP,
     IFLA_LINKINFO,
     IFLA_MASTER,
@@ -61,8 +59,6 @@ class BridgeBefore(Struct, frozen=True):
     mtu: int
     nf_call: tuple[bool, bool]  # hands IPv4, IPv6 to the firewall
     disable_ipv6: str | None
-    vlan_filtering: bool = False
-    promiscuous: bool = False
 
 
 class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
@@ -72,8 +68,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
     address is fixed as it is: else it would become the lowest of its ports', and the host be lost to its neighbours.
     *filtered*: what its ports send each other passes the firewall where the kernel has br_netfilter, also when the host's
     ``bridge-nf-call-iptables`` is 0. *ipv6* switches that on, also where it is off for new links; one of ours without it gives
-    the host none: what sits on it cannot reach the host's services that way. *vlan_filtering* keeps its ports' VLANs apart
-    (:mod:`netlib.kernel.vlans`); *promiscuous* hands the host every frame.
+    the host none: what sits on it cannot reach the host's services that way.
     """
 
     ifname: str
@@ -81,8 +76,6 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
     mtu: int = 0
     ipv6: bool = True
     filtered: bool = False
-    vlan_filtering: bool = False
-    promiscuous: bool = False
     adopted: BridgeBefore | None = None
 
     observations = ("adopted",)
@@ -105,16 +98,13 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         if is_ours(link, "bridge"):
             return self
         disable_ipv6 = read_sysctl(kernel, self.netns, self._disable_ipv6)
-        is_promiscuous = bool(link.flags & IFF_PROMISC)
-        before = BridgeBefore(link.up, link.mac, link.mtu, _nf_call(link), disable_ipv6, _filters_vlans(link), is_promiscuous)
-        return replace(self, adopted=before)
+        return replace(self, adopted=BridgeBefore(link.up, link.mac, link.mtu, _nf_call(link), disable_ipv6))
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
         # The MTU not at the creation: one given then is forgotten when the first port comes.
         mac = link_attributes(self.adopted.mac if self.adopted else self.mac)
-        settings = mac + link_attributes(mtu=self.mtu)
-        settings += _settings(_FILTERED if self.filtered else None, True if self.vlan_filtering else None)
+        settings = mac + link_attributes(mtu=self.mtu) + (_filtering(*_FILTERED) if self.filtered else b"")
         action = f"bridge {self.ifname} in {self.netns.label}"
         if not self.adopted and not create_link(rtnl, action, self.ifname, "bridge", mac):
             link = rtnl.get_link(self.ifname)
@@ -124,13 +114,9 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             for name, value in self._sysctls.items():
                 write_sysctl(kernel, self.netns, name, value)
         if self.adopted:
-            set_link(rtnl, f"set up link {self.ifname}", self.ifname, settings, self._flags, self._flags)
+            set_link(rtnl, f"set up link {self.ifname}", self.ifname, settings, IFF_UP)
         else:
-            finish_link(kernel, rtnl, self.ifname, settings + without_link_local(self.mtu), self._flags)
-
-    @property
-    def _flags(self) -> int:
-        return IFF_UP | (IFF_PROMISC if self.promiscuous else 0)
+            finish_link(kernel, rtnl, self.ifname, settings + without_link_local(self.mtu))
 
     @property
     def _sysctls(self) -> dict[str, str]:
@@ -158,15 +144,11 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             if link.kind != "bridge":
                 return
             settings = link_attributes(mtu=before.mtu) if self.mtu and link.mtu == self.mtu else b""
-            settings += _settings(
-                before.nf_call if self.filtered and _nf_call(link) == _FILTERED else None,
-                before.vlan_filtering if self.vlan_filtering and _filters_vlans(link) else None,
-            )
-            change = 0 if before.up else IFF_UP
-            change |= IFF_PROMISC if self.promiscuous and not before.promiscuous else 0
+            if self.filtered and _nf_call(link) == _FILTERED:
+                settings += _filtering(*before.nf_call)
             with kept(kernel, self.netns, f"net/ipv6/conf/{self.ifname}/keep_addr_on_down"):
                 action = f"give back link {self.ifname}"
-                set_link(rtnl, action, self.ifname, settings, change=change)
+                set_link(rtnl, action, self.ifname, settings, change=0 if before.up else IFF_UP)
             if self.ipv6 and before.disable_ipv6 not in (None, "0"):
                 write_sysctl(kernel, self.netns, self._disable_ipv6, before.disable_ipv6)
 
@@ -183,10 +165,6 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             return f"link {self.ifname} is no bridge"
         if self.filtered and _BR_NETFILTER.exists() and _nf_call(link) != _FILTERED:
             return f"bridge {self.ifname} does not hand what its ports send each other to the firewall"
-        if self.vlan_filtering and not _filters_vlans(link):
-            return f"bridge {self.ifname} does not keep VLANs apart"
-        if self.promiscuous and not link.flags & IFF_PROMISC:
-            return f"bridge {self.ifname} is not promiscuous"
         for name, value in self._sysctls.items():
             found = read_sysctl(kernel, self.netns, name)
             if found not in (None, value):
@@ -202,21 +180,12 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             yield command_in(self.netns, f"sysctl -w {name}={value}")
         if self.filtered:
             yield command_in(self.netns, f"ip link set {self.ifname} type bridge nf_call_iptables 1 nf_call_ip6tables 1")
-        if self.vlan_filtering:
-            yield command_in(self.netns, f"ip link set {self.ifname} type bridge vlan_filtering 1")
-        yield command_in(self.netns, f"ip link set {self.ifname}{mtu}{' promisc on' if self.promiscuous else ''} up")
+        yield command_in(self.netns, f"ip link set {self.ifname}{mtu} up")
 
 
-def _settings(nf_call: tuple[bool, bool] | None, vlan_filtering: bool | None) -> bytes:
-    """What a message sets of these; None leaves one as it is."""
-    values = zip((BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES), nf_call or (), strict=False)
-    settings = [*values, *([(BR_VLAN_FILTERING, vlan_filtering)] if vlan_filtering is not None else [])]
-    data = nest(INFO_DATA, *(attribute(kind, bytes([value])) for kind, value in settings))
-    return nest(IFLA_LINKINFO, attribute(INFO_KIND, b"bridge"), data) if settings else b""
-
-
-def _filters_vlans(link: LinkInfo) -> bool:
-    return link.data.get(BR_VLAN_FILTERING) == b"\1"
+def _filtering(ipv4: bool, ipv6: bool) -> bytes:
+    settings = attribute(BR_NF_CALL_IPTABLES, bytes([ipv4])), attribute(BR_NF_CALL_IP6TABLES, bytes([ipv6]))
+    return nest(IFLA_LINKINFO, attribute(INFO_KIND, b"bridge"), nest(INFO_DATA, *settings))
 
 
 def _nf_call(link: LinkInfo) -> tuple[bool, bool]:

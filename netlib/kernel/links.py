@@ -159,6 +159,11 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 
+    @property
+    def shared(self) -> bool:
+        """With both ends on the host it is no container's own."""
+        return self.netns.is_host and self.peer_netns.is_host
+
     def ensure(self, kernel: "Kernel") -> None:
         """Make the pair; change a standing one live; make a broken one (peer lost, renamed or elsewhere) anew.
 

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Literal, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
-from netlib.kernel.linkinfo import IFF_ALLMULTI, IFF_PROMISC, IFLA_TXQLEN, RTM_NEWLINK, LinkInfo, link_header
+from netlib.kernel.linkinfo import (
+    BR_VLAN_FILTERING,
+    IFF_ALLMULTI,
+    IFF_PROMISC,
+    IFLA_LINKINFO,
+    IFLA_TXQLEN,
+    INFO_DATA,
+    INFO_KIND,
+    RTM_NEWLINK,
+    LinkInfo,
+    link_header,
+)
 from netlib.kernel.links import Veth, link_attributes
-from netlib.kernel.netlink import number
+from netlib.kernel.netlink import attribute, nest, number
 from netlib.kernel.netns import command_in
 from netlib.kernel.sysctl import Sysctl
 from netlib.plan import KernelObject, Key
@@ -21,24 +32,32 @@ if TYPE_CHECKING:
 _FLAGS = {"promisc": IFF_PROMISC, "allmulti": IFF_ALLMULTI}
 _UNSET: dict[str, str | int] = {"mac": "", "mtu": 0}  # what says that a link's object leaves it to others
 _WORDS = {"mac": "address", "mtu": "mtu", "txqlen": "txqueuelen", "promisc": "promisc", "allmulti": "allmulticast"}
+_WORDS["vlan_filtering"] = "type bridge vlan_filtering"
+_SWITCH = {"on": "1", "off": "0"}  # as ip(8) has it for what only a kind of link has
 
 
 class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
     """One attribute of a link: ``mac``, ``mtu``, ``txqlen`` (decimal), ``promisc`` or ``allmulti`` (``on`` or ``off``).
 
+    Of a bridge also ``vlan_filtering`` : whether it keeps its ports' VLANs (:mod:`netlib.kernel.vlans`) apart.
     *prior* is what it was before the first holder came; the last one gives it back, unless somebody has changed ours meanwhile.
     """
 
     observations = ("prior",)
 
     ifname: str
-    setting: Literal["mac", "mtu", "txqlen", "promisc", "allmulti"]
+    setting: Literal["mac", "mtu", "txqlen", "promisc", "allmulti", "vlan_filtering"]
     value: str
     prior: str | None = None
 
     @property
     def key(self) -> Key:
         return Key("link_setting", self.netns.path, f"{self.ifname} {self.setting}")
+
+    @property
+    def shared(self) -> bool:
+        """A link of the host, as a bridge is, may serve several networks."""
+        return self.netns.is_host
 
     def observed(self, kernel: "Kernel") -> Self:
         try:
@@ -72,7 +91,8 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
         return other
 
     def commands(self) -> Iterable[str]:
-        yield command_in(self.netns, f"ip link set {self.ifname} {_WORDS[self.setting]} {self._wanted}")
+        value = _SWITCH[self._wanted] if self.setting == "vlan_filtering" else self._wanted
+        yield command_in(self.netns, f"ip link set {self.ifname} {_WORDS[self.setting]} {value}")
 
     @property
     def _wanted(self) -> str:
@@ -81,6 +101,8 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
     def _found(self, link: LinkInfo) -> str:
         if self.setting in _FLAGS:
             return "on" if link.flags & _FLAGS[self.setting] else "off"
+        if self.setting == "vlan_filtering":
+            return "on" if link.data.get(BR_VLAN_FILTERING) == b"\1" else "off"
         return link.mac if self.setting == "mac" else str(link.mtu if self.setting == "mtu" else link.txqlen)
 
     def _set(self, kernel: "Kernel", value: str) -> None:
@@ -90,6 +112,9 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
             flags = change if value == "on" else 0
         elif self.setting == "mac":
             more = link_attributes(mac=value)
+        elif self.setting == "vlan_filtering":
+            data = nest(INFO_DATA, attribute(BR_VLAN_FILTERING, bytes([value == "on"])))
+            more = nest(IFLA_LINKINFO, attribute(INFO_KIND, b"bridge"), data)
         else:
             more = link_attributes(mtu=int(value)) if self.setting == "mtu" else number(IFLA_TXQLEN, int(value))
         action = f"set {self.setting} {value} of link {self.ifname} in {self.netns.label}"

@@ -18,6 +18,7 @@ from netlib.client import call, leave
 from netlib.config import Config
 from netlib.errors import ConfigError, DiskFull, KernelError, NetlibError, NotPermitted, StoreDamaged, TeardownError, WrongHost
 from netlib.firewall.objects import FirewallBase, ForwardAllowance
+from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
@@ -202,6 +203,7 @@ def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str])
         yield f"removed: firewall entries ({len(mine)})"
     if len(mine) == len(present):
         firewall.remove([FirewallBase()])
+        PortMacs().remove(kernel)
         if firewall.listing():
             yield "left: the nftables table inet netlib, for you have rules in its chain user"
 

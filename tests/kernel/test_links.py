@@ -136,21 +136,6 @@ def test_bridge_of_somebody_else_is_adopted_and_has_back_what_it_had(kernel: Ker
     assert [after[kind] for kind in (36, 37)] == [settings[kind] for kind in (36, 37)] == [b"\0", b"\0"]
 
 
-def test_bridge_is_promiscuous_and_an_adopted_one_no_longer(kernel: Kernel, host: NetnsRef) -> None:
-    bridge = Bridge(ifname="br-web", promiscuous=True, netns=host)
-    settle(kernel, bridge)
-    ip(host, "link set br-web promisc off")
-    assert bridge.drift(kernel) == "bridge br-web is not promiscuous"
-    settle(kernel, bridge)
-    ip(host, "link add br0 type bridge")
-    for word, stays in (("off", False), ("on", True)):
-        ip(host, f"link set br0 promisc {word}")
-        adopted = Bridge(ifname="br0", promiscuous=True, netns=host).observed(kernel)
-        settle(kernel, adopted)
-        adopted.remove(kernel)
-        assert ("PROMISC" in ip(host, "link show br0")) == stays
-
-
 def test_bridge_of_ours_is_not_adopted(kernel: Kernel, host: NetnsRef) -> None:
     bridge = Bridge(ifname="br0", netns=host)
     assert not bridge.observed(kernel).adopted

@@ -8,6 +8,7 @@ import pytest
 from netlib.errors import ObjectMissing
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.handle import Kernel
+from netlib.kernel.tuning import LinkSetting
 from netlib.kernel.vlans import PortVlans
 from netlib.model import NetnsRef
 from tests.kernel.object_world import TAG, World, assert_same, go_rounds, is_lost_netns, make_world, repair, settle
@@ -25,11 +26,16 @@ def kernel() -> Iterator[Kernel]:
 def world(netns_factory: Callable[[str], NetnsRef], kernel: Kernel) -> World:
     """With lan0 and dev0 in a bridge that keeps VLANs apart."""
     world = make_world(netns_factory)
-    Bridge(ifname="br0", vlan_filtering=True, netns=world.host).ensure(kernel)
+    Bridge(ifname="br0", netns=world.host).ensure(kernel)
+    _filtering(world, "br0").ensure(kernel)
     world.run("host:ip link set dev0 up")
     for ifname in ("lan0", "dev0"):
         BridgePort(ifname=ifname, bridge="br0", netns=world.host).ensure(kernel)
     return world
+
+
+def _filtering(world: World, ifname: str) -> LinkSetting:
+    return LinkSetting(ifname=ifname, setting="vlan_filtering", value="on", netns=world.host)
 
 
 def _vlans(world: World, **more: object) -> PortVlans:
@@ -117,8 +123,8 @@ def test_ports_of_other_vlans_do_not_meet(kernel: Kernel, world: World) -> None:
 def test_a_bridge_starts_and_stops_keeping_vlans_apart(kernel: Kernel, world: World) -> None:
     world.run("host:ip link add br1 type bridge")
     before = world.state()
-    item = Bridge(ifname="br1", vlan_filtering=True, netns=world.host).observed(kernel)
-    assert item.drift(kernel) == "bridge br1 does not keep VLANs apart"
+    item = _filtering(world, "br1").observed(kernel)
+    assert item.drift(kernel) == "link br1 has vlan_filtering off, not on"
     settle(kernel, world, item)
     item.remove(kernel)
     assert_same(before, world.state())

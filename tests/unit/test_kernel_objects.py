@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from netlib.codec import decode, encode
 from netlib.errors import ConfigError, FeatureMissing, KernelError, NotPermitted, ObjectMissing
+from netlib.firewall.spoofing import PortMac, PortMacs
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgeBefore, BridgePort
 from netlib.kernel.files import Folder, TextFile
@@ -60,11 +61,6 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             "ip link set br-web type bridge nf_call_iptables 1 nf_call_ip6tables 1",
             "ip link set br-web up",
         ],
-    ),
-    (
-        Bridge(ifname="br0", ipv6=False, adopted=BEFORE, vlan_filtering=True, promiscuous=True),
-        "link/host/br0",
-        ["ip link set br0 type bridge vlan_filtering 1", "ip link set br0 promisc on up"],
     ),
     (Bridge(ifname="br0", ipv6=False, adopted=BEFORE), "link/host/br0", ["ip link set br0 up"]),
     (
@@ -201,6 +197,11 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         ["ip -n web link set eth0 txqueuelen 77"],
     ),
     (
+        LinkSetting(ifname="br0", setting="vlan_filtering", value="on"),
+        "link_setting/host/br0 vlan_filtering",
+        ["ip link set br0 type bridge vlan_filtering 1"],
+    ),
+    (
         PolicyRule(table=100, source=ip_network("10.22.0.2/32"), iif="eth0", priority=7, netns=WEB),
         "rule//run/netns/web/4 from 10.22.0.2/32 iif eth0 table 100 priority 7",
         ["ip -n web rule add from 10.22.0.2/32 iif eth0 table 100 priority 7 protocol static"],
@@ -233,6 +234,29 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             (
                 "tc filter add dev veth0 parent ffff: protocol all pref 28268"
                 " u32 match u32 0 0 action mirred egress redirect dev ifb0"
+            ),
+        ],
+    ),
+    (
+        PortMac(port="veth0", mac="02:00:00:00:00:09"),
+        "firewall/host/port mac/veth0",
+        [
+            "nft 'add element bridge netlib macs { \"veth0\" . 02:00:00:00:00:09 }'",
+            "nft 'add element bridge netlib watched { \"veth0\" }'",
+        ],
+    ),
+    (
+        PortMacs(),
+        "firewall/host/port macs",
+        [
+            "nft 'add table bridge netlib'",
+            "nft 'add set bridge netlib watched { type ifname; }'",
+            "nft 'add set bridge netlib macs { type ifname . ether_addr; }'",
+            "nft 'add chain bridge netlib prerouting { type filter hook prerouting priority -300; policy accept; }'",
+            "nft 'flush chain bridge netlib prerouting'",
+            (
+                "nft 'add rule bridge netlib prerouting iifname @watched iifname . ether saddr != @macs drop "
+                'comment "another MAC address"\''
             ),
         ],
     ),

@@ -1,0 +1,133 @@
+"""What a bridge port may say to be its own MAC address: everything else that it sends is dropped.
+
+A small table of the bridge family, ``bridge netlib``: one rule, and an element for each port that is watched, so that the
+thousandth costs what the first did.
+"""
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from netlib.errors import ObjectMissing
+from netlib.firewall.libnftables import Nft
+from netlib.firewall.ruleset import checked_ifname
+from netlib.names import check_mac
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+__all__ = ["PortMac", "PortMacs", "remove_reference_check"]
+
+TABLE = "bridge netlib"
+_BASE = (
+    f"add table {TABLE}",
+    f"add set {TABLE} watched {{ type ifname; }}",
+    f"add set {TABLE} macs {{ type ifname . ether_addr; }}",
+    f"add chain {TABLE} prerouting {{ type filter hook prerouting priority -300; policy accept; }}",
+    f"flush chain {TABLE} prerouting",
+    f'add rule {TABLE} prerouting iifname @watched iifname . ether saddr != @macs drop comment "another MAC address"',
+)
+_RULES = 1
+_SPELLABLE = re.compile(r"[A-Za-z0-9_.-]+")
+_REFERENCE_TABLE, _REFERENCE_CHAIN = "bridge nat", "PREROUTING"
+
+
+class PortMacs(KernelObject, frozen=True, kw_only=True, tag="port_macs"):
+    """The table; every :class:`PortMac` is an entry in it."""
+
+    @property
+    def key(self) -> Key:
+        return Key("firewall", self.netns.path, "port macs")
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._nft(kernel).run("\n".join(_BASE), f"set up {TABLE}")
+
+    def remove(self, kernel: "Kernel") -> None:
+        with suppress(ObjectMissing):
+            self._nft(kernel).run("\n".join(self._removal), f"remove {TABLE}")
+
+    @property
+    def _removal(self) -> tuple[str, str]:
+        return f"add table {TABLE}", f"delete table {TABLE}"  # so that one which is gone is no error
+
+    def _nft(self, kernel: "Kernel") -> Nft:
+        return kernel.firewall(self.netns).nft
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            listing = self._nft(kernel).listing(f"list chain {TABLE} prerouting")
+        except ObjectMissing:
+            return f"nftables table {TABLE} is gone"
+        rules = [entry for entry in listing if "rule" in entry]
+        return None if len(rules) == _RULES else f"nftables chain {TABLE} prerouting has other rules than ours"
+
+    def commands(self) -> Iterable[str]:
+        return (f"nft '{line}'" for line in _BASE)
+
+
+class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
+    """The only MAC address that frames from a bridge port may have; :class:`PortMacs` must be there first."""
+
+    port: str  # not called ifname: it outlives the link
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        return Key("firewall", self.netns.path, f"port mac/{self.port}")
+
+    @property
+    def _elements(self) -> tuple[str, str]:
+        port = f'"{checked_ifname(self.port)}"'
+        return f"{TABLE} macs {{ {port} . {check_mac(self.mac)} }}", f"{TABLE} watched {{ {port} }}"
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._run(kernel, "add")
+
+    def remove(self, kernel: "Kernel") -> None:
+        with suppress(ObjectMissing):  # no table
+            self._run(kernel, "add", "delete")  # so that what is gone is no error
+
+    def _run(self, kernel: "Kernel", *verbs: str) -> None:
+        lines = [f"{verb} element {element}" for verb in verbs for element in self._elements]
+        kernel.firewall(self.netns).nft.run("\n".join(lines), f"{verbs[-1]} the MAC address of bridge port {self.port}")
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        nft = kernel.firewall(self.netns).nft
+        try:
+            for element in self._elements:
+                nft.text(f"get element {element}")
+        except ObjectMissing:
+            return f"bridge port {self.port} may send from other MAC addresses than {self.mac}"
+        return None
+
+    def commands(self) -> Iterable[str]:
+        return (f"nft 'add element {element}'" for element in self._elements)
+
+
+def remove_reference_check(kernel: "Kernel", container: str, ifname: str) -> None:
+    """Remove what the reference bridge plugin's ``macspoofchk`` made for an interface; a no-op where there is nothing."""
+    nft, name = kernel.firewall().nft, f"{container}-{ifname}"
+    if not _SPELLABLE.fullmatch(name):
+        return
+    try:
+        listing = nft.listing(f"list table {_REFERENCE_TABLE}")
+    except ObjectMissing:
+        return
+    chains = {entry["chain"]["name"] for entry in listing if "chain" in entry}
+    rules = [entry["rule"] for entry in listing if "rule" in entry]
+    lines = [
+        f"delete rule {_REFERENCE_TABLE} {_REFERENCE_CHAIN} handle {rule['handle']}"
+        for rule in rules
+        if (rule["chain"], rule.get("comment")) == (_REFERENCE_CHAIN, f"macspoofchk-{name}")
+    ]
+    for chain in (f"cni-br-iface-{name}", f"cni-br-iface-{name}-mac"):
+        if chain in chains:
+            lines += [f"flush chain {_REFERENCE_TABLE} {chain}", f"delete chain {_REFERENCE_TABLE} {chain}"]
+    if lines:
+        nft.run("\n".join(lines), f"remove the reference plugin's check of {name}")
