@@ -29,6 +29,7 @@ from cni_plugins.interface import (
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
+from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, Wanted
@@ -132,8 +133,10 @@ class BridgePlugin:
     def _delete_foreign(self, call: Call[BridgeConf]) -> None:
         remove_foreign_link(self._node, call, ("veth",))
         Addressing(self._node, call).delete()
-        if call.config.mac_spoof_chk:
-            with Kernel() as kernel:
+        with Kernel() as kernel:
+            if call.config.ip_masq:
+                forget_masquerade(kernel, call.network, call.container_id, call.ifname)
+            if call.config.mac_spoof_chk:
                 remove_reference_check(kernel, call.container_id, call.ifname)
 
     def garbage_collect(self, call: Call[BridgeConf]) -> None:

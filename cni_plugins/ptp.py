@@ -24,9 +24,11 @@ from cni_plugins.interface import (
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
+from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, Wanted
+from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.routes import RouteEntry
 from netlib.model import IPAddress, IPNetwork, NetnsRef
@@ -86,6 +88,9 @@ class PtpPlugin:
     def _delete_foreign(self, call: Call[PtpConf]) -> None:
         Addressing(self._node, call).delete()
         remove_foreign_link(self._node, call, ("veth",))
+        if call.config.ip_masq:
+            with Kernel() as kernel:
+                forget_masquerade(kernel, call.network, call.container_id, call.ifname)
 
     def garbage_collect(self, call: Call[PtpConf]) -> None:
         attaching.collect(self._node, call, NAME)
