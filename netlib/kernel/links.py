@@ -290,7 +290,8 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        tag = text(IFLA_IFALIAS, kernel.tag) if self.tagged and kernel.tag else b""
+        is_untold = self.tagged and kernel.tag and not rtnl.get_link(self.ifname).alias  # else it has its record's already
+        tag = text(IFLA_IFALIAS, kernel.tag) if is_untold else b""
         try:
             set_link(rtnl, f"set link {self.ifname} up", self.ifname, tag, IFF_UP)
         except ObjectMissing:
