@@ -45,10 +45,18 @@ _LINK_LOCAL = ip_interface("fe80::1/64")
 def addressed(
     ifname: str, netns: NetnsRef, ips: Iterable[IP], *, dad: bool = False, on_link: bool = True
 ) -> list[KernelObject]:
-    """The addresses of *ips* on a link of the container, and the link up; IPv6 switched on where it is needed."""
+    """The addresses of *ips* on a link of the container, and the link up; IPv6 switched on where it is needed.
+
+    When it comes up the kernel announces the addresses: a neighbour may know one by the MAC address of its former holder.
+    """
     addresses = list(dict.fromkeys(ip.address for ip in ips))
-    objects: list[KernelObject] = []
-    if any(address.version == 6 for address in addresses):
+    families = {address.version for address in addresses}
+    objects: list[KernelObject] = [
+        Sysctl(name=f"net/ipv{version}/conf/{ifname}/{name}", value="1", netns=netns, optional=True)
+        for version, name in ((4, "arp_notify"), (6, "ndisc_notify"))
+        if version in families
+    ]
+    if 6 in families:
         objects += [
             Sysctl(name=f"net/ipv6/conf/{name}/disable_ipv6", value="0", netns=netns) for name in dict.fromkeys(("lo", ifname))
         ]

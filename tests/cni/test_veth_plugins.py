@@ -54,6 +54,20 @@ def test_containers_on_ptp_links_reach_each_other_through_the_host(caller: Calle
     assert "via 10.22.0.1" in run("ip", "-n", "c2", "route", "get", "10.22.0.2")
 
 
+def test_an_address_is_found_whatever_mac_address_its_former_holder_had(caller: Caller) -> None:
+    caller.container("c1")
+    caller.container("c2")
+    caller.ok("ADD", bridged(2), "c2")
+    for address in ("10.22.0.3", "fd00:22::3"):
+        for where in ((), ("-n", "c2")):
+            dev = "eth0" if where else "cni0"
+            run("ip", *where, "neigh", "add", address, "lladdr", "02:11:22:33:44:55", "dev", dev, "nud", "reachable")
+    caller.ok("ADD", bridged(3))
+    for address in ("10.22.0.3", "fd00:22::3"):
+        assert caller.pings("c2", address)
+        subprocess.run(["ping", "-c1", "-W2", address], check=True)
+
+
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
 def test_del_takes_all_back_and_may_come_twice(caller: Caller, controller: Controller, kind: str) -> None:
     caller.container("c1")
