@@ -19,12 +19,14 @@ from cni_plugins.decode import Address, Cidr, parse_address, parse_cidr
 from cni_plugins.netconf import Ipam, NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code, at_least
+from cni_plugins.reference import forget_container
 from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.host_local import RangeSet, RangeSpec, parse_range_sets
-from ipam.lease_files import LeaseFile, LeaseFolder, lease_text
+from ipam.lease_files import LeaseFile, LeaseFolder, lease_text, parse_lease
 from netlib.attachments import Adding, Wanted
 from netlib.errors import AddressTaken, AlreadyExists, ConfigError, PoolExhausted
+from netlib.kernel.handle import Kernel
 from netlib.model import HOST, IPAddress
 from netlib.plan import Plan
 from netlib.store.records import Transaction
@@ -161,22 +163,30 @@ class HostLocalPlugin:
                 return
 
     def garbage_collect(self, call: Call[HostLocalConf]) -> None:
+        """Take away attachments, and what the reference left for containers whose leases are to go: these alone name them."""
         collect(self._node, call, self.name)
         folder = _folder(call)
         valid = {lease_text(item.container_id, item.ifname) for item in call.valid_attachments}
         valid |= {item.container_id for item in call.valid_attachments}
-        self._free_those(folder, [lease for lease in folder.leases() if lease[1] not in valid])
+        leases = self._without_record(folder, [lease for lease in folder.leases() if lease[1] not in valid])
+        with Kernel() as kernel:
+            for address, text in leases:
+                container, ifname = parse_lease(text)
+                forget_container(kernel, call.network, container, ifname, {address})
+                folder.free(address, (text,))
 
     def _free_those(self, folder: LeaseFolder, leases: Collection[tuple[IPAddress, str]]) -> bool:
         """Free leases besides those that a record holds, which go with it; whether there were any."""
+        for address, text in self._without_record(folder, leases):
+            folder.free(address, (text,))
+        return bool(leases)
+
+    def _without_record(self, folder: LeaseFolder, leases: Collection[tuple[IPAddress, str]]) -> list[tuple[IPAddress, str]]:
         if not leases:
-            return False
+            return []
         with attachments_of(self._node).store.read() as tx:
             held = _held(tx, folder, [address for address, _ in leases])
-        for address, text in leases:
-            if address not in held:
-                folder.free(address, (text,))
-        return True
+        return [lease for lease in leases if lease[0] not in held]
 
     def status(self, call: Call[HostLocalConf]) -> None:
         """Do all of an ADD but write it down; addresses of containers that are gone are reclaimed as there."""

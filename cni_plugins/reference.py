@@ -7,11 +7,12 @@ chains that all containers share stay, as they do when the reference detaches it
 from hashlib import sha512
 
 from netlib.firewall.leftovers import forget_accepts, forget_chains, forget_rules
+from netlib.firewall.spoofing import remove_reference_check
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import delete_link
 from netlib.model import IPAddress
 
-__all__ = ["forget_allowance", "forget_bandwidth", "forget_masquerade", "forget_ports", "hashed"]
+__all__ = ["forget_allowance", "forget_bandwidth", "forget_container", "forget_masquerade", "forget_ports", "hashed"]
 
 _CHAIN_LENGTH = 28
 _IFNAME_LENGTH = 15
@@ -48,3 +49,12 @@ def forget_bandwidth(kernel: Kernel, network: str, container: str) -> None:
     link = rtnl.find_link(hashed("bwp", network + container, _IFNAME_LENGTH))
     if link is not None and link.kind == "ifb":
         delete_link(rtnl, link)
+
+
+def forget_container(kernel: Kernel, network: str, container: str, ifname: str, addresses: set[IPAddress]) -> None:
+    """Remove all that its plugins have left on the host for *container*, of which only a lease tells any more."""
+    forget_ports(kernel, network, container)
+    forget_masquerade(kernel, network, container, ifname)
+    forget_allowance(kernel, addresses)
+    forget_bandwidth(kernel, network, container)
+    remove_reference_check(kernel, container, ifname)

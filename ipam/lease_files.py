@@ -22,7 +22,7 @@ from netlib.plan import KernelObject, Key
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
-__all__ = ["LeaseFile", "LeaseFolder", "lease_text"]
+__all__ = ["LeaseFile", "LeaseFolder", "lease_text", "parse_lease"]
 
 _LOCK = "lock"
 _LAST = "last_reserved_ip."  # and the index of the range set
@@ -35,6 +35,12 @@ _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def lease_text(container: str, ifname: str) -> str:
     """What the file of an address says whose holder is this interface of this container."""
     return f"{container}{_SEPARATOR}{ifname}"
+
+
+def parse_lease(text: str) -> tuple[str, str]:
+    """The container and the interface that :func:`lease_text` was made of; files of before 2018 name no interface."""
+    container, _, ifname = text.partition(_SEPARATOR)
+    return container, ifname
 
 
 class LeaseFolder:

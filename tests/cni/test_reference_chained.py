@@ -230,10 +230,12 @@ def test_our_del_leaves_as_much_of_the_references_as_its_own(
     assert left[0] == left[1]
 
 
-def test_masquerading_by_the_reference_is_forgotten(world: World, caller: Caller) -> None:
-    """By a DEL of ours, for a container without a record."""
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_masquerading_by_the_reference_goes_with_its_container(world: World, caller: Caller, tmp_path: Path, verb: str) -> None:
+    """Its bridge has made it; GC knows the container by its lease alone."""
     world.run("sh", "-c", "ip netns add fw-c1; ip netns add fw-c2")
-    ipam = {"type": "static", "addresses": [{"address": "10.99.0.2/24"}, {"address": "fd99::2/64"}]}
+    ranges = [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "ranges": ranges}
     config = {"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "brZ", "ipMasq": True, "ipam": ipam}
     outcome = theirs("ADD", {**config, "name": "others"}, "fw-c2")
     assert outcome.code == 0, outcome.stdout
@@ -241,8 +243,9 @@ def test_masquerading_by_the_reference_is_forgotten(world: World, caller: Caller
     assert theirs("ADD", config, "fw-c1").code == 0
     assert _rules(world) != before
     for _ in range(2):
-        caller.ok("DEL", config, "fw-c1")
+        caller.ok(verb, {**config, "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}, "fw-c1")
     assert _rules(world) == before
+    assert list((tmp_path / "pods").glob("*99*")) == []
     world.run("sh", "-c", "ip netns del fw-c1; ip netns del fw-c2; ip link del brZ")
 
 
