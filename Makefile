@@ -8,10 +8,10 @@ SOAK ?= 1
 # More arguments for pytest: make test PYTEST="-k dns -x"
 PYTEST ?=
 
-.PHONY: help install test test-vm soak demo bench bench-cni lint format clean
+.PHONY: help install test test-vm test-peers soak demo bench bench-cni lint format clean
 
 help: ## Print this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: ## Debian packages (as root, if missing), .venv, Python packages
 	@scripts/install
@@ -22,6 +22,10 @@ test: install ## All tests, in a test host: network namespaces of its own
 test-vm: ## The tests that another kernel is needed for, in a virtual machine
 	@scripts/install vm
 	@$(TESTHOST) scripts/test-vm $(PYTEST)
+
+test-peers: ## Our CNI plugins under podman and containerd, and mixed with the reference's
+	@scripts/install peers
+	@$(TESTHOST) $(VENV_PYTHON) -m pytest tests/peers $(PYTEST)
 
 soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
 	@NETLIB_SOAK=$(SOAK) $(TESTHOST) $(VENV_PYTHON) -m pytest -m soak -o timeout=1800 $(PYTEST)

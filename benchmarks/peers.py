@@ -74,7 +74,7 @@ class Docker:
             delete_netns(self.host)
             raise
         try:
-            self.import_image(IMAGE, _busybox_root())
+            self.import_image(IMAGE, busybox_root())
         except BaseException:
             self._stop()
             raise
@@ -203,7 +203,7 @@ def _figure(report: str, pattern: str) -> float:
     return float(found[1])
 
 
-def _busybox_root() -> bytes:
+def busybox_root() -> bytes:
     """A root file system: Debian's static busybox under the names that tests and benchmarks call."""
     archive = BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
