@@ -1,7 +1,5 @@
 """Plugins behind others in a chain: whatever fails and wherever they die, nothing of them is left."""
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +9,9 @@ import pytest
 
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import KernelError
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.plan import KernelObject
 from tests.cni.calling import Caller, run
+from tests.faults import interrupted
 
 BRIDGE = {
     "cniVersion": "1.1.0",
@@ -74,29 +71,11 @@ def test_nothing_is_left_whatever_fails_and_wherever_it_dies(config: Config, pre
 
 def _interrupted(config: Config, conf: dict[str, Any], moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
-    count = -1
 
-    def observer(_: str, item: KernelObject) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KernelError(f"injected at {item.key}")
+    def attempt(controller: Controller) -> bool:
+        return b"injected" in Caller(lambda: controller).call("ADD", conf).stdout
 
-    def attempt() -> bool:
-        with Controller(config, watcher=Unwatched(), observer=observer) as controller:
-            return b"injected" in Caller(lambda: controller).call("ADD", conf).stdout
-
-    if action == "fail":
-        return attempt()
-    child = os.fork()
-    if child == 0:
-        try:
-            attempt()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return interrupted(config, moment, action, attempt)
 
 
 def test_a_chain_runs_and_is_taken_down_in_reverse(config: Config, previous: Any) -> None:

@@ -1,7 +1,6 @@
 """The type ``netlib``: containers of CNI runtimes in networks of ``netlib network create``, and what every verb does there."""
 
 import os
-import signal
 import socket
 from typing import Any
 
@@ -12,13 +11,12 @@ from cni_plugins.protocol import Code
 from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import KernelError
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.names import check_sandbox_name
-from netlib.plan import KernelObject
 from netlib.verbs import perform
 from tests.cni.calling import Caller, run
+from tests.faults import interrupted
 from tests.kernel.dns_client import resolve
 
 FULL_ID = "0123456789abcdef" * 4
@@ -288,31 +286,13 @@ def test_nothing_is_left_whatever_fails_and_wherever_it_dies(config: Config, act
 
 def _interrupted(config: Config, moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
-    count = -1
 
-    def observer(_: str, item: KernelObject) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KernelError(f"injected at {item.key}")
+    def attempt(controller: Controller) -> bool:
+        outcome = Caller(lambda: controller).call("ADD", conf())
+        assert outcome.code == 0 or b"injected" in outcome.stdout, outcome.stdout
+        return outcome.code == 1
 
-    def attempt() -> bool:
-        with Controller(config, watcher=Unwatched(), observer=observer) as controller:
-            outcome = Caller(lambda: controller).call("ADD", conf())
-            assert outcome.code == 0 or b"injected" in outcome.stdout, outcome.stdout
-            return outcome.code == 1
-
-    if action == "fail":
-        return attempt()
-    child = os.fork()
-    if child == 0:
-        try:
-            attempt()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return interrupted(config, moment, action, attempt)
 
 
 def test_names_of_containers_are_answered(config: Config) -> None:

@@ -1,7 +1,6 @@
 """``dhcp``: a lease asked for by the container's link, kept in step with the server, and given back."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +16,12 @@ from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.daemon import leases
 from netlib.daemon.leases import DhcpLeases
-from netlib.errors import DaemonError, KernelError
+from netlib.errors import DaemonError
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
-from netlib.plan import KernelObject
 from tests.cni.calling import Caller, run
 from tests.cni.dhcp_server import ADDRESS, GRANTED, Heard, Server, grant
+from tests.faults import interrupted
 
 T = TypeVar("T")
 ALONE = {"cniVersion": "1.1.0", "name": "lan", "type": "dhcp", "ipam": {"type": "dhcp"}}
@@ -280,29 +279,11 @@ def test_whatever_fails_and_wherever_it_dies_the_address_is_given_back(
 
 def _interrupted(config: Config, moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
-    count = -1
 
-    def observer(_: str, item: KernelObject) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KernelError(f"injected at {item.key}")
+    def attempt(controller: Controller) -> bool:
+        return Caller(lambda: controller).call("ADD", ALONE).code == 1
 
-    def attempt() -> bool:
-        with Controller(config, watcher=Unwatched(), observer=observer) as controller:
-            return Caller(lambda: controller).call("ADD", ALONE).code == 1
-
-    if action == "fail":
-        return attempt()
-    child = os.fork()
-    if child == 0:
-        try:
-            attempt()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return interrupted(config, moment, action, attempt)
 
 
 def test_gc_gives_back_what_is_not_valid(wired: Caller, server: Server, controller: Controller) -> None:

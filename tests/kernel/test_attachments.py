@@ -1,7 +1,5 @@
 """Attachments: made, failed, killed, taken away, collected; and the network that outlives them."""
 
-import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
@@ -13,7 +11,7 @@ import pytest
 from netlib.attachments import Adding, AttachmentKey, Attachments, Wanted
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import AlreadyExists, KernelError, NetlibError
+from netlib.errors import AlreadyExists, NetlibError
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import LinkUp, Veth
@@ -22,9 +20,10 @@ from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import CniNetwork, NetnsRef
 from netlib.names import veth_ifname
-from netlib.plan import KernelObject, Plan
+from netlib.plan import Plan
 from netlib.repair import repair_network
 from netlib.store.records import Transaction
+from tests.faults import interrupted
 
 TABLES = {
     "record": "SELECT id, kind, name, phase, network, sandbox FROM record ORDER BY id",
@@ -206,33 +205,15 @@ def test_nothing_is_left_whatever_fails_and_wherever_it_dies(
 
 def _interrupted(config: Config, home: NetnsRef, moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
-    count = -1
 
-    def observer(_: str, item: KernelObject) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KernelError(f"injected at {item.key}")
-
-    def attempt() -> bool:
-        with Controller(config, watcher=Unwatched(), observer=observer) as controller:
-            try:
-                _add(Attachments(controller), "c1", home)
-            except NetlibError as error:
-                return "injected" in str(error)
+    def attempt(controller: Controller) -> bool:
+        try:
+            _add(Attachments(controller), "c1", home)
+        except NetlibError as error:
+            return "injected" in str(error)
         return False
 
-    if action == "fail":
-        return attempt()
-    child = os.fork()
-    if child == 0:
-        try:
-            attempt()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return interrupted(config, moment, action, attempt)
 
 
 def test_a_bridge_deleted_by_hand_comes_back_with_what_was_plugged_into_it(

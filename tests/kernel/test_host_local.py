@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
@@ -20,11 +19,11 @@ from netlib.attachments import Attachments
 from netlib.codec import decode, encode
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import delete_netns
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
+from tests.faults import interrupted
 
 Make = Callable[[str], NetnsRef]
 
@@ -242,29 +241,11 @@ def test_nothing_is_left_whatever_fails_and_wherever_it_dies(config: Config, tmp
 
 def _interrupted(config: Config, folder: Path, moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
-    count = -1
 
-    def observer(_: str, item: KernelObject) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KernelError(f"injected at {item.key}")
+    def attempt(controller: Controller) -> bool:
+        return Host(controller, folder).add().startswith("injected")
 
-    def attempt() -> str:
-        with Controller(config, watcher=Unwatched(), observer=observer) as controller:
-            return Host(controller, folder).add()
-
-    if action == "fail":
-        return attempt().startswith("injected")
-    child = os.fork()
-    if child == 0:
-        try:
-            attempt()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return interrupted(config, moment, action, attempt)
 
 
 def test_a_file_that_lost_its_text_to_a_crash_goes_with_its_record(host: Host, kernel: Kernel) -> None:
