@@ -30,7 +30,8 @@ _IN_TEST_HOST = os.environ.get("NETLIB_TESTHOST") == os.readlink("/proc/self/ns/
 _EXIT_SECONDS = 5.0
 # What netlib leaves to the next network, and takes away at `netlib system reset`.
 _BASE_TABLE = ("nftables", "table inet netlib")
-_FORWARDING = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding"))
+_SWITCHES = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding"))
+_FORWARDING = tuple(path for path in _SWITCHES if path.exists())  # a kernel may have no IPv6
 
 _outcomes: dict[str, str] = {}
 _without_cgroups: list[str] = []
@@ -154,8 +155,8 @@ def netns_factory() -> Iterator[Callable[[str], NetnsRef]]:
         finally:
             os.close(fd)
         with entered(netns):  # a new netns starts as the kernel was told to start them, on some with forwarding on
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
-            Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("0")
+            for path in _FORWARDING:
+                path.write_text("0")
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return netns
 

@@ -51,7 +51,6 @@ _KERNELS: dict[str, Callable[[], bool]] = {
     "no_br_netfilter": _no_br_netfilter,
     "no_ipv6": _no_ipv6,
 }
-_IN_BARE_ONLY = {"no_br_netfilter", "no_ipv6"}
 
 
 @cache
@@ -89,7 +88,7 @@ def boots_of(item: pytest.Item) -> set[str]:
     marked = {name for marker in item.iter_markers("vm") for name in marker.args or (_ORDINARY,)}
     if unknown := marked - {_ORDINARY, _BARE}:
         raise pytest.UsageError(f"{item.nodeid}: vm({unknown.pop()!r}): known are {_BARE}, {_ORDINARY}")
-    return marked | ({_BARE if needs & _IN_BARE_ONLY else _ORDINARY} if needs else set())
+    return marked | ({_BARE if "no_ipv6" in needs else _ORDINARY} if needs else set())
 
 
 def left_to_vm(items: Iterable[pytest.Item]) -> dict[pytest.Item, list[str]]:

@@ -44,6 +44,7 @@ def test_a_full_disk_keeps_neither_the_exit_code_nor_anything_else_back(small: W
     assert _groups(refused) == []
 
 
+@pytest.mark.vm
 def test_an_end_that_cannot_be_kept_keeps_nothing_else_back(world: World) -> None:
     container = world.living("sleep", "60")
     (world.runtime.folder(container) / "exit.json.new").unlink()

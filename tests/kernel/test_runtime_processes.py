@@ -235,6 +235,7 @@ def test_the_foreground_passes_signals_on(world: World, runtime: Runtime) -> Non
 # --- exec ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vm
 def test_exec_joins_everything(world: World, runtime: Runtime, living: Container) -> None:
     script = """for kind in uts ipc pid mnt cgroup net; do readlink /proc/self/ns/$kind; done
         cat /proc/self/cgroup; grep CapEff /proc/self/status"""
@@ -358,6 +359,7 @@ def test_a_container_dies_with_its_minder(world: World, runtime: Runtime) -> Non
     assert runtime.state(container).running
 
 
+@pytest.mark.vm
 def test_a_container_outlives_its_starter(world: World, runtime: Runtime) -> None:
     container = world.box("sleep", "60")
     child = os.fork()
@@ -425,6 +427,7 @@ def test_leftovers_are_found_and_swept(world: World, runtime: Runtime) -> None:
     assert runtime.leftovers(set()) == []
 
 
+@pytest.mark.vm
 def test_control_groups_go_with_the_container(world: World, runtime: Runtime, living: Container) -> None:
     pid = runtime.state(living).pid
     lines = [line.split(":") for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]

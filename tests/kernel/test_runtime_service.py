@@ -20,7 +20,7 @@ from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Phase, Sandbox
 from netlib.names import new_id
-from netlib.runtime import attach, service
+from netlib.runtime import attach, cgroups, service
 from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
 from netlib.runtime.verbs import VERBS, remove_all
@@ -72,12 +72,15 @@ def _everything(controller: Controller) -> dict[str, object]:
 
 def _groups() -> list[str]:
     """Control groups of this test's containers; the machine's hierarchies are shared with whoever else runs tests."""
-    return sorted(glob(f"/sys/fs/cgroup/*/netlib/{_PREFIX}*"))  # Path.glob raises where another host's group goes meanwhile
+    places = cgroups.own_hierarchies().values()
+    # Path.glob raises where another host's group goes meanwhile.
+    return sorted(path for place in places for path in glob(f"{place}/{cgroups.PARENT}/{_PREFIX}*"))
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vm
 def test_a_container_lives_in_its_sandbox(controller: Controller) -> None:
     code, out = _run(
         controller, "sh", "-c", "ls /sys/class/net; hostname; cat /etc/hostname; ip -4 -o addr show eth0", networks=["web"]
