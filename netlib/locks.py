@@ -40,32 +40,40 @@ class Locks:
         Raises DeadlineExceeded naming who holds it.
         """
         deadline = time.monotonic() + seconds
+        path = self._path(name)
         pause = 0.0005
-        while (fd := self._try(name, purpose)) is None:
+        while (fd := self._try(path, purpose)) is None:
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{purpose}: waited {seconds:.0f} s for {self._holder(name)}; try again when it is done")
+                raise DeadlineExceeded(f"{purpose}: waited {seconds:.0f} s for {self._holder(path)}; try again when it is done")
             time.sleep(pause)  # noqa: TID251 - flock has no deadline of its own; the pause doubles up to 20 ms
             pause = min(pause * 2, 0.02)
         try:
             yield
         finally:
-            self._release(name, fd)
+            self._release(path, fd)
 
     @contextmanager
     def attempt(self, name: str, purpose: str) -> Iterator[bool]:
         """Hold the lock *name* during the block if nobody has it; yields whether it is held."""
-        fd = self._try(name, purpose)
+        path = self._path(name)
+        fd = self._try(path, purpose)
         try:
             yield fd is not None
         finally:
             if fd is not None:
-                self._release(name, fd)
+                self._release(path, fd)
+
+    def sweep(self) -> None:
+        """Delete the files that killed holders left; they lock nothing any more."""
+        for path in self.folder.glob("*"):
+            fd = self._try(path, "sweeping")
+            if fd is not None:
+                self._release(path, fd)
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
 
-    def _try(self, name: str, purpose: str) -> int | None:
-        path = self._path(name)
+    def _try(self, path: Path, purpose: str) -> int | None:
         if path in _held:  # by another thread of this process: no need to ask the kernel
             return None
         fd = self._open(path)
@@ -100,16 +108,15 @@ class Locks:
         except OSError as error:
             raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
 
-    def _release(self, name: str, fd: int) -> None:
-        path = self._path(name)
+    def _release(self, path: Path, fd: int) -> None:
         if _held.get(path) != fd:  # a forked child, in which it was closed already
             return
         path.unlink(missing_ok=True)
         del _held[path]
         os.close(fd)
 
-    def _holder(self, name: str) -> str:
+    def _holder(self, path: Path) -> str:
         try:
-            return self._path(name).read_text() or "another process"
+            return path.read_text() or "another process"
         except FileNotFoundError:
             return "another process"

@@ -58,7 +58,7 @@ class Service:
         try:
             store = Store(config.state_dir, boot=boot_id())
             self._serving = Serving(store, self._dns, self._ports, self._move_resolver)
-            self._controller()  # finishes what a crash left, before anything is served
+            self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
             self._store_identity = store_identity(config.state_dir)
             self._serving.load()
             self._control = ControlServer(self._listen(), self._handle, __version__)

@@ -51,6 +51,21 @@ def test_a_waiter_gets_the_lock_when_it_is_let_go(locks: Locks) -> None:
     assert order == ["first", "second"]
 
 
+def test_what_a_killed_holder_left_is_swept_and_no_held_lock_is(locks: Locks) -> None:
+    child = os.fork()
+    if child == 0:
+        with locks.hold("record:web", "creating web"):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(locks.folder.iterdir())) == 1
+    with locks.hold("record:db", "creating db"):
+        locks.sweep()
+        assert len(list(locks.folder.iterdir())) == 1
+        with locks.attempt("record:db", "recovering") as held:
+            assert not held
+    assert list(locks.folder.iterdir()) == []
+
+
 def test_a_forked_child_does_not_keep_its_parents_lock(locks: Locks) -> None:
     with locks.hold("record:web", "creating web"):
         child = os.fork()
