@@ -123,6 +123,7 @@ class HostLocalPlugin:
         netns = netns_of(self._node, call) if self._node.netns is not None else HOST
         try:
             with attachments.adding(key, netns, self._node.netns) as made:
+                self._node.check_awaited()
                 made.apply(draft)
                 return finish(made, answer)
         except AlreadyExists as error:

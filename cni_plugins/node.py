@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cni_plugins.protocol import CniError, Code
+
 if TYPE_CHECKING:
     from netlib.controller import Controller
 
@@ -18,15 +20,29 @@ _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
 class Node:
     """What a plugin works with. It belongs to one call and its thread; whoever made it closes the descriptor."""
 
-    def __init__(self, open_controller: "Callable[[], Controller]", netns: int | None = None) -> None:
-        """*netns* is what CNI_NETNS led to in the caller's mount namespace; what is no netns is left aside."""
+    def __init__(
+        self,
+        open_controller: "Callable[[], Controller]",
+        netns: int | None = None,
+        is_awaited: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """*netns* is what CNI_NETNS led to in the caller's mount namespace; what is no netns is left aside.
+
+        *is_awaited* says whether anybody still waits for the answer.
+        """
         self._open_controller = open_controller
+        self._is_awaited = is_awaited
         self.netns = netns if netns is not None and _is_netns(netns) else None
 
     @cached_property
     def controller(self) -> "Controller":
         """The host's verbs, opened at first use: not every type needs them, nor the root that they ask for."""
         return self._open_controller()
+
+    def check_awaited(self) -> None:
+        """Raise CniError (code 11) when the caller has gone: whoever killed it may have called DEL before this ADD began."""
+        if not self._is_awaited():
+            raise CniError(Code.TRY_AGAIN, "the caller was gone before its ADD began", "nothing was done")
 
     def is_own_netns(self, _path: str) -> bool:
         """Whether the netns lent is the one that we are in; False where none was. What skel.answer asks for.

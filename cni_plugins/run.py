@@ -38,10 +38,15 @@ def failed(error: NetlibError) -> Outcome:
 
 
 def serve(
-    kind: str, environ: Mapping[str, str], lent: Mapping[bytes, int], open_controller: "Callable[[], Controller]"
+    kind: str,
+    environ: Mapping[str, str],
+    lent: Mapping[bytes, int],
+    open_controller: "Callable[[], Controller]",
+    is_awaited: Callable[[], bool],
 ) -> Outcome:
     """Do a launcher's call, in netlibd. *lent* are descriptors by name: the file in memory that holds stdin, the netns."""
-    return perform(kind, environ, _content(lent[STDIN]) if STDIN in lent else b"", Node(open_controller, lent.get(NETNS)))
+    node = Node(open_controller, lent.get(NETNS), is_awaited)
+    return perform(kind, environ, _content(lent[STDIN]) if STDIN in lent else b"", node)
 
 
 def _content(fd: int) -> bytes:

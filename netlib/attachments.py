@@ -223,11 +223,11 @@ class Attachments:
         *netns* has its identity; *fd*, where given, is a descriptor of it, and its path is not looked at. Raises
         AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
         """
-        with self.controller.operation("cni add", key.name):
+        purpose = f"attaching container {key.container} to network {key.network}"
+        with self._alone(key, purpose), self.controller.operation("cni add", key.name):
             self._clear_the_way(key, netns)
             with self.store.read() as tx:
                 record = tx.new_link_id()
-            purpose = f"attaching container {key.container} to network {key.network}"
             with self._lifecycle.working_on([record], purpose), self.engine.kernel(record) as kernel:
                 if fd is not None:
                     kernel.lend(netns, fd)
@@ -237,6 +237,12 @@ class Attachments:
                 except NetlibError as error:
                     self._undo(adding, error)
                     raise
+
+    @contextmanager
+    def _alone(self, key: AttachmentKey, purpose: str) -> Iterator[None]:
+        """Let ADD and DEL of one attachment wait for each other: a killed plugin's ADD may go on in netlibd when DEL comes."""
+        with self.controller.locks.hold(f"attachment:{key.name}", purpose):
+            yield
 
     def _undo(self, adding: Adding, error: NetlibError) -> None:
         failures: list[NetlibError] = []
@@ -310,12 +316,14 @@ class Attachments:
 
         Raises TeardownError when something would not go; it stays written down, and the next call tries again.
         """
-        with self.store.read() as tx:
-            row = tx.find_named(CniAttachment, key.name)
-        if row is None:
-            return None
-        with self.controller.operation("cni del", key.name):
-            self._take_down([row], f"detaching container {key.container} from network {key.network}")
+        purpose = f"detaching container {key.container} from network {key.network}"
+        with self._alone(key, purpose):
+            with self.store.read() as tx:
+                row = tx.find_named(CniAttachment, key.name)
+            if row is None:
+                return None
+            with self.controller.operation("cni del", key.name):
+                self._take_down([row], purpose)
         return row.value
 
     def collect(self, network: str, plugin: str, valid: Collection[tuple[str, str]]) -> list[CniAttachment]:

@@ -56,6 +56,7 @@ class Request(Struct, frozen=True):
     fds: tuple[int, ...]
     from_here: bool  # the caller is in our net, mnt and user namespaces
     tell: Callable[[Any], None] | None
+    is_awaited: Callable[[], bool]  # whether the caller is still there
     from_launcher: bool = False  # a CNI call: written in fields, and so is its answer
 
     @property
@@ -117,7 +118,13 @@ class _Peer:
         body = bytes(self.buffer[LENGTH.size :])
         self.buffer.clear()
         self.begun = 0.0
-        return _parsed(body, tuple(self.fds), lambda update: _tell(self, update))
+        return _parsed(body, tuple(self.fds), self)
+
+    def is_there(self) -> bool:
+        """Whether the other end is still open; from any thread."""
+        waiting = select.poll()
+        waiting.register(self.fd, select.POLLRDHUP)
+        return not waiting.poll(0)
 
     def send(self, answer: bytes) -> None:
         """Send one frame; OSError when the peer is gone or does not take it in time."""
@@ -305,9 +312,9 @@ def _launcher_frame(message: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Request:
+def _parsed(body: bytes, fds: Sequence[int], peer: _Peer) -> Request:
     if body.startswith(launchers.MAGIC):
-        return _parsed_launchers(body, fds)
+        return _parsed_launchers(body, fds, peer)
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -328,11 +335,12 @@ def _parsed(body: bytes, fds: Sequence[int], tell: Callable[[Any], None]) -> Req
         store=store,
         fds=tuple(fds[len(NAMESPACES) :]),
         from_here=_are_ours(fds[: len(NAMESPACES)]),
-        tell=tell if message.get("progress") else None,
+        tell=(lambda update: _tell(peer, update)) if message.get("progress") else None,
+        is_awaited=peer.is_there,
     )
 
 
-def _parsed_launchers(body: bytes, fds: Sequence[int]) -> Request:
+def _parsed_launchers(body: bytes, fds: Sequence[int], peer: _Peer) -> Request:
     lent = fds[len(NAMESPACES) :]
     try:
         release, store, names, kind, *environment = launchers.unpack(body)
@@ -349,6 +357,7 @@ def _parsed_launchers(body: bytes, fds: Sequence[int]) -> Request:
             fds=tuple(lent),
             from_here=_are_ours(fds[: len(NAMESPACES)]),
             tell=None,
+            is_awaited=peer.is_there,
             from_launcher=True,
         )
     except ValueError as error:

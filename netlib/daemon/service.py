@@ -139,7 +139,7 @@ class Service:
         if request.from_launcher:
             from cni_plugins.run import serve
 
-            return serve(open_controller=self._controller, **request.args)
+            return serve(open_controller=self._controller, is_awaited=request.is_awaited, **request.args)
         from netlib.verbs import perform  # the keeper has imported it; a start need not wait for it
 
         self._local.tell = request.tell

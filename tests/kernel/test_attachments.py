@@ -1,6 +1,7 @@
 """Attachments: made, failed, killed, taken away, collected; and the network that outlives them."""
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
 from pathlib import Path
@@ -99,6 +100,29 @@ def _ping(netns: str, address: str) -> bool:
     return (
         subprocess.run(["ip", "netns", "exec", netns, "ping", "-c1", "-W2", address], stdout=subprocess.DEVNULL).returncode == 0
     )
+
+
+def test_del_waits_for_the_add_of_a_plugin_that_was_killed(
+    config: Config, controller: Controller, netns: Callable[[str], NetnsRef]
+) -> None:
+    """netlibd may still be at it; what it makes is then taken down."""
+    deleted: list[str] = []
+
+    def delete() -> None:
+        with Controller(config, watcher=Unwatched()) as other:
+            found = Attachments(other).delete(_key("c1"))
+            deleted.append(found.container if found is not None else "nothing")
+
+    attachments, box, thread = Attachments(controller), netns("c1"), threading.Thread(target=delete)
+    with attachments.adding(_key("c1"), box) as adding:
+        thread.start()
+        thread.join(0.2)  # long enough for a DEL that does not wait
+        adding.apply(lambda _: Wanted(_own(adding.record, box, 2), _shared()))
+        adding.finish({})
+    thread.join()
+    assert deleted == ["c1"]
+    assert _links("c1") == ["lo"]
+    assert attachments.attachments() == []
 
 
 def test_the_network_outlives_its_attachments_until_it_is_pruned(
