@@ -177,4 +177,4 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
         yield command_in(self.netns, f"ip link set {self.ifname} master {self.vrf}")
         yield command_in(self.netns, f"sysctl -w {self._kept}=0")
         for route in self.routes:
-            yield from (f"{command} vrf {self.vrf}" for command in route.commands())
+            yield from (f"{command} vrf {self.vrf} proto static" for command in route.commands())

@@ -160,7 +160,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             "ip netns exec web sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1",
             "ip -n web link set eth0 master red",
             "ip netns exec web sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=0",
-            "ip -n web route replace default dev eth0 vrf red",
+            "ip -n web route replace default dev eth0 vrf red proto static",
         ],
     ),
     (
