@@ -11,7 +11,6 @@ from cni_plugins.single import Given, ParentConf, SingleLink, checked_mode, find
 from cni_plugins.skel import Call
 from netlib.attachments import Adding
 from netlib.kernel.sublinks import Ipvlan
-from netlib.kernel.sysctl import Sysctl
 from netlib.model import NetnsRef
 
 __all__ = ["IpvlanConf", "IpvlanPlugin"]
@@ -61,11 +60,6 @@ class IpvlanPlugin(SingleLink[IpvlanConf]):
                 parent_netns=adding.netns if config.link_in_container else parent.netns,
                 mode=mode,
             )
-            # Containers share a MAC address, so neighbours learn from these who has an address by now.
-            announcing = [
-                Sysctl(name=f"net/{family}/conf/{call.ifname}/{name}", value="1", optional=True, netns=adding.netns)
-                for family, name in (("ipv4", "arp_notify"), ("ipv6", "ndisc_notify"))
-            ]
-            return Given(link, parent.mac, tuple(announcing))
+            return Given(link, parent.mac)
 
         return given
