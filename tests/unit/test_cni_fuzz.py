@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cni_plugins.node import Node
-from cni_plugins.protocol import VERSIONS
+from cni_plugins.protocol import VERSIONS, Code
 from cni_plugins.result import Result
-from cni_plugins.skel import Call, answer
+from cni_plugins.skel import Call, Outcome, answer
 from cni_plugins.static import StaticConf, StaticPlugin
 from netlib.controller import Controller
 
@@ -65,9 +65,9 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def nearly_valid(draw: st.DrawFn) -> bytes:
-    """A valid configuration in which up to three values are exchanged, taken away or renamed."""
-    document = copy.deepcopy(VALID)
+def mutated(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
+    """A *valid* configuration in which up to three values are exchanged, taken away or renamed; a tenth ends too early."""
+    document = copy.deepcopy(valid)
     document["cniVersion"] = draw(st.sampled_from(VERSIONS))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(_places(document)[1:]))
@@ -123,24 +123,30 @@ def check_answer(environ: dict[str, str], stdin: bytes) -> None:
         elif command != "VERSION":
             assert outcome.stdout == b""
         return
+    check_error(outcome)
+
+
+def check_error(outcome: Outcome) -> None:
+    """See that it is an error object as the specification has it, and no defect of ours."""
     error = json.loads(outcome.stdout)
     assert outcome.code == 1
     assert error["cniVersion"] in VERSIONS
     assert isinstance(error["code"], int)
-    assert error["code"] != 999, error
+    assert error["code"] != Code.INTERNAL, error
     assert isinstance(error["msg"], str)
     assert error["msg"]
     assert set(error) <= {"cniVersion", "code", "msg", "details"}
+    assert b"Traceback" not in outcome.stderr
 
 
 @settings(max_examples=1500, deadline=None)
-@given(_complete, nearly_valid())
+@given(_complete, mutated(VALID))
 def test_configurations_that_are_nearly_right(environ: dict[str, str], stdin: bytes) -> None:
     check_answer(environ, stdin)
 
 
 @settings(max_examples=1000, deadline=None)
-@given(_environs, nearly_valid())
+@given(_environs, mutated(VALID))
 def test_environments(environ: dict[str, str], stdin: bytes) -> None:
     check_answer(environ, stdin)
 
