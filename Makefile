@@ -16,16 +16,16 @@ help: ## Print this list
 install: ## Debian packages (as root, if missing), .venv, Python packages
 	@scripts/install
 
-test: install ## All tests, in a test host: network namespaces of its own
-	@$(TESTHOST) $(VENV_PYTHON) -m pytest $(PYTEST)
+test: install ## All tests that need nobody else's programs, in a test host: network namespaces of its own
+	@$(TESTHOST) $(VENV_PYTHON) -m pytest -m "not peers and not runtimes" $(PYTEST)
 
 test-vm: ## The tests that another kernel is needed for, in a virtual machine
 	@scripts/install vm
 	@$(TESTHOST) scripts/test-vm $(PYTEST)
 
-test-peers: ## Our CNI plugins under podman and containerd, and mixed with the reference's
+test-peers: ## Our CNI plugins beside the reference's, mixed with them, and under podman and containerd
 	@scripts/install peers
-	@$(TESTHOST) $(VENV_PYTHON) -m pytest tests/peers $(PYTEST)
+	@$(TESTHOST) $(VENV_PYTHON) -m pytest -m "peers or runtimes" $(PYTEST)
 
 soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
 	@NETLIB_SOAK=$(SOAK) $(TESTHOST) $(VENV_PYTHON) -m pytest -m soak -o timeout=1800 $(PYTEST)

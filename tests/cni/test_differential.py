@@ -313,7 +313,7 @@ def test_ours_does_what_the_reference_does(twins: tuple[Twin, Twin], case: Case)
             for where in ours[part]:
                 assert unlike(ours[part][where], theirs[part][where], case.differs) == [], (part, where)
         elif part == "CHECK":  # theirs fails at times, over routes without a gateway and addresses of the other family
-            assert "an error" not in str(ours[part])
+            assert ours[part] == theirs[part] or "an error" not in str(ours[part])
         elif part in case.better:
             assert "an error" not in str(ours[part])
             assert ": False" not in str(ours[part])
