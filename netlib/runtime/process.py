@@ -36,7 +36,8 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, 
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
 _MOST_BYTES = 16 << 20  # of a container's /etc/passwd or /etc/group that are read
-SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 9, 13, 17, 25
+SIGKILL, SIGPIPE, SIGCHLD = 9, 13, 17
+_SIGNALS = 64
 
 # What Docker leaves to a container's root: moby, daemon/pkg/oci/caps/defaults.go. The numbers are those of linux/capability.h.
 DEFAULT_CAPABILITIES = {
@@ -256,7 +257,7 @@ class CommandRefused(Exception):
 def execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     """Become the command, found by the container's PATH; every descriptor from 3 up closes. Raises CommandRefused."""
     _check(_libc.syscall(_SYS_CLOSE_RANGE, 3, ctypes.c_uint(-1 & 0xFFFFFFFF), _CLOSE_RANGE_CLOEXEC), "close descriptors")
-    for number in (SIGPIPE, SIGXFSZ):  # Python ignores them, and what is ignored stays so
+    for number in range(1, _SIGNALS + 1):  # what Python ignores, or whoever started us (in the background), would stay so
         _libc.signal(number, None)
     _libc.sigprocmask(2, ctypes.create_string_buffer(128), None)
     name = arguments[0]

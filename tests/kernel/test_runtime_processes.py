@@ -185,6 +185,16 @@ def test_typing_into_a_terminal(world: World, runtime: Runtime) -> None:
     os.close(slave)
 
 
+def test_what_its_starter_ignores_a_container_does_not(world: World) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a command in the background of a script
+    try:
+        code, answer, _ = world.run("grep", "^SigIgn", "/proc/self/status")
+        assert code == 0
+        assert int(answer.split()[1], 16) & 0x7FFFFFFF == 0  # above are the C library's own
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_attaching_later_gives_the_output_from_then_on(world: World, runtime: Runtime) -> None:
     container = world.box("sh", "-c", "read line; echo $line", stdin=True)
     runtime.launch(container)
