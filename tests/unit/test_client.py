@@ -364,7 +364,7 @@ def test_who_says_nothing_makes_room_for_others(config: Config, monkeypatch: pyt
 
     with ExitStack() as stack:
         stack.enter_context(serving(config, handle))
-        busy, silent, latest = (stack.enter_context(_connect(config)) for _ in range(3))
+        silent, latest, busy = (stack.enter_context(_connect(config)) for _ in range(3))  # taken in this order
         busy.sendall(_whole({}))
         assert begun.wait(5)
         watcher = stack.enter_context(DaemonWatcher(config))
