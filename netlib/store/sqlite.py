@@ -160,6 +160,7 @@ class Store:
             self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA temp_store=MEMORY")  # there may be no place for temporary files that can be written
             self._migrate(connection)
         except (OSError, sqlite3.Error) as error:
             if connection is not None:
