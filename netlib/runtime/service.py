@@ -62,11 +62,14 @@ def containers(controller: Controller) -> list[Container]:
         return [row.value for row in tx.all(Container) if row.phase is Phase.READY]
 
 
-def find_container(controller: Controller, reference: str) -> Container:
-    """The container with that name, id or unambiguous beginning of an id; NotFound else."""
+def find_container(controller: Controller, reference: str, *, half_removed: bool = False) -> Container:
+    """The container with that name, id or unambiguous beginning of an id; NotFound else.
+
+    One whose removal failed is not there, except for who wants the *half_removed* as well: to remove them again.
+    """
     with controller.store.read() as tx:
         row = tx.find(Container, reference)
-    if row is None or row.phase is Phase.REMOVING:
+    if row is None or (row.phase is Phase.REMOVING and not half_removed):
         raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
     return row.value
 
@@ -291,7 +294,7 @@ def reap_container(controller: Controller, reference: str) -> None:
 
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
     """Remove a container with its files and its log; InUse when it runs, unless *force* says to kill it."""
-    remove_containers(controller, [find_container(controller, reference)], force=force)
+    remove_containers(controller, [find_container(controller, reference, half_removed=True)], force=force)
 
 
 def remove_containers(controller: Controller, going: Sequence[Container], *, force: bool = False) -> None:

@@ -203,7 +203,8 @@ def container_kill(controller: Controller, *, name: str, signal: str = "KILL") -
 
 def container_rm(controller: Controller, *, names: Sequence[str], force: bool = False) -> None:
     """Remove containers, all of them or none."""
-    service.remove_containers(controller, [service.find_container(controller, name) for name in names], force=force)
+    going = [service.find_container(controller, name, half_removed=True) for name in names]
+    service.remove_containers(controller, going, force=force)
 
 
 def container_reap(controller: Controller, *, name: str) -> None:

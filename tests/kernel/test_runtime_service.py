@@ -446,6 +446,21 @@ def test_removed_before_it_could_be_started(controller: Controller, monkeypatch:
         service.start_container(controller, "box")
 
 
+def test_a_removal_that_failed_is_tried_again(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(own: Runtime, container: Container) -> None:
+        raise Conflict("container 'box' is being started")
+
+    service.create_container(controller, ContainerSpec(command=("true",), name="box"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "remove", refuse)
+        for _ in range(2):
+            with pytest.raises(Conflict, match="is being started"):
+                perform(controller, "container.rm", {"names": ["box"], "force": True})
+    perform(controller, "container.rm", {"names": ["box"]})
+    with pytest.raises(NotFound):
+        perform(controller, "container.rm", {"names": ["box"]})
+
+
 def test_one_that_cannot_be_cleared_away_stands_in_nobodys_way(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = service.create_container(controller, ContainerSpec(command=("true",), name="stuck"))
     with controller.store.write() as tx:
