@@ -31,7 +31,7 @@ def far(netns_factory: Callable[[str], NetnsRef]) -> Iterator[str]:
     for line in (
         f"ip link add lan0 type veth peer name far0 netns {name}",
         "ip addr add 192.168.7.5/24 dev lan0",
-        "ip link set lan0 up",
+        "ip link set lan0 addrgenmode none up",  # an address of the kernel's would come a moment later
         f"ip -n {name} addr add 192.168.7.1/24 dev far0",
         f"ip -n {name} addr add fd07::1/64 nodad dev far0",
         f"ip -n {name} addr add 10.44.0.1/32 dev lo",
