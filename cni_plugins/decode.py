@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from cni_plugins.protocol import CniError, Code
+from netlib import structs
 
 if TYPE_CHECKING:
     from netlib.model import IPAddress as Address
@@ -75,7 +76,7 @@ def convert(document: Any, kind: type[_T], what: str) -> _T:
     """
     shaped = _shaped(document, kind)
     try:
-        return msgspec.convert(shaped, kind, dec_hook=_address_hook)
+        return structs.convert(shaped, kind, dec_hook=_address_hook)
     except msgspec.ValidationError as error:
         raise _refusal(error, shaped, kind, what) from None
 

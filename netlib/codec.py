@@ -5,11 +5,13 @@ damaged row is a :class:`StoreDamaged` that names it, never a half-filled object
 """
 
 import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from netlib import structs
 from netlib.errors import StoreDamaged
 
 _T = TypeVar("_T")
@@ -36,7 +38,7 @@ def _decode_custom(kind: type, value: Any) -> Any:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_custom, order="deterministic")
-_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_decoders: dict[Any, Callable[[bytes], Any]] = {}
 
 
 def encode(value: Any) -> bytes:
@@ -48,9 +50,9 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     """Read JSON into *kind*; raise :class:`StoreDamaged` saying what does not fit."""
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind, dec_hook=_decode_custom)
+        decoder = _decoders[kind] = structs.decoder(kind, dec_hook=_decode_custom)
     try:
-        result: _T = decoder.decode(body)
+        result: _T = decoder(body)
     except (msgspec.DecodeError, ValueError) as error:
         raise StoreDamaged(f"damaged record: {error}; its text begins {body[:80]!r}") from error
     return result
@@ -63,4 +65,4 @@ def to_builtins(value: Any) -> Any:
 
 def convert(value: Any, kind: type[_T]) -> _T:
     """Turn dicts, lists and strings into *kind*; raise ``msgspec.ValidationError`` naming the path that does not fit."""
-    return msgspec.convert(value, kind, dec_hook=_decode_custom)
+    return structs.convert(value, kind, dec_hook=_decode_custom)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from netlib import structs
 from netlib.errors import ConfigError, UnknownOption
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -28,7 +29,7 @@ def _decoded(kind: type[msgspec.Struct], items: tuple[tuple[str, str], ...], sub
             known = ", ".join(sorted(fields)) or "none at all"
             raise UnknownOption(f"{subject}: unknown option {key!r}; there are: {known}")
     try:
-        return msgspec.convert(options, kind, strict=False)
+        return structs.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:
         key = next((key for key in options if f"$.{key}`" in str(error)), "")
         wanted = getattr(fields[key].type, "__name__", "value") if key else "value"

@@ -115,6 +115,8 @@ def config(tmp_path: Path) -> Iterator[Config]:
     yield config
     if config.pid_file.exists():
         _end(int(config.pid_file.read_text() or 0))
+    log = config.run_dir / "netlibd.log"
+    assert not log.exists() or "Fatal Python error" not in log.read_text(errors="replace"), log.read_text(errors="replace")
 
 
 def _end(pid: int) -> None:

@@ -4,6 +4,7 @@ Threads: the main one waits on the control socket, workers do the verbs (each wi
 serves one thread), one answers DNS, and the keeper looks after what changes by itself.
 """
 
+import faulthandler
 import logging
 import logging.handlers
 import os
@@ -226,3 +227,4 @@ def open_log(config: Config, *, to_stderr: bool) -> None:
     if to_stderr:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
+    faulthandler.enable()  # a library that ends the process by a signal says where, too

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from netlib.errors import ConfigError
 from netlib.kernel import inotify
+from netlib.structs import decoder
 
 _BLOCK = 64 * 1024
 
@@ -23,7 +24,7 @@ class LogEntry(Struct, frozen=True):
     time: str  # RFC 3339, nanoseconds, UTC
 
 
-_decoder = msgspec.json.Decoder(LogEntry)
+_entry = decoder(LogEntry)
 
 
 def read(path: Path, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
@@ -84,7 +85,7 @@ def parse_since(text: str, now: float) -> str:
 def _entries(lines: Iterable[bytes], since: str) -> Iterator[LogEntry]:
     for line in lines:
         try:
-            entry = _decoder.decode(line)
+            entry = _entry(line)
         except msgspec.DecodeError:  # a line that the disk had no room for
             continue
         if entry.time >= since:

@@ -132,6 +132,15 @@ def test_it_leaves_on_sigterm_and_when_asked(daemon: Config) -> None:
     assert ping(daemon)["pid"] == pid_of(daemon)
 
 
+def test_its_log_says_where_a_library_ended_it(daemon: Config) -> None:
+    pid = pid_of(daemon)
+    os.kill(pid, signal.SIGSEGV)
+    assert ended(pid)
+    log = daemon.run_dir / "netlibd.log"
+    assert "Fatal Python error: Segmentation fault" in log.read_text()
+    log.unlink()  # else this test fails for it
+
+
 def test_a_second_one_in_the_foreground_says_so_and_ends(daemon: Config) -> None:
     command = [sys.executable, "-m", "netlib.daemon", "--state-dir", str(daemon.state_dir), "--run-dir", str(daemon.run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

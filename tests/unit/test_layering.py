@@ -26,6 +26,7 @@ _CONTRACTS = (
     "plan",
     "ports",
     "registry",
+    "structs",
 )
 _PARTS = "drivers", "ipam", "netlib.dns", "netlib.firewall", "netlib.store"
 _EDGES = "cni_plugins", "labs", *(f"netlib.{name}" for name in ("__main__", "cli", "daemon", "lab", "runtime", "verbs"))
