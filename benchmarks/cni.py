@@ -181,9 +181,13 @@ def _flat(ours: Side, number: int) -> Row:
         ours.delete(chain, extra, *results)
         return took
 
-    alone = [cycle() for _ in range(20)]
+    def steady() -> list[float]:
+        """Without the first ones: the kernel is still busy with what came before."""
+        return [cycle() for _ in range(2 * _CYCLES)][_CYCLES:]
+
+    alone = steady()
     for index in range(number):
         ours.add(chain, f"bench{index}")
-    crowded = [cycle() for _ in range(20)]
+    crowded = steady()
     ours.call("GC", {**chain[0], "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}, extra)
     return Row(f"ADD beside {number} attachments", series(crowded), "ADD beside none", series(alone), _FLAT)

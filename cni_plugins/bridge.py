@@ -39,7 +39,7 @@ from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.tuning import LinkSetting
-from netlib.model import IPInterface, NetnsRef
+from netlib.model import IPInterface
 from netlib.names import check_ifname, endpoint_mac, host_end_mac, veth_ifname
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.records import Transaction
@@ -212,7 +212,7 @@ class _Wiring:
             *config.port.objects(host),
         ]
         if not config.disable_container_interface:
-            own += self._inside(ips, ifname, netns)
+            own += self._inside(ips, self._announced(ips, bridge))
         gateway_ifname = in_vlan.ifname if in_vlan else bridge.ifname
         shared = [bridge, *self._settings(), *(in_vlan.objects if in_vlan else ()), *router_addresses(gateway_ifname, gateways)]
         if config.routes_for_containers:
@@ -220,10 +220,24 @@ class _Wiring:
         subnets, masquerade = masqueraded(config, ips)
         return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(gateway_ifname, gateways))
 
-    def _inside(self, ips: tuple[IP, ...], ifname: str, netns: NetnsRef) -> list[KernelObject]:
+    def _announced(self, ips: tuple[IP, ...], bridge: Bridge) -> set[int]:
+        """Which families have addresses that a neighbour may know by another MAC address.
+
+        None has where it is ours to follow from the one IPv4 address, and no other plugins had containers on the bridge before.
+        """
+        addresses = {ip.address.ip for ip in ips}
+        versions: list[int] = [address.version for address in addresses]
+        follows = not self._mac and not bridge.adopted and versions.count(4) == 1
+        return {version for version in versions if version == 6 or not follows}
+
+    def _inside(self, ips: tuple[IP, ...], announced: set[int]) -> list[KernelObject]:
+        ifname, netns = self._adding.key.ifname, self._adding.netns
         if not ips:  # of the second layer alone, or before a foreign IPAM was asked
             return [LinkUp(ifname=ifname, netns=netns)]
-        return [*addressed(ifname, netns, ips, dad=self._config.enable_dad), *routed(ifname, netns, self.result)]
+        return [
+            *addressed(ifname, netns, ips, dad=self._config.enable_dad, announced=announced),
+            *routed(ifname, netns, self.result),
+        ]
 
     def _with_gateway(self, ip: IP) -> IP:
         gateway = ip.gateway
@@ -237,7 +251,7 @@ class _Wiring:
         digest = hashlib.blake2b(f"{self._adding.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
         wanted = Bridge(ifname=ifname, mac=endpoint_mac(digest, None), mtu=self._config.mtu)
         present = [item for item in self._adding.shared.of(Bridge) if item.key == wanted.key]
-        return replace(wanted, adopted=present[0].adopted) if present else wanted
+        return replace(wanted, adopted=present[0].adopted) if present else wanted.observed(self._adding.kernel)
 
     def _settings(self) -> list[KernelObject]:
         """What some networks on a bridge may ask for and others not, and the table for MAC addresses of ports."""

@@ -1,7 +1,7 @@
 """What every plugin that brings an interface into a container does with an IPAM result, and with an interface at DEL."""
 
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_interface
 from typing import Any
@@ -43,18 +43,25 @@ _LINK_LOCAL = ip_interface("fe80::1/64")
 
 
 def addressed(
-    ifname: str, netns: NetnsRef, ips: Iterable[IP], *, dad: bool = False, on_link: bool = True
+    ifname: str,
+    netns: NetnsRef,
+    ips: Iterable[IP],
+    *,
+    dad: bool = False,
+    on_link: bool = True,
+    announced: Collection[int] = (4, 6),
 ) -> list[KernelObject]:
     """The addresses of *ips* on a link of the container, and the link up; IPv6 switched on where it is needed.
 
-    When it comes up the kernel announces the addresses: a neighbour may know one by the MAC address of its former holder.
+    When it comes up the kernel announces the addresses of the *announced* versions: a neighbour may know one by the MAC address
+    of its former holder. A bridge passes that on to each of its ports, and the caller waits meanwhile: 4 ms for 1,000 of them.
     """
     addresses = list(dict.fromkeys(ip.address for ip in ips))
     families = {address.version for address in addresses}
     objects: list[KernelObject] = [
         Sysctl(name=f"net/ipv{version}/conf/{ifname}/{name}", value="1", netns=netns, optional=True)
         for version, name in ((4, "arp_notify"), (6, "ndisc_notify"))
-        if version in families
+        if version in families.intersection(announced)
     ]
     if 6 in families:
         objects += [

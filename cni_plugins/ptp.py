@@ -143,7 +143,7 @@ def _own(veth: Veth, result: Result) -> list[KernelObject]:
         veth,
         *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
         *(RouteEntry(destination=_only(ip.address.ip), ifname=veth.ifname) for ip in result.ips),
-        *addressed(veth.peer, netns, result.ips, on_link=False),
+        *addressed(veth.peer, netns, result.ips, on_link=False, announced=()),  # its one neighbour is as new as itself
     ]
     inward: dict[object, KernelObject] = {}
     for ip in result.ips:

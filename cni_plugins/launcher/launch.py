@@ -5,12 +5,10 @@ Runs under ``python -IS`` and imports next to nothing (a test says what), for a 
 whole, only its answer counts; without one the call ends with the code 11, "try again later".
 """
 
-from __future__ import annotations
-
-import os
+import posix  # os itself, which -S leaves out, takes longer than all the rest
 import sys
 import time
-from _socket import (  # socket itself imports enum and selectors, which takes as long as all the rest
+from _socket import (  # socket itself imports enum and selectors
     AF_UNIX,
     SCM_RIGHTS,
     SO_PEERCRED,
@@ -69,21 +67,21 @@ _UNREADABLE = (
 )
 
 
-def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> NoReturn:
+def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn":
     """Do the call that the environment and stdin describe as the plugin type *kind*, and end this process as it says.
 
     The folders are those of the installation, unless the environment names others; *deadline* is in seconds.
     """
     _hold_standard_descriptors()
-    environ = os.environb
+    environ = posix.environ
     with_stdin = environ.get(b"CNI_COMMAND", b"") not in (b"", b"VERSION")
     call = Call(
         kind,
         dict(environ),
         _read_stdin() if with_stdin else None,
         _open_netns(environ.get(b"CNI_NETNS", b"")),
-        state_dir=environ.get(b"NETLIB_STATE_DIR") or os.fsencode(state_dir),
-        run_dir=environ.get(b"NETLIB_RUN_DIR") or os.fsencode(run_dir),
+        state_dir=environ.get(b"NETLIB_STATE_DIR") or _encoded(state_dir),
+        run_dir=environ.get(b"NETLIB_RUN_DIR") or _encoded(run_dir),
         until=time.monotonic() + deadline,
     )
     try:
@@ -96,7 +94,7 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> NoReturn:
     if failure := _try_to_write(1, stdout):
         _try_to_write(2, f"netlib: the answer cannot be written: {failure.strerror}\n".encode())
         code = 1
-    os._exit(code)
+    posix._exit(code)  # noqa: SLF001 - public as os._exit
 
 
 def lost_answer(lost: Lost) -> Answer:
@@ -116,7 +114,7 @@ class Call:
     def __init__(
         self,
         kind: str,
-        environ: Mapping[bytes, bytes],
+        environ: "Mapping[bytes, bytes]",
         stdin: bytes | None,
         netns: int | None,
         *,
@@ -149,9 +147,9 @@ class Call:
 
     def _connected(self) -> socket:
         try:
-            folder = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = posix.open(self.run_dir, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         except OSError as error:
-            raise Undone(f"{os.fsdecode(self.run_dir)}: {error.strerror}", is_absent=True) from None
+            raise Undone(f"{_decoded(self.run_dir)}: {error.strerror}", is_absent=True) from None
         try:
             sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
@@ -164,10 +162,10 @@ class Call:
         except OSError as error:
             raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
         finally:
-            os.close(folder)
+            posix.close(folder)
         user = int.from_bytes(credentials[_INT : 2 * _INT], sys.byteorder)
-        if user not in (0, os.geteuid()):
-            raise Undone(f"{os.fsdecode(self.run_dir)}/netlibd.sock belongs to user {user}, not to root")
+        if user not in (0, posix.geteuid()):
+            raise Undone(f"{_decoded(self.run_dir)}/netlibd.sock belongs to user {user}, not to root")
         return sock
 
     def _send(self, sock: socket) -> None:
@@ -176,7 +174,7 @@ class Call:
             lent[NETNS] = self.netns
         namespaces: list[int] = []
         try:
-            namespaces.extend(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in NAMESPACES)
+            namespaces.extend(posix.open(f"/proc/self/ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC) for name in NAMESPACES)
             data = self._request(b" ".join(lent))
             numbers = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in (*namespaces, *lent.values()))
             sock.settimeout(self.seconds_left)
@@ -189,16 +187,16 @@ class Call:
             raise Undone(f"the request did not reach netlibd: {error.strerror}", is_absent=True) from None
         finally:
             for fd in namespaces:
-                os.close(fd)
+                posix.close(fd)
             if STDIN in lent:
-                os.close(lent[STDIN])
+                posix.close(lent[STDIN])
 
     def _request(self, lent: bytes) -> bytes:
         body = pack(
             __version__.encode(),
             self._store(),
             lent,
-            os.fsencode(self.kind),
+            _encoded(self.kind),
             *(name + b"=" + value for name, value in self.environ.items()),
         )
         if len(body) > MAX_REQUEST:
@@ -207,7 +205,7 @@ class Call:
 
     def _store(self) -> bytes:
         try:
-            found = os.stat(self.state_dir + b"/netlib.db")
+            found = posix.stat(self.state_dir + b"/netlib.db")
         except OSError:
             return b""
         return b"%d:%d" % (found.st_dev, found.st_ino)
@@ -274,13 +272,13 @@ def _do_without(call: Call, undone: Undone) -> Answer:
 def _hold_standard_descriptors() -> None:
     """Keep the numbers 0 to 2 from being given to files of ours where the caller closed them."""
     try:
-        fd = os.open("/dev/null", os.O_PATH)  # neither read nor written, as the closed one
+        fd = posix.open("/dev/null", posix.O_PATH)  # neither read nor written, as the closed one
     except OSError:  # a root without devices
         return
     while fd <= 2:
-        os.set_inheritable(fd, True)
-        fd = os.dup(fd)
-    os.close(fd)
+        posix.set_inheritable(fd, True)
+        fd = posix.dup(fd)
+    posix.close(fd)
 
 
 def _read_stdin() -> bytes:
@@ -289,7 +287,7 @@ def _read_stdin() -> bytes:
     left = MAX_STDIN + 1
     while left:
         try:
-            part = os.read(0, min(_CHUNK, left))
+            part = posix.read(0, min(_CHUNK, left))
         except OSError:
             break
         if not part:
@@ -303,18 +301,27 @@ def _open_netns(path: bytes) -> int | None:
     if not path:
         return None
     try:
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC)
     except (OSError, ValueError):
         return None
 
 
+def _encoded(text: str) -> bytes:
+    """A path or an argument as the kernel gave it."""
+    return text.encode(errors="surrogateescape")
+
+
+def _decoded(path: bytes) -> str:
+    return path.decode(errors="surrogateescape")
+
+
 def _memory_file(content: bytes) -> int:
     try:
-        fd = os.memfd_create("cni-stdin")
+        fd = posix.memfd_create("cni-stdin")
         try:
             _write_all(fd, content)
         except OSError:
-            os.close(fd)
+            posix.close(fd)
             raise
     except OSError as error:
         raise Undone(f"stdin cannot be kept in memory: {error.strerror}") from None
@@ -324,7 +331,7 @@ def _memory_file(content: bytes) -> int:
 def _write_all(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
-        left = left[os.write(fd, left) :]
+        left = left[posix.write(fd, left) :]
 
 
 def _try_to_write(fd: int, data: bytes) -> OSError | None:

@@ -7,8 +7,6 @@ besides the namespaces (``stdin``, ``netns``: words in the order of the descript
 netlibd's release. Imports nothing.
 """
 
-from __future__ import annotations
-
 __all__ = ["DONE", "MAGIC", "MAX_STDIN", "NETNS", "NOT_MINE", "STDIN", "environment", "pack", "unpack"]
 
 MAGIC = b"CNI\x01"

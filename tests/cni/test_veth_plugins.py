@@ -55,6 +55,7 @@ def test_containers_on_ptp_links_reach_each_other_through_the_host(caller: Calle
 
 
 def test_an_address_is_found_whatever_mac_address_its_former_holder_had(caller: Caller) -> None:
+    run("ip", "link", "add", "cni0", "type", "bridge")  # other plugins had their containers on it
     caller.container("c1")
     caller.container("c2")
     caller.ok("ADD", bridged(2), "c2")
@@ -66,6 +67,34 @@ def test_an_address_is_found_whatever_mac_address_its_former_holder_had(caller: 
     for address in ("10.22.0.3", "fd00:22::3"):
         assert caller.pings("c2", address)
         subprocess.run(["ping", "-c1", "-W2", address], check=True)
+    for container, number in (("c1", 3), ("c2", 2)):
+        caller.ok("DEL", bridged(number), container)
+    run("ip", "link", "del", "cni0")
+
+
+def test_an_address_is_found_at_once_when_its_former_holder_was_ours(caller: Caller) -> None:
+    for container in ("c1", "c2", "c3"):
+        caller.container(container)
+    caller.ok("ADD", bridged(2), "c2")
+    caller.ok("ADD", bridged(3), "c1")
+    assert caller.pings("c2", "10.22.0.3")
+    caller.ok("DEL", bridged(3), "c1")
+    caller.ok("ADD", bridged(3), "c3")
+    assert "10.22.0.3" in run("ip", "-n", "c2", "neigh", "show")
+    assert caller.pings("c2", "10.22.0.3")
+    assert caller.pings("c2", "fd00:22::3")
+
+
+def test_what_neighbours_know_already_is_not_announced(caller: Caller) -> None:
+    """On a bridge with many ports that would be most of the time of an ADD."""
+    for number, (mac, announced) in enumerate((("", "0"), ("02:11:22:33:44:66", "1"))):
+        container = f"c{number}"
+        caller.container(container)
+        conf = bridged(number + 2)
+        caller.ok("ADD", {**conf, "runtimeConfig": {"mac": mac}}, container)
+        read = ["ip", "netns", "exec", container, "sysctl", "-n"]
+        assert run(*read, "net.ipv4.conf.eth0.arp_notify").strip() == announced
+        assert run(*read, "net.ipv6.conf.eth0.ndisc_notify").strip() == "1"
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
