@@ -7,6 +7,9 @@ TESTHOST := tests/testhost
 SOAK ?= 1
 # More arguments for pytest: make test PYTEST="-k dns -x"
 PYTEST ?=
+# Tests wait more than they compute: one worker more than there are processors, each in a test host of its own.
+HOSTS ?= $(shell expr $$(nproc) + 1)
+WORKERS = --dist load --tx "$(HOSTS)*popen//python=$(TESTHOST) $(VENV_PYTHON)"
 
 .PHONY: help install test test-vm test-peers soak demo bench bench-cni lint format clean
 
@@ -16,8 +19,8 @@ help: ## Print this list
 install: ## Debian packages (as root, if missing), .venv, Python packages
 	@scripts/install
 
-test: install ## All tests that need nobody else's programs, in a test host: network namespaces of its own
-	@$(TESTHOST) $(VENV_PYTHON) -m pytest -m "not peers and not runtimes" $(PYTEST)
+test: install ## All tests that need nobody else's programs, in test hosts: network namespaces of their own
+	@$(VENV_PYTHON) -m pytest -m "not peers and not runtimes" $(WORKERS) $(PYTEST)
 
 test-vm: ## The tests that another kernel is needed for, in a virtual machine
 	@scripts/install vm

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,13 @@ _SWITCHES = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/con
 _FORWARDING = tuple(path for path in _SWITCHES if path.exists())  # a kernel may have no IPv6
 
 _outcomes: dict[str, str] = {}
-_without_cgroups: list[str] = []
-_left_to_vm: list[list[str]] = []
+_set_apart: dict[str, list[Any]] = {"without_cgroups": [], "left_to_vm": []}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a worker of `make test` keep its temporary files in the memory of its own test host, not with the others'."""
+    if hasattr(config, "workeroutput"):
+        config.option.basetemp = None
 
 
 def _room(nodeid: str) -> str:
@@ -54,10 +60,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if not _may_make_cgroups():
         aside = {item: None for item in items if item.get_closest_marker("needs_cgroups")}
-        _without_cgroups.extend(item.nodeid for item in aside)
+        _set_apart["without_cgroups"] = [item.nodeid for item in aside]
         _set_aside(config, items, aside)
     left = needs.left_to_vm(items)
-    _left_to_vm.extend(left.values())
+    _set_apart["left_to_vm"] = [*left.values()]
     _set_aside(config, items, left)
 
 
@@ -84,15 +90,23 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _outcomes[report.nodeid] = report.outcome
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a worker has set apart; all collect the same tests."""
+    _set_apart.update(getattr(node, "workeroutput", {}).get("set_apart", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run in which a test was skipped: what is not run does not hold."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["set_apart"] = _set_apart
     if "skipped" in _outcomes.values() and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Close with one line that counts the tests of each folder, after the names of those that did not run."""
-    for nodeid in _without_cgroups:
+    for nodeid in _set_apart["without_cgroups"]:
         terminalreporter.write_line(f"not run, for this user may not make cgroups: {nodeid}", yellow=True)
     for nodeid in (nodeid for nodeid, outcome in _outcomes.items() if outcome == "skipped"):
         terminalreporter.write_line(f"skipped, which fails the run: {nodeid}", red=True)
@@ -104,8 +118,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     if line:
         terminalreporter.write_line(line, bold=True)
-    if _left_to_vm:
-        terminalreporter.write_line(needs.closing_line(_left_to_vm), yellow=True)
+    if left := _set_apart["left_to_vm"]:
+        terminalreporter.write_line(needs.closing_line(left), yellow=True)
 
 
 @pytest.fixture
