@@ -150,6 +150,16 @@ def networks(controller: Controller) -> tuple[list[Network], set[str]]:
     return shown, {item.network.id for item in items}
 
 
+def network_names(controller: Controller) -> set[str]:
+    """The names of all CNI networks."""
+    return {network.name for network in Attachments(controller).networks()}
+
+
+def names(controller: Controller) -> set[str]:
+    """The names of all CNI networks, and the ids of the containers that are attached to any."""
+    return network_names(controller) | {item.container for item in Attachments(controller).attachments()}
+
+
 def inspect_network(controller: Controller, reference: str) -> dict[str, Any]:
     """One CNI network with what is attached to it; NotFound when there is none."""
     attachments = Attachments(controller)

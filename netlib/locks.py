@@ -7,6 +7,7 @@ the holder, and a forked child never keeps a lock alive (flock survives its owne
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,15 +17,17 @@ from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
 
 DEADLINE_SECONDS = 60.0
 _held: dict[Path, int] = {}  # what this process holds, and through which descriptor
+_changing = threading.Lock()  # of _held together with the files; a fork waits for it too
 
 
 def _close_inherited() -> None:
     for fd in _held.values():
         os.close(fd)
     _held.clear()
+    _changing.release()
 
 
-os.register_at_fork(after_in_child=_close_inherited)
+os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_close_inherited)
 
 
 class Locks:
@@ -76,6 +79,10 @@ class Locks:
     def _try(self, path: Path, purpose: str) -> int | None:
         if path in _held:  # by another thread of this process: no need to ask the kernel
             return None
+        with _changing:
+            return self._take(path, purpose)
+
+    def _take(self, path: Path, purpose: str) -> int | None:
         fd = self._open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,11 +116,12 @@ class Locks:
             raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
 
     def _release(self, path: Path, fd: int) -> None:
-        if _held.get(path) != fd:  # a forked child, in which it was closed already
-            return
-        path.unlink(missing_ok=True)
-        del _held[path]
-        os.close(fd)
+        with _changing:
+            if _held.get(path) != fd:  # a forked child, in which it was closed already
+                return
+            path.unlink(missing_ok=True)
+            del _held[path]
+            os.close(fd)
 
     def _holder(self, path: Path) -> str:
         try:

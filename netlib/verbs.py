@@ -8,13 +8,14 @@ import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from netlib import __version__, cni
 from netlib.controller import Controller
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
-from netlib.model import Link, Network
+from netlib.model import Link, Network, Sandbox
 from netlib.names import parse_labels, parse_options
 
 Verb = Callable[..., Any]
@@ -90,7 +91,7 @@ def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dic
     found = []
     for name in names:
         try:
-            network = controller.network(name)
+            network = _network(controller, name)
         except NotFound:
             found.append(cni.inspect_network(controller, name))
             continue
@@ -141,9 +142,19 @@ def network_disconnect(controller: Controller, *, network: str, container: str) 
 def network_rm(controller: Controller, *, name: str) -> None:
     """Remove a network without endpoints, or a CNI network without attachments."""
     try:
+        if name in cni.network_names(controller):
+            name = _network(controller, name).id
         controller.remove_network(name)
     except NotFound:
         cni.remove_network(controller, name)
+
+
+def _network(controller: Controller, name: str) -> Network:
+    """The CNM's network; NotFound also where its id merely begins with the name of a CNI network."""
+    network = controller.network(name)
+    if name not in (network.name, network.id) and name in cni.network_names(controller):
+        raise NotFound(f"network {name!r} is CNI's")
+    return network
 
 
 def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -177,20 +188,24 @@ def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
 def _in_kernel(controller: Controller, name: str) -> str:
     """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares.
 
-    Empty where only CNI may know it.
+    Whole names and ids come before beginnings of ids. Empty where only CNI may know it.
     """
-    for find in (controller.network, controller.sandbox):
-        with suppress(NotFound):
-            return find(name).id
     from netlib.runtime.service import find_container
+    from netlib.runtime.spec import Container
 
-    try:
-        container = find_container(controller, name)
-    except NotFound:
+    found: list[Network | Sandbox | Container] = []
+    for find in (controller.network, controller.sandbox, partial(find_container, controller)):
+        with suppress(NotFound):
+            found.append(find(name))
+    whole = [record for record in found if name in (record.name, record.id)]
+    if not found or (not whole and name in cni.names(controller)):
         return ""
-    if container.spec.netns_of:
-        return _in_kernel(controller, container.spec.netns_of)
-    raise Conflict(f"container {container.name!r} is not running, so there is nothing of it in the kernel; start it first")
+    record = (whole or found)[0]
+    if not isinstance(record, Container):
+        return record.id
+    if record.spec.netns_of:
+        return _in_kernel(controller, record.spec.netns_of)
+    raise Conflict(f"container {record.name!r} is not running, so there is nothing of it in the kernel; start it first")
 
 
 def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:

@@ -56,6 +56,29 @@ def test_inspect_says_which_plugin_holds_what_and_what_differs(caller: Caller, c
         perform(controller, "cni.inspect", {"name": "x"})
 
 
+def test_a_whole_name_comes_before_the_beginning_of_an_id(caller: Caller, controller: Controller) -> None:
+    other = controller.create_network("other")
+    name = other.id[:6]
+    caller.container("c1")
+    caller.ok("ADD", conf(2, name=name), "c1")
+    caller.container(other.id[:5])
+    caller.ok("ADD", conf(3, name=name), other.id[:5])
+    (shown,) = perform(controller, "network.inspect", {"names": [name]})
+    assert (shown["Name"], shown["Driver"]) == (name, "cni")
+    for reference in (name, other.id[:5]):
+        lines = [line for item in perform(controller, "explain", {"name": reference}) for line in item["Commands"]]
+        assert any("10.22.0." in line for line in lines)
+        assert perform(controller, "check", {"name": reference}) == []
+    with pytest.raises(InUse, match="has containers attached"):
+        perform(controller, "network.rm", {"name": name})
+    assert perform(controller, "network.inspect", {"names": [other.id[:4]]})[0]["Name"] == "other"
+    for container, number in (("c1", 2), (other.id[:5], 3)):
+        caller.ok("DEL", conf(number, name=name), container)
+    perform(controller, "network.rm", {"name": name})
+    perform(controller, "network.rm", {"name": other.id[:6]})
+    assert "other" not in [network.name for network in controller.networks()]
+
+
 def test_explain_prints_the_commands_of_networks_and_containers(caller: Caller, controller: Controller) -> None:
     two(caller)
     lines = [line for item in perform(controller, "explain", {"name": "c1"}) for line in item["Commands"]]

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,26 @@ def test_many_processes_never_hold_one_lock_together(locks: Locks, tmp_path: Pat
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
     assert counter.read_text() == "400"
+
+
+def test_many_threads_take_and_give_back_one_lock(locks: Locks) -> None:
+    before, seconds = len(os.listdir("/proc/self/fd")), sys.getswitchinterval()
+    working = most = 0
+
+    def work(_: int) -> None:
+        nonlocal working, most
+        for _ in range(200):
+            with locks.hold("record:web", "counting"):
+                working += 1
+                most = max(most, working)
+                working -= 1
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(seconds)
+    assert most == 1
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(locks.folder.iterdir()) == []
