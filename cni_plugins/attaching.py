@@ -66,8 +66,10 @@ def previous(call: Call[Any]) -> Result:
     return call.prev_result
 
 
-def finish(made: Adding, result: Result) -> Result:
-    """Write *result* down as what ADD answers, and answer with it."""
+def finish(made: Adding, call: Call[Any], result: Result) -> Result:
+    """Write *result* down as what ADD answers, and answer with it; CniError where the version of *call* cannot say it."""
+    if call.version != NEWEST:
+        render_result(result, call.version)
     made.finish(render_result(result, NEWEST))
     return result
 

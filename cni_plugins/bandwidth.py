@@ -85,7 +85,7 @@ class BandwidthPlugin:
             plan = _plan(limits, host, made)
             made.apply(lambda _: Wanted(plan))
             added = tuple(Interface(ifb.ifname, ifb.mac) for ifb in plan.of(Ifb))
-            return finish(made, replace(result, interfaces=(*result.interfaces, *added)))
+            return finish(made, call, replace(result, interfaces=(*result.interfaces, *added)))
 
     def check(self, call: Call[BandwidthConf]) -> None:
         limits = _limits(call.config)

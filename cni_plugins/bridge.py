@@ -121,7 +121,7 @@ class BridgePlugin:
                 return wiring.wanted(result, plan)
 
             adding.apply(draft)
-            return attaching.finish(adding, wiring.result)
+            return attaching.finish(adding, call, wiring.result)
 
     def check(self, call: Call[BridgeConf]) -> None:
         Addressing(self._node, call).check()

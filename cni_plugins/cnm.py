@@ -104,7 +104,7 @@ class CnmPlugin:
             if priority is None:
                 priority = -len(controller.endpoints(sandbox=box.id))
             endpoint = self._connect(call, network, adding, {**wanted, "gw_priority": priority})
-            return attaching.finish(adding, self._result(call, network, controller.sandbox(box.id), endpoint))
+            return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
 
     def check(self, call: Call[CnmConf]) -> None:
         if attaching.check(self._node, call, NAME) is None:

@@ -109,7 +109,7 @@ class DhcpPlugin:
         with attaching.adding(self._node, call, self.name) as made:
             made.apply(lambda _: Wanted(Plan(LinkUp(ifname=call.ifname, netns=made.netns))))
             self.ask(call, made)
-            return attaching.finish(made, self._answer)
+            return attaching.finish(made, call, self._answer)
 
     def check(self, call: Call[DhcpConf]) -> None:
         """See that the lease goes on, which the plugin that asked for it in this process has as its own."""

@@ -52,7 +52,7 @@ class FirewallPlugin:
         with adding(self._node, call, self.name) as made:
             _remark(call, made.kernel)
             made.apply(lambda _: _wanted(result, apart, made))
-            return finish(made, result)
+            return finish(made, call, result)
 
     def check(self, call: Call[FirewallConf]) -> None:
         _check(call.config)

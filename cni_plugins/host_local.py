@@ -125,7 +125,7 @@ class HostLocalPlugin:
             with attachments.adding(key, netns, self._node.netns) as made:
                 self._node.check_awaited()
                 made.apply(draft)
-                return finish(made, answer)
+                return finish(made, call, answer)
         except AlreadyExists as error:
             found = attachments.find(key)
             leased = ", ".join(str(ip.address.ip) for ip in recorded_result(found).ips) if found is not None else "an address"

@@ -31,7 +31,7 @@ class LoopbackPlugin:
         with attaching.adding(self._node, call, _NAME) as adding:
             adding.apply(lambda _: Wanted(Plan(LinkUp(ifname=_LINK, netns=adding.netns))))
             if call.prev_result is not None:
-                return attaching.finish(adding, call.prev_result)
+                return attaching.finish(adding, call, call.prev_result)
             addresses = ["127.0.0.1/8"]
             if read_sysctl(adding.kernel, adding.netns, f"net/ipv6/conf/{_LINK}/disable_ipv6") == "0":
                 addresses.append("::1/128")
@@ -39,7 +39,7 @@ class LoopbackPlugin:
                 interfaces=(Interface(_LINK, "00:00:00:00:00:00", sandbox=adding.netns.path),),
                 ips=tuple(IP(ip_interface(address), interface=0) for address in addresses),
             )
-            return attaching.finish(adding, result)
+            return attaching.finish(adding, call, result)
 
     def check(self, call: Call[NetConf]) -> None:
         attaching.check(self._node, call, _NAME)

@@ -85,7 +85,7 @@ class PortmapPlugin:
         with adding(self._node, call, self.name) as made:
             wanted = _wanted(call, mappings, addresses, made)
             made.apply(lambda _: wanted)
-            return finish(made, result)
+            return finish(made, call, result)
 
     def check(self, call: Call[PortmapConf]) -> None:
         _check(call.config)

@@ -76,7 +76,7 @@ class PtpPlugin:
                 return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding(result.ips), *subnets))
 
             adding.apply(draft)
-            return attaching.finish(adding, result)
+            return attaching.finish(adding, call, result)
 
     def check(self, call: Call[PtpConf]) -> None:
         _addressing(self._node, call).check()

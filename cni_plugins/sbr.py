@@ -64,7 +64,7 @@ class SbrPlugin:
                 return Wanted(_plan(call.config, ips, gateways, adding, tx))
 
             adding.apply(draft)
-            return attaching.finish(adding, result)
+            return attaching.finish(adding, call, result)
 
     def check(self, call: Call[SbrConf]) -> None:
         attaching.check(self._node, call, NAME)

@@ -127,7 +127,7 @@ class SingleLink(ABC, Generic[C]):
                 return Wanted(Plan(*held, given.link, *given.more, *inside))
 
             adding.apply(draft)
-            return attaching.finish(adding, result)
+            return attaching.finish(adding, call, result)
 
     def check(self, call: Call[C]) -> None:
         if addressing := Addressing(self._node, call):

@@ -97,7 +97,7 @@ class TuningPlugin:
         with attaching.adding(self._node, call, NAME) as adding:
             plan = _plan(config, call.ifname, adding.netns)
             adding.apply(lambda _: Wanted(plan))
-            return attaching.finish(adding, _told(result, config, call.ifname))
+            return attaching.finish(adding, call, _told(result, config, call.ifname))
 
     def check(self, call: Call[TuningConf]) -> None:
         attaching.check(self._node, call, NAME, _plan(_merged(call), call.ifname, attaching.netns_of(self._node, call)))

@@ -49,7 +49,7 @@ class VrfPlugin:
         with attaching.adding(self._node, call, NAME) as adding:
             enslaved = Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=adding.netns)
             adding.apply(lambda tx: Wanted(Plan(_wanted(call.config, adding.netns, tx), enslaved)))
-            return attaching.finish(adding, result)
+            return attaching.finish(adding, call, result)
 
     def check(self, call: Call[VrfConf]) -> None:
         _check(call.config)

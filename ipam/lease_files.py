@@ -27,7 +27,9 @@ __all__ = ["LeaseFile", "LeaseFolder", "lease_text", "parse_lease"]
 _LOCK = "lock"
 _LAST = "last_reserved_ip."  # and the index of the range set
 _SEPARATOR = "\r\n"
-_MAX_BYTES = 4096  # of a lease: a container's id and an interface's name
+_MAX_BYTES = (
+    1 << 18
+)  # of a lease: the id of a container, which came in a variable of 128 KiB at most, and the name of an interface
 _DEADLINE = 30.0  # seconds; the reference keeps the lock while it reads every file of the folder
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -137,9 +139,10 @@ class LeaseFolder:
                     return None
                 raise
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
                     return None
-                return os.read(fd, _MAX_BYTES).decode(errors="replace").strip()
+                return os.read(fd, min(status.st_size, _MAX_BYTES)).decode(errors="replace").strip()
             finally:
                 os.close(fd)
 

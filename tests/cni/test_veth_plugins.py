@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
+from netlib.attachments import Attachments
 from netlib.controller import Controller
 from netlib.kernel.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
@@ -292,3 +293,12 @@ def test_a_bridge_deleted_by_hand_comes_back_with_the_next_container(caller: Cal
         caller.ok("ADD", bridged(number), name)
     assert caller.pings("c2", "10.22.0.2")
     assert caller.pings("c2", "10.22.0.1")
+
+
+def test_an_answer_that_its_version_cannot_express_leaves_nothing(caller: Caller, controller: Controller) -> None:
+    caller.container("c1")
+    before = snapshot()
+    code, message = caller.error("ADD", {"cniVersion": "0.2.0", "name": "pods", "type": "bridge"})
+    assert (code, "no valid IP addresses" in message) == (Code.INCOMPATIBLE_VERSION, True)
+    assert differences(before, snapshot()) == []
+    assert Attachments(controller).attachments() == []

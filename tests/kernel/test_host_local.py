@@ -299,6 +299,13 @@ def test_a_lease_without_a_netns_ends_by_del_or_gc_alone(host: Host) -> None:
     assert host.add("c5") == "10.1.0.5"
 
 
+def test_the_longest_id_that_a_process_can_be_given_is_freed_too(host: Host) -> None:
+    container = "x" * ((128 << 10) - len("CNI_CONTAINERID=") - 1)  # MAX_ARG_STRLEN of the kernel
+    assert host.add(container) == "10.1.0.2"
+    assert host.ask("DEL", container) == {}
+    assert host.leases() == {}
+
+
 def test_gc_frees_what_is_not_valid_whoever_gave_it(host: Host) -> None:
     assert [host.add(name) for name in ("c1", "c2")] == ["10.1.0.2", "10.1.0.3"]
     host.plant("10.1.0.4", "c3\r\neth0")
