@@ -27,9 +27,7 @@ __all__ = ["LeaseFile", "LeaseFolder", "lease_text", "parse_lease"]
 _LOCK = "lock"
 _LAST = "last_reserved_ip."  # and the index of the range set
 _SEPARATOR = "\r\n"
-_MAX_BYTES = (
-    1 << 18
-)  # of a lease: the id of a container, which came in a variable of 128 KiB at most, and the name of an interface
+_MAX_BYTES = 1 << 18  # of a lease: the id, from a variable of 128 KiB at most, and the name of an interface
 _DEADLINE = 30.0  # seconds; the reference keeps the lock while it reads every file of the folder
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
