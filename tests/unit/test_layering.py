@@ -1,6 +1,7 @@
 """The rules of the house, read off the syntax trees of every module: who may import whom, and how big a thing may grow."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -148,6 +149,12 @@ def test_no_shell_runs_our_commands() -> None:
         if keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
     ]
     assert not wrong, f"a shell is asked for: {'; '.join(wrong)}"
+
+
+def test_every_folder_of_tests_is_collected() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders == {*settings["testpaths"]}
 
 
 def test_an_import_is_seen_wherever_it_hides() -> None:
