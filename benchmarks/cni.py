@@ -5,6 +5,7 @@ Each side has a host netns of its own, with host-local addresses; the containers
 
 import json
 import os
+import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,22 +173,43 @@ def _all_at_once(pool: ThreadPoolExecutor, side: Side, number: int) -> None:
 
 
 def _flat(ours: Side, number: int) -> Row:
-    """One more attachment beside many, and beside none."""
+    """One more attachment beside many, and beside none.
+
+    The kernel looks at every port of a bridge when one more comes, whoever plugs it in: that much is no cost of ours.
+    """
     chain, extra = ours.chain(masquerade=True), f"bench{number}"
 
-    def cycle() -> float:
+    def cycle() -> tuple[float, float]:
         results: list[dict[str, Any]] = []
         took = milliseconds(_keeping(results, partial(ours.add, chain, extra)))
         ours.delete(chain, extra, *results)
-        return took
+        return took, _plugged(chain[0]["bridge"])
 
-    def steady() -> list[float]:
+    def steady() -> tuple[list[float], list[float]]:
         """Without the first ones: the kernel is still busy with what came before."""
-        return [cycle() for _ in range(2 * _CYCLES)][_CYCLES:]
+        added, plugged = zip(*[cycle() for _ in range(2 * _CYCLES)][_CYCLES:], strict=True)
+        return [*added], [*plugged]
 
-    alone = steady()
+    alone, bare = steady()
     for index in range(number):
         ours.add(chain, f"bench{index}")
-    crowded = steady()
+    crowded, full = steady()
     ours.call("GC", {**chain[0], "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}, extra)
-    return Row(f"ADD beside {number} attachments", series(crowded), "ADD beside none", series(alone), _FLAT)
+    kernels = statistics.median(full) - statistics.median(bare)
+    return Row(
+        f"ADD beside {number} attachments",
+        series(crowded),
+        "ADD beside none, and what `ip` takes longer",
+        series(figure + kernels for figure in alone),
+        _FLAT,
+        f"beside none {statistics.median(alone):.2f} ms; `ip` takes {kernels:.2f} ms longer for a port of the same bridge",
+    )
+
+
+def _plugged(bridge: str) -> float:
+    """How long `ip` takes for a veth pair with one end on *bridge*, up, in milliseconds."""
+    commands = "link add bench-port type veth peer name bench-peer", f"link set bench-port master {bridge} up"
+    stdin = "".join(f"{command}\n" for command in commands).encode()
+    took = milliseconds(subprocess.run, ["ip", "-batch", "-"], input=stdin, check=True)
+    subprocess.run(["ip", "link", "delete", "bench-port"], check=True)
+    return took
