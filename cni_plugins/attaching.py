@@ -12,7 +12,7 @@ from netlib.attachments import Adding, AttachmentKey, Attachments
 from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import identity_of
-from netlib.model import CniAttachment, NetnsRef
+from netlib.model import CniAttachment, CniNetwork, NetnsRef
 from netlib.plan import KernelObject
 
 __all__ = [
@@ -75,9 +75,25 @@ def finish(made: Adding, call: Call[Any], result: Result) -> Result:
 
 
 def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[], None]) -> None:
-    """Take *plugin*'s attachment down; where there is no record of one, do what the configuration describes."""
-    if attachments_of(node).delete(key_of(call, plugin)) is None:
+    """Take *plugin*'s attachment down; where there is no record of one, do what the configuration describes.
+
+    That is of no concern to the netns where the interface there is another attachment's by now.
+    """
+    attachments = attachments_of(node)
+    key = key_of(call, plugin)
+    if attachments.delete(key) is None:
+        if node.netns is not None and _is_of_another(attachments, key, netns_of(node, call)):
+            node.netns = None
         without_record()
+
+
+def _is_of_another(attachments: Attachments, key: AttachmentKey, netns: NetnsRef) -> bool:
+    """Whether the interface that *key* names belongs in *netns* to another container, or to another network."""
+    with attachments.store.read() as tx:
+        there = [row.value for row in tx.attachments_in(netns.path) if row.value.netns.identity == netns.identity]
+        network = tx.find_named(CniNetwork, key.network)
+    mine = (network.id if network is not None else "", key.container)
+    return any(item.ifname == key.ifname and (item.network, item.container) != mine for item in there)
 
 
 def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelObject] = ()) -> CniAttachment | None:

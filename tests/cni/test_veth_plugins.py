@@ -151,6 +151,20 @@ def test_what_the_reference_left_is_taken_by_the_configuration_alone(caller: Cal
     assert "veth" not in run("ip", "-br", "link")
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_a_del_leaves_alone_what_is_anothers_by_now(caller: Caller, kind: str) -> None:
+    """One that comes late finds the next container at its path; one after a failed ADD finds the interface in the way."""
+    caller.container("c1")
+    config = bridged(2) if kind == "bridge" else conf(2, "ptp")
+    previous = caller.ok("ADD", config)
+    environ = {"CNI_COMMAND": "DEL", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni"}
+    assert caller.answer(config, {**environ, "CNI_CONTAINERID": "late"}).code == 0
+    caller.error("ADD", {**config, "name": "others"})
+    caller.ok("DEL", {**config, "name": "others"})
+    caller.ok("DEL", {"cniVersion": "1.1.0", "name": "others", "type": "sbr"})
+    caller.ok("CHECK", {**config, "prevResult": previous})
+
+
 def test_a_second_add_is_refused_and_changes_nothing(caller: Caller) -> None:
     caller.container("c1")
     caller.ok("ADD", bridged(2))
