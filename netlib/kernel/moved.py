@@ -86,9 +86,9 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         standing = there.find_link(self.ifname)
         if standing is not None and standing.alias == self.device:
             return
-        if standing is not None and not self._is_unmarked(standing):
+        rtnl, link = there, self._find_there(kernel, there)
+        if standing is not None and (link is None or link.index != standing.index):
             raise AlreadyExists(f"link {self.ifname} exists in {self.netns.label}; rename or delete it, or use another name")
-        rtnl, link = there, self._find_there(there)
         if link is None:
             rtnl = kernel.rtnl(self.home)
             link = rtnl.get_link(self.device)
@@ -101,12 +101,23 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         action = f"move link {link.ifname} from {rtnl.netns.label} to {netns.label} as {ifname}"
         rtnl.order(action, (RTM_SETLINK, 0, payload))  # not NEWLINK, with which newer kernels look for it over there
 
-    def _find_there(self, there: "Rtnl") -> LinkInfo | None:
-        """The device in *netns*: marked, by its name here before any other; or unmarked, when it was moved and no more."""
+    def _find_there(self, kernel: "Kernel", there: "Rtnl") -> LinkInfo | None:
+        """The device in *netns*: marked, by its name here before any other; or unmarked, when it was moved and no more.
+
+        While it is at home, an unmarked one is the container's own: each netns has links like ``lo`` of the same name and MAC.
+        """
         links = there.links()
         marked = [link for link in links if link.alias == self.device]
         named = [link for link in marked if link.ifname == self.ifname]
-        return next(iter([*named, *marked, *(link for link in links if self._is_unmarked(link))]), None)
+        unmarked = [] if self._is_at_home(kernel) else [link for link in links if self._is_unmarked(link)]
+        return next(iter([*named, *marked, *unmarked]), None)
+
+    def _is_at_home(self, kernel: "Kernel") -> bool:
+        try:
+            link = kernel.rtnl(self.home).find_link(self.device)
+        except ObjectMissing:
+            return False
+        return link is not None and self.before is not None and link.mac == self.before.mac
 
     def _is_unmarked(self, link: LinkInfo) -> bool:
         before = self.before
@@ -121,7 +132,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         had += attribute(IFLA_ADDRESS, bytes.fromhex(before.mac.replace(":", "")))
         with suppress(ObjectMissing):
             there = kernel.rtnl(self.netns)
-            link = self._find_there(there)
+            link = self._find_there(kernel, there)
             if link is not None:
                 self._move(kernel, there, link, self.home, self.device, had)
         with suppress(ObjectMissing):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from cni_plugins.protocol import Code
+from netlib.attachments import Attachments
 from netlib.controller import Controller
 from netlib.kernel.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
@@ -183,6 +184,18 @@ def test_a_moved_device_comes_home_with_what_it_had(caller: Caller) -> None:
     assert "dev0" not in run("ip", "-br", "link")
     caller.ok("DEL", conf("host-device", device="dev0"))
     assert differences(before, snapshot()) == []
+
+
+def test_a_device_that_cannot_be_moved_leaves_the_containers_own_of_that_name_alone(
+    caller: Caller, controller: Controller
+) -> None:
+    caller.container("c1")
+    code, sentence = caller.error("ADD", conf("host-device", device="lo"))
+    assert code == Code.KERNEL
+    assert sentence.startswith("cannot move link lo from host to c1")
+    assert [line.split()[0] for line in run("ip", "-n", "c1", "-br", "link").splitlines()] == ["lo"]
+    assert Attachments(controller).attachments() == []
+    caller.ok("DEL", conf("host-device", device="lo"))
 
 
 @pytest.mark.usefixtures("container")
