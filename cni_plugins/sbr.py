@@ -85,20 +85,24 @@ class SbrPlugin:
         netns = attaching.netns_of(self._node, call)
         with attaching.lent_kernel(self._node, call) as kernel:
             sources = {address.ip for address in addresses_of(kernel, call.ifname, netns)}
-            if call.prev_result is not None and call.prev_result.ips:
-                sources |= {ip.address.ip for ip in _ips_of(call.prev_result, call.ifname)}
+            if call.prev_result is not None:
+                sources |= {ip.address.ip for ip in _supplied(call.prev_result, call.ifname)}
             for rule in rules_from(kernel, sources, netns):
                 if call.config.table in (None, rule.table):
                     rule.remove(kernel)
 
 
-def _ips_of(result: Result, ifname: str) -> list[IP]:
-    """The addresses that *result* does not say to be another interface's; CniError where there are none."""
+def _supplied(result: Result, ifname: str) -> list[IP]:
+    """The addresses that *result* does not say to be another interface's."""
     told = [(ip, result.interface_of(ip)) for ip in result.ips]
-    found = {ip.address: ip for ip, interface in told if interface is None or interface.name == ifname}
-    if not found:
+    return list({ip.address: ip for ip, interface in told if interface is None or interface.name == ifname}.values())
+
+
+def _ips_of(result: Result, ifname: str) -> list[IP]:
+    """The same; CniError where there are none."""
+    if not (found := _supplied(result, ifname)):
         raise CniError(Code.INVALID_CONFIG, f"No IP addresses supplied on interface: {ifname}", "prevResult has none for it")
-    return list(found.values())
+    return found
 
 
 def _gateways(config: SbrConf) -> dict[int, IPAddress]:

@@ -225,6 +225,12 @@ def test_what_is_refused_changes_nothing(caller: Caller, first: dict[str, Any], 
     assert differences(before, inside()) == []
 
 
+def test_del_after_an_add_that_was_refused(caller: Caller, first: dict[str, Any]) -> None:
+    elsewhere = {**first, "interfaces": [{**item, "name": "eth9"} for item in first["interfaces"]]}
+    assert "No IP addresses supplied" in caller.error("ADD", sbr(elsewhere))[1]
+    caller.ok("DEL", sbr(elsewhere))
+
+
 def test_gc_brings_back_what_is_not_valid(caller: Caller, first: dict[str, Any]) -> None:
     before = inside()
     caller.ok("ADD", sbr(first))
