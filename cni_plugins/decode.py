@@ -31,7 +31,7 @@ else:
         _kind.register(getattr(ipaddress, f"IPv4{_suffix}"))
         _kind.register(getattr(ipaddress, f"IPv6{_suffix}"))
 
-__all__ = ["MAX_BYTES", "Address", "Cidr", "Subnet", "convert", "parse_address", "parse_cidr", "read_json"]
+__all__ = ["MAX_BYTES", "Address", "Cidr", "Subnet", "convert", "convert_fitting", "parse_address", "parse_cidr", "read_json"]
 
 MAX_BYTES = 16 << 20
 """Longest document that is read: a GC that names 100,000 attachments has about 10 MB."""
@@ -79,6 +79,38 @@ def convert(document: Any, kind: type[_T], what: str) -> _T:
         return structs.convert(shaped, kind, dec_hook=_address_hook)
     except msgspec.ValidationError as error:
         raise _refusal(error, shaped, kind, what) from None
+
+
+def convert_fitting(document: Any, kind: type[_T], what: str, refused: list[str]) -> _T:
+    """The same without the keys and list items that do not fit: *refused* gets a line for each.
+
+    CniError where nothing is left to go on with.
+    """
+    shaped = _shaped(document, kind)
+    while True:
+        try:
+            return structs.convert(shaped, kind, dec_hook=_address_hook)
+        except msgspec.ValidationError as error:
+            refusal = _refusal(error, shaped, kind, what)
+            if not _dropped(shaped, str(error)):
+                raise refusal from None
+            refused.append(f"{refusal}; going on without")
+
+
+def _dropped(document: Any, message: str) -> bool:
+    """Take out of *document* what *message* complains of, or what holds it; False where that is all of it."""
+    place = _PLACE.search(message)
+    steps: list[str | int] = []
+    for key, index, unknown in _STEP.findall(place[1] if place else ""):
+        if unknown:
+            break
+        steps.append(key or int(index))
+    if not steps:
+        return False
+    for step in steps[:-1]:
+        document = document[step]
+    del document[steps[-1]]
+    return True
 
 
 def parse_cidr(text: str) -> Cidr:

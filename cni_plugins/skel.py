@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-from cni_plugins.decode import convert, read_json
+from cni_plugins.decode import convert, convert_fitting, read_json
 from cni_plugins.netconf import Attachment, NetConf, parse_args
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, VERSIONS, CniError, Code, Command, as_cni_error, at_least, error_json
@@ -133,7 +133,7 @@ def answer(plugin: Plugin[C], environ: Mapping[str, str], stdin: bytes, is_own_n
 def reread(call: Call[Any], kind: type[_C2], what: str) -> Call[_C2]:
     """The same call with its configuration read as *kind*: how an IPAM type of ours gets the call of a main plugin."""
     fields = {name: getattr(call, name) for name in call.__struct_fields__}
-    return Call(**{**fields, "config": convert(call.raw, kind, what)})
+    return Call(**{**fields, "config": _configuration(call.command, call.raw, kind, what, call.stderr)})
 
 
 def _perform(plugin: Plugin[C], call: Call[C]) -> bytes:
@@ -179,7 +179,7 @@ def _read(plugin: Plugin[C], command: Command, environ: Mapping[str, str], stdin
         version=version,
         prev_result=prev_result,
         valid_attachments=_valid_attachments(raw) if command is Command.GC else frozenset(),
-        config=convert(raw, plugin.config, plugin.name),
+        config=_configuration(command, raw, plugin.config, plugin.name, stderr),
         raw=raw,
         stdin=stdin,
         environ=environ,
@@ -278,6 +278,11 @@ def _prev_result(found: Any, version: str, command: Command, stderr: list[str]) 
             raise
         stderr.append(f"{error}; going on without")  # an unreadable leftover is no reason to keep a container's network
         return None
+
+
+def _configuration(command: Command, raw: dict[str, Any], kind: type[C], what: str, stderr: list[str]) -> C:
+    """*raw* as *kind*. A DEL goes on without what does not fit: no ADD has made anything of that."""
+    return convert_fitting(raw, kind, what, stderr) if command is Command.DEL else convert(raw, kind, what)
 
 
 def _valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment]:

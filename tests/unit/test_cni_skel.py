@@ -262,6 +262,19 @@ def test_check_needs_a_prev_result_and_del_none() -> None:
     assert [call.prev_result for _, call in plugin.calls] == [None, None]
 
 
+def test_del_goes_on_without_what_does_not_fit() -> None:
+    plugin = Recording()
+    told = ask(plugin, conf(isGateway="yes", ipam={"type": 5}, dns={"search": ["a", 5], "domain": "x"}), CNI_COMMAND="DEL")
+    assert told.code == 0
+    assert sorted(told.stderr.decode().splitlines()) == [
+        "recording: dns.search[1]: expected a text, got 5; going on without",
+        "recording: ipam.type: expected a text, got 5; going on without",
+        'recording: isGateway: expected a boolean, got "yes"; going on without',
+    ]
+    call = plugin.calls[0][1]
+    assert (call.config.is_gateway, call.config.dns.search, call.config.dns.domain) == (False, ("a",), "x")
+
+
 def test_the_plugins_own_netns_is_refused_unless_meant() -> None:
     for command in ("ADD", "DEL"):
         error = refused(conf(), CNI_COMMAND=command, CNI_NETNS="/own")
