@@ -90,10 +90,16 @@ class Addressing:
             self._answer = delegate_add(call, self.kind)
 
     def lease(self, tx: Transaction, adding: Adding) -> Lease:
-        """The addresses of *adding*; none where there is no IPAM."""
-        if self._ours is None:
-            return Lease(self._answer)
-        return cast(Leases, self._ours).lease(self._call, tx, adding)
+        """The addresses of *adding*; none where there is no IPAM. CniError for a gateway of the other IP version."""
+        lease = Lease(self._answer) if self._ours is None else cast(Leases, self._ours).lease(self._call, tx, adding)
+        for ip in lease.result.ips:
+            if ip.gateway is not None and ip.gateway.version != ip.address.version:
+                raise CniError(
+                    Code.INVALID_CONFIG,
+                    f"{self.kind}: gateway {ip.gateway} of {ip.address} is of the other IP version",
+                    f"name one of IPv{ip.address.version}",
+                )
+        return lease
 
     def check(self) -> None:
         """CHECK; raises what differs."""

@@ -76,20 +76,25 @@ def addressed(
 def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
     """The routes of *result* by a link of the container; one without a gateway takes that of the first address of its family.
 
-    A route that stands already, another interface's default route above all, is left as it is.
+    A route that stands already, another interface's default route above all, is left as it is; so is the way into the
+    subnets of *result*, which comes with their addresses.
     """
+    subnets = {ip.address.network for ip in result.ips}
     gateways: dict[int, IPAddress] = {}
     for ip in result.ips:
         if ip.gateway is not None:
             gateways.setdefault(ip.gateway.version, ip.gateway)
     routes: dict[object, KernelObject] = {}
     for route in result.routes:
+        table = route.table if route.table is not None else MAIN_TABLE
+        if route.dst.network in subnets and table == MAIN_TABLE and not route.priority:
+            continue
         entry = RouteEntry(
             destination=route.dst.network,
             gateway=_gateway(route, gateways),
             ifname=ifname,
             metric=route.priority,
-            table=route.table if route.table is not None else MAIN_TABLE,
+            table=table,
             scope=route.scope,
             mtu=route.mtu,
             advmss=route.advmss,
@@ -101,9 +106,15 @@ def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
 
 
 def _gateway(route: Route, gateways: Mapping[int, IPAddress]) -> IPAddress | None:
-    """By whom a route leads; 0.0.0.0, as DHCP has it, is nobody: to the link itself."""
+    """By whom a route leads; 0.0.0.0, as DHCP has it, is nobody: to the link itself. CniError for the other IP version."""
     if route.gw is None:
         return gateways.get(route.dst.version)
+    if route.gw.version != route.dst.version:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"gateway {route.gw} of the route to {route.dst} is of the other IP version",
+            f"name one of IPv{route.dst.version}",
+        )
     return None if route.gw.is_unspecified else route.gw
 
 
@@ -113,8 +124,13 @@ def default_route(version: int, gateway: IPAddress | None) -> Route:
 
 
 def first_address(address: IPInterface) -> IPAddress:
-    """The first address of a subnet, which is the gateway where none is named."""
-    return address.network.network_address + 1
+    """The first address of a subnet, which is the gateway where none is named; CniError where there is none."""
+    try:
+        return address.network.network_address + 1
+    except ValueError:
+        raise CniError(
+            Code.INVALID_CONFIG, f"{address} has no room for a gateway", "name one, or take a larger subnet"
+        ) from None
 
 
 def router_addresses(ifname: str, gateways: Sequence[IPInterface]) -> list[KernelObject]:

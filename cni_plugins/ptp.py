@@ -139,17 +139,18 @@ def _own(veth: Veth, result: Result) -> list[KernelObject]:
     """The link; on the host the gateway's address and a route to the container; in the container all by that gateway."""
     netns = veth.peer_netns
     gateways = dict.fromkeys(ip.gateway for ip in result.ips if ip.gateway is not None)
+    addresses = dict.fromkeys(_only(ip.address.ip) for ip in result.ips)
     objects: list[KernelObject] = [
         veth,
         *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
-        *(RouteEntry(destination=_only(ip.address.ip), ifname=veth.ifname) for ip in result.ips),
+        *(RouteEntry(destination=address, ifname=veth.ifname) for address in addresses),
         *addressed(veth.peer, netns, result.ips, on_link=False, announced=()),  # its one neighbour is as new as itself
     ]
     inward: dict[object, KernelObject] = {}
-    for ip in result.ips:
-        for route in _by_gateway(ip, veth.peer, netns):
-            inward.setdefault(route.key, route)
-    return [*objects, *inward.values(), *routed(veth.peer, netns, result)]
+    by_gateways = (route for ip in result.ips for route in _by_gateway(ip, veth.peer, netns))
+    for route in (*by_gateways, *routed(veth.peer, netns, result)):
+        inward.setdefault(route.key, route)
+    return [*objects, *inward.values()]
 
 
 def _by_gateway(ip: IP, ifname: str, netns: NetnsRef) -> list[RouteEntry]:

@@ -15,6 +15,8 @@ from cni_plugins.protocol import NEWEST, VERSIONS, CniError, Code, at_least
 __all__ = ["IP", "Dns", "Interface", "Result", "Route", "Versioned", "parse_result", "render_result"]
 
 _Count = Annotated[int, Meta(ge=0)]
+_Number = Annotated[int, Meta(ge=0, lt=1 << 32)]  # as netlink has those of a route
+_Scope = Annotated[int, Meta(ge=0, lt=1 << 8)]
 _NEW_INTERFACE_KEYS = ("mtu", "socketPath", "pciID")
 _OLD_ROUTE_KEYS = ("dst", "gw")
 
@@ -43,11 +45,11 @@ class Route(Struct, frozen=True, omit_defaults=True):
 
     dst: Cidr
     gw: Address | None = None
-    mtu: _Count = 0
-    advmss: _Count = 0
-    priority: _Count = 0
-    table: _Count | None = None
-    scope: _Count | None = None
+    mtu: _Number = 0
+    advmss: _Number = 0
+    priority: _Number = 0
+    table: _Number | None = None
+    scope: _Scope | None = None
 
 
 class Dns(Struct, frozen=True, omit_defaults=True):

@@ -24,6 +24,14 @@ def conf(number: int, kind: str = "bridge", *, addresses: tuple[str, ...] = DUAL
     return {"cniVersion": "1.1.0", "name": "pods", "type": kind, "ipam": ipam, **more}
 
 
+def addressed(kind: str, *given: dict[str, str], routes: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return conf(2, kind, isGateway=True, ipam={"type": "static", "addresses": given, "routes": routes})
+
+
+def routed(kind: str, *routes: dict[str, Any]) -> dict[str, Any]:
+    return addressed(kind, {"address": "10.22.0.2/16", "gateway": "10.22.0.1"}, routes=routes)
+
+
 def bridged(number: int, **more: Any) -> dict[str, Any]:
     return conf(number, isDefaultGateway=True, **more)
 
@@ -109,6 +117,25 @@ def test_del_takes_all_back_and_may_come_twice(caller: Caller, controller: Contr
     assert subprocess.run(["ip", "-n", "c1", "link", "show", "eth0"], capture_output=True).returncode == 1
     controller.reset()
     assert differences(before, snapshot()) == []
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_a_route_to_the_subnet_itself_leaves_the_way_there_as_it_is(caller: Caller, kind: str) -> None:
+    caller.container("c1")
+    caller.ok("ADD", routed(kind))
+    before = run("ip", "-n", "c1", "route")
+    caller.ok("DEL", routed(kind))
+    caller.ok(
+        "ADD", routed(kind, {"dst": "10.22.0.0/16"}, {"dst": "10.22.0.1/32"} if kind == "ptp" else {"dst": "10.22.0.0/16"})
+    )
+    assert run("ip", "-n", "c1", "route") == before
+
+
+def test_one_address_in_two_subnets_is_one_way_to_a_container(caller: Caller) -> None:
+    caller.container("c1")
+    given = ({"address": address, "gateway": "10.22.0.1"} for address in ("10.22.0.2/16", "10.22.0.2/32"))
+    caller.ok("ADD", addressed("ptp", *given))
+    assert caller.pings("c1", "10.22.0.1")
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
@@ -241,6 +268,14 @@ def test_a_mac_address_asked_for(caller: Caller, more: dict[str, Any], args: str
         (conf(2, ipam={"type": "bridge"}), 'ipam.type: "bridge" gives no addresses'),
         (conf(2, ipam={"type": "nothing-like-that"}), 'failed to find plugin "nothing-like-that"'),
         (conf(2, args={"cni": {"mac": "zz"}}), "zz"),
+        (bridged(2, addresses=("255.255.255.255/32",)), "255.255.255.255/32 has no room for a gateway"),
+        *(
+            (addressed(kind, {"address": "10.22.0.2/16", "gateway": "fd00:22::1"}), "gateway fd00:22::1 of 10.22.0.2/16 is of")
+            for kind in ("bridge", "ptp")
+        ),
+        (routed("bridge", {"dst": "10.9.0.0/16", "gw": "fd00:22::1"}), "gateway fd00:22::1 of the route to 10.9.0.0/16 is of"),
+        (routed("bridge", {"dst": "10.9.0.0/16", "scope": 256}), "ipam.routes[0].scope: expected `int` <= 255, got 256"),
+        (routed("ptp", {"dst": "10.9.0.0/16", "advmss": 1 << 32}), "ipam.routes[0].advmss: expected `int` <= 4294967295"),
     ],
 )
 def test_what_is_refused_changes_nothing(caller: Caller, wrong: dict[str, Any], expected: str) -> None:

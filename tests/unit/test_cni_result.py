@@ -132,7 +132,7 @@ def test_the_interface_of_an_address() -> None:
 # --- there and back ------------------------------------------------------------------------------------------------------
 
 _texts = st.text(st.characters(codec="utf-8"), max_size=8)
-_counts = st.integers(0, 2**32)
+_counts = st.integers(0, 2**32 - 1)
 _addresses = st.ip_addresses().filter(lambda address: address.version == 4 or address.ipv4_mapped is None)
 _cidrs = st.builds(
     lambda address, length: ip_interface((address, length % (address.max_prefixlen + 1))), _addresses, st.integers(0, 128)
@@ -146,7 +146,8 @@ results = st.builds(
     ).map(tuple),
     ips=st.lists(st.builds(IP, _cidrs, _gateways, st.none() | st.integers(-2, 5)), max_size=4).map(tuple),
     routes=st.lists(
-        st.builds(Route, _cidrs, _gateways, _counts, _counts, _counts, st.none() | _counts, st.none() | _counts), max_size=3
+        st.builds(Route, _cidrs, _gateways, _counts, _counts, _counts, st.none() | _counts, st.none() | st.integers(0, 255)),
+        max_size=3,
     ).map(tuple),
     dns=st.builds(Dns, _lists, _texts, _lists, _lists),
 )
