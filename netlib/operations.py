@@ -47,7 +47,7 @@ class Engine:
 
         What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only
         else is the kernel asked, and not about what sits on an object that is still to be made. Raises Conflict naming both
-        when another record holds a key with other attributes.
+        when another record holds a key with other attributes, and the object does not give way.
         """
         mine = {item.key: item for item in own or ()}
         holders = tx.holders(plan.keys, besides=[record])
@@ -56,9 +56,12 @@ class Engine:
         for item in plan:
             holder = holders.get(str(item.key)) if holders else None
             theirs = tx.object_of(holder, str(item.key)) if holder else None
+            beside = item.beside(theirs, kernel) if theirs is not None else None
+            if beside is not None:
+                item, theirs = beside, None
             known = mine.get(item.key) or theirs
             if known is None:
-                if not any(carrier.carries(item) for carrier in coming):
+                if beside is None and (item.gives_way or not any(carrier.carries(item) for carrier in coming)):
                     item = item.observed(kernel)
                 if type(item).carries is not KernelObject.carries:
                     coming.append(item)

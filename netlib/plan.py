@@ -59,6 +59,15 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         """Return this object with what must be known before it is written down (a prior value, an adoption)."""
         return self
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether something of others may stand in its place before what carries it is made, and is to stay."""
+        return False
+
+    def beside(self, theirs: "KernelObject", kernel: "Kernel") -> Self | None:
+        """This object where another record holds its key otherwise (*theirs*), and both may; None where they may not."""
+        return None
+
     def disagreement(self, theirs: "KernelObject", holder: str) -> str:
         """The sentence for a *holder* ("network 'web'") of this key with other attributes (*theirs*)."""
         return f"{self.key} is held by {holder} with other settings; use the same ones, or another name"

@@ -79,8 +79,18 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
             return 0
         return self.scope if self.scope is not None else 0 if self.gateway else _SCOPE_LINK
 
+    @property
+    def gives_way(self) -> bool:
+        return self.yields
+
     def observed(self, kernel: "Kernel") -> Self:
         return replace(self, adopted=self.yields and bool(self._same(kernel.rtnl(self.netns))))
+
+    def beside(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
+        """Another interface's stays, be it set by now or about to be; where that one gave way too, what stands there counts."""
+        if not (self.yields and isinstance(theirs, RouteEntry) and theirs.ifname != self.ifname):
+            return None
+        return self.observed(kernel) if theirs.adopted else replace(self, adopted=True)
 
     def ensure(self, kernel: "Kernel") -> None:
         """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there."""

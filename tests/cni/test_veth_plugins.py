@@ -131,6 +131,45 @@ def test_a_route_to_the_subnet_itself_leaves_the_way_there_as_it_is(caller: Call
     assert run("ip", "-n", "c1", "route") == before
 
 
+def defaults(container: str) -> list[str]:
+    lines = (run("ip", "-n", container, "route") + run("ip", "-n", container, "-6", "route")).splitlines()
+    return [" ".join(line.split()[2:5]) for line in lines if line.startswith("default")]
+
+
+def second(number: int, kind: str = "bridge") -> dict[str, Any]:
+    config = conf(number, kind, addresses=("10.23.0.{}/16", "fd00:23::{}/64"), name="others", bridge="cni1")
+    return {**config, "isDefaultGateway": True} if kind == "bridge" else config
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_of_two_networks_the_first_has_the_default_route(caller: Caller, kind: str) -> None:
+    caller.container("c1")
+    caller.ok("ADD", bridged(2))
+    result = caller.ok("ADD", second(2, kind), ifname="eth1")
+    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+    caller.ok("CHECK", {**second(2, kind), "prevResult": result}, ifname="eth1")
+    caller.ok("DEL", bridged(2))
+    caller.ok("ADD", bridged(2))
+    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+    caller.ok("DEL", second(2, kind), ifname="eth1")
+    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_a_default_route_of_somebody_else_stays(caller: Caller, kind: str) -> None:
+    caller.container("c1")
+    run("ip", "-n", "c1", "link", "add", "x0", "up", "type", "veth", "peer", "name", "x1")
+    run("ip", "-n", "c1", "link", "set", "x1", "up")
+    for address, gateway in (("10.99.0.2/24", "10.99.0.1"), ("fd99::2/64", "fd99::1")):
+        run("ip", "-n", "c1", "addr", "add", address, "dev", "x0", *(["nodad"] if ":" in address else []))
+        run("ip", "-n", "c1", "route", "add", "default", "via", gateway)
+    before = defaults("c1")
+    caller.ok("ADD", second(2, kind))
+    assert defaults("c1") == before
+    caller.ok("DEL", second(2, kind))
+    assert defaults("c1") == before == ["10.99.0.1 dev x0", "fd99::1 dev x0"]
+
+
 def test_one_address_in_two_subnets_is_one_way_to_a_container(caller: Caller) -> None:
     caller.container("c1")
     given = ({"address": address, "gateway": "10.22.0.1"} for address in ("10.22.0.2/16", "10.22.0.2/32"))
