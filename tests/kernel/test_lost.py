@@ -13,16 +13,19 @@ import pytest
 from netlib.cli.main import main
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import ConfigError, Conflict, StoreDamaged, WrongHost
+from netlib.errors import ConfigError, Conflict, StoreDamaged, TeardownError, WrongHost
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.runtime.lost import reset_lost
 from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
 from netlib.verbs import perform
+from tests.cni.calling import Caller
 from tests.processes import ended
 
 pytestmark = pytest.mark.needs_cgroups
+
+CNI = {"cniVersion": "1.1.0", "name": "pods", "type": "bridge", "isGateway": True, "ipMasq": True}
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +62,14 @@ def _use(config: Config, subnet: str) -> None:
         controller.create_network("web", subnets=[subnet, "fd00:1::/64"])
         perform(controller, "container.run", _running("box", networks=["web"], publish=["8080:80"]))
         perform(controller, "container.run", _running("apart", networks=["none"]))
+
+
+def _attach(config: Config, number: int) -> None:
+    ipam = {"type": "static", "addresses": [{"address": f"10.22.0.{number}/16"}]}
+    with _host(config) as controller:
+        caller = Caller(lambda: controller)
+        caller.container(f"c{number}")
+        caller.ok("ADD", {**CNI, "ipam": ipam}, f"c{number}")
 
 
 def _running(name: str, **wanted: list[str]) -> dict[str, object]:
@@ -126,6 +137,20 @@ def test_after_the_store_was_deleted_its_successor_is_refused_and_both_are_clear
     with _host(used) as controller:
         assert controller.sandboxes() == []
         assert known_tags(used.state_dir).keys() == {controller.host.tag}
+
+
+def test_what_a_deleted_stores_cni_containers_hold_of_its_successors_goes_too(config: Config) -> None:
+    _attach(config, 2)
+    for path in config.state_dir.glob("netlib.db*"):
+        path.unlink()
+    _attach(config, 3)
+    with _host(config) as controller, pytest.raises(TeardownError, match="outward_10.22.0.0/16"):
+        controller.reset()
+    assert any(line.startswith("removed: firewall entries") for line in reset_lost(config))
+    with _host(config) as controller:
+        controller.reset()
+    for name in ("c2", "c3"):
+        _run(f"ip netns del {name}")
 
 
 def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Config) -> None:
