@@ -81,8 +81,9 @@ def _start(config: dict[str, Any]) -> list[str]:
         cgroups.join(pid, groups)
         cgroups.join_minders(hierarchies)
         _survive_memory_pressure()
+        _prepare_pid_file(config, pid)
         terminal = _release(config, pid, status, go)
-        _write_pid_file(config, pid)
+        os.rename(f"{config['folder']}/pid.json.new", f"{config['folder']}/pid.json")
     except (OSError, process.CommandRefused):
         os.kill(pid, process.SIGKILL)
         os.waitpid(pid, 0)
@@ -140,8 +141,11 @@ def _said(status: int, most: int) -> bytes:
     return os.read(status, most)
 
 
-def _write_pid_file(config: dict[str, Any], pid: int) -> None:
-    """Write down who runs, so that a reused pid or another boot is told apart; keep room for how it ends, the disk may fill."""
+def _prepare_pid_file(config: dict[str, Any], pid: int) -> None:
+    """Write down who runs, so that a reused pid or another boot is told apart; keep room for how it ends.
+
+    Before the command begins, which may fill the disk at once: afterwards the file only has to get its name.
+    """
     folder, minder = config["folder"], os.getpid()
     start, minder_start = process.start_time(pid), process.start_time(minder)
     who = f'{{"pid": {pid}, "start": {start}, "minder": {minder}, "minder_start": {minder_start},'
@@ -150,7 +154,6 @@ def _write_pid_file(config: dict[str, Any], pid: int) -> None:
         for name, text in (("exit.json.new", " " * EXIT_BYTES), ("pid.json.new", who)):
             with open(f"{folder}/{name}", "w") as file:
                 file.write(text)
-        os.rename(f"{folder}/pid.json.new", f"{folder}/pid.json")
     except OSError as error:
         error.filename = error.filename or f"write in {folder}"
         raise
