@@ -1,9 +1,11 @@
 """The plugin type ``portmap``: ports of the host that lead to the container.
 
 The rules are nftables', whichever ``backend`` is named; what they do is what the reference does. Other than there a host port
-has one holder: a second container that asks for it is refused, and told who has it.
+has one holder: a second container that asks for it is refused, and told who has it. What a container asks for in several of its
+networks is published in the first.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct, field
@@ -23,10 +25,11 @@ from netlib.firewall.objects import ContainerSubnet, FirewallBase, PortCondition
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link
 from netlib.kernel.sysctl import Sysctl
-from netlib.model import IPInterface, IPNetwork, PortMapping, Protocol
+from netlib.model import IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.names import parse_subnet
 from netlib.plan import KernelObject, Plan
 from netlib.ports import port_runs
+from netlib.store.records import Transaction
 
 __all__ = ["PortmapConf", "PortmapPlugin"]
 
@@ -83,8 +86,13 @@ class PortmapPlugin:
         _remark(call)
         attachments_of(self._node).clear_ports(mappings)
         with adding(self._node, call, self.name) as made:
-            wanted = _wanted(call, mappings, addresses, made)
-            made.apply(lambda _: wanted)
+            loopback = _loopback(call.config, addresses, made)
+
+            def draft(tx: Transaction) -> Wanted:
+                served = _served(tx, made.key.container, made.netns, made.record)
+                return _wanted(call.config, mappings, addresses, loopback, served)
+
+            made.apply(draft)
             return finish(made, call, result)
 
     def check(self, call: Call[PortmapConf]) -> None:
@@ -97,8 +105,11 @@ class PortmapPlugin:
             if asked:
                 raise CniError(Code.DRIFT, f"portmap: no ports of container {call.container_id} are recorded; ADD it again")
             return
-        recorded = attachments_of(self._node).plan_of(found.id).of(PublishedPort)
-        missing = [port for port in _ports(call.config, mappings, addresses) if port not in recorded]
+        attachments = attachments_of(self._node)
+        recorded = attachments.plan_of(found.id).of(PublishedPort)
+        with attachments.store.read() as tx:
+            served = _served(tx, found.container, found.netns, found.id)
+        missing = [port for port in _ports(call.config, mappings, addresses, served) if port not in recorded]
         if missing:
             raise CniError(Code.DRIFT, f"portmap: {missing[0].key.name} was not published; ADD it again")
 
@@ -184,8 +195,30 @@ def _mappings(call: Call[PortmapConf]) -> tuple[PortMapping, ...]:
     return tuple(found.values())
 
 
-def _ports(config: PortmapConf, mappings: tuple[PortMapping, ...], addresses: tuple[IPInterface, ...]) -> list[PublishedPort]:
-    """The objects of *mappings*, a run of ports each; a mapping of an address concerns the container's of that family."""
+def _served(tx: Transaction, container: str, netns: NetnsRef, record: str) -> list[PublishedPort]:
+    """What other attachments of the container than *record* publish: a runtime asks for its ports in each of its networks."""
+    rows = [row for row in tx.attachments_in(netns.path) if row.id != record and row.value.netns.identity == netns.identity]
+    return [port for row in rows if row.value.container == container for port in tx.objects(row.id).of(PublishedPort)]
+
+
+def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPort]) -> bool:
+    return any(
+        (port.protocol, port.host_ip, port.address.version) == (mapping.protocol, mapping.host_ip, version)
+        and mapping.host_port in port.host_ports
+        for port in served
+    )
+
+
+def _ports(
+    config: PortmapConf,
+    mappings: tuple[PortMapping, ...],
+    addresses: tuple[IPInterface, ...],
+    served: Sequence[PublishedPort],
+) -> list[PublishedPort]:
+    """The objects of *mappings*, a run of ports each, but for *served* ones.
+
+    A mapping of an address concerns the container's of that family.
+    """
     conditions = _conditions(config)
     return [
         PublishedPort(
@@ -198,8 +231,8 @@ def _ports(config: PortmapConf, mappings: tuple[PortMapping, ...], addresses: tu
             hairpin=_answered(config, address),
             condition=conditions.get(address.version),
         )
-        for first, count in port_runs(mappings)
         for address in addresses
+        for first, count in port_runs([item for item in mappings if not _is_served(item, address.version, served)])
         if first.host_ip is None or first.host_ip.version == address.version
     ]
 
@@ -220,22 +253,27 @@ def _answered(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
     return _EVERYWHERE[address.version] if config.masq_all else address.network
 
 
-def _wanted(
-    call: Call[PortmapConf], mappings: tuple[PortMapping, ...], addresses: tuple[IPInterface, ...], made: Adding
-) -> Wanted:
-    config = call.config
-    objects: list[KernelObject] = []
+def _loopback(config: PortmapConf, addresses: tuple[IPInterface, ...], made: Adding) -> list[KernelObject]:
+    """Lets what the host sends to 127.0.0.1 go out; the firewall base drops such packets that come from elsewhere."""
     ipv4 = next((address for address in addresses if address.version == 4), None)
-    if config.snat and ipv4 is not None and (link := route_link(made.kernel, ipv4.ip)) is not None:
-        # Lets what the host sends to 127.0.0.1 go out there; the firewall base drops such packets that come from elsewhere.
-        objects.append(Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1"))
+    link = route_link(made.kernel, ipv4.ip) if config.snat and ipv4 is not None else None
+    return [Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1")] if link is not None else []
+
+
+def _wanted(
+    config: PortmapConf,
+    mappings: tuple[PortMapping, ...],
+    addresses: tuple[IPInterface, ...],
+    loopback: list[KernelObject],
+    served: Sequence[PublishedPort],
+) -> Wanted:
     subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
-    ports = _ports(config, mappings, addresses)
+    ports = _ports(config, mappings, addresses, served)
     conditions = {port.condition.key: port.condition for port in ports if port.condition is not None}
     return Wanted(
-        own=Plan(*objects, *ports),
+        own=Plan(*loopback, *ports),
         shared=Plan(
             FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str)), *conditions.values()
         ),
-        ports=mappings,
+        ports=tuple(item for item in mappings if not any(_is_served(item, version, served) for version in (4, 6))),
     )

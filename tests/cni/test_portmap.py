@@ -215,6 +215,22 @@ def test_a_port_has_one_holder_who_is_named(world: World, caller: Caller) -> Non
     assert names(world.answers(*probes(["lan"], ["192.168.9.1"], 7080))) == ["a1", "a2"]
 
 
+def test_a_container_has_its_port_in_the_first_of_its_networks(world: World, caller: Caller) -> None:
+    """Runtimes ask for a container's ports in each network; what the first one's family leaves out the second publishes."""
+    first, again = conf(port(7080)), conf(port(7080), name="others")
+    first["prevResult"]["ips"] = first["prevResult"]["ips"][:1]
+    again["prevResult"]["interfaces"][2]["name"] = "eth1"
+    caller.ok("ADD", first, "fw-a1")
+    caller.ok("ADD", again, "fw-a1", ifname="eth1")
+    for config, ifname in ((first, "eth0"), (again, "eth1")):
+        caller.ok("CHECK", config, "fw-a1", ifname=ifname)
+    assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1", "a1"]
+    assert "published by container fw-a1" in caller.error("ADD", conf(port(7080), container="fw-a2"), "fw-a2")[1]
+    caller.ok("DEL", first, "fw-a1")
+    assert "7080/tcp was not published" in caller.error("CHECK", again, "fw-a1", ifname="eth1")[1]
+    caller.ok("DEL", again, "fw-a1", ifname="eth1")
+
+
 def test_a_network_of_netlibs_and_a_plugin_do_not_get_the_same_port(
     world: World, caller: Caller, controller: Controller
 ) -> None:

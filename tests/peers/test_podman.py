@@ -64,17 +64,20 @@ def test_networks_that_podman_makes(config: Config, podman: Podman) -> None:
     before = snapshot()
     podman("network", "create", "--subnet", "10.77.0.0/24", "--ipv6", "--subnet", "fd77::/64", "front")
     podman("network", "create", "--internal", "--subnet", "10.78.0.0/24", "back")
+    podman("network", "create", "--subnet", "10.79.0.0/24", "side")
     written = json.loads((podman.networks / "front.conflist").read_text())
     assert {plugin["type"] for plugin in written["plugins"]} <= set(plugin_types())
     podman.run("web", *SERVER, options=("--network", "front", "--ip", "10.77.0.9", "--mac-address", "02:11:22:33:44:55"))
-    podman.run("box", "sleep", "1000", options=("--network", "front,back"))
+    podman.run("box", "sleep", "1000", options=("--network", "front,back,side", "--publish", "8081:80"))
     assert podman.address("web") == "10.77.0.9"
     assert "02:11:22:33:44:55" in podman("exec", "web", "ip", "link", "show", "eth0")
     assert "64 bytes from 10.77.0.9" in podman("exec", "box", "ping", "-c1", "-W2", "10.77.0.9")
     inside = podman("exec", "box", "ip", "addr")
     assert "inet 10.77.0." in inside
     assert "inet 10.78.0." in inside
+    assert "inet 10.79.0." in inside
     assert "inet6 fd77::" in inside
+    assert podman("exec", "box", "ip", "route").count("default via") == 1
 
     podman("network", "disconnect", "back", "box")
     assert "10.78.0." not in podman("exec", "box", "ip", "addr")
@@ -82,6 +85,6 @@ def test_networks_that_podman_makes(config: Config, podman: Podman) -> None:
     assert "inet 10.78.0." in podman("exec", "box", "ip", "addr")
 
     podman("rm", "--force", "--time", "0", "web", "box")
-    podman("network", "rm", "front", "back")
+    podman("network", "rm", "front", "back", "side")
     assert list(podman.networks.glob("*.conflist")) == []
     assert left_behind(config, before, *LEASES.iterdir()) == []
