@@ -100,10 +100,11 @@ class CnmPlugin:
                 controller.create_sandbox(
                     box.name, netns=netns.path, sandbox_id=box.id, hostname=box.hostname, cni_container=call.container_id
                 )
-            priority = call.config.gw_priority
-            if priority is None:
-                priority = -len(controller.endpoints(sandbox=box.id))
-            endpoint = self._connect(call, network, adding, {**wanted, "gw_priority": priority})
+            others = controller.endpoints(sandbox=box.id)
+            priority = call.config.gw_priority if call.config.gw_priority is not None else -len(others)
+            published = {port for endpoint in others for port in endpoint.ports}  # a runtime asks for them in each network
+            ports = [port for port in wanted["ports"] if port.mapping(port.host_port_first) not in published]
+            endpoint = self._connect(call, network, adding, {**wanted, "ports": ports, "gw_priority": priority})
             return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
 
     def check(self, call: Call[CnmConf]) -> None:

@@ -120,6 +120,20 @@ def test_all_interfaces_of_a_container_are_one_sandbox(caller: Caller, controlle
 
 
 @pytest.mark.usefixtures("web")
+def test_a_container_has_its_ports_in_the_first_of_its_networks(caller: Caller, controller: Controller) -> None:
+    controller.create_network("db", subnets=["172.29.0.0/16"])
+    caller.container("c1")
+    ports: dict[str, Any] = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
+    caller.ok("ADD", conf(**ports))
+    second = caller.ok("ADD", conf("db", **ports), ifname="eth1")
+    caller.ok("CHECK", {**conf("db", **ports), "prevResult": second}, ifname="eth1")
+    assert {endpoint.ifname: len(endpoint.ports) for endpoint in controller.endpoints(sandbox="cni-c1")} == {
+        "eth0": 1,
+        "eth1": 0,
+    }
+
+
+@pytest.mark.usefixtures("web")
 def test_a_container_of_netlibs_own_keeps_its_sandbox(caller: Caller, controller: Controller) -> None:
     controller.create_network("db", subnets=["172.29.0.0/16"])
     caller.ok("ADD", conf("db"), "own", ifname="eth7")
