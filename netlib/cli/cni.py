@@ -113,7 +113,7 @@ def ls_parser() -> Parser:
         "--format '{{.Container}} {{.Addresses}}'",
         usage="[-q] [--no-trunc] [OPTION …]",
     )
-    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose=f"{', '.join(_FILTERS)} (attached, stale, unused)")
+    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose=f"{', '.join(_FILTERS)} ({', '.join(_STATUSES)})")
     parser.value("--format", metavar="FORMAT", purpose="json, or a template like '{{.Container}}'")
     parser.switch("-q", "--quiet", purpose="ids of containers only")
     parser.switch("--no-trunc", purpose="ids and paths in full")
@@ -138,6 +138,7 @@ def ls(config: Config, given: Namespace) -> int:
     return 0
 
 
+_STATUSES = "attached", "stale", "unused"
 _FILTERS: dict[str, Callable[[Mapping[str, str], str], bool]] = {
     "container": lambda row, value: bool(row["Container"]) and row["Container"].startswith(value),
     "interface": lambda row, value: row["Interface"] == value,
@@ -151,6 +152,8 @@ def _filter(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if key not in _FILTERS or not equals:
         raise ConfigError(f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(_FILTERS)}")
+    if key == "status" and value not in _STATUSES:
+        raise ConfigError(f"filter {text!r} is not understood; a status is one of {', '.join(_STATUSES)}")
     return key, value
 
 

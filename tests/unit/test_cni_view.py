@@ -146,6 +146,8 @@ def test_filters(listed: Any, filters: list[str], networks: list[str]) -> None:
 def test_an_unknown_filter_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cni", "ls", "-f", "colour=red"]) == 1
     assert "filter 'colour=red' is not understood; write KEY=VALUE, the key one of container, " in capsys.readouterr().err
+    assert main(["cni", "ls", "-f", "status=lost"]) == 1
+    assert "filter 'status=lost' is not understood; a status is one of attached, stale, unused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
