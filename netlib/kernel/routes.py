@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.links import is_on
-from netlib.kernel.netlink import CREATE, REPLACE, attribute, attributes_of, nest, number
+from netlib.kernel.netlink import APPEND, CREATE, REPLACE, attribute, attributes_of, nest, number
 from netlib.kernel.netns import command_in
 from netlib.kernel.translate import doing
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
@@ -26,6 +26,7 @@ _IPV6_METRIC = 1024  # what the kernel makes of metric 0
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_MOST_BEHIND = 64  # metrics that one network after the other may take
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _IMPOSSIBLE = {errno.EINVAL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
 _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
@@ -41,10 +42,10 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
     *scope* (of IPv4: 0 global, 253 link, 254 host) None is link without a *gateway*, else global. *source* is what the host's
     own packets come from; *mtu* and *advmss* 0 leave these to the link. *protocol* says who set it (``rtnetlink(7)``). One that
-    *yields* lets a route of its identity stand that was there before it; *adopted* says that this was so.
+    *yields* comes *behind* those of its identity that were there before it, and counts when they go: so many they were.
     """
 
-    observations = ("adopted",)
+    observations = ("behind",)
 
     destination: IPNetwork
     ifname: str
@@ -57,7 +58,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     advmss: int = 0
     protocol: int = _STATIC
     yields: bool = False
-    adopted: bool = False
+    behind: int = 0
 
     @property
     def key(self) -> Key:
@@ -71,6 +72,10 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
     @property
     def _metric(self) -> int:
+        return self._first_metric + (self.behind if self.destination.version == 6 else 0)  # with one they are used in turn
+
+    @property
+    def _first_metric(self) -> int:
         return self.metric or (_IPV6_METRIC if self.destination.version == 6 else 0)
 
     @property
@@ -84,25 +89,35 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         return self.yields
 
     def observed(self, kernel: "Kernel") -> Self:
-        return replace(self, adopted=self.yields and bool(self._same(kernel.rtnl(self.netns))))
+        if not self.yields:
+            return self
+        first = self._first_metric
+        last = first + (_MOST_BEHIND if self.destination.version == 6 else 0)
+        routes = _routes(kernel.rtnl(self.netns), self.destination.version, self.table)
+        standing = [route.metric for route in routes if route.destination == self.destination and first <= route.metric <= last]
+        return replace(self, behind=max(standing) - first + 1 if standing else 0)
 
     def beside(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
-        """Another interface's stays, be it set by now or about to be; where that one gave way too, what stands there counts."""
+        """Another interface's stays before it, be it set by now or about to be."""
         if not (self.yields and isinstance(theirs, RouteEntry) and theirs.ifname != self.ifname):
             return None
-        return self.observed(kernel) if theirs.adopted else replace(self, adopted=True)
+        found = self.observed(kernel)
+        return found if theirs.behind or found.behind else replace(found, behind=1)
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there."""
-        if self.adopted:
-            return
+        """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there.
+
+        One that yields does not take the place of another.
+        """
         rtnl = kernel.rtnl(self.netns)
-        self._order(rtnl, "set", _RTM_NEWROUTE, CREATE | REPLACE, rtnl.index(self.ifname))
+        index = rtnl.index(self.ifname)
+        if not self.behind:
+            self._order(rtnl, "set", _RTM_NEWROUTE, CREATE | REPLACE, index)
+        elif not any(self._is(route, index) for route in self._same(rtnl)):
+            self._order(rtnl, "append", _RTM_NEWROUTE, CREATE | APPEND, index)
 
     def remove(self, kernel: "Kernel") -> None:
         """Remove it if it still is as described here."""
-        if self.adopted:
-            return
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -142,8 +157,6 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         )
 
     def drift(self, kernel: "Kernel") -> str | None:
-        if self.adopted:
-            return None
         try:
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -167,13 +180,15 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         family = " -6" if self.destination.version == 6 else ""
         destination = self.destination if self.destination.prefixlen else "default"
         via = f" via {self.gateway}" if self.gateway else ""
-        metric = f" metric {self.metric}" if self.metric else ""
+        priority = self._metric if self.behind else self.metric
+        metric = f" metric {priority}" if priority else ""
         table = f" table {self.table}" if self.table != MAIN_TABLE else ""
         scope = f" scope {self.scope}" if self.scope is not None and self.destination.version == 4 else ""
         source = f" src {self.source}" if self.source else ""
         mtu, advmss = f" mtu {self.mtu}" if self.mtu else "", f" advmss {self.advmss}" if self.advmss else ""
         more = f"{metric}{table}{scope}{source}{mtu}{advmss}"
-        yield command_in(self.netns, f"ip{family} route replace {destination}{via} dev {self.ifname}{more}")
+        verb = "append" if self.behind else "replace"
+        yield command_in(self.netns, f"ip{family} route {verb} {destination}{via} dev {self.ifname}{more}")
 
 
 class _Found(NamedTuple):

@@ -131,9 +131,10 @@ def test_a_route_to_the_subnet_itself_leaves_the_way_there_as_it_is(caller: Call
     assert run("ip", "-n", "c1", "route") == before
 
 
-def defaults(container: str) -> list[str]:
-    lines = (run("ip", "-n", container, "route") + run("ip", "-n", container, "-6", "route")).splitlines()
-    return [" ".join(line.split()[2:5]) for line in lines if line.startswith("default")]
+def ways_out(container: str) -> list[str]:
+    """By which gateway and link the container's packets leave, of IPv4 and of IPv6."""
+    lines = [run("ip", "-n", container, "route", "get", address) for address in ("192.0.2.1", "2001:db8::1")]
+    return [line.partition(" via ")[2].partition(" src ")[0].replace(" proto static", "").strip() for line in lines]
 
 
 def second(number: int, kind: str = "bridge") -> dict[str, Any]:
@@ -142,17 +143,35 @@ def second(number: int, kind: str = "bridge") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
-def test_of_two_networks_the_first_has_the_default_route(caller: Caller, kind: str) -> None:
+def test_of_two_networks_the_first_is_the_way_out_as_long_as_it_is_there(caller: Caller, kind: str) -> None:
+    first, other = ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"], ["10.23.0.1 dev eth1", "fd00:23::1 dev eth1"]
     caller.container("c1")
+    before = run("ip", "-n", "c1", "route") + run("ip", "-n", "c1", "-6", "route")
     caller.ok("ADD", bridged(2))
     result = caller.ok("ADD", second(2, kind), ifname="eth1")
-    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+    assert ways_out("c1") == first
     caller.ok("CHECK", {**second(2, kind), "prevResult": result}, ifname="eth1")
     caller.ok("DEL", bridged(2))
-    caller.ok("ADD", bridged(2))
-    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+    assert ways_out("c1") == other
+    caller.ok("CHECK", {**second(2, kind), "prevResult": result}, ifname="eth1")
+    result = caller.ok("ADD", bridged(2))
+    assert ways_out("c1") == other
+    caller.ok("CHECK", {**bridged(2), "prevResult": result})
     caller.ok("DEL", second(2, kind), ifname="eth1")
-    assert defaults("c1") == ["10.22.0.1 dev eth0", "fd00:22::1 dev eth0"]
+    assert ways_out("c1") == first
+    caller.ok("DEL", bridged(2))
+    assert run("ip", "-n", "c1", "route") + run("ip", "-n", "c1", "-6", "route") == before
+
+
+def test_of_three_networks_each_is_the_way_out_when_those_before_it_are_gone(caller: Caller) -> None:
+    caller.container("c1")
+    for number in range(3):
+        addresses = (f"10.{50 + number}.0.{{}}/16", f"fd00:{50 + number}::{{}}/64")
+        config = conf(2, addresses=addresses, name=f"n{number}", bridge=f"cni{number}", isDefaultGateway=True)
+        caller.ok("ADD", config, ifname=f"eth{number}")
+    for number in range(3):
+        assert ways_out("c1") == [f"10.{50 + number}.0.1 dev eth{number}", f"fd00:{50 + number}::1 dev eth{number}"]
+        caller.ok("DEL", {"cniVersion": "1.1.0", "name": f"n{number}", "type": "bridge"}, ifname=f"eth{number}")
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
@@ -163,11 +182,11 @@ def test_a_default_route_of_somebody_else_stays(caller: Caller, kind: str) -> No
     for address, gateway in (("10.99.0.2/24", "10.99.0.1"), ("fd99::2/64", "fd99::1")):
         run("ip", "-n", "c1", "addr", "add", address, "dev", "x0", *(["nodad"] if ":" in address else []))
         run("ip", "-n", "c1", "route", "add", "default", "via", gateway)
-    before = defaults("c1")
+    before = ways_out("c1")
     caller.ok("ADD", second(2, kind))
-    assert defaults("c1") == before
+    assert ways_out("c1") == before
     caller.ok("DEL", second(2, kind))
-    assert defaults("c1") == before == ["10.99.0.1 dev x0", "fd99::1 dev x0"]
+    assert ways_out("c1") == before == ["10.99.0.1 dev x0", "fd99::1 dev x0"]
 
 
 def test_one_address_in_two_subnets_is_one_way_to_a_container(caller: Caller) -> None:
