@@ -97,6 +97,10 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         standing = [route.metric for route in routes if route.destination == self.destination and first <= route.metric <= last]
         return replace(self, behind=max(standing) - first + 1 if standing else 0)
 
+    def is_taken(self, kernel: "Kernel") -> bool:
+        """Whether a route of this identity is there."""
+        return bool(self._same(kernel.rtnl(self.netns)))
+
     def beside(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
         """Another interface's stays before it, be it set by now or about to be."""
         if not (self.yields and isinstance(theirs, RouteEntry) and theirs.ifname != self.ifname):
@@ -290,7 +294,8 @@ class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
     def remove(self, kernel: "Kernel") -> None:
         with suppress(ObjectMissing):
             try:
-                replace(self.route, yields=True).observed(kernel).ensure(kernel)
+                if not self.route.is_taken(kernel):
+                    self.route.ensure(kernel)
             except KernelError as error:
                 if error.errno not in _IMPOSSIBLE:
                     raise
