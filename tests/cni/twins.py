@@ -131,7 +131,7 @@ class Twin:
     def plain(self, text: str) -> str:
         """*text* without what is bound to differ from host to host."""
         text = re.sub(r" (alias|group) \S+", "", text)
-        text = _VETH.sub("veth*", _MAC.sub(lambda mac: mac[0] if mac[0].startswith("02:11:") else "MAC", text))
+        text = _VETH.sub("veth*", _MAC.sub(lambda mac: mac[0] if mac[0].startswith("02:11:00:00:00:") else "MAC", text))
         return text.replace(f"/run/netns/{self.name}", "/run/netns/").replace(str(self.data), "DATA")
 
 
