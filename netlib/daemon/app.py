@@ -83,7 +83,7 @@ class Place:
 
     @classmethod
     def claim(cls, config: Config) -> "Place | None":
-        """Take it, or None when another netlibd has it and is ready: while one starts, the next one waits for how that ends."""
+        """Take it, or None when another netlibd has it and is ready; wait for how it ends while one starts, or leaves."""
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             config.run_dir.chmod(0o700)
@@ -95,9 +95,11 @@ class Place:
         try:
             fcntl.flock(pid, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(starting)
-            os.close(pid)
-            return None
+            if config.socket_path.exists():
+                os.close(starting)
+                os.close(pid)
+                return None
+            fcntl.flock(pid, fcntl.LOCK_EX)  # it is leaving: it gave up its socket first
         os.truncate(pid, 0)
         os.pwrite(pid, f"{os.getpid()}\n".encode(), 0)
         return cls(starting, pid)

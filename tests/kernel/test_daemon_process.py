@@ -1,5 +1,6 @@
 """netlibd as a process: started when it is needed, alone, for root, back after it was killed, replaced after an upgrade."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ from netlib import __version__
 from netlib.client import DaemonWatcher, call, leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller
-from netlib.errors import DaemonError, WrongHost
+from netlib.errors import DaemonError, DeadlineExceeded, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 from netlib.wire import LENGTH, at_socket, frame
@@ -210,6 +211,17 @@ def test_it_ends_when_its_store_is_deleted(daemon: Config) -> None:
     start_daemon(daemon)
     assert pid_of(daemon) != first
     assert call(daemon, "system.info", {})["ServedBy"] == pid_of(daemon)
+
+
+def test_a_start_waits_for_the_one_that_is_leaving(config: Config) -> None:
+    config.run_dir.mkdir()
+    leaving = os.open(config.pid_file, os.O_RDWR | os.O_CREAT)  # its socket is gone already
+    fcntl.flock(leaving, fcntl.LOCK_EX)
+    with pytest.raises(DeadlineExceeded):
+        start_daemon(config, deadline=1)
+    os.close(leaving)
+    start_daemon(config)
+    assert ping(config)["pid"] == pid_of(config)
 
 
 @pytest.mark.parametrize("take_away", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
