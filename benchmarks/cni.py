@@ -94,7 +94,7 @@ def measure(world: World) -> Iterator[Row]:
         )
         yield from _cycles(world, "bridge with masquerade, Python launcher", {"masquerade": True}, slow, theirs, (0.7, None))
         yield _wall(ours, theirs, at_once)
-        yield _flat(ours, many)
+        yield _flat(ours, many, world.times(_CYCLES))
 
 
 def _ours(world: World, config: Config, name: str, subnet: str, launcher: Any = None) -> Side:
@@ -172,7 +172,7 @@ def _all_at_once(pool: ThreadPoolExecutor, side: Side, number: int) -> None:
     list(pool.map(partial(side.delete, chain), names, results))
 
 
-def _flat(ours: Side, number: int) -> Row:
+def _flat(ours: Side, number: int, cycles: int) -> Row:
     """One more attachment beside many, and beside none.
 
     The kernel looks at every port of a bridge when one more comes, whoever plugs it in: that much is no cost of ours.
@@ -187,7 +187,7 @@ def _flat(ours: Side, number: int) -> Row:
 
     def steady() -> tuple[list[float], list[float]]:
         """Without the first ones: the kernel is still busy with what came before."""
-        added, plugged = zip(*[cycle() for _ in range(2 * _CYCLES)][_CYCLES:], strict=True)
+        added, plugged = zip(*[cycle() for _ in range(2 * cycles)][cycles:], strict=True)
         return [*added], [*plugged]
 
     alone, bare = steady()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cni_plugins.node import Node
-from cni_plugins.protocol import NEWEST, CniError, Code
+from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
 from cni_plugins.skel import Call
 from netlib.attachments import Adding, AttachmentKey, Attachments
@@ -68,7 +68,7 @@ def previous(call: Call[Any]) -> Result:
 
 def finish(made: Adding, call: Call[Any], result: Result) -> Result:
     """Write *result* down as what ADD answers, and answer with it; CniError where the version of *call* cannot say it."""
-    if call.version != NEWEST:
+    if not at_least(call.version, "0.3.0"):  # newer ones can say anything
         render_result(result, call.version)
     made.finish(render_result(result, NEWEST))
     return result
