@@ -109,18 +109,17 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
     store's write lock, which is held. It is one transaction: packets meet all of it, or what they met before.
     """
     base = FirewallBase()
-    with (
-        controller.engine.kernel("") as kernel,
-        controller.locks.hold(f"key:{base.key}", "putting the firewall back"),
-        controller.store.write() as tx,
-    ):
-        records: dict[str, list[KernelObject]] = {}
-        for record, item in tx.ready_objects("firewall", "host"):
-            records.setdefault(record, []).append(item)
-        watched = [base, *(item for items in records.values() for item in items if thorough)]
-        if not records or all(item.drift(kernel) is None for item in watched):
+    with controller.engine.kernel("") as kernel:
+        if not thorough and base.drift(kernel) is None:  # as after each deletion of our own: nobody has to wait for this look
             return 0
-        FirewallObject.ensure_tagged(kernel, {controller.engine.tag(record): items for record, items in records.items()})
+        with controller.locks.hold(f"key:{base.key}", "putting the firewall back"), controller.store.write() as tx:
+            records: dict[str, list[KernelObject]] = {}
+            for record, item in tx.ready_objects("firewall", "host"):
+                records.setdefault(record, []).append(item)
+            watched = [base, *(item for items in records.values() for item in items if thorough)]
+            if not records or all(item.drift(kernel) is None for item in watched):
+                return 0
+            FirewallObject.ensure_tagged(kernel, {controller.engine.tag(record): items for record, items in records.items()})
     return sum(map(len, records.values()))
 
 

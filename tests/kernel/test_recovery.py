@@ -15,6 +15,7 @@ from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.daemon.events import restore_table
 from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
+from netlib.firewall.objects import FirewallBase
 from netlib.kernel.netns import OwnedNetns, create_netns, delete_netns
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
@@ -196,6 +197,13 @@ def test_a_flushed_table_is_put_back_in_one_transaction_each_entry_with_its_reco
         assert kernel.firewall().nft.generation() == generation + 1
         assert set(kernel.firewall().list_ours()) == before
         assert restore_table(controller, thorough=True) == 0
+
+
+def test_a_look_at_a_whole_table_waits_for_nobody(controller: Controller) -> None:
+    controller.create_sandbox("box")
+    controller.connect("one", "box")
+    with controller.locks.hold(f"key:{FirewallBase().key}", "changing the firewall"), controller.store.write():
+        assert restore_table(controller) == 0
 
 
 def test_a_bridge_of_somebody_else_is_used_and_keeps_what_it_has(controller: Controller) -> None:

@@ -13,6 +13,7 @@ from netlib.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import HOST, NetnsRef
+from tests.locks import abandoned
 
 __all__ = ["HOST_ADDRESS", "answering", "ask", "left_behind", "pings", "uplink"]
 
@@ -91,6 +92,6 @@ def left_behind(config: Config, before: Snapshot, *leases: Path) -> list[str]:
             left += [f"in flight {row}" for row in tx.in_flight()]
             left += [f"port {row}" for row in tx.ports()]
         left += [f"network {item.name}" for item in attachments.networks()]
-    left += [f"lock {path}" for path in config.lock_dir.glob("*")]
+    left += [f"lock {path}" for path in abandoned(config.lock_dir)]
     left += [f"lease {path}" for folder in leases for path in folder.glob("*[0-9].*[0-9]") if "last" not in path.name]
     return left + differences(before, snapshot())
