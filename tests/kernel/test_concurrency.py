@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import resource
 import subprocess
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from netlib.controller import Controller, Unwatched
 from netlib.errors import NetlibError, NotFound
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish
+from tests.descriptors import open_descriptors
 from tests.locks import abandoned
 
 PROCESSES = 50
@@ -100,7 +100,7 @@ def _parallel(count: int, work: Callable[[int], None]) -> None:
 
 def _resources() -> tuple[int, int]:
     """Open files and peak resident memory (KiB) of this process."""
-    return len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return len(open_descriptors()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.mark.soak

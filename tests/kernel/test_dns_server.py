@@ -1,6 +1,5 @@
 """The DNS server on real sockets in real netns: answers, hostile clients, swaps under load, and nothing left open."""
 
-import os
 import socket
 import subprocess
 import threading
@@ -18,6 +17,7 @@ from netlib.dns.server import DnsServer
 from netlib.errors import DaemonError, NetlibError, ObjectMissing
 from netlib.kernel.netns import entered
 from netlib.model import HOST, NetnsRef
+from tests.descriptors import open_descriptors
 from tests.kernel.dns_client import MANY, Client, framed, is_closed, reaches, read_message, values, view, wait_until
 
 MakeNetns = Callable[[str], NetnsRef]
@@ -42,10 +42,6 @@ def sockets_in(netns: NetnsRef) -> list[str]:
             line.split() for kind in ("udp", "tcp") for line in Path(f"/proc/thread-self/net/{kind}").read_text().splitlines()
         ]
     return [" ".join(line) for line in lines if line[0] != "sl" and line[3] != "06"]
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_it_answers_inside_the_netns_by_udp_and_tcp(dns_server: DnsServer, netns: NetnsRef) -> None:

@@ -17,6 +17,7 @@ from netlib.firewall.ruleset import base_commands
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef, Protocol
+from tests.descriptors import open_descriptors
 from tests.unit.test_firewall import STANDARD
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "golden" / "nftables_listing.txt"
@@ -181,7 +182,7 @@ def test_a_handle_keeps_to_the_netns_it_was_opened_in(host: NetnsRef, netns_fact
 
 def test_a_process_that_stays_keeps_its_conversations() -> None:
     """With its own netns, for one user at a time; a fork leaves them to it, and at the end they are closed."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     def opened() -> Nft:
         return opened_nft(NetnsRef(""), nullcontext)
@@ -201,4 +202,4 @@ def test_a_process_that_stays_keeps_its_conversations() -> None:
         first.run("delete table inet kept", "test")
         for nft in (first, second):
             nft.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before

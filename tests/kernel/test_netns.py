@@ -21,6 +21,7 @@ from netlib.kernel.netns import (
     identity_of_path,
 )
 from netlib.model import HOST, NetnsRef
+from tests.descriptors import open_descriptors
 
 
 @pytest.fixture
@@ -103,14 +104,14 @@ def test_conversations_stay_with_their_netns(kernel: Kernel, web: NetnsRef) -> N
 
 
 def test_handle_leaves_no_descriptor_and_pins_no_netns(web: NetnsRef) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     with Kernel() as kernel:
         for netns in (web, HOST, NetnsRef(web.path)):
             kernel.rtnl(netns).raw.get_links()
             kernel.netns_fd(netns)
-        assert len(os.listdir("/proc/self/fd")) > len(before)
+        assert len(open_descriptors()) > len(before)
         kernel.forget(web)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
 
 
 def test_owned_netns_comes_and_goes(kernel: Kernel) -> None:

@@ -16,6 +16,7 @@ from netlib.errors import KernelError
 from netlib.runtime import cgroups
 from netlib.runtime.container import LOST_CODE
 from netlib.runtime.spec import Container
+from tests.descriptors import open_descriptors
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
@@ -69,7 +70,7 @@ def _groups(container: Container) -> list[str]:
 @contextmanager
 def _free_descriptors(count: int) -> Iterator[None]:
     """Let this process open *count* more files at a time."""
-    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    used = set(open_descriptors())
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = [number for number in range(1024) if number not in used][:count]
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest[-1] + 1, limits[1]))
@@ -85,11 +86,11 @@ def test_a_few_descriptors_are_enough_to_start_a_container(world: World) -> None
 
 
 def test_too_few_descriptors_start_nothing_and_none_is_lost(world: World) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for count in (1, 3, 5, 7, 9, 10):
         with _free_descriptors(count), pytest.raises((KernelError, OSError), match=r"(?i)too many open files"):
             world.runtime.launch(world.box("true"))
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def _wait_for_end(pid: int) -> None:

@@ -77,7 +77,8 @@ def test_networks_that_podman_makes(config: Config, podman: Podman) -> None:
     assert "inet 10.78.0." in inside
     assert "inet 10.79.0." in inside
     assert "inet6 fd77::" in inside
-    assert "via 10.77.0.1 " in podman("exec", "box", "ip", "route", "get", "192.0.2.1")
+    gateways = {"10.77.0.1", "10.79.0.1"}  # of the one that podman, in whatever order, joins first
+    assert gateways & set(podman("exec", "box", "ip", "route", "get", "192.0.2.1").split())
 
     podman("network", "disconnect", "back", "box")
     assert "10.78.0." not in podman("exec", "box", "ip", "addr")
