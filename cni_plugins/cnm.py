@@ -22,7 +22,7 @@ from cni_plugins.portmap import PortEntry
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
-from netlib.attachments import Adding, Wanted
+from netlib.adding import Adding, Wanted
 from netlib.driverapi import Addressless
 from netlib.errors import AddressTaken, ConfigError, PoolExhausted, PortTaken
 from netlib.kernel.links import Veth

@@ -24,7 +24,7 @@ from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.host_local import RangeSet, RangeSpec, parse_range_sets
 from ipam.lease_files import LeaseFile, LeaseFolder, lease_text, parse_lease
-from netlib.attachments import Adding, Wanted
+from netlib.adding import Adding, Wanted
 from netlib.errors import AddressTaken, AlreadyExists, ConfigError, PoolExhausted
 from netlib.kernel.handle import Kernel
 from netlib.model import HOST, IPAddress

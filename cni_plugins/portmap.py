@@ -20,7 +20,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.attachments import Adding, Wanted
+from netlib.adding import Adding, Wanted
 from netlib.firewall.objects import ContainerSubnet, FirewallBase, PortCondition, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link

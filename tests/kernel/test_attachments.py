@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from netlib.attachments import Adding, AttachmentKey, Attachments, Wanted
+from netlib.adding import Adding, AttachmentKey, Wanted
+from netlib.attachments import Attachments
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import AlreadyExists, NetlibError
