@@ -2,13 +2,14 @@
 
 The rules are nftables', whichever ``backend`` is named; what they do is what the reference does. Other than there a host port
 has one holder: a second container that asks for it is refused, and told who has it. What a container asks for in several of its
-networks is published in the first.
+networks is published in the first, and when that one goes in the next.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from cni_plugins.attaching import adding, attachments_of, check, collect, delete, finish
 from cni_plugins.chained import addresses_of, previous
@@ -21,7 +22,7 @@ from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.adding import Adding, Wanted
-from netlib.firewall.objects import ContainerSubnet, FirewallBase, PortCondition, PublishedPort
+from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link
 from netlib.kernel.sysctl import Sysctl
@@ -106,10 +107,11 @@ class PortmapPlugin:
                 raise CniError(Code.DRIFT, f"portmap: no ports of container {call.container_id} are recorded; ADD it again")
             return
         attachments = attachments_of(self._node)
-        recorded = attachments.plan_of(found.id).of(PublishedPort)
+        recorded = set(_one_by_one(attachments.plan_of(found.id).of(PublishedPort)))
         with attachments.store.read() as tx:
             served = _served(tx, found.container, found.netns, found.id)
-        missing = [port for port in _ports(call.config, mappings, addresses, served) if port not in recorded]
+        wanted = _one_by_one(_ports(call.config, mappings, addresses, served).own)
+        missing = [port for port in wanted if port not in recorded]
         if missing:
             raise CniError(Code.DRIFT, f"portmap: {missing[0].key.name} was not published; ADD it again")
 
@@ -201,7 +203,7 @@ def _served(tx: Transaction, container: str, netns: NetnsRef, record: str) -> li
     return [port for row in rows if row.value.container == container for port in tx.objects(row.id).of(PublishedPort)]
 
 
-def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPort]) -> bool:
+def _is_served(mapping: PortMapping, version: int, served: Iterable[PublishedPort]) -> bool:
     return any(
         (port.protocol, port.host_ip, port.address.version) == (mapping.protocol, mapping.host_ip, version)
         and mapping.host_port in port.host_ports
@@ -209,31 +211,51 @@ def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPor
     )
 
 
+class _Ports(NamedTuple):
+    """What to publish now, and what once another network of the container does so no more."""
+
+    own: list[PublishedPort]
+    awaited: list[PublishedPort]
+
+
 def _ports(
     config: PortmapConf,
-    mappings: tuple[PortMapping, ...],
-    addresses: tuple[IPInterface, ...],
-    served: Sequence[PublishedPort],
-) -> list[PublishedPort]:
-    """The objects of *mappings*, a run of ports each, but for *served* ones.
+    mappings: Iterable[PortMapping],
+    addresses: Iterable[IPInterface],
+    served: Iterable[PublishedPort],
+) -> _Ports:
+    """The objects of *mappings*, a run of ports each; others of the container publish *served* ones."""
+    found = _Ports([], [])
+    for address in addresses:
+        waiting = {item for item in mappings if _is_served(item, address.version, served)}
+        found.own.extend(_led_to(config, address, [item for item in mappings if item not in waiting]))
+        found.awaited.extend(_led_to(config, address, [item for item in mappings if item in waiting]))
+    return found
 
-    A mapping of an address concerns the container's of that family.
-    """
-    conditions = _conditions(config)
+
+def _led_to(config: PortmapConf, address: IPInterface, mappings: Sequence[PortMapping]) -> Iterator[PublishedPort]:
+    """A mapping of an address concerns the container's of that family."""
+    condition = _conditions(config).get(address.version)
+    for first, count in port_runs(mappings):
+        if first.host_ip is None or first.host_ip.version == address.version:
+            yield PublishedPort(
+                address=address.ip,
+                container_port=first.container_port,
+                host_port=first.host_port,
+                count=count,
+                protocol=first.protocol,
+                host_ip=first.host_ip,
+                hairpin=_answered(config, address),
+                condition=condition,
+            )
+
+
+def _one_by_one(ports: Iterable[PublishedPort]) -> list[PublishedPort]:
+    """Without runs: what was published in two goes is what is asked for in one."""
     return [
-        PublishedPort(
-            address=address.ip,
-            container_port=first.container_port,
-            host_port=first.host_port,
-            count=count,
-            protocol=first.protocol,
-            host_ip=first.host_ip,
-            hairpin=_answered(config, address),
-            condition=conditions.get(address.version),
-        )
-        for address in addresses
-        for first, count in port_runs([item for item in mappings if not _is_served(item, address.version, served)])
-        if first.host_ip is None or first.host_ip.version == address.version
+        replace(port, host_port=mapping.host_port, container_port=mapping.container_port, count=1)
+        for port in ports
+        for mapping in port.mappings
     ]
 
 
@@ -265,13 +287,13 @@ def _wanted(
     mappings: tuple[PortMapping, ...],
     addresses: tuple[IPInterface, ...],
     loopback: list[KernelObject],
-    served: Sequence[PublishedPort],
+    served: Iterable[PublishedPort],
 ) -> Wanted:
     subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
     ports = _ports(config, mappings, addresses, served)
-    conditions = {port.condition.key: port.condition for port in ports if port.condition is not None}
+    conditions = {port.condition.key: port.condition for kind in ports for port in kind if port.condition is not None}
     return Wanted(
-        own=Plan(*loopback, *ports),
+        own=Plan(*loopback, *ports.own, *(AwaitedPort(port=port) for port in ports.awaited)),
         shared=Plan(
             FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str)), *conditions.values()
         ),

@@ -4,7 +4,7 @@ Options by Docker's keys; ``netlib.bridge.hairpin`` (ours) lets a container reac
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -110,15 +110,35 @@ class BridgeDriver:
         )
 
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
-        """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox, and publish its ports."""
+        """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox."""
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
         host_ifname = veth_ifname(endpoint.id)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc, filtered=True),
-            *_published(endpoint, bridge),
         )
+
+    def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
+        """Entries of the firewall, a run of ports each; for 127.0.0.1 the bridge must take packets from there."""
+        bridge = bridge_ifname(network)
+        published = [
+            PublishedPort(
+                bridge=bridge,
+                address=address,
+                container_port=first.container_port,
+                host_port=first.host_port,
+                count=count,
+                protocol=first.protocol,
+                host_ip=first.host_ip,
+            )
+            for first, count in port_runs(ports)
+            if first.host_ip is None or first.host_ip.version == address.version
+        ]
+        if address.version == 6 or not any(_on_loopback(mapping) for mapping in ports):
+            return Plan(*published)
+        # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.
+        return Plan(Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *published)
 
 
 def _bridge_addresses(network: Network) -> list[IPInterface]:
@@ -134,27 +154,6 @@ def _forwarding(network: Network) -> tuple[KernelObject, ...]:
     if network.pool(6):
         objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
     return tuple(objects)
-
-
-def _published(endpoint: Endpoint, bridge: str) -> tuple[KernelObject, ...]:
-    ports = tuple(
-        PublishedPort(
-            bridge=bridge,
-            address=address.ip,
-            container_port=first.container_port,
-            host_port=first.host_port,
-            count=count,
-            protocol=first.protocol,
-            host_ip=first.host_ip,
-        )
-        for first, count in port_runs(endpoint.ports)
-        for address in endpoint.addresses
-        if first.host_ip is None or first.host_ip.version == address.version
-    )
-    if not any(_on_loopback(mapping) for mapping in endpoint.ports):
-        return ports
-    # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.
-    return (Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *ports)
 
 
 def _on_loopback(mapping: PortMapping) -> bool:

@@ -209,7 +209,7 @@ class Attachments:
             if any(isinstance(row.value, Sandbox) for row in rows):
                 self.controller.remove_sandbox(attachment.sandbox)
             elif rows:
-                self.controller.disconnect(rows[0].value.network, attachment.sandbox)
+                self.controller.disconnect(rows[0].value.network, attachment.sandbox, keep_ports=True)
         except NotFound:  # somebody was quicker; or it would not go before
             if failures := self.controller.recover():
                 raise TeardownError(failures) from None

@@ -23,10 +23,7 @@ from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, check_resolv
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, TeardownError
 from netlib.host import Host
-from netlib.kernel.addresses import Address
-from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
-from netlib.kernel.sysctl import Sysctl
 from netlib.lifecycle import Lifecycle
 from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
 from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
@@ -43,7 +40,7 @@ from netlib.requests import (
     network_record,
     surroundings,
 )
-from netlib.sandboxes import Attachment, is_served, sandbox_plan
+from netlib.sandboxes import Attachment, inside_plan, is_served, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -287,8 +284,11 @@ class Controller:
             raise
         return endpoint
 
-    def disconnect(self, network: str, sandbox: str) -> None:
-        """Take a sandbox out of a network; NotFound when it is not in it."""
+    def disconnect(self, network: str, sandbox: str, *, keep_ports: bool = False) -> None:
+        """Take a sandbox out of a network; NotFound when it is not in it.
+
+        The ports that it was connected with are closed, or, with *keep_ports*, published by another of its networks.
+        """
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
         with self.operation("network disconnect", f"{box.name} {home.name}"):
@@ -297,7 +297,7 @@ class Controller:
                     rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
                 if not rows:
                     raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
-                self.lifecycle.take_down(rows)
+                self.lifecycle.take_down(rows, keep_ports=keep_ports)
         self.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
 
     @contextmanager
@@ -462,23 +462,12 @@ class Controller:
             )
         endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=addressless is None)
         plan = known.join_plan(network, endpoint, box)
-        return endpoint, plan if addressless else plan + _inside(endpoint, box)
+        return endpoint, plan if addressless else plan + inside_plan(endpoint, box.netns)
 
 
 def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(ids), _AT_ONCE):
         yield ids[start : start + _AT_ONCE]
-
-
-def _inside(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObject]:
-    """What the core adds to every endpoint with a link: its addresses, and the link up."""
-    netns = sandbox.netns
-    off = "0" if endpoint.address(6) else "1"
-    return [
-        Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value=off, optional=True, netns=netns),
-        *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
-        LinkUp(ifname=endpoint.ifname, netns=netns),
-    ]
 
 
 def _host_resolver() -> HostResolver:

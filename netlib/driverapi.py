@@ -1,16 +1,16 @@
 """The contract of a network driver: a pure function from records to plans, found by name (``netlib.drivers``).
 
-A driver says how a link reaches the sandbox and what its ports and firewall need. Addresses and routes of an endpoint, the
-default route, resolv.conf and hosts are the core's, the same for every driver. Abilities beyond that are small Protocols of
-their own, never flags.
+A driver says how a link reaches the sandbox, what its firewall needs, and what publishing ports by it takes. Addresses and
+routes of an endpoint, the default route, resolv.conf and hosts are the core's, the same for every driver. Abilities beyond
+that are small Protocols of their own, never flags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from netlib.model import Endpoint, IPAddress, Network, Sandbox, Scope
+from netlib.model import Endpoint, IPAddress, Network, PortMapping, Sandbox, Scope
 from netlib.plan import Plan
 
 
@@ -31,7 +31,7 @@ class Driver(Protocol):
         ...
 
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
-        """The objects that bring *endpoint*'s link into *sandbox*, and its ports and firewall."""
+        """The objects that bring *endpoint*'s link into *sandbox*, and its firewall."""
         ...
 
 
@@ -117,9 +117,13 @@ class NamesLinks(Protocol):
 
 
 @runtime_checkable
-class BindsPorts(Protocol):
-    """A driver whose network says on which host address ports are published when the request does not."""
+class PublishesPorts(Protocol):
+    """A driver whose members can be reached by ports of the host."""
 
     def default_host_ip(self, network: Network) -> IPAddress | None:
-        """That address, or None for every one."""
+        """The host address on which ports are published when the request names none; None for every one."""
+        ...
+
+    def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
+        """What leads from *ports* to a member's *address*, as far as they are of its family."""
         ...

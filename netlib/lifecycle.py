@@ -9,12 +9,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
+from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
+from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.operations import Engine
 from netlib.plan import KernelObject, Key, Plan
 from netlib.registry import driver, ipam_driver
 from netlib.store.records import Row, Transaction
+from netlib.succession import hand_on_ports, publish_awaited
 
 SandboxPlanner = Callable[[Transaction, Sandbox], Plan]
 
@@ -109,7 +112,8 @@ class Lifecycle:
         try:
             self.engine.ensure(kernel, endpoint_id, plan)
             try:
-                self.engine.update(kernel, sandbox, old, new)
+                with kernel.marking(self.engine.tag(sandbox)):
+                    self.engine.update(kernel, sandbox, old, new)
             except NetlibError:
                 self.engine.remove(kernel, [endpoint_id], plan)
                 raise
@@ -183,8 +187,10 @@ class Lifecycle:
         is_last = len(rows) == len(endpoints)
         return [*rows, box] if box is not None and box.value.cni_container and is_last else rows
 
-    def take_down(self, rows: Sequence[Row[Any]]) -> None:
+    def take_down(self, rows: Sequence[Row[Any]], *, keep_ports: bool = False) -> None:
         """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
+
+        With *keep_ports*, what endpoints publish is handed on to others of their sandboxes.
 
         Goes on over failures; what would not go stays written down in phase ``removing``, and one TeardownError lists it.
         """
@@ -201,6 +207,8 @@ class Lifecycle:
                 for sandbox in sorted(touched):
                     box = tx.by_id(sandbox)
                     if box is not None and box.phase is Phase.READY:
+                        if keep_ports:
+                            hand_on_ports(tx, sandbox, ids)
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
             failures = [
                 failure
@@ -238,12 +246,13 @@ class Lifecycle:
             kernel.netns_fd(sandbox.netns)
         except ObjectMissing:
             new = Plan(*(item for item in new if item.survives_boot))
-        failures = self.engine.repair(kernel, new)
-        try:
+        failures: list[NetlibError] = []
+        try:  # first: ports that were handed on may be in a longer run of ports now
             self.engine.remove(kernel, [sandbox.id], [item for item in old if item.key not in wanted])
         except TeardownError as error:
             failures.extend(error.failures)
-        return failures
+        with kernel.marking(self.engine.tag(sandbox.id)):
+            return failures + self.engine.repair(kernel, new)
 
     def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []
@@ -259,6 +268,11 @@ class Lifecycle:
                     except TeardownError as error:
                         failures.extend(error.failures)
                         stuck.add(row.id)
+        for row in rows:
+            if isinstance(row.value, CniAttachment) and row.id not in stuck:
+                failed = publish_awaited(self.engine, row, objects[row.id].of(PublishedPort))
+                failures += failed
+                stuck.update([row.id] if failed else ())
         return failures, stuck
 
     def _rewrite_sandbox(self, tx: Transaction, kernel: Kernel, sandbox: str) -> tuple[Plan, Plan]:
@@ -300,11 +314,6 @@ class Lifecycle:
         elif isinstance(row.value, Network):
             ipam_driver(row.value.ipam_driver).release_pool(tx, row.id)
         tx.delete(row.id)
-
-
-def record_lock(record: str) -> str:
-    """The name of the lock that whoever works on a record holds."""
-    return f"record:{record}"
 
 
 def _union(old: Plan, new: Plan) -> Collection[KernelObject]:

@@ -30,6 +30,11 @@ def _close_inherited() -> None:
 os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_close_inherited)
 
 
+def record_lock(record: str) -> str:
+    """The name of the lock that whoever works on a record (by id) holds."""
+    return f"record:{record}"
+
+
 class Locks:
     """The locks of one host, as files in ``<run_dir>/locks``."""
 

@@ -13,7 +13,8 @@ from netlib.config import Config
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
-from netlib.lifecycle import Lifecycle, record_lock
+from netlib.lifecycle import Lifecycle
+from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Row, Transaction

@@ -58,6 +58,7 @@ _OBJECTS = {
     "masqueraded_address": "netlib.firewall.objects:MasqueradedAddress",
     "port_condition": "netlib.firewall.objects:PortCondition",
     "published_port": "netlib.firewall.objects:PublishedPort",
+    "awaited_port": "netlib.firewall.objects:AwaitedPort",
     "address_allowance": "netlib.firewall.objects:AddressAllowance",
     "apart_bridge": "netlib.firewall.objects:ApartBridge",
     "forwarded_address": "netlib.firewall.objects:ForwardedAddress",

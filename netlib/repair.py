@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError
-from netlib.lifecycle import Lifecycle, record_lock
+from netlib.lifecycle import Lifecycle
+from netlib.locks import record_lock
 from netlib.model import Endpoint, Phase
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import JournalEntry
@@ -84,7 +85,7 @@ def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObj
             if not held:
                 continue
             with lifecycle.store.read() as tx:
-                present, plan = tx.by_id(member.id), tx.objects(member.id)
+                present, plan = tx.by_id(member.id), [*tx.objects(member.id), *tx.objects(member.value.sandbox)]
             carried = [item for item in plan if any(carrier.carries(item) for carrier in lost)]
             if present is not None and present.phase is Phase.READY and carried:
                 with engine.kernel(member.id) as kernel:

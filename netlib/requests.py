@@ -11,7 +11,7 @@ from msgspec import Struct, ValidationError, structs
 from msgspec.structs import replace
 
 from netlib.codec import convert
-from netlib.driverapi import BindsPorts, JoinsLan, NamesLinks, ShapesNetwork, SharesMac, TakesLink, ValidatesNetwork
+from netlib.driverapi import JoinsLan, NamesLinks, PublishesPorts, ShapesNetwork, SharesMac, TakesLink, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, FeatureMissing, PoolExhausted, PortTaken
 from netlib.ipamapi import PoolRequest
 from netlib.kernel.addresses import addresses_of
@@ -402,7 +402,7 @@ def _address(
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
     known = driver(network.driver)
-    default = known.default_host_ip(network) if isinstance(known, BindsPorts) else None
+    default = known.default_host_ip(network) if isinstance(known, PublishesPorts) else None
     chosen: list[PortMapping] = []
     places: _Places = {}
     fixed = {

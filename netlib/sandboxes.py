@@ -1,22 +1,23 @@
-"""What a sandbox needs as a whole, from all its endpoints together: default route, resolver, hosts and hostname files.
+"""What a sandbox needs as a whole, from all its endpoints together: default route, published ports, resolver, files.
 
 Pure: re-planned at every connect and disconnect, and compared with what is applied.
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from netlib.dns.resolvconf import HostResolver, hosts_file, sandbox_resolv_conf
-from netlib.driverapi import HoldsGateways, RoutesByLink
+from netlib.driverapi import HoldsGateways, PublishesPorts, RoutesByLink
 from netlib.firewall.objects import DnsRedirect
+from netlib.kernel.addresses import Address
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl
-from netlib.model import Endpoint, IPAddress, Network, Sandbox
+from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
 
@@ -41,7 +42,17 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
             )
     for family in (4, 6):
         objects.extend(_default_route(sandbox, attachments, family))
-    return Plan(*objects, *_files(sandbox, attachments, host))
+    return Plan(*objects, *_published(attachments), *_files(sandbox, attachments, host))
+
+
+def inside_plan(endpoint: Endpoint, netns: NetnsRef) -> Plan:
+    """What every endpoint with a link has inside, whatever its driver: its addresses, and the link up."""
+    off = "0" if endpoint.address(6) else "1"
+    return Plan(
+        Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value=off, optional=True, netns=netns),
+        *(Address(ifname=endpoint.ifname, address=address, netns=netns) for address in endpoint.addresses),
+        LinkUp(ifname=endpoint.ifname, netns=netns),
+    )
 
 
 def is_served(attachments: Sequence[Attachment]) -> bool:
@@ -91,6 +102,34 @@ def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attach
         if not network.internal and (_gateway(network, endpoint, family) or _goes_by_link(network, endpoint, family))
     ]
     return min(able, key=lambda pair: (-pair[1].gw_priority, pair[0].name), default=None)
+
+
+def publishing_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
+    """By which network all ports of a sandbox are published, whichever they were asked for with: the way out.
+
+    Answers to what came in by another one would leave by this one, and a host that checks where packets come from
+    (``rp_filter``) drops such. None where no network of the sandbox can publish any.
+    """
+    able = [
+        (network, endpoint)
+        for network, endpoint in attachments
+        if isinstance(driver(network.driver), PublishesPorts) and endpoint.address(family)
+    ]
+    return gateway_attachment(able, family) or next(iter(able), None)
+
+
+def _published(attachments: Sequence[Attachment]) -> Iterator[KernelObject]:
+    for family in (4, 6):
+        found = publishing_attachment(attachments, family)
+        if found is None:
+            continue
+        network, endpoint = found
+        known, address = driver(network.driver), endpoint.address(family)
+        assert isinstance(known, PublishesPorts)
+        assert address is not None
+        # One plan for each that asked: runs of ports do not grow together, and so keep their keys.
+        plans = [known.publish_plan(network, address.ip, asking.ports) for _, asking in attachments if asking.ports]
+        yield from {item.key: item for plan in plans for item in plan}.values()
 
 
 def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: int) -> tuple[RouteEntry, ...]:

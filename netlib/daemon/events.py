@@ -13,7 +13,7 @@ from netlib.controller import Controller
 from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
-from netlib.lifecycle import record_lock
+from netlib.locks import record_lock
 from netlib.plan import KernelObject
 
 __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from msgspec import Struct
 
 from netlib.errors import ConfigError
-from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, Protocol
+from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "AddressAllowance",
     "Allowance",
     "ApartBridge",
+    "AwaitedPort",
     "BridgedNetwork",
     "ContainerSubnet",
     "DnsRedirect",
@@ -230,6 +231,19 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
         return self._named(f"port/{self.endpoint}/{self.protocol}")
 
     @property
+    def mappings(self) -> list[PortMapping]:
+        """Port by port, as they are claimed."""
+        return [
+            PortMapping(
+                container_port=self.container_port + offset,
+                host_port=self.host_port + offset,
+                protocol=self.protocol,
+                host_ip=self.host_ip,
+            )
+            for offset in range(self.count)
+        ]
+
+    @property
     def endpoint(self) -> str:
         """The host's side as people write it: ``0.0.0.0:8080``, ``[::1]:53``, ``0.0.0.0:8000-8099``."""
         ports = f"{self.host_port}-{self.host_ports[-1]}" if self.count > 1 else str(self.host_port)
@@ -245,6 +259,28 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
                 f"port {self.endpoint}/{self.protocol}: container address {self.address} is of the other IP family"
             )
         return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+
+class AwaitedPort(KernelObject, frozen=True, kw_only=True, tag="awaited_port"):
+    """A port that another attachment of the container publishes, and this one will when that is gone; nothing in the kernel."""
+
+    port: PublishedPort
+
+    @property
+    def key(self) -> Key:
+        return Key("awaited", "", f"{self.port.key.name} for {self.port.address}")
+
+    def ensure(self, kernel: "Kernel") -> None:
+        pass
+
+    def remove(self, kernel: "Kernel") -> None:
+        pass
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        return None
+
+    def commands(self) -> Iterable[str]:
+        return ()
 
 
 class Allowance(FirewallObject, frozen=True, kw_only=True):

@@ -111,6 +111,15 @@ class Kernel:
         self._firewalls: dict[NetnsRef, Nftables] = {}
         self._fds: dict[NetnsRef, int] = {}
 
+    @contextmanager
+    def marking(self, tag: str) -> Iterator[None]:
+        """Mark what is made in the block with *tag* instead."""
+        before, self.tag = self.tag, tag
+        try:
+            yield
+        finally:
+            self.tag = before
+
     def rtnl(self, netns: NetnsRef = HOST) -> Rtnl:
         """The route conversation with *netns*; ObjectMissing when that netns is gone."""
         conversation = self._conversations.get(netns)

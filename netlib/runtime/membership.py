@@ -1,13 +1,18 @@
 """Containers joining and leaving networks after their start, or before: what they joined is theirs again at the next start."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from netlib.controller import Controller
+from netlib.driverapi import PublishesPorts
 from netlib.errors import AlreadyExists, Conflict, NotFound
-from netlib.lifecycle import record_lock
+from netlib.locks import record_lock
 from netlib.model import Endpoint, Network
 from netlib.names import check_alias, parse_address
-from netlib.runtime.service import find_again, find_container, runtime
+from netlib.ports import PortRequest
+from netlib.registry import driver
+from netlib.runtime.service import find_again, find_container, port_requests, runtime
 from netlib.runtime.spec import Container, NetworkAttachment, check_spec
 
 
@@ -32,7 +37,7 @@ def connect_container(controller: Controller, reference: str, wanted: NetworkAtt
         check_spec(changed)
         endpoint = None
         if runtime(controller).state(container).running:
-            endpoint = _join(controller, network, container.container_id, wanted)
+            endpoint = _join(controller, network, container.container_id, wanted, _unpublished(controller, container, network))
         _write(controller, replace(container, spec=changed))
     return endpoint
 
@@ -50,7 +55,7 @@ def disconnect_container(controller: Controller, reference: str, network_referen
         if len(kept) == len(container.spec.networks):
             raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
         if runtime(controller).state(container).running:
-            controller.disconnect(network.id, container.container_id)
+            controller.disconnect(network.id, container.container_id, keep_ports=True)
         _write(controller, replace(container, spec=replace(container.spec, networks=kept)))
 
 
@@ -61,7 +66,15 @@ def _find(controller: Controller, reference: str) -> Container | None:
         return None
 
 
-def _join(controller: Controller, network: Network, sandbox: str, wanted: NetworkAttachment) -> Endpoint:
+def _unpublished(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:
+    """The container's ports, where none of its networks publishes them and *network* can."""
+    asked = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
+    return () if asked or not isinstance(driver(network.driver), PublishesPorts) else port_requests(container.spec)
+
+
+def _join(
+    controller: Controller, network: Network, sandbox: str, wanted: NetworkAttachment, ports: Sequence[PortRequest] = ()
+) -> Endpoint:
     return controller.connect(
         network.id,
         sandbox,
@@ -70,6 +83,7 @@ def _join(controller: Controller, network: Network, sandbox: str, wanted: Networ
         mac=wanted.mac,
         aliases=wanted.aliases,
         links=wanted.links,
+        ports=ports,
         gw_priority=wanted.gw_priority,
         options=wanted.options,
     )

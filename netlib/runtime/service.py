@@ -16,9 +16,9 @@ from functools import partial
 from msgspec.structs import replace
 
 from netlib.controller import Controller
-from netlib.driverapi import Addressless
+from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound
-from netlib.lifecycle import record_lock
+from netlib.locks import record_lock
 from netlib.model import Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.ports import PortRequest, parse_publish
@@ -148,7 +148,7 @@ def _draft(controller: Controller, spec: ContainerSpec) -> Container:
         check_domainname(spec.domainname)
     if spec.rootfs and not os.path.isdir(spec.rootfs):
         raise ConfigError(f"--rootfs {spec.rootfs}: no such directory")
-    _ports(spec)
+    port_requests(spec)
     container_id = new_id()
     hostname = spec.hostname or container_id[:12]
     if spec.netns_of:
@@ -168,7 +168,8 @@ def _check_free(tx: Transaction, name: str) -> None:
             raise AlreadyExists(f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one")
 
 
-def _ports(spec: ContainerSpec) -> tuple[PortRequest, ...]:
+def port_requests(spec: ContainerSpec) -> tuple[PortRequest, ...]:
+    """What ``-p`` asks for."""
     return tuple(port for text in spec.publish for port in parse_publish(text))
 
 
@@ -223,14 +224,18 @@ def _join(controller: Controller, container: Container) -> Container:
         sandbox_id=container.container_id,
     )
     container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
-    ports = _ports(spec)
+    asking = _asking(controller, spec)
     for attachment in spec.networks:
-        if isinstance(driver(controller.network(attachment.network).driver), Addressless):
-            _connect(controller, sandbox, attachment, ())
-        else:
-            _connect(controller, sandbox, attachment, ports)
-            ports = ()
+        _connect(controller, sandbox, attachment, port_requests(spec) if attachment is asking else ())
     return container
+
+
+def _asking(controller: Controller, spec: ContainerSpec) -> NetworkAttachment | None:
+    """With which of its networks a container asks for its ports: one that can publish, else one that says why it cannot."""
+    drivers = [(item, driver(controller.network(item.network).driver)) for item in spec.networks]
+    able = [item for item, known in drivers if isinstance(known, PublishesPorts)]
+    linked = [item for item, known in drivers if not isinstance(known, Addressless)]
+    return next(iter([*able, *linked]), None)
 
 
 def _connect(controller: Controller, sandbox: Sandbox, wanted: NetworkAttachment, ports: Sequence[PortRequest]) -> None:

@@ -252,6 +252,15 @@ class Transaction:
                 (protocol, str(host_ip or ""), owner, encode(numbers).decode()),
             )
 
+    def pass_ports(self, owner: str, heir: str) -> None:
+        """Write down that *heir* publishes what *owner* did (ids)."""
+        self.db.execute("UPDATE port SET owner=? WHERE owner=?", (heir, owner))
+
+    def free_ports(self, mappings: Iterable[PortMapping], owner: str) -> None:
+        """Write down that *owner* publishes these no more."""
+        places = [(mapping.protocol, mapping.host_port, str(mapping.host_ip or ""), owner) for mapping in mappings]
+        self.db.executemany("DELETE FROM port WHERE protocol=? AND number=? AND host_ip=? AND owner=?", places)
+
     def published(self, protocol: Protocol, numbers: Iterable[int]) -> set[int]:
         """Which of these host ports somebody publishes, on whatever address."""
         rows = self.db.execute(

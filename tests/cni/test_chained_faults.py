@@ -69,6 +69,44 @@ def test_nothing_is_left_whatever_fails_and_wherever_it_dies(config: Config, pre
     assert moment >= 2 * 2
 
 
+@pytest.mark.parametrize("action", ["fail", "die"])
+def test_ports_come_to_the_next_network_whatever_fails_and_wherever_the_first_ones_end_dies(
+    config: Config, previous: Any, action: str
+) -> None:
+    common = {"cniVersion": "1.1.0", "type": "portmap", **PLUGINS["portmap"]}
+    addresses = [{"address": "10.22.0.3/16", "interface": 2}, {"address": "fd22::3/64", "interface": 2}]
+    later = {"interfaces": [*previous["interfaces"][:2], {**previous["interfaces"][2], "name": "eth1"}], "ips": addresses}
+    first, second = {**common, "name": "pods", "prevResult": previous}, {**common, "name": "more", "prevResult": later}
+    with Controller(config, watcher=Unwatched()) as controller:
+        caller = Caller(lambda: controller)
+        _in_turn(caller, ("ADD", first), ("ADD", second), ("DEL", second), ("DEL", first))
+        before = (snapshot(), _state(controller))
+    for moment in range(30):
+        with Controller(config, watcher=Unwatched()) as controller:
+            _in_turn(Caller(lambda: controller), ("ADD", first), ("ADD", second))
+
+        def end(controller: Controller) -> bool:
+            return b"injected" in Caller(lambda: controller).call("DEL", first).stdout
+
+        is_told = interrupted(config, moment, action, end)
+        with Controller(config, watcher=Unwatched()) as controller:
+            caller = Caller(lambda: controller)
+            _in_turn(caller, ("DEL", first), ("CHECK", second))
+            with controller.store.read() as tx:
+                assert len(tx.ports()) == len(PORTS) + 1, moment
+            _in_turn(caller, ("DEL", second))
+            assert differences(before[0], snapshot()) == [], moment
+            assert _state(controller) == before[1], moment
+        if action == "die" and not is_told:  # what fails once may well succeed when it is tried again, and is not told
+            break
+    assert moment >= 4
+
+
+def _in_turn(caller: Caller, *calls: tuple[str, dict[str, Any]]) -> None:
+    for verb, conf in calls:
+        caller.ok(verb, conf, ifname=conf["prevResult"]["interfaces"][2]["name"])
+
+
 def _interrupted(config: Config, conf: dict[str, Any], moment: int, action: str) -> bool:
     """Whether an ADD that fails, or dies, at that moment got there at all."""
 

@@ -120,7 +120,7 @@ def test_all_interfaces_of_a_container_are_one_sandbox(caller: Caller, controlle
 
 
 @pytest.mark.usefixtures("web")
-def test_a_container_has_its_ports_in_the_first_of_its_networks(caller: Caller, controller: Controller) -> None:
+def test_a_container_has_its_ports_in_the_first_of_its_networks_that_are_left(caller: Caller, controller: Controller) -> None:
     controller.create_network("db", subnets=["172.29.0.0/16"])
     caller.container("c1")
     ports: dict[str, Any] = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
@@ -131,6 +131,9 @@ def test_a_container_has_its_ports_in_the_first_of_its_networks(caller: Caller, 
         "eth0": 1,
         "eth1": 0,
     }
+    caller.ok("DEL", conf(**ports))
+    assert [len(endpoint.ports) for endpoint in controller.endpoints(sandbox="cni-c1")] == [1]
+    caller.ok("CHECK", {**conf("db", **ports), "prevResult": second}, ifname="eth1")
 
 
 @pytest.mark.usefixtures("web")

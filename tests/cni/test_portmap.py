@@ -215,7 +215,7 @@ def test_a_port_has_one_holder_who_is_named(world: World, caller: Caller) -> Non
     assert names(world.answers(*probes(["lan"], ["192.168.9.1"], 7080))) == ["a1", "a2"]
 
 
-def test_a_container_has_its_port_in_the_first_of_its_networks(world: World, caller: Caller) -> None:
+def test_a_container_has_its_port_in_the_first_of_its_networks_that_are_left(world: World, caller: Caller) -> None:
     """Runtimes ask for a container's ports in each network; what the first one's family leaves out the second publishes."""
     first, again = conf(port(7080)), conf(port(7080), name="others")
     first["prevResult"]["ips"] = first["prevResult"]["ips"][:1]
@@ -227,8 +227,41 @@ def test_a_container_has_its_port_in_the_first_of_its_networks(world: World, cal
     assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1", "a1"]
     assert "published by container fw-a1" in caller.error("ADD", conf(port(7080), container="fw-a2"), "fw-a2")[1]
     caller.ok("DEL", first, "fw-a1")
-    assert "7080/tcp was not published" in caller.error("CHECK", again, "fw-a1", ifname="eth1")[1]
+    caller.ok("CHECK", again, "fw-a1", ifname="eth1")
+    assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1", "a1"]
+    assert "published by container fw-a1" in caller.error("ADD", conf(port(7080), container="fw-a2"), "fw-a2")[1]
     caller.ok("DEL", again, "fw-a1", ifname="eth1")
+    world.closed(*probes(["lan"], UPLINK, 7080, ["tcp"]))
+    caller.ok("ADD", conf(port(7080), container="fw-a2"), "fw-a2")
+
+
+def test_the_next_network_takes_the_ports_over_one_of_two_does(world: World, caller: Caller) -> None:
+    """The container's later networks have the addresses of others here: who answers tells by which one it went."""
+    configs = []
+    for number, stand_in in enumerate(("fw-a1", "fw-a2", "fw-b1")):
+        config = conf(*BOTH, name=f"net{number}")
+        config["prevResult"]["interfaces"][2]["name"] = f"eth{number}"
+        config["prevResult"]["ips"] = [{"address": ADDRESSES[stand_in][0], "interface": 2}]
+        configs.append(config)
+        caller.ok("ADD", config, "fw-a1", ifname=f"eth{number}")
+    for number, who in enumerate(("a1", "a2", "b1")):
+        assert names(world.answers(*probes(["lan"], UPLINK[:1], 7080))) == [who] * 2
+        for later in range(number, 3):
+            caller.ok("CHECK", configs[later], "fw-a1", ifname=f"eth{later}")
+        caller.ok("DEL", configs[number], "fw-a1", ifname=f"eth{number}")
+    world.closed(*probes(["lan"], UPLINK[:1], 7080))
+
+
+def test_ports_of_a_container_that_is_gone_are_not_handed_on(world: World, caller: Caller) -> None:
+    caller.container("dead")
+    configs = [conf(port(7080), name=name, prevResult={"ips": [{"address": "10.1.0.99/24"}]}) for name in ("pods", "others")]
+    for number, config in enumerate(configs):
+        caller.ok("ADD", config, "dead", ifname=f"eth{number}")
+    caller.lose("dead")
+    caller.ok("DEL", configs[0], "dead")
+    caller.ok("ADD", conf(port(7080)), "fw-a1")
+    caller.ok("DEL", configs[1], "dead", ifname="eth1")
+    assert names(world.answers(*probes(["lan"], UPLINK, 7080, ["tcp"]))) == ["a1"] * 2
 
 
 def test_a_network_of_netlibs_and_a_plugin_do_not_get_the_same_port(

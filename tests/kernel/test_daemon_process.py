@@ -24,6 +24,7 @@ from netlib.errors import DaemonError, DeadlineExceeded, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 from netlib.wire import LENGTH, at_socket, frame
+from tests.kernel.dns_client import wait_until
 from tests.processes import ended
 
 ROOT = Path(__file__).parents[2]
@@ -352,7 +353,7 @@ def test_noise_neither_kills_it_nor_fills_it(daemon: Config) -> None:
                 except ConnectionError:
                     continue
     assert ping(daemon)["pid"] == pid_of(daemon)
-    assert open_files() <= before + 2
+    wait_until(lambda: open_files() <= before + 2, "netlibd to close what was let go")
 
 
 @pytest.fixture(autouse=True)

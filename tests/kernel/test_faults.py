@@ -173,7 +173,7 @@ def test_a_death_while_something_is_made_is_undone(host: Config, first: list[Act
         _perform(controller, first)
         before = _state(host, controller.store)
         number = 0
-        while (moment := _run_and_die(host, action, number)) is not None:
+        while (moment := run_and_die(host, action, number)) is not None:
             controller.recover()
             _assert_same(before, _state(host, controller.store), f"died at {moment}")
             number += 1
@@ -189,7 +189,7 @@ def test_a_death_while_something_is_removed_is_finished(
         base = _state(host, controller.store)
         number = 0
         _perform(controller, made)
-        while (moment := _run_and_die(host, action, number)) is not None:
+        while (moment := run_and_die(host, action, number)) is not None:
             controller.recover()
             _assert_same(base, _state(host, controller.store), f"died at {moment}")
             _perform(controller, made)
@@ -214,7 +214,7 @@ def _fails(controller: Controller, action: Action) -> bool:
     return False
 
 
-def _run_and_die(config: Config, action: Action, number: int) -> str | None:
+def run_and_die(config: Config, action: Action, number: int) -> str | None:
     """Fork, run *action* and die at moment *number*; answer with that moment, or None when the action came to its end."""
     reading, writing = os.pipe()
     child = os.fork()

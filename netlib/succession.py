@@ -1,0 +1,84 @@
+"""Published ports whose holder goes, and who has them then.
+
+An endpoint's go to another of its sandbox, where that is asked for. A runtime asks for a container's ports in each of its CNI
+networks; the first one publishes them, and the others' attachments have them written down as awaited.
+"""
+
+from collections.abc import Collection
+from contextlib import ExitStack
+
+from msgspec.structs import replace
+
+from netlib.errors import NetlibError, ObjectMissing
+from netlib.firewall.objects import AwaitedPort, PublishedPort
+from netlib.locks import record_lock
+from netlib.model import CniAttachment, Phase
+from netlib.operations import Engine
+from netlib.plan import Plan
+from netlib.sandboxes import publishing_attachment
+from netlib.store.records import Row, Transaction
+
+__all__ = ["hand_on_ports", "publish_awaited"]
+
+
+def hand_on_ports(tx: Transaction, sandbox: str, leaving: Collection[str]) -> None:
+    """Let another endpoint of *sandbox* that can publish have the ports of those that leave."""
+    endpoints = tx.endpoints_of_sandbox(sandbox)
+    staying = [row.value for row in endpoints if row.phase is Phase.READY and row.id not in leaving]
+    asking = [row.value for row in endpoints if row.id in leaving and row.value.ports]
+    networks = {endpoint.network: tx.by_id(endpoint.network) for endpoint in staying if asking}
+    attachments = [(network.value, item) for item in staying if (network := networks.get(item.network)) is not None]
+    found = publishing_attachment(attachments, 4) or publishing_attachment(attachments, 6)
+    if found is None:
+        return
+    heir = found[1]
+    tx.replace(replace(heir, ports=(*heir.ports, *(mapping for endpoint in asking for mapping in endpoint.ports))))
+    for endpoint in asking:
+        tx.replace(replace(endpoint, ports=()))
+        tx.pass_ports(endpoint.id, heir.id)
+
+
+def publish_awaited(engine: Engine, gone: Row[CniAttachment], ports: Collection[PublishedPort]) -> list[NetlibError]:
+    """Have other attachments of the container publish what *gone*, of which only the record is left, did: *ports*.
+
+    As long as that record stands, all of it is done again after a crash or a failure. Answers with what failed.
+    """
+    netns = gone.value.netns
+    with engine.store.read() as tx:
+        rows = [row for row in tx.attachments_in(netns.path) if ports and row.id != gone.id and row.phase is Phase.READY]
+    heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
+    failures: list[NetlibError] = []
+    for heir in sorted(heirs, key=lambda heir: heir.created):
+        with engine.locks.attempt(record_lock(heir.id), "publishing its ports") as held:  # else it goes, or changes, itself
+            if held:
+                failures += _publish(engine, gone.id, heir.id)
+    return failures
+
+
+def _publish(engine: Engine, gone: str, heir: str) -> list[NetlibError]:
+    with ExitStack() as stack:
+        kernel = stack.enter_context(engine.kernel(heir))
+        with engine.store.write() as tx:
+            row, plan = tx.by_id(heir), tx.objects(heir)
+            if row is None or row.phase is not Phase.READY:
+                return []
+            try:
+                kernel.netns_fd(row.value.netns)
+            except ObjectMissing:  # its container is gone: it only waits for its DEL
+                return []
+            due = [item for item in plan.of(AwaitedPort) if _is_free(tx, item.port, gone, heir)]
+            fresh = [item.port for item in due if item.port not in plan]
+            for port in fresh:
+                tx.free_ports(port.mappings, gone)
+                tx.claim_ports([mapping for mapping in port.mappings if tx.port_holder(mapping) is None], heir)
+            tx.write_objects(heir, plan + fresh)
+        if failures := engine.repair(kernel, Plan(*(item.port for item in due))):
+            return failures
+        with engine.store.write() as tx:
+            tx.write_objects(heir, [item for item in tx.objects(heir) if item not in due])
+    return []
+
+
+def _is_free(tx: Transaction, port: PublishedPort, *mine: str) -> bool:
+    """Whether nobody but *mine* holds the ports."""
+    return all(tx.port_holder(mapping) in (None, *mine) for mapping in port.mappings)
