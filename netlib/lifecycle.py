@@ -14,7 +14,7 @@ from netlib.kernel.handle import Kernel
 from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.operations import Engine
-from netlib.plan import KernelObject, Key, Plan
+from netlib.plan import KernelObject, Key, Plan, plan_change
 from netlib.registry import driver, ipam_driver
 from netlib.store.records import Row, Transaction
 from netlib.succession import hand_on_ports, publish_awaited
@@ -210,19 +210,19 @@ class Lifecycle:
                         if keep_ports:
                             hand_on_ports(tx, sandbox, ids)
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
-            failures = [
-                failure
-                for changed, (old, new) in changes.items()  # first: its default route moves on before its link goes
-                for failure in self._bring_forward(kernel, changed, old, new)
-            ]
+            failures: list[NetlibError] = []
+            present: dict[str, Plan] = {}
+            for changed, (old, new) in changes.items():  # first: its default route moves on before its link goes
+                present[changed.id], failed = self._bring_forward(kernel, changed, old, new)
+                failures += failed
             failed, stuck = self._tear(kernel, rows, objects)
             failures += failed
             with self.store.write() as tx:
                 for row in rows:
                     if row.id not in stuck:
                         self.forget(tx, row)
-                for changed, (_, new) in changes.items():
-                    tx.write_objects(changed.id, new)
+                for sandbox, plan in present.items():
+                    tx.write_objects(sandbox, plan)
         if failures:
             raise TeardownError(failures)
 
@@ -233,26 +233,29 @@ class Lifecycle:
             if row is None or row.phase is not Phase.READY:
                 return
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
-        failures = self._bring_forward(kernel, row.value, old, new)
+        present, failures = self._bring_forward(kernel, row.value, old, new)
         with self.store.write() as tx:
-            tx.write_objects(sandbox, new)
+            tx.write_objects(sandbox, present)
         if failures:
             raise TeardownError(failures)
 
-    def _bring_forward(self, kernel: Kernel, sandbox: Sandbox, old: Plan, new: Plan) -> list[NetlibError]:
-        """Bring a sandbox that loses endpoints to its new plan, undoing nothing; where its netns is gone, only its files."""
-        wanted = set(new.keys)
+    def _bring_forward(self, kernel: Kernel, sandbox: Sandbox, old: Plan, new: Plan) -> tuple[Plan, list[NetlibError]]:
+        """Bring a sandbox that loses endpoints to its new plan, undoing nothing; where its netns is gone, only its files.
+
+        Answers with what is to be written down, what would not go among it, and with the failures.
+        """
+        present, failures = new, list[NetlibError]()
+        try:  # first: ports that were handed on may be in a longer run of ports now
+            self.engine.remove(kernel, [sandbox.id], plan_change(old, new).remove)
+        except TeardownError as error:
+            failures.extend(error.failures)
+            present = Plan(*_union(old, new))
         try:
             kernel.netns_fd(sandbox.netns)
         except ObjectMissing:
             new = Plan(*(item for item in new if item.survives_boot))
-        failures: list[NetlibError] = []
-        try:  # first: ports that were handed on may be in a longer run of ports now
-            self.engine.remove(kernel, [sandbox.id], [item for item in old if item.key not in wanted])
-        except TeardownError as error:
-            failures.extend(error.failures)
         with kernel.marking(self.engine.tag(sandbox.id)):
-            return failures + self.engine.repair(kernel, new)
+            return present, failures + self.engine.repair(kernel, new)
 
     def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []

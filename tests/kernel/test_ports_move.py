@@ -7,6 +7,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
+from netlib.errors import KernelError, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
@@ -149,15 +150,22 @@ def test_a_death_while_ports_are_handed_on_is_finished(controller: Controller, c
     assert number > 0
 
 
-def test_ports_that_cannot_be_handed_on_are_told_and_tried_again(controller: Controller, config: Config) -> None:
+def test_a_port_that_would_not_go_stays_written_down_and_goes_with_the_next_change(
+    controller: Controller, config: Config
+) -> None:
     controller.connect("zoo", "box")
+    before = snapshot()["firewall"]
     controller.connect("web", "box", ports=PORTS)
 
     def fail(item: KernelObject) -> None:
-        raise KeyboardInterrupt
+        raise KernelError(f"injected at {item.key}")
 
-    stop = Stop(0, fail, ("ensure",))
-    with Controller(config, watcher=Unwatched(), observer=stop) as faulty, pytest.raises(KeyboardInterrupt):
-        faulty.disconnect("web", "box", keep_ports=True)
-    controller.recover()
-    assert set(_led_to(controller).values()) == {_address(controller, "zoo")}
+    with (
+        Controller(config, watcher=Unwatched(), observer=Stop(0, fail, ("remove",))) as faulty,
+        pytest.raises(TeardownError, match="injected at firewall/host/port"),
+    ):
+        faulty.disconnect("web", "box")
+    assert len(controller.plan_of("box").of(PublishedPort)) == len(PORTS)
+    controller.connect("app", "box")
+    assert _led_to(controller) == {}
+    assert snapshot()["firewall"] == before
