@@ -203,7 +203,7 @@ def _served(tx: Transaction, container: str, netns: NetnsRef, record: str) -> li
     return [port for row in rows if row.value.container == container for port in tx.objects(row.id).of(PublishedPort)]
 
 
-def _is_served(mapping: PortMapping, version: int, served: Iterable[PublishedPort]) -> bool:
+def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPort]) -> bool:
     return any(
         (port.protocol, port.host_ip, port.address.version) == (mapping.protocol, mapping.host_ip, version)
         and mapping.host_port in port.host_ports
@@ -220,9 +220,9 @@ class _Ports(NamedTuple):
 
 def _ports(
     config: PortmapConf,
-    mappings: Iterable[PortMapping],
-    addresses: Iterable[IPInterface],
-    served: Iterable[PublishedPort],
+    mappings: Sequence[PortMapping],
+    addresses: Sequence[IPInterface],
+    served: Sequence[PublishedPort],
 ) -> _Ports:
     """The objects of *mappings*, a run of ports each; others of the container publish *served* ones."""
     found = _Ports([], [])
@@ -287,7 +287,7 @@ def _wanted(
     mappings: tuple[PortMapping, ...],
     addresses: tuple[IPInterface, ...],
     loopback: list[KernelObject],
-    served: Iterable[PublishedPort],
+    served: Sequence[PublishedPort],
 ) -> Wanted:
     subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
     ports = _ports(config, mappings, addresses, served)

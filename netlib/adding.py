@@ -176,7 +176,7 @@ class Adding:
             row = tx.by_id(self.record)
         try:
             if row is not None:
-                self._attachments.leave(row.value)
+                self._attachments.leave(row.value, keep_ports=False)
             self._attachments.engine.remove(self.kernel, [self.record], self.plan)
         except TeardownError:
             with self._attachments.store.write() as tx:

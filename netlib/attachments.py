@@ -191,7 +191,7 @@ class Attachments:
         left: list[str] = []
         for row in rows:
             try:
-                self.leave(row.value)
+                self.leave(row.value, keep_ports=True)
                 left.append(row.id)
             except TeardownError as error:
                 failures.extend(error.failures)
@@ -202,14 +202,17 @@ class Attachments:
         if failures:
             raise TeardownError(failures)
 
-    def leave(self, attachment: CniAttachment) -> None:
-        """Take down what an attachment joined, its endpoint and perhaps its sandbox; a no-op when it joined nothing."""
+    def leave(self, attachment: CniAttachment, *, keep_ports: bool) -> None:
+        """Take down what an attachment joined, its endpoint and perhaps its sandbox; a no-op when it joined nothing.
+
+        With *keep_ports* another of the container's networks publishes what this one did.
+        """
         rows = self._lifecycle.joined(attachment)
         try:
             if any(isinstance(row.value, Sandbox) for row in rows):
                 self.controller.remove_sandbox(attachment.sandbox)
             elif rows:
-                self.controller.disconnect(rows[0].value.network, attachment.sandbox, keep_ports=True)
+                self.controller.disconnect(rows[0].value.network, attachment.sandbox, keep_ports=keep_ports)
         except NotFound:  # somebody was quicker; or it would not go before
             if failures := self.controller.recover():
                 raise TeardownError(failures) from None

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from cni_plugins import attaching
 from cni_plugins.cnm import sandbox_name
-from cni_plugins.protocol import Code
+from cni_plugins.protocol import CniError, Code
 from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
@@ -134,6 +135,22 @@ def test_a_container_has_its_ports_in_the_first_of_its_networks_that_are_left(ca
     caller.ok("DEL", conf(**ports))
     assert [len(endpoint.ports) for endpoint in controller.endpoints(sandbox="cni-c1")] == [1]
     caller.ok("CHECK", {**conf("db", **ports), "prevResult": second}, ifname="eth1")
+
+
+@pytest.mark.usefixtures("web")
+def test_ports_of_an_add_that_failed_are_nobodys(
+    caller: Caller, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CniError(Code.INCOMPATIBLE_VERSION, "cannot be said")
+
+    controller.create_network("db", subnets=["172.29.0.0/16"])
+    caller.container("c1")
+    caller.ok("ADD", conf())
+    monkeypatch.setattr(attaching, "finish", refuse)
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    assert "cannot be said" in caller.error("ADD", conf("db", runtimeConfig={"portMappings": ports}), ifname="eth1")[1]
+    assert [endpoint.ports for endpoint in controller.endpoints(sandbox="cni-c1")] == [()]
 
 
 @pytest.mark.usefixtures("web")
