@@ -24,6 +24,7 @@ from netlib.errors import DaemonError, DeadlineExceeded, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 from netlib.wire import LENGTH, at_socket, frame
+from tests.folders import take_away
 from tests.kernel.dns_client import wait_until
 from tests.processes import ended
 
@@ -207,7 +208,7 @@ def test_another_store_is_not_its_own(daemon: Config, tmp_path: Path) -> None:
 
 def test_it_ends_when_its_store_is_deleted(daemon: Config) -> None:
     first = pid_of(daemon)
-    shutil.rmtree(daemon.state_dir)
+    take_away(daemon.state_dir)
     call(daemon, "network.ls", {})  # done here, in a new store
     start_daemon(daemon)
     assert pid_of(daemon) != first
@@ -225,10 +226,10 @@ def test_a_start_waits_for_the_one_that_is_leaving(config: Config) -> None:
     assert ping(config)["pid"] == pid_of(config)
 
 
-@pytest.mark.parametrize("take_away", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
-def test_it_ends_when_its_run_folder_is_taken_away(daemon: Config, take_away: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("end", [take_away, lambda folder: folder.rename(folder.with_name("elsewhere"))])
+def test_it_ends_when_its_run_folder_is_taken_away(daemon: Config, end: Callable[[Path], object]) -> None:
     first = pid_of(daemon)
-    take_away(daemon.run_dir)
+    end(daemon.run_dir)
     assert ended(first)
     start_daemon(daemon)
     assert ping(daemon)["pid"] == pid_of(daemon) != first
@@ -238,7 +239,7 @@ def test_one_that_comes_late_leaves_the_socket_of_its_successor(daemon: Config) 
     """It has not seen yet that its run folder was taken away, as when it is stopped (by SIGSTOP) meanwhile."""
     first = pid_of(daemon)
     os.kill(first, signal.SIGSTOP)
-    shutil.rmtree(daemon.run_dir)
+    take_away(daemon.run_dir)
     start_daemon(daemon)
     os.kill(first, signal.SIGCONT)
     os.kill(first, signal.SIGTERM)

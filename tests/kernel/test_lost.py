@@ -21,6 +21,7 @@ from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
 from netlib.verbs import perform
 from tests.cni.calling import Caller
+from tests.folders import take_away
 from tests.processes import ended
 
 pytestmark = pytest.mark.needs_cgroups
@@ -157,7 +158,7 @@ def test_what_a_deleted_stores_cni_containers_hold_of_its_successors_goes_too(co
 def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Config) -> None:
     containers = _minders(used)
     (tag,) = known_tags(used.state_dir)
-    shutil.rmtree(used.state_dir)
+    take_away(used.state_dir)
     lines = list(reset_lost(used))
     assert all(ended(pid) for pid in containers)
     (left,) = [line for line in lines if line.startswith("left: links")]
