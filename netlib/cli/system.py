@@ -150,13 +150,13 @@ def reset_parser() -> Parser:
 
 def reset(config: Config, given: Namespace) -> int:
     """Remove all that is ours, once confirmed."""
+    from netlib.runtime.lost import reset_lost, reset_on_full_disk, strays
+
     if given.store and not given.lost:
         raise ConfigError("--store goes with --lost")
     if not given.force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
     if given.lost:
-        from netlib.runtime.lost import reset_lost
-
         for line in reset_lost(config, given.store):
             print(line)
         return 0
@@ -164,10 +164,10 @@ def reset(config: Config, given: Namespace) -> int:
         with progress("removing everything") as tell:
             call(config, "system.reset", {}, progress=tell)
     except DiskFull:
-        from netlib.runtime.lost import reset_on_full_disk
-
         reset_on_full_disk(config)
     leave(config)
+    for line in strays(config):
+        print(line)
     return 0
 
 

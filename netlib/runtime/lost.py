@@ -29,7 +29,7 @@ from netlib.runtime import launch
 from netlib.runtime.container import Runtime
 from netlib.store.tags import forget_tags, known_tags
 
-__all__ = ["reset_lost", "reset_on_full_disk"]
+__all__ = ["reset_lost", "reset_on_full_disk", "strays"]
 
 _TAG = re.compile(r"[0-9a-f]{6}")
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
@@ -79,6 +79,12 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
     if failures:
         raise TeardownError(failures)
     forget_tags(config.state_dir)
+
+
+def strays(config: Config) -> Iterator[str]:
+    """Say what stores that are not this one left in the kernel, after a reset as ever, and how that is removed."""
+    with Kernel() as kernel:
+        yield from _clear_kernel(kernel, config, (), [])
 
 
 def reset_on_full_disk(config: Config) -> None:

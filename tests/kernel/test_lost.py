@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from netlib.cli.main import main
+from netlib.client import call
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import ConfigError, Conflict, StoreDamaged, TeardownError, WrongHost
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.runtime.lost import reset_lost
+from netlib.runtime.lost import reset_lost, strays
 from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
 from netlib.verbs import perform
@@ -159,6 +160,8 @@ def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Con
     containers = _minders(used)
     (tag,) = known_tags(used.state_dir)
     take_away(used.state_dir)
+    call(used, "system.reset", {})
+    assert len([line for line in strays(used) if line.startswith("left: links") and tag in line]) == 1
     lines = list(reset_lost(used))
     assert all(ended(pid) for pid in containers)
     (left,) = [line for line in lines if line.startswith("left: links")]
