@@ -1,6 +1,7 @@
 """The plugin type ``tuning``: sysctls of the container, and settings of the link that the plugins before it brought.
 
 What all that was before is in the record. The reference plugin keeps it in a file instead, which a DEL without a record heeds.
+A list may tune an interface several times: each entry is an attachment of its own, and the first DEL takes all of them back.
 """
 
 import re
@@ -26,13 +27,14 @@ from netlib.errors import NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.sysctl import sysctl_path
 from netlib.kernel.translate import doing
 from netlib.kernel.tuning import LinkSetting, TunedSysctl
-from netlib.model import HOST, NetnsRef
+from netlib.model import HOST, CniAttachment, NetnsRef
 from netlib.names import check_mac
 from netlib.plan import KernelObject, Plan
 
 __all__ = ["TuningConf", "TuningPlugin"]
 
 NAME = "tuning"
+_ENTRIES = (NAME, *(f"{NAME}#{number}" for number in range(2, 9)))  # what the entries of one list are recorded as
 _BACKUPS = "/run/cni/tuning"
 _ALLOWLIST = Path("/etc/cni/tuning/allowlist.conf")
 _LINK = "IFNAME"  # in the name of a sysctl: the container's link
@@ -94,24 +96,48 @@ class TuningPlugin:
         result = attaching.previous(call)
         config = _merged(call)
         _check_allowed(config.sysctl)
-        with attaching.adding(self._node, call, NAME) as adding:
+        with attaching.adding(self._node, call, self._next_entry(call)) as adding:
             plan = _plan(config, call.ifname, adding.netns)
             adding.apply(lambda _: Wanted(plan))
             return attaching.finish(adding, call, _told(result, config, call.ifname))
 
     def check(self, call: Call[TuningConf]) -> None:
-        attaching.check(self._node, call, NAME, _plan(_merged(call), call.ifname, attaching.netns_of(self._node, call)))
+        configured = _plan(_merged(call), call.ifname, attaching.netns_of(self._node, call))
+        if attaching.check(self._node, call, NAME, configured) is None:
+            return
+        for entry in self._later_entries(call):
+            attaching.check(self._node, call, entry)
 
     def delete(self, call: Call[TuningConf]) -> None:
+        attachments = attaching.attachments_of(self._node)
+        for entry in reversed(self._later_entries(call)):
+            attachments.delete(attaching.key_of(call, entry))
         attaching.delete(self._node, call, NAME, lambda: self._give_back(call))
 
     def garbage_collect(self, call: Call[TuningConf]) -> None:
-        attaching.collect(self._node, call, NAME)
+        for entry in reversed(_ENTRIES):
+            attaching.collect(self._node, call, entry)
 
     def status(self, call: Call[TuningConf]) -> None:
         config = _merged(call)
         _check_allowed(config.sysctl)
         _plan(config, "eth0", HOST)
+
+    def _next_entry(self, call: Call[TuningConf]) -> str:
+        """What the entry of *call* is to be recorded as: the first that nothing is in this container."""
+        attachments, netns = attaching.attachments_of(self._node), attaching.netns_of(self._node, call)
+        for entry in _ENTRIES:
+            found = attachments.find(attaching.key_of(call, entry))
+            if found is None or found.netns != netns:
+                return entry
+        return NAME
+
+    def _later_entries(self, call: Call[TuningConf]) -> list[str]:
+        """What entries besides the first are recorded as, oldest first."""
+        with attaching.attachments_of(self._node).store.read() as tx:
+            return [
+                entry for entry in _ENTRIES[1:] if tx.find_named(CniAttachment, attaching.key_of(call, entry).name) is not None
+            ]
 
     def _give_back(self, call: Call[TuningConf]) -> None:
         """What the reference plugin changed and wrote down; its file goes."""

@@ -14,6 +14,7 @@ from netlib.errors import KernelError
 from netlib.kernel.netns import identity_of_path
 from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
+from netlib.verbs import perform
 from tests.cni.calling import Caller, run
 
 ADDRESSES = [{"address": "10.22.0.2/16"}, {"address": "fd00:22::2/64"}]
@@ -100,6 +101,26 @@ def test_del_when_the_link_or_the_netns_has_gone_before(caller: Caller, bridged:
     caller.ok("DEL", config)
     caller.ok("DEL", BRIDGE)
     assert "veth" not in run("ip", "-br", "link")
+
+
+def test_a_list_may_tune_an_interface_several_times(caller: Caller, controller: Controller, bridged: dict[str, Any]) -> None:
+    before = inside()
+    entries = [tuning(mtu=1400), tuning(sysctl=SYSCTLS), tuning(mac=MAC)]
+    result = bridged
+    for entry in entries:
+        result = caller.ok("ADD", {**entry, "prevResult": result})
+    for entry in (BRIDGE, *entries):
+        caller.ok("CHECK", {**entry, "prevResult": result})
+    assert [item["Plugins"] for item in perform(controller, "cni.ls", {})] == ["bridge,tuning,tuning#2,tuning#3"]
+    run("ip", "netns", "exec", "c1", "sysctl", "-w", "net.ipv4.conf.eth0.arp_notify=0")
+    assert "arp_notify" in caller.error("CHECK", {**entries[0], "prevResult": result})[1]
+    for entry in reversed(entries):
+        caller.ok("DEL", {**entry, "prevResult": result})
+    assert differences(before, inside()) == []
+    for entry in entries:
+        caller.ok("ADD", {**entry, "prevResult": bridged})
+    caller.ok("GC", {**tuning(), "cni.dev/valid-attachments": []})
+    assert differences(before, inside()) == []
 
 
 def test_check_of_the_chain_sees_changes_by_hand_alone(caller: Caller, bridged: dict[str, Any]) -> None:
