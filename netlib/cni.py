@@ -6,10 +6,11 @@ one thing, with a part for each plugin.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
-from netlib.attachments import Attachments
+from netlib.attachments import PREFIX, Attachments
 from netlib.controller import Controller
 from netlib.errors import NotFound
 from netlib.inspect import duration, network_details, timestamp
@@ -189,12 +190,18 @@ def drift(controller: Controller, reference: str) -> list[tuple[str, str]]:
 
 
 def _records(controller: Controller, reference: str) -> tuple[list[str], list[Attached]]:
-    """The ids of records behind a reference, and the attachments that they are, none for a network."""
-    try:
-        return [Attachments(controller).network(reference).id], []
-    except NotFound:
-        items = _of_container(controller, reference)
-        return [part.id for item in items for part in item.parts], items
+    """The ids of records behind a reference, and the attachments that they are, none for a network.
+
+    Whole names and ids come before beginnings of ids.
+    """
+    attachments = Attachments(controller)
+    with suppress(NotFound):
+        network = attachments.network(reference)
+        is_whole = reference.removeprefix(PREFIX) in (network.name, network.id)
+        if is_whole or all(item.container != reference for item in attachments.attachments()):
+            return [network.id], []
+    items = _of_container(controller, reference)
+    return [part.id for item in items for part in item.parts], items
 
 
 def _of_container(controller: Controller, reference: str) -> list[Attached]:

@@ -1,6 +1,7 @@
 """Containers joining and leaving networks after their start, or before: what they joined is theirs again at the next start."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -30,7 +31,7 @@ def connect_container(controller: Controller, reference: str, wanted: NetworkAtt
     with controller.locks.hold(record_lock(container.id), f"connecting container {container.name}"):
         container = _own_networks(controller, container)
         spec = container.spec
-        if any(_means(item, network) for item in spec.networks):
+        if any(_means(controller, item, network) for item in spec.networks):
             raise AlreadyExists(f"container {container.name!r} is in network {network.name!r} already")
         _check(wanted)
         changed = replace(spec, networks=(*spec.networks, replace(wanted, network=network.name)))
@@ -51,7 +52,7 @@ def disconnect_container(controller: Controller, reference: str, network_referen
         return
     with controller.locks.hold(record_lock(container.id), f"disconnecting container {container.name}"):
         container = _own_networks(controller, container)
-        kept = tuple(item for item in container.spec.networks if not _means(item, network))
+        kept = tuple(item for item in container.spec.networks if not _means(controller, item, network))
         if len(kept) == len(container.spec.networks):
             raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
         if runtime(controller).state(container).running:
@@ -97,9 +98,11 @@ def _own_networks(controller: Controller, container: Container) -> Container:
     return container
 
 
-def _means(attachment: NetworkAttachment, network: Network) -> bool:
+def _means(controller: Controller, attachment: NetworkAttachment, network: Network) -> bool:
     """Whether an attachment, which names a network as somebody typed it, is to *network*."""
-    return attachment.network == network.name or network.id.startswith(attachment.network)
+    with suppress(NotFound):
+        return controller.network(attachment.network).id == network.id
+    return False
 
 
 def _check(wanted: NetworkAttachment) -> None:

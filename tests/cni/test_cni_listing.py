@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from netlib.attachments import Attachments
 from netlib.controller import Controller
 from netlib.errors import InUse, NotFound
 from netlib.kernel.snapshot import differences, snapshot
@@ -77,6 +78,20 @@ def test_a_whole_name_comes_before_the_beginning_of_an_id(caller: Caller, contro
     perform(controller, "network.rm", {"name": name})
     perform(controller, "network.rm", {"name": other.id[:6]})
     assert "other" not in [network.name for network in controller.networks()]
+
+
+def test_a_container_comes_before_the_beginning_of_a_cni_networks_id(caller: Caller, controller: Controller) -> None:
+    caller.container("c1")
+    caller.ok("ADD", conf(2), "c1")
+    (network,) = Attachments(controller).networks()
+    name = network.id[:5]
+    caller.container(name)
+    caller.ok("ADD", conf(3), name)
+    lines = [line for item in perform(controller, "explain", {"name": name}) for line in item["Commands"]]
+    assert f"ip -n {name} addr add 10.22.0.3/16 brd + dev eth0" in lines
+    assert "ip addr add 10.22.0.1/16 brd + dev cni0" in [
+        line for item in perform(controller, "explain", {"name": network.id[:4]}) for line in item["Commands"]
+    ]
 
 
 def test_explain_prints_the_commands_of_networks_and_containers(caller: Caller, controller: Controller) -> None:

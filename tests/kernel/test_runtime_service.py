@@ -167,6 +167,16 @@ def test_connect_while_it_runs_is_seen_inside(controller: Controller) -> None:
     assert "172.19.0.2" in out  # the file was rewritten in place: the mount shows it
 
 
+def test_a_networks_name_is_not_taken_for_the_beginning_of_anothers_id(controller: Controller) -> None:
+    other = controller.create_network("back")
+    controller.create_network(other.id[:6])
+    perform(controller, "container.run", {"command": ["sleep", "60"], "name": "box", "networks": [other.id[:6]]})
+    perform(controller, "network.connect", {"network": "back", "container": "box"})
+    perform(controller, "network.disconnect", {"network": "back", "container": "box"})
+    homes = [controller.network(item.network).name for item in controller.endpoints(sandbox="box")]
+    assert homes == [item.network for item in service.find_container(controller, "box").spec.networks] == [other.id[:6]]
+
+
 def test_ports_outlive_the_networks_of_a_container(controller: Controller) -> None:
     def published() -> list[str]:
         return [f"{item.endpoint} {item.bridge}" for item in controller.plan_of("box").of(PublishedPort)]
