@@ -188,6 +188,15 @@ def cycles() -> Callable[[int], int]:
     return lambda full: max(1, round(full * part))
 
 
+def _settled(before: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """What is there once the links are gone whose other end was in a netns that was deleted: the kernel takes its time."""
+    deadline = time.monotonic() + 5
+    after = _snapshot()
+    while any(kind == "link" for kind, _ in after - before) and time.monotonic() < deadline:
+        after = _snapshot()
+    return after
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare the test host after a test with what it was before; fail the test by the names of what differs."""
@@ -197,7 +206,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before, processes, switches = _snapshot(), _processes(), {path: path.read_text() for path in _FORWARDING}
     yield
     differences = [f"left process {name}" for name in _end_leftovers(_processes().keys() - processes.keys())]
-    after = _snapshot()
+    after = _settled(before)
     differences += [f"left {' '.join(thing)}" for thing in sorted(after - before - {_BASE_TABLE})]
     differences += [f"took away {' '.join(thing)}" for thing in sorted(before - after - {_BASE_TABLE})]
     # What may remain must not make the next test pass, nor what must not remain make it fail.

@@ -16,11 +16,10 @@ import pytest
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, InUse, NetlibError, NotFound, PortTaken
-from netlib.firewall.objects import PublishedPort
 from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Phase, Sandbox
-from netlib.names import bridge_ifname, new_id
+from netlib.names import new_id
 from netlib.runtime import attach, cgroups, service
 from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
@@ -165,36 +164,6 @@ def test_connect_while_it_runs_is_seen_inside(controller: Controller) -> None:
         out = pipe.read()
     assert "eth1" in out
     assert "172.19.0.2" in out  # the file was rewritten in place: the mount shows it
-
-
-def test_a_networks_name_is_not_taken_for_the_beginning_of_anothers_id(controller: Controller) -> None:
-    other = controller.create_network("back")
-    controller.create_network(other.id[:6])
-    perform(controller, "container.run", {"command": ["sleep", "60"], "name": "box", "networks": [other.id[:6]]})
-    perform(controller, "network.connect", {"network": "back", "container": "box"})
-    perform(controller, "network.disconnect", {"network": "back", "container": "box"})
-    homes = [controller.network(item.network).name for item in controller.endpoints(sandbox="box")]
-    assert homes == [item.network for item in service.find_container(controller, "box").spec.networks] == [other.id[:6]]
-
-
-def test_ports_outlive_the_networks_of_a_container(controller: Controller) -> None:
-    def published() -> list[str]:
-        return [f"{item.endpoint} {item.bridge}" for item in controller.plan_of("box").of(PublishedPort)]
-
-    bridges = {name: bridge_ifname(controller.create_network(name)) for name in ("back", "zoo")}
-    deep = controller.create_network("deep", internal=True)
-    run = {"command": ["sleep", "60"], "name": "box", "publish": ["8080:80"], "networks": ["deep"]}
-    perform(controller, "container.run", run)
-    assert published() == [f"0.0.0.0:8080 {bridge_ifname(deep)}"]
-    perform(controller, "network.connect", {"network": "zoo", "container": "box"})
-    perform(controller, "network.disconnect", {"network": "deep", "container": "box"})
-    assert published() == [f"0.0.0.0:8080 {bridges['zoo']}"]
-    perform(controller, "network.disconnect", {"network": "zoo", "container": "box"})
-    assert published() == []
-    with controller.store.read() as tx:
-        assert tx.ports() == []
-    perform(controller, "network.connect", {"network": "back", "container": "box"})
-    assert published() == [f"0.0.0.0:8080 {bridges['back']}"]
 
 
 # --- life ----------------------------------------------------------------------------------------------------------------

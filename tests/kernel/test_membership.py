@@ -1,0 +1,53 @@
+"""Containers that join and leave networks while they run."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.firewall.objects import PublishedPort
+from netlib.names import bridge_ifname
+from netlib.runtime import service
+from netlib.runtime.verbs import remove_all
+from netlib.verbs import perform
+
+pytestmark = pytest.mark.needs_cgroups
+
+
+@pytest.fixture
+def controller(config: Config) -> Iterator[Controller]:
+    with Controller(config, watcher=Unwatched()) as controller:
+        yield controller
+        remove_all(controller)
+        controller.reset()
+
+
+def test_a_networks_name_is_not_taken_for_the_beginning_of_anothers_id(controller: Controller) -> None:
+    other = controller.create_network("back")
+    controller.create_network(other.id[:6])
+    perform(controller, "container.run", {"command": ["sleep", "60"], "name": "box", "networks": [other.id[:6]]})
+    perform(controller, "network.connect", {"network": "back", "container": "box"})
+    perform(controller, "network.disconnect", {"network": "back", "container": "box"})
+    homes = [controller.network(item.network).name for item in controller.endpoints(sandbox="box")]
+    assert homes == [item.network for item in service.find_container(controller, "box").spec.networks] == [other.id[:6]]
+
+
+def test_ports_outlive_the_networks_of_a_container(controller: Controller) -> None:
+    def published() -> list[str]:
+        return [f"{item.endpoint} {item.bridge}" for item in controller.plan_of("box").of(PublishedPort)]
+
+    bridges = {name: bridge_ifname(controller.create_network(name)) for name in ("back", "zoo")}
+    deep = controller.create_network("deep", internal=True)
+    run = {"command": ["sleep", "60"], "name": "box", "publish": ["8080:80"], "networks": ["deep"]}
+    perform(controller, "container.run", run)
+    assert published() == [f"0.0.0.0:8080 {bridge_ifname(deep)}"]
+    perform(controller, "network.connect", {"network": "zoo", "container": "box"})
+    perform(controller, "network.disconnect", {"network": "deep", "container": "box"})
+    assert published() == [f"0.0.0.0:8080 {bridges['zoo']}"]
+    perform(controller, "network.disconnect", {"network": "zoo", "container": "box"})
+    assert published() == []
+    with controller.store.read() as tx:
+        assert tx.ports() == []
+    perform(controller, "network.connect", {"network": "back", "container": "box"})
+    assert published() == [f"0.0.0.0:8080 {bridges['back']}"]
