@@ -107,6 +107,8 @@ class LoopbackForwarder:
     def _accept(self, loop: Loop, listener: socket.socket, target: tuple[str, int], events: int) -> None:
         try:
             client = lifted(listener.accept()[0])
+            # Its memory, a minute of TIME-WAIT, has the option as it is now; without it nobody could hold the port meanwhile.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:  # it stays in the backlog, and we must not spin on it
                 loop.rewatch(listener.fileno(), 0)
