@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
+from netlib.sandboxes import Attachment, publishing_attachment
 from netlib.store.records import JournalEntry
 
 Member = tuple[Endpoint, Sandbox]
@@ -62,7 +63,7 @@ def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: 
     return {
         "SandboxID": sandbox.id,
         "SandboxKey": sandbox.netns.path,
-        "Ports": ports(endpoints),
+        "Ports": ports(joined),
         "EndpointID": default.get("EndpointID", ""),
         "Gateway": default.get("Gateway", ""),
         "IPAddress": default.get("IPAddress", ""),
@@ -75,15 +76,15 @@ def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: 
     }
 
 
-def ports(endpoints: Iterable[Endpoint]) -> dict[str, list[dict[str, str]]]:
-    """Published ports by container port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
+def ports(attachments: Sequence[Attachment]) -> dict[str, list[dict[str, str]]]:
+    """Published ports of one container by its port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
 
-    A port published on every address is shown once per family that its endpoint has an address of, for only these answer.
+    A port published on every address is shown once per family that a network of the container publishes, for only these answer.
     """
     found: dict[str, list[dict[str, str]]] = {}
-    published = [(mapping, endpoint) for endpoint in endpoints for mapping in endpoint.ports]
-    for mapping, endpoint in sorted(published, key=lambda pair: (pair[0].container_port, pair[0].protocol, pair[0].host_port)):
-        wildcards = [host for host, family in (("0.0.0.0", 4), ("::", 6)) if endpoint.address(family)]
+    published = [mapping for _, endpoint in attachments for mapping in endpoint.ports]
+    wildcards = [host for host, family in (("0.0.0.0", 4), ("::", 6)) if publishing_attachment(attachments, family)]
+    for mapping in sorted(published, key=lambda mapping: (mapping.container_port, mapping.protocol, mapping.host_port)):
         hosts = wildcards if mapping.host_ip is None else [str(mapping.host_ip)]
         key = f"{mapping.container_port}/{mapping.protocol}"
         found.setdefault(key, []).extend({"HostIp": host, "HostPort": str(mapping.host_port)} for host in hosts)

@@ -216,11 +216,13 @@ def container_ls(controller: Controller, *, all_states: bool = False) -> list[di
     """The containers that run, or all of them, newest first."""
     now = time.time()
     own = service.runtime(controller)
+    networks = {network.id: network for network in controller.networks()}
     rows = []
     for container in sorted(service.containers(controller), key=lambda item: -item.created):
         state = own.state(container)
         if all_states or state.running:
-            rows.append(container_row(container, state, ports(_endpoints(controller, container)), now))
+            joined = [(networks[item.network], item) for item in _endpoints(controller, container) if item.network in networks]
+            rows.append(container_row(container, state, ports(joined), now))
     return rows
 
 

@@ -102,14 +102,17 @@ def test_the_default_bridges_address_stands_at_the_top() -> None:
 def test_ports_are_shown_for_the_families_that_answer() -> None:
     everywhere = PortMapping(container_port=80, host_port=8080)
     local = PortMapping(container_port=53, host_port=53, protocol=Protocol.UDP, host_ip=ip_address("127.0.0.1"))
-    both = ports([endpoint(ports=(everywhere, local))])
+    both = ports([(NETWORK, endpoint(ports=(everywhere, local)))])
     assert both == {
         "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "53"}],
         "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}],
     }
-    assert ports([endpoint(addresses=("172.18.0.2/16",), ports=(everywhere,))])["80/tcp"] == [
-        {"HostIp": "0.0.0.0", "HostPort": "8080"}
-    ]
+    ipv4 = (NETWORK, endpoint(addresses=("172.18.0.2/16",), ports=(everywhere,)))
+    assert ports([ipv4])["80/tcp"] == [{"HostIp": "0.0.0.0", "HostPort": "8080"}]
+    ipv6 = ("fd00:18::2/64",)
+    assert len(ports([ipv4, (BRIDGE, endpoint(BRIDGE, addresses=ipv6))])["80/tcp"]) == 2  # each goes by its own network
+    lan = Network(id="d" * 64, name="lan", driver="macvlan", created=0)
+    assert len(ports([ipv4, (lan, endpoint(lan, addresses=ipv6))])["80/tcp"]) == 1  # which publishes none
 
 
 @pytest.mark.parametrize(
