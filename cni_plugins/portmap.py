@@ -291,11 +291,17 @@ def _wanted(
 ) -> Wanted:
     subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
     ports = _ports(config, mappings, addresses, served)
+    published = {(item.protocol, item.host_port, item.host_ip) for port in ports.own for item in port.mappings}
     conditions = {port.condition.key: port.condition for kind in ports for port in kind if port.condition is not None}
     return Wanted(
         own=Plan(*loopback, *ports.own, *(AwaitedPort(port=port) for port in ports.awaited)),
         shared=Plan(
             FirewallBase(), *(ContainerSubnet(subnet=subnet) for subnet in sorted(subnets, key=str)), *conditions.values()
         ),
-        ports=tuple(item for item in mappings if not any(_is_served(item, version, served) for version in (4, 6))),
+        ports=tuple(
+            item
+            for item in mappings
+            if (item.protocol, item.host_port, item.host_ip) in published
+            and not any(_is_served(item, version, served) for version in (4, 6))
+        ),
     )

@@ -175,7 +175,14 @@ class Attachments:
         """Take down the attachments that hold one of *ports* and whose netns is gone: nobody came to detach them."""
         with self.store.read() as tx:
             holders = {holder for port in ports if (holder := tx.port_holder(port)) is not None}
-            rows = [row for row in map(tx.by_id, sorted(holders)) if row is not None and isinstance(row.value, CniAttachment)]
+            found = [
+                row.value for row in map(tx.by_id, sorted(holders)) if row is not None and isinstance(row.value, CniAttachment)
+            ]
+            # In a container's other networks the same ports of the other IP version may be published, or awaited.
+            beside = [(item, row) for item in found for row in tx.attachments_in(item.netns.path)]
+        rows = {
+            row.id: row for item, row in beside if (row.value.netns, row.value.plugin) == (item.netns, item.plugin)
+        }.values()
         dead = [row for row in rows if row.phase is Phase.READY and not self.is_alive(row.value.netns)]
         self._collect("cni reclaim", "published ports", dead)
 

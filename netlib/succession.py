@@ -4,7 +4,7 @@ An endpoint's go to another of its sandbox, where that is asked for. A runtime a
 networks; the first one publishes them, and the others' attachments have them written down as awaited.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 
 from msgspec.structs import replace
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.firewall.objects import AwaitedPort, PublishedPort
 from netlib.locks import record_lock
-from netlib.model import CniAttachment, Phase
+from netlib.model import CniAttachment, Phase, PortMapping
 from netlib.operations import Engine
 from netlib.plan import Plan
 from netlib.sandboxes import publishing_attachment
@@ -47,28 +47,32 @@ def publish_awaited(engine: Engine, gone: Row[CniAttachment], ports: Collection[
     with engine.store.read() as tx:
         rows = [row for row in tx.attachments_in(netns.path) if ports and row.id != gone.id and row.phase is Phase.READY]
     heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
+    family = [gone.id, *(heir.id for heir in heirs)]
     failures: list[NetlibError] = []
     for heir in sorted(heirs, key=lambda heir: heir.created):
         with engine.locks.attempt(record_lock(heir.id), "publishing its ports") as held:  # else it goes, or changes, itself
             if held:
-                failures += _publish(engine, gone.id, heir.id)
+                failures += _publish(engine, gone.id, heir.id, family)
     return failures
 
 
-def _publish(engine: Engine, gone: str, heir: str) -> list[NetlibError]:
+def _publish(engine: Engine, gone: str, heir: str, family: Collection[str]) -> list[NetlibError]:
     with ExitStack() as stack:
         kernel = stack.enter_context(engine.kernel(heir))
         with engine.store.write() as tx:
             row, plan = tx.by_id(heir), tx.objects(heir)
             if row is None or row.phase is not Phase.READY:
                 return []
+            awaited = plan.of(AwaitedPort)
             try:
                 kernel.netns_fd(row.value.netns)
             except ObjectMissing:  # its container is gone: it only waits for its DEL
-                return []
-            due = [item for item in plan.of(AwaitedPort) if _is_free(tx, item.port, gone, heir)]
+                awaited = ()
+            beside = {place for other in {*family} - {gone, heir} for place in _places(tx.objects(other).of(PublishedPort))}
+            waiting = [item for item in awaited if beside.isdisjoint(_places([item.port]))]
+            due = [item for item in waiting if all(tx.port_holder(it) in (None, *family) for it in item.port.mappings)]
             fresh = [item.port for item in due if item.port not in plan]
-            for port in fresh:
+            for port in [*plan.of(PublishedPort), *fresh]:  # of one family of addresses it may have had them all along
                 tx.free_ports(port.mappings, gone)
                 tx.claim_ports([mapping for mapping in port.mappings if tx.port_holder(mapping) is None], heir)
             tx.write_objects(heir, plan + fresh)
@@ -79,6 +83,6 @@ def _publish(engine: Engine, gone: str, heir: str) -> list[NetlibError]:
     return []
 
 
-def _is_free(tx: Transaction, port: PublishedPort, *mine: str) -> bool:
-    """Whether nobody but *mine* holds the ports."""
-    return all(tx.port_holder(mapping) in (None, *mine) for mapping in port.mappings)
+def _places(ports: Iterable[PublishedPort]) -> set[tuple[int, PortMapping]]:
+    """The host's sides of *ports*, by IP version: a claim is for both, an object for one."""
+    return {(port.address.version, replace(item, container_port=0)) for port in ports for item in port.mappings}
