@@ -30,7 +30,7 @@ from netlib.names import check_domainname, check_hostname, check_sandbox_name, n
 from netlib.operations import Engine, Observer
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
-from netlib.repair import with_repair
+from netlib.repair import leave_with_repair, with_repair
 from netlib.requests import (
     ConnectRequest,
     NetworkRequest,
@@ -291,13 +291,18 @@ class Controller:
         """
         with self.store.read() as tx:
             home, box = self._network(tx, network), self._sandbox(tx, sandbox)
-        with self.operation("network disconnect", f"{box.name} {home.name}"):
-            with self.lifecycle.working_on([box.id], f"disconnecting {box.name} from {home.name}"):
+        purpose = f"disconnecting {box.name} from {home.name}"
+
+        def leave() -> None:
+            with self.lifecycle.working_on([box.id], purpose):
                 with self.store.read() as tx:
                     rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
                 if not rows:
                     raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
                 self.lifecycle.take_down(rows, keep_ports=keep_ports)
+
+        with self.operation("network disconnect", f"{box.name} {home.name}"):
+            leave_with_repair(self.lifecycle, box.id, leave)
         self.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
 
     @contextmanager

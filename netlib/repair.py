@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
-from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError
+from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
 from netlib.lifecycle import Lifecycle
 from netlib.locks import record_lock
 from netlib.model import Endpoint, Phase
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import JournalEntry
 
-__all__ = ["Repair", "repair_network", "with_repair"]
+__all__ = ["Repair", "leave_with_repair", "repair_network", "with_repair"]
 
 _T = TypeVar("_T")
 
@@ -46,6 +46,25 @@ def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) ->
         if not repair.lost and not isinstance(error, ObjectMissing):  # else another one's repair was quicker
             raise
     return action()
+
+
+def leave_with_repair(lifecycle: Lifecycle, sandbox: str, leave: Callable[[], None]) -> None:
+    """Take *sandbox* (an id) out of a network by *leave*; where its others have lost something, put that back and finish.
+
+    Its default route and its ports go by those then. Raises TeardownError for what would not go, or not come back.
+    """
+    try:
+        leave()
+    except TeardownError:
+        with lifecycle.store.read() as tx:
+            endpoints = tx.endpoints_of_sandbox(sandbox)
+        if any(row.phase is not Phase.READY for row in endpoints):
+            raise
+        repairs = [repair_network(lifecycle, row.value.network) for row in endpoints]
+        if not any(repair.lost for repair in repairs):
+            raise
+        with lifecycle.working_on([sandbox], "finishing to leave a network"), lifecycle.engine.kernel(sandbox) as kernel:
+            lifecycle.replan_sandbox(kernel, sandbox)
 
 
 def repair_network(lifecycle: Lifecycle, network: str) -> Repair:

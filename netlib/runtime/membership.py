@@ -56,7 +56,8 @@ def disconnect_container(controller: Controller, reference: str, network_referen
         if len(kept) == len(container.spec.networks):
             raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
         if runtime(controller).state(container).running:
-            controller.disconnect(network.id, container.container_id, keep_ports=True)
+            with suppress(NotFound):  # it has left: a verb before this one failed after that
+                controller.disconnect(network.id, container.container_id, keep_ports=True)
         _write(controller, replace(container, spec=replace(container.spec, networks=kept)))
 
 
