@@ -12,13 +12,14 @@ from ipaddress import ip_interface
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cni_plugins import attaching
 from cni_plugins.decode import convert
 from cni_plugins.interface import chosen_dns
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
-from cni_plugins.portmap import PortEntry
+from cni_plugins.portmap import PortEntry, published_beside
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
@@ -28,7 +29,7 @@ from netlib.errors import AddressTaken, ConfigError, PoolExhausted, PortTaken
 from netlib.kernel.links import Veth
 from netlib.kernel.netns import identity_of_path
 from netlib.kernel.routes import RouteEntry
-from netlib.model import Endpoint, NetnsRef, Network, Phase, Protocol, Sandbox
+from netlib.model import Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import NAME_LENGTH, check_alias, new_id
 from netlib.plan import Plan
 from netlib.ports import PortRequest
@@ -102,8 +103,14 @@ class CnmPlugin:
                 )
             others = controller.endpoints(sandbox=box.id)
             priority = call.config.gw_priority if call.config.gw_priority is not None else -len(others)
-            published = {port for endpoint in others for port in endpoint.ports}  # a runtime asks for them in each network
-            ports = [port for port in wanted["ports"] if port.mapping(port.host_port_first) not in published]
+            with controller.store.read() as tx:
+                beside = published_beside(tx, call.container_id, netns, adding.record)
+            published = [
+                mapping
+                for holder in (*(item.ports for item in others), *(port.mappings for port in beside))
+                for mapping in holder
+            ]
+            ports = [port for port in wanted["ports"] if not any(_is_met(port, mapping) for mapping in published)]
             endpoint = self._connect(call, network, adding, {**wanted, "ports": ports, "gw_priority": priority})
             return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
 
@@ -193,6 +200,13 @@ def _lock(call: Call[CnmConf]) -> str:
 
 
 # --- what a container asks for -------------------------------------------------------------------------------------------
+
+
+def _is_met(port: PortRequest, mapping: PortMapping) -> bool:
+    """Whether *mapping* is what is asked for, as a runtime does in each network; one may have chosen the address itself."""
+    return port.host_ip in (None, mapping.host_ip) and mapping == replace(port, host_ip=mapping.host_ip).mapping(
+        port.host_port_first
+    )
 
 
 def _request(call: Call[CnmConf]) -> dict[str, Any]:

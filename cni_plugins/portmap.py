@@ -32,7 +32,7 @@ from netlib.plan import KernelObject, Plan
 from netlib.ports import port_runs
 from netlib.store.records import Transaction
 
-__all__ = ["PortmapConf", "PortmapPlugin"]
+__all__ = ["PortEntry", "PortmapConf", "PortmapPlugin", "published_beside"]
 
 _BACKENDS = ("iptables", "nftables")
 _LAST_PORT = 65535
@@ -90,7 +90,7 @@ class PortmapPlugin:
             loopback = _loopback(call.config, addresses, made)
 
             def draft(tx: Transaction) -> Wanted:
-                served = _served(tx, made.key.container, made.netns, made.record)
+                served = published_beside(tx, made.key.container, made.netns, made.record)
                 return _wanted(call.config, mappings, addresses, loopback, served)
 
             made.apply(draft)
@@ -109,7 +109,7 @@ class PortmapPlugin:
         attachments = attachments_of(self._node)
         recorded = set(_one_by_one(attachments.plan_of(found.id).of(PublishedPort)))
         with attachments.store.read() as tx:
-            served = _served(tx, found.container, found.netns, found.id)
+            served = published_beside(tx, found.container, found.netns, found.id)
         wanted = _one_by_one(_ports(call.config, mappings, addresses, served).own)
         missing = [port for port in wanted if port not in recorded]
         if missing:
@@ -197,10 +197,11 @@ def _mappings(call: Call[PortmapConf]) -> tuple[PortMapping, ...]:
     return tuple(found.values())
 
 
-def _served(tx: Transaction, container: str, netns: NetnsRef, record: str) -> list[PublishedPort]:
+def published_beside(tx: Transaction, container: str, netns: NetnsRef, record: str) -> list[PublishedPort]:
     """What other attachments of the container than *record* publish: a runtime asks for its ports in each of its networks."""
     rows = [row for row in tx.attachments_in(netns.path) if row.id != record and row.value.netns.identity == netns.identity]
-    return [port for row in rows if row.value.container == container for port in tx.objects(row.id).of(PublishedPort)]
+    found = [part for row in rows if row.value.container == container for part in (row.id, row.value.sandbox) if part]
+    return [port for record in dict.fromkeys(found) for port in tx.objects(record).of(PublishedPort)]
 
 
 def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPort]) -> bool:

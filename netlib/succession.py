@@ -45,7 +45,9 @@ def publish_awaited(engine: Engine, gone: Row[CniAttachment], ports: Collection[
     """
     netns = gone.value.netns
     with engine.store.read() as tx:
-        rows = [row for row in tx.attachments_in(netns.path) if ports and row.id != gone.id and row.phase is Phase.READY]
+        # What a sandbox published is free where no endpoint of it is left to.
+        rows = tx.attachments_in(netns.path) if ports or gone.value.sandbox else []
+    rows = [row for row in rows if row.id != gone.id and row.phase is Phase.READY]
     heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
     family = [gone.id, *(heir.id for heir in heirs)]
     failures: list[NetlibError] = []

@@ -30,6 +30,9 @@ def records(controller: Controller) -> list[tuple[str, str]]:
         return sorted(tx.db.execute("SELECT id, phase FROM record"))
 
 
+PORTS: dict[str, Any] = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
+
+
 def conf(name: str = "web", **more: Any) -> dict[str, Any]:
     return {"cniVersion": "1.1.0", "name": name, "type": "netlib", **more}
 
@@ -135,6 +138,38 @@ def test_a_container_has_its_ports_in_the_first_of_its_networks_that_are_left(ca
     caller.ok("DEL", conf(**ports))
     assert [len(endpoint.ports) for endpoint in controller.endpoints(sandbox="cni-c1")] == [1]
     caller.ok("CHECK", {**conf("db", **ports), "prevResult": second}, ifname="eth1")
+
+
+def test_networks_that_say_on_which_address_they_publish_do_not_refuse_the_same_container(
+    caller: Caller, controller: Controller
+) -> None:
+    for name, address in (("one", "127.0.0.1"), ("two", "127.0.0.1"), ("all", "0.0.0.0")):
+        controller.create_network(name, options={"com.docker.network.bridge.host_binding_ipv4": address})
+    caller.container("c1")
+    for number, name in enumerate(("one", "two", "all")):
+        caller.ok("ADD", conf(name, **PORTS), ifname=f"eth{number}")
+    assert sorted(len(endpoint.ports) for endpoint in controller.endpoints(sandbox="cni-c1")) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("first", ["netlib", "portmap"])
+def test_a_container_in_networks_of_both_sorts_has_its_ports_once(caller: Caller, controller: Controller, first: str) -> None:
+    controller.create_network("web", subnets=["172.28.0.0/16"])
+    caller.container("c1")
+    addresses = {"interfaces": [{"name": "eth1"}], "ips": [{"address": "10.9.0.2/24"}]}
+    chained = {**conf("pods", **PORTS), "type": "portmap", "prevResult": addresses}
+    calls = [(conf(**PORTS), "eth0"), (chained, "eth1")]
+    for config, ifname in calls if first == "netlib" else reversed(calls):
+        caller.ok("ADD", config, ifname=ifname)
+    caller.ok("CHECK", chained, ifname="eth1")
+    with controller.store.read() as tx:
+        assert len(tx.ports()) == 1
+    caller.ok("DEL", conf(**PORTS))
+    caller.ok("CHECK", chained, ifname="eth1")  # it has them now, in any case
+    with controller.store.read() as tx:
+        assert len(tx.ports()) == 1
+    caller.ok("DEL", chained, ifname="eth1")
+    with controller.store.read() as tx:
+        assert tx.ports() == []
 
 
 @pytest.mark.usefixtures("web")
