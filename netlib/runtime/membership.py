@@ -53,11 +53,13 @@ def disconnect_container(controller: Controller, reference: str, network_referen
     with controller.locks.hold(record_lock(container.id), f"disconnecting container {container.name}"):
         container = _own_networks(controller, container)
         kept = tuple(item for item in container.spec.networks if not _means(controller, item, network))
-        if len(kept) == len(container.spec.networks):
-            raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
+        was_in = len(kept) < len(container.spec.networks)
         if runtime(controller).state(container).running:
-            with suppress(NotFound):  # it has left: a verb before this one failed after that
+            with suppress(NotFound):  # what is written down here may be behind: a verb before this one died
                 controller.disconnect(network.id, container.container_id, keep_ports=True)
+                was_in = True
+        if not was_in:
+            raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
         _write(controller, replace(container, spec=replace(container.spec, networks=kept)))
 
 

@@ -1,14 +1,17 @@
 """Containers that join and leave networks while they run."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
+from netlib.errors import NotFound
 from netlib.firewall.objects import PublishedPort
 from netlib.names import bridge_ifname
 from netlib.runtime import service
+from netlib.runtime.spec import NetworkAttachment
 from netlib.runtime.verbs import remove_all
 from netlib.verbs import perform
 
@@ -51,3 +54,23 @@ def test_ports_outlive_the_networks_of_a_container(controller: Controller) -> No
         assert tx.ports() == []
     perform(controller, "network.connect", {"network": "back", "container": "box"})
     assert published() == [f"0.0.0.0:8080 {bridges['back']}"]
+
+
+def test_a_network_is_left_for_good_though_another_one_of_the_container_is_broken(controller: Controller) -> None:
+    """The ports go to a bridge that somebody deleted."""
+    for name in ("app", "web"):
+        controller.create_network(name)
+    run = {"command": ["sleep", "60"], "name": "box", "publish": ["8080:80"], "networks": ["web", "app"]}
+    perform(controller, "container.run", run)
+    subprocess.run(["ip", "link", "del", bridge_ifname(controller.network("web"))], check=True)
+    perform(controller, "network.disconnect", {"network": "app", "container": "box"})
+    assert service.find_container(controller, "box").spec.networks == (NetworkAttachment(network="web"),)
+    assert controller.check("box") == []
+    controller.disconnect("web", "box")  # as a verb does that dies before it has the container's record
+    perform(controller, "network.disconnect", {"network": "web", "container": "box"})
+    assert service.find_container(controller, "box").spec.networks == ()
+    controller.connect("app", "box")
+    perform(controller, "network.disconnect", {"network": "app", "container": "box"})
+    assert controller.endpoints(sandbox="box") == []
+    with pytest.raises(NotFound, match="container 'box' is not in network 'app'"):
+        perform(controller, "network.disconnect", {"network": "app", "container": "box"})
