@@ -44,17 +44,19 @@ def publish_awaited(engine: Engine, gone: Row[CniAttachment], ports: Collection[
     As long as that record stands, all of it is done again after a crash or a failure. Answers with what failed.
     """
     netns = gone.value.netns
-    with engine.store.read() as tx:
-        # What a sandbox published is free where no endpoint of it is left to.
-        rows = tx.attachments_in(netns.path) if ports or gone.value.sandbox else []
-    rows = [row for row in rows if row.id != gone.id and row.phase is Phase.READY]
-    heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
-    family = [gone.id, *(heir.id for heir in heirs)]
-    failures: list[NetlibError] = []
-    for heir in sorted(heirs, key=lambda heir: heir.created):
-        with engine.locks.attempt(record_lock(heir.id), "publishing its ports") as held:  # else it goes, or changes, itself
-            if held:
-                failures += _publish(engine, gone.id, heir.id, family)
+    if not ports and not gone.value.sandbox:  # what a sandbox published is free where no endpoint of it is left to
+        return []
+    # One at a time: of two that go at once each might find the heir locked by the other, and leave it out.
+    with engine.locks.hold(f"heirs:{netns.identity}", "handing on its ports"):
+        with engine.store.read() as tx:
+            rows = [row for row in tx.attachments_in(netns.path) if row.id != gone.id and row.phase is Phase.READY]
+        heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
+        family = [gone.id, *(heir.id for heir in heirs)]
+        failures: list[NetlibError] = []
+        for heir in sorted(heirs, key=lambda heir: heir.created):
+            with engine.locks.attempt(record_lock(heir.id), "publishing its ports") as held:  # else it goes, or changes, itself
+                if held:
+                    failures += _publish(engine, gone.id, heir.id, family)
     return failures
 
 

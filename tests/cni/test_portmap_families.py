@@ -1,12 +1,15 @@
 """``portmap`` for a container in networks of different IP versions, which publish the same ports side by side."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from netlib.attachments import Attachments
-from netlib.controller import Controller
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
 from netlib.firewall.objects import PublishedPort
 from tests.cni.calling import Caller
 
@@ -69,3 +72,23 @@ def test_a_container_that_is_gone_keeps_no_port_of_either_version(controller: Co
     caller.ok("DEL", conf("four"), ifname=IFNAMES["four"])
     caller.ok("ADD", conf("both", "c2"), "c2", ifname="eth2")
     assert [item.container for item in Attachments(controller).attachments()] == ["c2"]
+
+
+def test_two_networks_that_go_at_once_leave_all_to_the_third(controller: Controller, config: Config, caller: Caller) -> None:
+    """Each finds the third one's attachment locked by the other now and then."""
+    caller.container("c1")
+
+    def leave(network: str) -> None:
+        with Controller(config, watcher=Unwatched()) as other:
+            runtime = Caller(lambda: other)
+            start.wait()
+            runtime.ok("DEL", conf(network), ifname=IFNAMES[network])
+
+    for _ in range(10):
+        for network in NETWORKS:
+            caller.ok("ADD", conf(network), ifname=IFNAMES[network])
+        start = Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(leave, ("four", "six")))
+        assert published(controller) == {4: "10.2.0.2", 6: "fd02::2"}
+        caller.ok("DEL", conf("both"), ifname=IFNAMES["both"])
