@@ -55,13 +55,14 @@ def leave_with_repair(lifecycle: Lifecycle, sandbox: str, leave: Callable[[], No
     """
     try:
         leave()
-    except TeardownError:
+    except TeardownError as error:
         with lifecycle.store.read() as tx:
             endpoints = tx.endpoints_of_sandbox(sandbox)
         if any(row.phase is not Phase.READY for row in endpoints):
             raise
         repairs = [repair_network(lifecycle, row.value.network) for row in endpoints]
-        if not any(repair.lost for repair in repairs):
+        is_missing = any(isinstance(failure, ObjectMissing) for failure in error.failures)  # another's repair may be quicker
+        if not is_missing and not any(repair.lost for repair in repairs):
             raise
         with lifecycle.working_on([sandbox], "finishing to leave a network"), lifecycle.engine.kernel(sandbox) as kernel:
             lifecycle.replan_sandbox(kernel, sandbox)

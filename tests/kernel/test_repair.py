@@ -57,6 +57,16 @@ def test_a_flushed_firewall_is_repaired_where_no_netlibd_does_it(controller: Con
     assert controller.check("web") == controller.check("box") == []
 
 
+def test_ports_move_to_another_network_though_the_firewall_was_flushed(controller: Controller) -> None:
+    controller.create_network("app")
+    controller.create_sandbox("box")
+    controller.connect("app", "box", ports=parse_publish("8080:80"))
+    controller.connect("web", "box")
+    _run("nft flush ruleset")
+    controller.disconnect("app", "box", keep_ports=True)
+    assert controller.check("web") == controller.check("box") == []
+
+
 def test_many_who_join_at_once_find_one_repair(controller: Controller, config: Config) -> None:
     names = [f"box{number}" for number in range(6)]
     for name in names:
