@@ -192,13 +192,15 @@ def start_container(
         if runtime(controller).state(container).running:
             return container
         _leave(controller, container)
-        return _start(controller, container, client, size)
+        return _start(controller, container, client, size, again=True)
 
 
-def _start(controller: Controller, container: Container, client: socket.socket | None, size: tuple[int, int]) -> Container:
+def _start(
+    controller: Controller, container: Container, client: socket.socket | None, size: tuple[int, int], *, again: bool = False
+) -> Container:
     """Join and launch a container whose lock is held; after an error it is nowhere again."""
     try:
-        container = _join(controller, container)
+        container = _join(controller, container, again=again)
         runtime(controller).launch(container, client=client, size=size)
     except BaseException:
         _leave(controller, container)
@@ -206,7 +208,7 @@ def _start(controller: Controller, container: Container, client: socket.socket |
     return container
 
 
-def _join(controller: Controller, container: Container) -> Container:
+def _join(controller: Controller, container: Container, *, again: bool) -> Container:
     """Give the container its netns and its networks, and write down where it is."""
     spec = container.spec
     if spec.netns_of:
@@ -224,17 +226,20 @@ def _join(controller: Controller, container: Container) -> Container:
         sandbox_id=container.container_id,
     )
     container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
-    asking = _asking(controller, spec)
+    asking = _asking(controller, spec, again=again)
     for attachment in spec.networks:
         _connect(controller, sandbox, attachment, port_requests(spec) if attachment is asking else ())
     return container
 
 
-def _asking(controller: Controller, spec: ContainerSpec) -> NetworkAttachment | None:
-    """With which of its networks a container asks for its ports: one that can publish, else one that says why it cannot."""
+def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> NetworkAttachment | None:
+    """With which of its networks a container asks for its ports: one that can publish.
+
+    Else one that says why it cannot, but for a container that is started *again*: it may have left the one that could.
+    """
     drivers = [(item, driver(controller.network(item.network).driver)) for item in spec.networks]
     able = [item for item, known in drivers if isinstance(known, PublishesPorts)]
-    linked = [item for item, known in drivers if not isinstance(known, Addressless)]
+    linked = [item for item, known in drivers if not isinstance(known, Addressless) and not again]
     return next(iter([*able, *linked]), None)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import NotFound
+from netlib.errors import ConfigError, NotFound
 from netlib.firewall.objects import PublishedPort
 from netlib.names import bridge_ifname
 from netlib.runtime import service
@@ -74,3 +74,23 @@ def test_a_network_is_left_for_good_though_another_one_of_the_container_is_broke
     assert controller.endpoints(sandbox="box") == []
     with pytest.raises(NotFound, match="container 'box' is not in network 'app'"):
         perform(controller, "network.disconnect", {"network": "app", "container": "box"})
+
+
+def test_a_container_that_left_the_network_of_its_ports_starts_without_them(controller: Controller) -> None:
+    subprocess.run(["ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"], check=True)
+    try:
+        controller.create_network("lan", driver="macvlan", subnets=["192.0.2.0/24"], options={"parent": "lan0"})
+        controller.create_network("web")
+        run = {"command": ["sleep", "60"], "name": "box", "publish": ["8080:80"]}
+        with pytest.raises(ConfigError, match="publishes no ports"):
+            perform(controller, "container.run", {**run, "networks": ["lan"]})
+        perform(controller, "container.run", {**run, "networks": ["lan", "web"]})
+        perform(controller, "network.disconnect", {"network": "web", "container": "box"})
+        perform(controller, "container.stop", {"name": "box", "seconds": 0})
+        perform(controller, "container.start", {"name": "box"})
+        perform(controller, "network.connect", {"network": "web", "container": "box"})
+        assert len(controller.plan_of("box").of(PublishedPort)) == 1
+        remove_all(controller)
+        controller.remove_network("lan")
+    finally:
+        subprocess.run(["ip", "link", "del", "lan0"], check=True)
