@@ -49,9 +49,10 @@ def publish_awaited(engine: Engine, gone: Row[CniAttachment], ports: Collection[
     # One at a time: of two that go at once each might find the heir locked by the other, and leave it out.
     with engine.locks.hold(f"heirs:{netns.identity}", "handing on its ports"):
         with engine.store.read() as tx:
-            rows = [row for row in tx.attachments_in(netns.path) if row.id != gone.id and row.phase is Phase.READY]
-        heirs = [row.value for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
-        family = [gone.id, *(heir.id for heir in heirs)]
+            rows = [row for row in tx.attachments_in(netns.path) if row.id != gone.id]
+        beside = [row for row in rows if (row.value.netns, row.value.container) == (netns, gone.value.container)]
+        family = [gone.id, *(row.id for row in beside)]  # what one that goes just now has, it hands on itself
+        heirs = [row.value for row in beside if row.phase is Phase.READY]
         failures: list[NetlibError] = []
         for heir in sorted(heirs, key=lambda heir: heir.created):
             with engine.locks.attempt(record_lock(heir.id), "publishing its ports") as held:  # else it goes, or changes, itself
