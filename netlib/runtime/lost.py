@@ -82,7 +82,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
 
 
 def strays(config: Config) -> Iterator[str]:
-    """Say what stores that are not this one left in the kernel, after a reset as ever, and how that is removed."""
+    """Say what stores that are not this one have in the kernel, after a reset as ever, and how that is removed."""
     with Kernel() as kernel:
         yield from _clear_kernel(kernel, config, (), [])
 
@@ -214,7 +214,7 @@ def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str])
     firewall.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
     if mine:
         yield f"removed: firewall entries ({len(mine)})"
-    if len(mine) == len(present):
+    if tags and len(mine) == len(present):  # without any it is only looked at: a table without entries may be another's
         firewall.remove([FirewallBase()])
         PortMacs().remove(kernel)
         if firewall.listing():

@@ -6,17 +6,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from netlib.adding import Wanted
+from netlib.attachments import Attachments
 from netlib.cli.main import main
 from netlib.client import call
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import ConfigError, Conflict, StoreDamaged, TeardownError, WrongHost
+from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
+from netlib.plan import Plan
 from netlib.runtime.lost import reset_lost, strays
 from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
@@ -154,6 +159,18 @@ def test_what_a_deleted_stores_cni_containers_hold_of_its_successors_goes_too(co
     _run("ip -n c2 link del eth0")  # the lost one's container goes on; without its netns the kernel would take its time
     for name in ("c2", "c3"):
         _run(f"ip netns del {name}")
+
+
+def test_telling_what_another_store_has_changes_nothing(config: Config, tmp_path: Path) -> None:
+    """Its network without containers has no entry in the table that a tag could stand on."""
+    subnet = ip_network("10.22.0.0/16")
+    with Controller(config, watcher=Unwatched()) as controller:
+        attachments = Attachments(controller)
+        attachments.share("pods", Wanted(Plan(), Plan(FirewallBase(), ContainerSubnet(subnet=subnet))))
+        before = snapshot()
+        assert list(strays(Config(tmp_path / "other", tmp_path / "run"))) == []
+        assert differences(before, snapshot()) == []
+        controller.reset()
 
 
 def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Config) -> None:
