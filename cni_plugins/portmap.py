@@ -5,7 +5,8 @@ has one holder: a second container that asks for it is refused, and told who has
 networks is published in the first, and when that one goes in the next.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
@@ -22,14 +23,13 @@ from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.adding import Adding, Wanted
-from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort
+from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort, published_ports
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.names import parse_subnet
 from netlib.plan import KernelObject, Plan
-from netlib.ports import port_runs
 from netlib.store.records import Transaction
 
 __all__ = ["PortEntry", "PortmapConf", "PortmapPlugin", "published_beside"]
@@ -225,30 +225,15 @@ def _ports(
     addresses: Sequence[IPInterface],
     served: Sequence[PublishedPort],
 ) -> _Ports:
-    """The objects of *mappings*, a run of ports each; others of the container publish *served* ones."""
-    found = _Ports([], [])
+    """The objects of *mappings*; others of the container publish *served* ones."""
+    found, conditions = _Ports([], []), _conditions(config)
     for address in addresses:
         waiting = {item for item in mappings if _is_served(item, address.version, served)}
-        found.own.extend(_led_to(config, address, [item for item in mappings if item not in waiting]))
-        found.awaited.extend(_led_to(config, address, [item for item in mappings if item in waiting]))
+        condition = conditions.get(address.version)
+        led = partial(published_ports, address=address.ip, hairpin=_answered(config, address), condition=condition)
+        found.own.extend(led([item for item in mappings if item not in waiting]))
+        found.awaited.extend(led([item for item in mappings if item in waiting]))
     return found
-
-
-def _led_to(config: PortmapConf, address: IPInterface, mappings: Sequence[PortMapping]) -> Iterator[PublishedPort]:
-    """A mapping of an address concerns the container's of that family."""
-    condition = _conditions(config).get(address.version)
-    for first, count in port_runs(mappings):
-        if first.host_ip is None or first.host_ip.version == address.version:
-            yield PublishedPort(
-                address=address.ip,
-                container_port=first.container_port,
-                host_port=first.host_port,
-                count=count,
-                protocol=first.protocol,
-                host_ip=first.host_ip,
-                hairpin=_answered(config, address),
-                condition=condition,
-            )
 
 
 def _one_by_one(ports: Iterable[PublishedPort]) -> list[PublishedPort]:

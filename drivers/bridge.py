@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from netlib.errors import ConfigError
-from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, PublishedPort
+from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, published_ports
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import Veth
@@ -18,7 +18,6 @@ from netlib.model import Endpoint, IPAddress, IPInterface, Network, PortMapping,
 from netlib.names import BRIDGE_NAME_OPTION, bridge_ifname, check_ifname, check_mtu, veth_ifname
 from netlib.options import decoded_options
 from netlib.plan import KernelObject, Plan
-from netlib.ports import port_runs
 
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 _LINK_LOCAL = ipaddress.ip_interface("fe80::1/64")
@@ -122,19 +121,7 @@ class BridgeDriver:
     def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
         """Entries of the firewall, a run of ports each; for 127.0.0.1 the bridge must take packets from there."""
         bridge = bridge_ifname(network)
-        published = [
-            PublishedPort(
-                bridge=bridge,
-                address=address,
-                container_port=first.container_port,
-                host_port=first.host_port,
-                count=count,
-                protocol=first.protocol,
-                host_ip=first.host_ip,
-            )
-            for first, count in port_runs(ports)
-            if first.host_ip is None or first.host_ip.version == address.version
-        ]
+        published = published_ports(ports, address, bridge=bridge)
         if address.version == 6 or not any(_on_loopback(mapping) for mapping in ports):
             return Plan(*published)
         # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.

@@ -40,7 +40,7 @@ from netlib.requests import (
     network_record,
     surroundings,
 )
-from netlib.sandboxes import Attachment, inside_plan, is_served, sandbox_plan
+from netlib.sandboxes import inside_plan, is_served, sandbox_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -440,13 +440,8 @@ class Controller:
                 f"the network namespace at {sandbox.netns.path} is that of container {other.name!r}; use that one"
             )
 
-    def _attachments(self, tx: Transaction, sandbox: Sandbox) -> list[Attachment]:
-        endpoints = [row.value for row in tx.endpoints_of_sandbox(sandbox.id) if row.phase is not Phase.REMOVING]
-        found = [(network.value, endpoint) for endpoint in endpoints if (network := tx.by_id(endpoint.network)) is not None]
-        return sorted(found, key=lambda pair: pair[1].ifname)
-
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
-        return sandbox_plan(sandbox, self._attachments(tx, sandbox), _host_resolver())
+        return sandbox_plan(sandbox, tx.memberships(sandbox.id), _host_resolver())
 
     def _draft_endpoint(
         self, tx: Transaction, endpoint_id: str, network_id: str, sandbox_id: str, request: ConnectRequest

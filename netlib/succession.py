@@ -22,13 +22,12 @@ __all__ = ["hand_on_ports", "publish_awaited"]
 
 
 def hand_on_ports(tx: Transaction, sandbox: str, leaving: Collection[str]) -> None:
-    """Let another endpoint of *sandbox* that can publish have the ports of those that leave."""
-    endpoints = tx.endpoints_of_sandbox(sandbox)
-    staying = [row.value for row in endpoints if row.phase is Phase.READY and row.id not in leaving]
-    asking = [row.value for row in endpoints if row.id in leaving and row.value.ports]
-    networks = {endpoint.network: tx.by_id(endpoint.network) for endpoint in staying if asking}
-    attachments = [(network.value, item) for item in staying if (network := networks.get(item.network)) is not None]
-    found = publishing_attachment(attachments, 4) or publishing_attachment(attachments, 6)
+    """Let another endpoint of *sandbox* that can publish have the ports of those that leave (ids, in phase ``removing``)."""
+    asking = [row.value for row in tx.endpoints_of_sandbox(sandbox) if row.id in leaving and row.value.ports]
+    if not asking:
+        return
+    staying = tx.memberships(sandbox)
+    found = publishing_attachment(staying, 4) or publishing_attachment(staying, 6)
     if found is None:
         return
     heir = found[1]

@@ -15,6 +15,7 @@ from msgspec import Struct
 from netlib.errors import ConfigError
 from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.plan import KernelObject, Key
+from netlib.ports import port_runs
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
@@ -37,6 +38,7 @@ __all__ = [
     "PacketMatch",
     "PortCondition",
     "PublishedPort",
+    "published_ports",
 ]
 
 
@@ -259,6 +261,32 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
                 f"port {self.endpoint}/{self.protocol}: container address {self.address} is of the other IP family"
             )
         return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+
+def published_ports(
+    mappings: Sequence[PortMapping],
+    address: IPAddress,
+    *,
+    bridge: str = "",
+    hairpin: IPNetwork | None = None,
+    condition: PortCondition | None = None,
+) -> list[PublishedPort]:
+    """What leads from *mappings* to a container's *address*, a run of ports each, but for those of the other IP version."""
+    return [
+        PublishedPort(
+            bridge=bridge,
+            hairpin=hairpin,
+            condition=condition,
+            address=address,
+            container_port=first.container_port,
+            host_port=first.host_port,
+            count=count,
+            protocol=first.protocol,
+            host_ip=first.host_ip,
+        )
+        for first, count in port_runs(mappings)
+        if first.host_ip is None or first.host_ip.version == address.version
+    ]
 
 
 class AwaitedPort(KernelObject, frozen=True, kw_only=True, tag="awaited_port"):

@@ -9,7 +9,6 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -29,7 +28,6 @@ _SWAP = str.maketrans("./", "/.")
 _RTM_GETROUTE, _PROTOCOL_RA, _RTA_OIF = 26, 9, 4
 
 
-@lru_cache(maxsize=1024)
 def sysctl_path(name: str) -> str:
     """The path of a setting below ``/proc/sys``; ConfigError when *name* leads elsewhere."""
     dot, slash = name.find("."), name.find("/")

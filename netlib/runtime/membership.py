@@ -1,6 +1,5 @@
 """Containers joining and leaving networks after their start, or before: what they joined is theirs again at the next start."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from msgspec.structs import replace
@@ -13,7 +12,7 @@ from netlib.model import Endpoint, Network
 from netlib.names import check_alias, parse_address
 from netlib.ports import PortRequest
 from netlib.registry import driver
-from netlib.runtime.service import find_again, find_container, port_requests, runtime
+from netlib.runtime.service import find_again, find_container, join_network, port_requests, runtime
 from netlib.runtime.spec import Container, NetworkAttachment, check_spec
 
 
@@ -27,7 +26,7 @@ def connect_container(controller: Controller, reference: str, wanted: NetworkAtt
     network = controller.network(wanted.network)
     container = _find(controller, reference)
     if container is None:
-        return _join(controller, network, reference, wanted)
+        return join_network(controller, reference, wanted)
     with controller.locks.hold(record_lock(container.id), f"connecting container {container.name}"):
         container = _own_networks(controller, container)
         spec = container.spec
@@ -38,7 +37,8 @@ def connect_container(controller: Controller, reference: str, wanted: NetworkAtt
         check_spec(changed)
         endpoint = None
         if runtime(controller).state(container).running:
-            endpoint = _join(controller, network, container.container_id, wanted, _unpublished(controller, container, network))
+            ports = _unpublished(controller, container, network)
+            endpoint = join_network(controller, container.container_id, wanted, ports)
         _write(controller, replace(container, spec=changed))
     return endpoint
 
@@ -74,23 +74,6 @@ def _unpublished(controller: Controller, container: Container, network: Network)
     """The container's ports, where none of its networks publishes them and *network* can."""
     asked = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
     return () if asked or not isinstance(driver(network.driver), PublishesPorts) else port_requests(container.spec)
-
-
-def _join(
-    controller: Controller, network: Network, sandbox: str, wanted: NetworkAttachment, ports: Sequence[PortRequest] = ()
-) -> Endpoint:
-    return controller.connect(
-        network.id,
-        sandbox,
-        ip=wanted.ip or None,
-        ip6=wanted.ip6 or None,
-        mac=wanted.mac,
-        aliases=wanted.aliases,
-        links=wanted.links,
-        ports=ports,
-        gw_priority=wanted.gw_priority,
-        options=wanted.options,
-    )
 
 
 def _own_networks(controller: Controller, container: Container) -> Container:

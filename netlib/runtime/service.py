@@ -19,7 +19,7 @@ from netlib.controller import Controller
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound
 from netlib.locks import record_lock
-from netlib.model import Phase, Sandbox
+from netlib.model import Endpoint, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.ports import PortRequest, parse_publish
 from netlib.registry import driver
@@ -228,7 +228,7 @@ def _join(controller: Controller, container: Container, *, again: bool) -> Conta
     container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
     asking = _asking(controller, spec, again=again)
     for attachment in spec.networks:
-        _connect(controller, sandbox, attachment, port_requests(spec) if attachment is asking else ())
+        join_network(controller, sandbox.id, attachment, port_requests(spec) if attachment is asking else ())
     return container
 
 
@@ -243,10 +243,13 @@ def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> Netw
     return next(iter([*able, *linked]), None)
 
 
-def _connect(controller: Controller, sandbox: Sandbox, wanted: NetworkAttachment, ports: Sequence[PortRequest]) -> None:
-    controller.connect(
+def join_network(
+    controller: Controller, sandbox: str, wanted: NetworkAttachment, ports: Sequence[PortRequest] = ()
+) -> Endpoint:
+    """Join a sandbox to the network that *wanted* names, as it asks for; raises what :meth:`Controller.connect` raises."""
+    return controller.connect(
         wanted.network,
-        sandbox.id,
+        sandbox,
         ifname=wanted.ifname,
         ip=wanted.ip or None,
         ip6=wanted.ip6 or None,

@@ -147,6 +147,12 @@ class Transaction:
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE sandbox=? AND +kind='endpoint' ORDER BY name", (sandbox,))
         return [self._row(row) for row in rows]
 
+    def memberships(self, sandbox: str) -> list[tuple[Network, Endpoint]]:
+        """The networks that a sandbox (by id) is in with its endpoints there, but for those that it is leaving; by ifname."""
+        endpoints = [row.value for row in self.endpoints_of_sandbox(sandbox) if row.phase is not Phase.REMOVING]
+        found = [(network.value, endpoint) for endpoint in endpoints if (network := self.by_id(endpoint.network)) is not None]
+        return sorted(found, key=lambda pair: pair[1].ifname)
+
     def users_of(self, record: str) -> list[Row[Any]]:
         """The endpoints and attachments in a network or sandbox (by id), in whatever phase."""
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE network=? OR sandbox=? ORDER BY name", (record, record))
