@@ -244,8 +244,8 @@ def execute(config: Config, given: Namespace) -> int:
         detach_keys=parse_detach_keys(given.detach_keys),
     )
     sys.stdout.flush()
-    with Runtime(config).exec_command(convert(record, Container), wanted) as arguments:
-        os.execve(arguments[0], arguments, {})
+    with Runtime(config).exec_command(convert(record, Container), wanted) as (python, arguments):
+        os.execve(python, arguments, {})
 
 
 def minder_socket(config: Config, container_id: str) -> Any:

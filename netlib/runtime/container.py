@@ -25,6 +25,7 @@ from netlib.errors import CommandNotRun, ConfigError, Conflict, DeadlineExceeded
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, opened
+from netlib.kernel.translate import doing
 from netlib.runtime import attach, cgroups, launch, process
 from netlib.runtime.logs import LogEntry, follow, read
 from netlib.runtime.shim import CLAIM
@@ -287,10 +288,11 @@ class Runtime:
             os.close(pidfd)
 
     @contextmanager
-    def exec_command(self, container: Container, wanted: ExecSpec) -> Iterator[list[str]]:
-        """A command line that runs *wanted* in the container, with the descriptors that it inherits.
+    def exec_command(self, container: Container, wanted: ExecSpec) -> Iterator[tuple[int, list[str]]]:
+        """A program (an open descriptor) and its command line that run *wanted* in the container.
 
-        Execute it in place of the caller, or as a child with ``close_fds=False``; standard input, output and error are its own.
+        Execute it in place of the caller by ``os.execve``, or as a child that inherits descriptors; standard input, output and
+        error are its own.
         """
         if not wanted.command or not wanted.command[0]:
             raise ConfigError("no command given; say what to execute after the container's name")
@@ -307,24 +309,39 @@ class Runtime:
             "dies_with_parent": False,
             **_command_config(wanted.command, environment, wanted.workdir or spec.workdir, wanted.user or spec.user),
         }
-        with self._pidfd(container) as pidfd:
+        with self._pidfd(container) as pidfd, _protected_python() as python:
             memory = os.memfd_create("netlib-exec")
             try:
                 os.write(memory, marshal.dumps(config))
                 os.lseek(memory, 0, os.SEEK_SET)
                 for fd in (pidfd, memory):
                     os.set_inheritable(fd, True)
-                yield launch.command_line(sys.executable, _ROOT, "enter", str(pidfd), str(memory))
+                yield python, launch.command_line(sys.executable, _ROOT, "enter", str(pidfd), str(memory))
             finally:
                 os.close(memory)
 
     def exec(self, container: Container, wanted: ExecSpec, *, stdio: tuple[int, int, int] = (0, 1, 2)) -> int:
         """Run *wanted* in the container with these descriptors and return its exit code (126, 127: it cannot be started)."""
-        with self.exec_command(container, wanted) as arguments, _placed(dict(enumerate(stdio))) as actions:
-            pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
+        with self.exec_command(container, wanted) as (python, arguments), _placed(dict(enumerate(stdio))) as actions:
+            pid = os.posix_spawn(f"/proc/self/fd/{python}", arguments, {}, file_actions=actions)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _protected_python() -> Iterator[int]:
+    """This process's interpreter, opened for a process that enters a container; KernelError where that cannot be."""
+    with doing("open the interpreter by a read-only mount"):
+        opened_low = process.open_protected(sys.executable)
+        try:
+            fd = fcntl.fcntl(opened_low, fcntl.F_DUPFD_CLOEXEC, launch.CLIENT_FD + 1)  # above what a child gets by number
+        finally:
+            os.close(opened_low)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -354,9 +371,10 @@ def _spawn_launcher(config: bytes, fds: Mapping[int, int], log: Path) -> str:
             answer_read, answer_write = _pipe(stack)
             messages = stack.enter_context(open(log, "wb", opener=partial(os.open, mode=0o600)))
             theirs = (config_read, answer_write, messages)
+            python = stack.enter_context(_protected_python())
             with _placed({**dict(enumerate(file.fileno() for file in theirs)), **fds}) as actions:
                 arguments = launch.command_line(sys.executable, _ROOT, "launch")
-                pid = os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
+                pid = os.posix_spawn(f"/proc/self/fd/{python}", arguments, {}, file_actions=actions)
             for file in theirs:
                 file.close()
             config_write.write(config)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CHUNK = 32 * 1024
-MOST_FDS = 1 << 20
 NOT_RUN = 126  # whatever the reason, as in Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
@@ -32,9 +31,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     pidfd, config_fd = int(sys.argv[2]), int(sys.argv[3])
     process.hide()
-    low, high = sorted((pidfd, config_fd))
-    for first, last in ((3, low), (low + 1, high), (high + 1, MOST_FDS)):
-        os.closerange(first, last)  # the caller's own: a folder of the host is a way out of the container
+    process.close_others(pidfd, config_fd)  # the caller's own: a folder of the host is a way out of the container
     with open(config_fd, "rb") as file:
         config = marshal.load(file)  # noqa: S302  written by our caller
     try:
@@ -52,17 +49,16 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     process.forbid_imports()
     process.setns(pidfd, _ALL)
+    os.close(pidfd)
     terminal, number = process.open_master("/dev/pts/ptmx", *size(0)) if config["tty"] else (None, "")
-    stdin, feed = os.pipe() if config["stdin"] and terminal is None else (null, None)
+    stdin, feed = os.pipe() if config["stdin"] and terminal is None else (None, None)
     out, out_write = os.pipe()
     error, error_write = os.pipe()
     status, status_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        for fd in (status, out, error, *([] if feed is None else [feed])):
-            os.close(fd)
         _become(config, groups, [stdin, out_write, error_write], number, status_write)
-    for fd in {stdin, out_write, error_write, status_write, *groups} - {null}:
+    for fd in (out_write, error_write, status_write, *groups, *([] if stdin is None else [stdin])):
         os.close(fd)
     answer = b""
     while chunk := os.read(status, 4096):
@@ -98,7 +94,8 @@ def _stay_behind(relay: _Relay, null: int) -> int:
     os._exit(0)
 
 
-def _become(config: dict[str, Any], groups: list[int], stdio: list[int], terminal: str, status: int) -> NoReturn:
+def _become(config: dict[str, Any], groups: list[int], stdio: list[int | None], terminal: str, status: int) -> NoReturn:
+    """Turn the forked child into the command; *stdio* holds what becomes descriptors 0 to 2, None for the null device."""
     message = b"125 an unforeseen error came up"
     try:
         for fd in groups:
@@ -106,12 +103,11 @@ def _become(config: dict[str, Any], groups: list[int], stdio: list[int], termina
         os.setsid()
         os.umask(0o022)
         if config["detach"]:
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            stdio = [null, null, null]
+            stdio = [None, None, None]
         elif terminal:
             slave = process.take_terminal(f"/dev/pts/{terminal}")
             stdio = [slave, slave, slave]
-        init.run_command(config, stdio)
+        init.run_command(config, stdio, status)
     except init.FAILURES as error:
         message = init.explain(error)
     finally:

@@ -22,11 +22,11 @@ _SYSCTLS = {"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 
 
 
 def become_container(
-    config: dict[str, Any], groups: dict[str, str], netns: int | None, stdio: list[int], status: int, go: int
+    config: dict[str, Any], groups: dict[str, str], netns: int | None, stdio: list[int | None], status: int, go: int
 ) -> NoReturn:
     """Set everything up, say MOUNTED on *status*, wait for a word on *go* (a terminal's number, if any), become the command.
 
-    *stdio* holds what becomes descriptors 0 to 2. The process ends here in every case.
+    *stdio* holds what becomes descriptors 0 to 2, None for the null device. The process ends here in every case.
     """
     message = _MISTAKE
     try:
@@ -42,7 +42,7 @@ def become_container(
         process.unshare(process.CLONE_NEWCGROUP)  # its root is the group that we have been moved to by now
         if config["tty"]:
             stdio = _take_console(f"/dev/pts/{answer}")
-        run_command(config, stdio)
+        run_command(config, stdio, status)
     except FAILURES as error:
         message = explain(error)
     finally:
@@ -92,7 +92,7 @@ def _make_root(config: dict[str, Any], groups: dict[str, str]) -> None:
     process.pivot_root(root.fd)
 
 
-def _take_console(path: str) -> list[int]:
+def _take_console(path: str) -> list[int | None]:
     """Make the terminal at *path* the session's and /dev/console; return it as the three standard descriptors."""
     slave = process.take_terminal(path)
     os.close(os.open("/dev/console", os.O_CREAT | os.O_CLOEXEC | os.O_RDONLY, 0o600))
@@ -101,18 +101,20 @@ def _take_console(path: str) -> list[int]:
     return [slave, slave, slave]
 
 
-def run_command(config: dict[str, Any], stdio: list[int]) -> NoReturn:
-    """Become the command of *config* as its user, in its folder, with its environment; ends by an exception only."""
+def run_command(config: dict[str, Any], stdio: list[int | None], status: int) -> NoReturn:
+    """Become the command of *config* as its user, in its folder, with its environment; ends by an exception only.
+
+    Before a path of the container is looked up, every descriptor but *stdio* and *status* is closed: a link in there may lead
+    to any of them (CVE-2024-21626 was a working folder by way of one).
+    """
+    process.close_others(status, *(fd for fd in stdio if fd is not None))
+    process.leave_keyring()
     uid, gid, groups, home = process.find_user(config["user"])
-    workdir = config["workdir"] or "/"
+    _enter_workdir(config["workdir"] or "/")
+    null = process.open_null() if None in stdio else -1
     try:
-        os.makedirs(workdir, exist_ok=True)
-        os.chdir(workdir)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise process.CommandRefused(125, f"{workdir} is no folder in the container; choose another --workdir") from error
-    try:
-        for number, fd in enumerate(stdio):
-            if uid and config["owns_stdio"]:
+        for number, fd in enumerate(null if fd is None else fd for fd in stdio):
+            if uid and config["owns_stdio"] and fd != null:
                 os.fchown(fd, uid, -1)  # else /dev/stdout cannot be opened anew
             os.dup2(fd, number)
         process.become(uid, gid, groups, process.DEFAULT_CAPABILITIES.values())
@@ -122,3 +124,16 @@ def run_command(config: dict[str, Any], stdio: list[int]) -> NoReturn:
     if config["dies_with_parent"]:
         process.die_with_parent()  # again: the kernel forgets it when the credentials change
     process.execute(config["command"], {"HOME": home, **config["environment"]})
+
+
+def _enter_workdir(workdir: str) -> None:
+    """Make the working folder where it is missing, and enter it; CommandRefused for what is none in the container."""
+    refusal = process.CommandRefused(125, f"{workdir} is no folder in the container; choose another --workdir")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        os.chdir(workdir)
+        os.getcwd()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise refusal from error
+    except FileNotFoundError as error:  # of getcwd(3): it was removed, or lies outside of the container's root
+        raise refusal from error

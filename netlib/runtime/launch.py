@@ -27,7 +27,10 @@ _BOOTSTRAP = "import sys; sys.path.append(sys.argv[1]); from netlib.runtime.{mod
 
 
 def command_line(python: str, root: str, module: str, *arguments: str) -> list[str]:
-    """The command that runs ``main()`` of a module of this package without site-packages, from compiled code."""
+    """The command that runs ``main()`` of a module of this package without site-packages, from compiled code.
+
+    What enters a container is executed by the descriptor of :func:`netlib.runtime.process.open_protected`, not by its path.
+    """
     return [python, "-IS", "-c", _BOOTSTRAP.format(module=module), root, *arguments]
 
 
@@ -59,7 +62,7 @@ def _start(config: dict[str, Any]) -> list[str]:
     """Start the command and report it; return the command line of the minder."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
-    stdin, feed = os.pipe() if config["stdin"] and not config["tty"] else (null, None)
+    stdin, feed = os.pipe() if config["stdin"] and not config["tty"] else (None, None)
     out, out_write = os.pipe()
     error, error_write = os.pipe()
     status, status_write = os.pipe()
@@ -73,7 +76,7 @@ def _start(config: dict[str, Any]) -> list[str]:
             os.close(fd)
         netns = NETNS_FD if config["enter_netns"] else None
         init.become_container(config, groups, netns, [stdin, out_write, error_write], status_write, go_read)
-    for fd in {status_write, go_read, stdin, out_write, error_write} - {null}:
+    for fd in (status_write, go_read, out_write, error_write, *([] if stdin is None else [stdin])):
         os.close(fd)
     if config["enter_netns"]:
         os.close(NETNS_FD)  # the minder must not pin it

@@ -308,12 +308,12 @@ def mount_system(root: Root, groups: dict[str, str]) -> None:
 
 
 def _mount_dev(root: Root) -> None:
-    # Nodes are binds of the host's and the folder itself takes none: a container has CAP_MKNOD, as in Docker.
-    root.mount("tmpfs", "/dev", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755,size=64k")
-    for name in _DEVICES:
-        root.bind(f"/dev/{name}", f"/dev/{name}", nodev=False)
+    root.mount("tmpfs", "/dev", MS_NOSUID | MS_NOEXEC, "mode=755,size=64k")
     folder = root.open("/dev")
     try:
+        for name in _DEVICES:
+            _make_device(root, name, folder)
+        set_attributes(folder, readonly=False, nodev=True)  # it takes no more nodes: a container has CAP_MKNOD, as in Docker
         for name, target in _LINKS.items():
             os.symlink(target, name, dir_fd=folder)
     finally:
@@ -330,6 +330,25 @@ def _mount_dev(root: Root) -> None:
     except OSError as error:
         if error.errno != errno.ENODEV:  # a kernel without POSIX message queues
             raise
+
+
+def _make_device(root: Root, name: str, folder: int) -> None:
+    """Make a device node of the container's own, and a mount for it alone that lets devices be used.
+
+    With the host's node, root inside would change the mode and the owner of that. Root of a user namespace may make none: there
+    it is the host's, read-only, which keeps mode and owner, and lets a device be written to all the same.
+    """
+    try:
+        os.mknod(name, stat.S_IFCHR, os.stat(f"/dev/{name}").st_rdev, dir_fd=folder)
+    except PermissionError:
+        root.bind(f"/dev/{name}", f"/dev/{name}", readonly=True, nodev=False)
+        return
+    os.chmod(name, 0o666, dir_fd=folder)  # noqa: S103 - the devices that are everybody's
+    node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        bind(node, node)
+    finally:
+        os.close(node)
 
 
 def _mount_cgroups(root: Root, groups: dict[str, str]) -> None:

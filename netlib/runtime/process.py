@@ -28,11 +28,16 @@ _MNT_DETACH = 2
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _CLOSE_RANGE_CLOEXEC = 4
+_MOST_FDS = 1 << 20
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 1, 4, 23, 24
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_CLONE3 = 428, 429, 435  # these and the next two: the same on every architecture
 _SYS_CLOSE_RANGE, _SYS_MOUNT_SETATTR = 436, 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+_NULL_DEVICE = os.makedev(1, 3)
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
 _MOST_BYTES = 16 << 20  # of a container's /etc/passwd or /etc/group that are read
@@ -107,6 +112,59 @@ def hide() -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "hide from the container")
 
 
+def open_protected(path: str) -> int:
+    """Open a program of the host for execution by a process that enters a container.
+
+    A process inside can name its executable (``/proc/self/exe``, also in a script's ``#!``), and root inside could change the
+    file's mode or owner, or write to it once it runs no more (CVE-2019-5736). The descriptor therefore leads through a mount
+    of its own, read-only and nosuid, in no mount namespace: nobody can find it, nor make it writable again. Its libraries need
+    none: only ``/proc/PID/map_files`` names those, and that takes CAP_CHECKPOINT_RESTORE in the host's user namespace.
+    """
+    source = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH
+        tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), f"bind {path}")
+    finally:
+        os.close(source)
+    try:
+        _set_attributes(tree, _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=False)
+        return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(tree)  # now the mount is in no namespace, and its flags cannot be changed any more
+
+
+def close_others(*keep: int) -> None:
+    """Close every descriptor from 3 up but those to *keep*, so that nothing in a container leads to a file of the host."""
+    first = 3
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = max(first, fd + 1)
+    os.closerange(first, _MOST_FDS)
+
+
+def open_null() -> int:
+    """Open the container's own ``/dev/null``: of the host's, root inside could change mode and owner.
+
+    CommandRefused where a volume has put something else there.
+    """
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _NULL_DEVICE:
+        os.close(fd)
+        raise CommandRefused(125, "/dev/null in the container is not the null device; take away the volume that lies on it")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def leave_keyring() -> None:
+    """Begin a session keyring of its own: in the caller's, the container's processes would find the caller's keys."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), f"make a session keyring on {os.uname().machine}")
+    if _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) == -1 and ctypes.get_errno() != errno.ENOSYS:  # none in it
+        _check(-1, "make a session keyring")
+
+
 # --- mounts --------------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +196,12 @@ def bind(source: int, target: int, *, readonly: bool = False, nodev: bool = Fals
 
 def set_attributes(mountpoint: int, *, readonly: bool, nodev: bool = False, recursive: bool = False) -> None:
     """Make the mount behind *mountpoint* private, and read-only or without device nodes where asked."""
-    attributes = _MountAttributes(attr_set=(MS_RDONLY if readonly else 0) | (MS_NODEV if nodev else 0), propagation=MS_PRIVATE)
+    wanted = (_MOUNT_ATTR_RDONLY if readonly else 0) | (_MOUNT_ATTR_NODEV if nodev else 0)
+    _set_attributes(mountpoint, wanted, recursive=recursive)
+
+
+def _set_attributes(mountpoint: int, wanted: int, *, recursive: bool) -> None:
+    attributes = _MountAttributes(attr_set=wanted, propagation=MS_PRIVATE)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     result = _libc.syscall(_SYS_MOUNT_SETATTR, mountpoint, b"", flags, ctypes.byref(attributes), ctypes.sizeof(attributes))
     _check(result, f"protect {os.readlink(f'/proc/self/fd/{mountpoint}')}")

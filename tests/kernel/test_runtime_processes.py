@@ -342,8 +342,9 @@ def test_exec_in_an_ended_container_is_refused(world: World, runtime: Runtime, l
 
 
 def test_what_was_executed_ends_with_the_container(world: World, runtime: Runtime, living: Container) -> None:
-    with runtime.exec_command(living, ExecSpec(command=("sh", "-c", "echo ready; exec sleep 60"))) as arguments:
-        helper = subprocess.Popen(arguments, close_fds=False, stdout=subprocess.PIPE)
+    with runtime.exec_command(living, ExecSpec(command=("sh", "-c", "echo ready; exec sleep 60"))) as (python, arguments):
+        program = f"/proc/self/fd/{python}"
+        helper = subprocess.Popen(arguments, executable=program, close_fds=False, stdout=subprocess.PIPE)
     with helper:
         assert helper.stdout is not None
         assert helper.stdout.readline() == b"ready\n"
