@@ -21,6 +21,7 @@ from netlib import __version__
 from netlib.client import DEADLINE_SECONDS
 from netlib.config import Config
 from netlib.errors import ConfigError
+from netlib.folders import make_folder
 
 __all__ = ["KEPT", "Entry", "Installed", "install", "uninstall"]
 
@@ -84,7 +85,7 @@ def install(
     """
     names = plugin_types() if types is None else tuple(types)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         foreign = [name for name in names if _is_foreign(folder / name)]
         if foreign and not replace:
             raise ConfigError(
@@ -113,7 +114,7 @@ def _put(path: Path, content: bytes, scratch: Path) -> Entry:
 def _keep(path: Path, scratch: Path) -> None:
     """Give somebody's file a second name in KEPT; one kept before was older."""
     kept = path.parent / KEPT
-    kept.mkdir(exist_ok=True)
+    make_folder(kept)
     second = scratch / f"{path.name}.kept"
     os.link(path, second, follow_symlinks=False)
     os.replace(second, kept / path.name)

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from netlib.errors import AddressTaken, DeadlineExceeded
+from netlib.errors import AddressTaken, ConfigError, DeadlineExceeded
+from netlib.folders import PRIVATE_FILE, check_owner, make_folder
 from netlib.kernel.translate import doing
 from netlib.model import IPAddress
 from netlib.plan import KernelObject, Key
@@ -149,11 +150,9 @@ class LeaseFolder:
         path = f"{self.path}/{_LOCK}"
         flags = os.O_RDONLY | os.O_CREAT | _SAFE
         with doing(f"lock {path}"):
-            try:
-                fd = os.open(path, flags, 0o600)
-            except FileNotFoundError:
-                _make_folder(self.path)
-                fd = os.open(path, flags, 0o600)
+            make_folder(self.path)  # mode 755, the reference's: containers' ids are no secret
+            _check_folder(self.path)
+            fd = _open(path, flags)
         try:
             self._wait_for(fd, path)
             yield
@@ -179,7 +178,7 @@ class LeaseFolder:
 
 def _write(path: str, text: str, how: int) -> None:
     """Write a small file in one go, then cut off what is left of a longer one: it is never empty to who looks meanwhile."""
-    fd = os.open(path, os.O_WRONLY | how | _SAFE, 0o600)
+    fd = _open(path, os.O_WRONLY | how | _SAFE)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EEXIST, "it is no regular file")
@@ -191,14 +190,21 @@ def _write(path: str, text: str, how: int) -> None:
         os.close(fd)
 
 
-def _make_folder(path: str) -> None:
-    """Make a folder with its parents, mode 755 whatever the umask, as others are to list it."""
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        _make_folder(parent)
-    with suppress(FileExistsError):
-        os.mkdir(path)
-        os.chmod(path, 0o755)  # noqa: S103 - the reference's mode, and the containers' ids are no secret
+def _open(path: str, flags: int) -> int:
+    """Open a file that is made with the reference's mode under any umask; one that the reference made keeps what it has."""
+    fd = os.open(path, flags, PRIVATE_FILE)
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode != PRIVATE_FILE and not mode & ~PRIVATE_FILE:  # only an umask takes away from it
+        os.fchmod(fd, PRIVATE_FILE)
+    return fd
+
+
+def _check_folder(path: str) -> None:
+    """Refuse a network's folder that is a link, or is another user's, as its leases or as the folder of all networks."""
+    if os.path.islink(path):
+        raise ConfigError(f"{path} is a link, which is not followed there; remove it, or give the network another dataDir")
+    for folder in (os.path.dirname(path), path):
+        check_owner(folder, "folder of leases", "give the network another dataDir")
 
 
 class LeaseFile(KernelObject, frozen=True, kw_only=True, tag="lease_file"):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
+from netlib.folders import check_owner, own_folder
 
 DEADLINE_SECONDS = 60.0
 _held: dict[Path, int] = {}  # what this process holds, and through which descriptor
@@ -39,7 +40,11 @@ class Locks:
     """The locks of one host, as files in ``<run_dir>/locks``."""
 
     def __init__(self, folder: Path) -> None:
+        """Raise NotPermitted where the folder, or the run folder that it is in, is another user's."""
         self.folder = folder
+        for path in (folder.parent, folder):
+            if path.exists():
+                check_owner(path, "run folder", "pass --run-dir")
 
     @contextmanager
     def hold(self, name: str, purpose: str, *, seconds: float = DEADLINE_SECONDS) -> Iterator[None]:
@@ -105,13 +110,13 @@ class Locks:
         return fd
 
     def _open(self, path: Path) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             try:
                 return os.open(path, flags, 0o600)
             except FileNotFoundError:
-                for folder in (self.folder.parent, self.folder):  # the sockets' folder too is for root alone
-                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                own_folder(self.folder.parent, "run folder", "pass --run-dir")  # the sockets' folder too is for root alone
+                own_folder(self.folder, "run folder", "pass --run-dir")
                 return os.open(path, flags, 0o600)
         except PermissionError as error:
             raise NotPermitted(

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from netlib.config import Config
 from netlib.errors import NetlibError
+from netlib.folders import PRIVATE, make_folder, open_private
 
 _T = TypeVar("_T")
 
@@ -100,8 +101,8 @@ def _written_down(config: Config, arguments: Sequence[str]) -> str:
 
     path = os.path.join(config.run_dir, ERROR_LOG)
     try:
-        os.makedirs(config.run_dir, mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        make_folder(config.run_dir, PRIVATE)
+        fd = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with open(fd, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} netlib {' '.join(arguments)}\n{traceback.format_exc()}\n")
     except OSError as error:

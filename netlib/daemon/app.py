@@ -17,6 +17,7 @@ from pathlib import Path
 
 from netlib.config import Config
 from netlib.errors import NetlibError, NotPermitted, StoreError
+from netlib.folders import own_folder
 from netlib.wire import error_to_json
 
 _REPORT_FD = 3
@@ -85,10 +86,10 @@ class Place:
     def claim(cls, config: Config) -> "Place | None":
         """Take it, or None when another netlibd has it and is ready; wait for how it ends while one starts, or leaves."""
         try:
-            config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            config.run_dir.chmod(0o700)
-            starting = os.open(config.run_dir / "netlibd.starting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            pid = os.open(config.pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            own_folder(config.run_dir, "run folder", "pass --run-dir")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            starting = os.open(config.run_dir / "netlibd.starting", flags, 0o600)
+            pid = os.open(config.pid_file, flags, 0o600)
         except OSError as error:
             raise StoreError(f"run folder {config.run_dir}: {error.strerror}; pass --run-dir to use another one") from error
         fcntl.flock(starting, fcntl.LOCK_EX)

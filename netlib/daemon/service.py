@@ -26,7 +26,8 @@ from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
-from netlib.errors import ConfigError
+from netlib.errors import ConfigError, StoreError
+from netlib.folders import open_private
 from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
@@ -213,8 +214,7 @@ class _BoundedLog(logging.handlers.RotatingFileHandler):
         super().__init__(path, maxBytes=LOG_BYTES, backupCount=1)
 
     def _open(self) -> Any:
-        stream = super()._open()
-        os.fchmod(stream.fileno(), 0o600)
+        stream = open(open_private(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")  # noqa: SIM115
         if self._adopts_output:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
@@ -223,7 +223,11 @@ class _BoundedLog(logging.handlers.RotatingFileHandler):
 
 def open_log(config: Config, *, to_stderr: bool) -> None:
     """Log to the run folder's bounded file, and to standard error when somebody (systemd, a person) reads it."""
-    handlers: list[logging.Handler] = [_BoundedLog(str(config.run_dir / LOG_NAME), adopts_output=not to_stderr)]
+    path = config.run_dir / LOG_NAME
+    try:
+        handlers: list[logging.Handler] = [_BoundedLog(str(path), adopts_output=not to_stderr)]
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}; remove it, or pass --run-dir") from error
     if to_stderr:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)

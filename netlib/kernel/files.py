@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
+from netlib.folders import make_folder
 from netlib.kernel.translate import doing
 from netlib.plan import KernelObject, Key
 
@@ -146,7 +147,7 @@ class Folder(KernelObject, frozen=True, kw_only=True, tag="folder"):
     def ensure(self, kernel: "Kernel") -> None:
         path = Path(self.path)
         with doing(f"make folder {self.path}"):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            make_folder(path.parent)
             try:
                 path.mkdir()
             except FileExistsError:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from netlib.config import is_ours
 from netlib.errors import AlreadyExists, KernelError, NetlibError, ObjectMissing
+from netlib.folders import make_folder
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject, Key
@@ -180,7 +181,7 @@ def create_netns(path: Path) -> None:
 
 
 def _prepare_netns_dir(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    make_folder(folder)
     name = str(folder).encode()
     if _libc.mount(b"", name, b"none", _MS_SHARED | _MS_REC, None) == 0:
         return

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NotFound
+from netlib.folders import PRIVATE, make_folder
 from netlib.runtime.shim import ATTACH, CHUNK, END_OF_INPUT, ERROR, EXITED, INPUT, OUTPUT, RESIZE
 from netlib.runtime.terminal import DetachKeys, Raw, size
 
@@ -57,7 +58,7 @@ def _reachable(path: Path) -> Iterator[str]:
 
 def listen(path: Path) -> socket.socket:
     """The socket that the minder will answer on; one left by a former minder is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent, PRIVATE)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

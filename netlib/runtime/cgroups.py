@@ -59,6 +59,7 @@ def _create_one(path: str) -> None:
         os.mkdir(path, 0o755)
     except FileExistsError:
         return
+    os.chmod(path, 0o755)  # noqa: S103 - as groups are, whatever the umask: it is seen inside
     for name in ("cpuset.cpus", "cpuset.mems"):  # v1: a new group has none, and takes no process before it has
         try:
             fd = os.open(f"{path}/{name}", os.O_RDWR)

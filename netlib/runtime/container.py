@@ -22,6 +22,7 @@ from msgspec import Struct
 import netlib
 from netlib.config import Config
 from netlib.errors import CommandNotRun, ConfigError, Conflict, DeadlineExceeded, KernelError, NotFound
+from netlib.folders import make_folder, own_folder
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, opened
@@ -86,9 +87,9 @@ class Runtime:
         if rootfs and not os.path.isdir(rootfs):
             raise ConfigError(f"--rootfs {rootfs}: no such directory")
         folder = self.folder(container)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(folder, "container's folder", "pass --state-dir")
         (folder / CLAIM).unlink(missing_ok=True)
-        self.run_folder(container).mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(self.run_folder(container), "container's folder", "pass --run-dir")
         for volume in container.spec.volumes:
             if not os.path.lexists(volume.source):
                 _make_source(volume.source)
@@ -159,7 +160,7 @@ class Runtime:
     @contextmanager
     def _lock(self, container: Container) -> Iterator[int]:
         """Be the one who starts it; the minder holds on to the lock through a descriptor of its own."""
-        fd = os.open(self.run_folder(container) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.run_folder(container) / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -393,9 +394,7 @@ def _command_config(command: Sequence[str], environment: Mapping[str, str], work
 def _make_source(path: str) -> None:
     """Make the folder that a volume shows, as Docker does; ConfigError where that cannot be."""
     try:
-        os.makedirs(path)
-    except FileExistsError:  # another container's start was first
-        return
+        make_folder(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"volume source {path} is not there and cannot be made: {reason}; name a folder that is") from error

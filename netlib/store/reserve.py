@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from netlib.folders import open_private
+
 __all__ = ["Reserve"]
 
 RESERVE_BYTES = 1 << 20
@@ -28,7 +30,7 @@ class Reserve:
             free, size = self._disk()
             if free < _PLENTY * size:
                 return
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 os.posix_fallocate(fd, 0, size)
             finally:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError
+from netlib.folders import PRIVATE_FILE, own_folder
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
@@ -169,14 +170,14 @@ class Store:
         return connection
 
     def _make_file(self) -> None:
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-            folder.chmod(0o700)
+        own_folder(self.path.parent, "state folder", "pass --state-dir")
+        if self.path.is_symlink():
+            raise StoreError(f"{self.path} is a link, which is not followed there; pass --state-dir to use another folder")
         # Never opened and closed here: close(2) would drop the locks that this process's other connections hold on the
         # file, whereupon another process takes itself for the last one and deletes the log under their feet.
         with suppress(FileExistsError):
-            os.mknod(self.path, stat.S_IFREG | 0o600)
+            os.mknod(self.path, stat.S_IFREG | PRIVATE_FILE)
+            self.path.chmod(PRIVATE_FILE)  # whatever the umask
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
         """Switch the log on, one process at a time: SQLite does not wait for another one that does it at this moment."""

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from netlib.folders import open_private
 from netlib.kernel.netns import boot_id
 
 __all__ = ["forget_tags", "known_tags", "remember_tag"]
@@ -31,7 +32,7 @@ def remember_tag(folder: Path, tag: str, netns: str) -> None:
         return
     new = folder / f"{_NAME}.{os.getpid()}"
     with suppress(OSError):
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with open(fd, "w") as file:
                 file.writelines(f"{item} {place}\n" for item, place in ({**known, tag: netns}).items())

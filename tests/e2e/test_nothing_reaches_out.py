@@ -61,7 +61,9 @@ def netlib(config: Config) -> Iterator[Netlib]:
 
     def run(*words: str, code: int = 0, **wanted: Any) -> str:
         command = [sys.executable, "-m", "netlib.cli.main", *folders, *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, **wanted)
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False, **wanted
+        )
         assert done.returncode == code, f"netlib {' '.join(words)}: {done.returncode} {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

@@ -19,6 +19,7 @@ _CONTRACTS = (
     "config",
     "driverapi",
     "errors",
+    "folders",
     "ipamapi",
     "model",
     "names",
