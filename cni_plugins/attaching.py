@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cni_plugins.marks import cleared_by_tag
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
@@ -85,7 +86,8 @@ def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[]
     if attachments.delete(key) is None:
         if node.netns is not None and _is_of_another(attachments, key, netns_of(node, call)):
             node.netns = None
-        without_record()
+        with cleared_by_tag(node, call):
+            without_record()
 
 
 def _is_of_another(attachments: Attachments, key: AttachmentKey, netns: NetnsRef) -> bool:

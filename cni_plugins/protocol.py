@@ -20,6 +20,7 @@ from netlib.errors import (
     ObjectMissing,
     PoolExhausted,
     StoreError,
+    StoreLost,
     TeardownError,
 )
 
@@ -97,6 +98,7 @@ _CODES: dict[type[NetlibError], Code] = {
     DeadlineExceeded: Code.TRY_AGAIN,
     TeardownError: Code.TEARDOWN,
     StoreError: Code.STORE,
+    StoreLost: Code.TRY_AGAIN,  # it is as it was, and a person is asked to see to the store
     DaemonError: Code.DAEMON,
     NetlibError: Code.INTERNAL,
 }
@@ -108,7 +110,7 @@ def as_cni_error(error: NetlibError, command: Command | None = None) -> CniError
     if isinstance(error, CniError):
         return error
     code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    if command is Command.STATUS and code >= _OWN:
+    if command is Command.STATUS and (code >= _OWN or isinstance(error, StoreLost)):
         code = Code.UNAVAILABLE
     return CniError(code, str(error))
 

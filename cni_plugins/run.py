@@ -95,6 +95,7 @@ def _do_here(call: Call, config: Config) -> Outcome:
         def open_controller() -> "Controller":
             from netlib.controller import Controller
 
-            return stack.enter_context(Controller(config))
+            is_leaving = environ.get("CNI_COMMAND") == "DEL"  # which tags explain where the store does not
+            return stack.enter_context(Controller(config, despite_loss=is_leaving))
 
         return perform(call.kind, environ, call.stdin or b"", Node(open_controller, call.netns))

@@ -109,6 +109,13 @@ class Config(_Folders):
         return self.run_dir / "locks"
 
     @property
+    def memory_dir(self) -> Path:
+        """What is written down of the store outside of it, until the boot ends; one for each state folder."""
+        from hashlib import blake2b  # 2 ms, which clients need not wait for
+
+        return self.run_dir / "stores" / blake2b(os.fsencode(os.path.realpath(self.state_dir)), digest_size=6).hexdigest()
+
+    @property
     def sandbox_dir(self) -> Path:
         """resolv.conf, hosts and hostname of each sandbox."""
         return self.state_dir / "sandboxes"

@@ -45,7 +45,7 @@ from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 _AT_ONCE = 200  # how many records are removed together
-_DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
+DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
 
 
 class Watcher(Protocol):
@@ -75,17 +75,23 @@ class Controller:
     """
 
     def __init__(
-        self, config: Config | None = None, *, watcher: Watcher | None = None, observer: Observer | None = None
+        self,
+        config: Config | None = None,
+        *,
+        watcher: Watcher | None = None,
+        observer: Observer | None = None,
+        despite_loss: bool = False,
     ) -> None:
         """Open the store of *config* and finish what a crash left in it.
 
         *watcher* None means netlibd, started when it is needed. *observer* is told of every object that is made or removed.
-        Raises NotPermitted without root, WrongHost when the store describes another netns.
+        Raises NotPermitted without root, WrongHost when the store describes another netns. Raises StoreLost when the store is
+        new or older than what it made; with *despite_loss* it is opened all the same, and nothing is finished or prepared.
         """
         self.config = config or Config.from_environment()
         self._trail: list[str] = []
         self._observer = observer
-        self.host = Host(self.config)
+        self.host = Host(self.config, despite_loss=despite_loss)
         self.store = self.host.store
         self.locks = self.host.locks
         self.engine = Engine(self.store, self.locks, self.host.tag, self._observe)
@@ -95,7 +101,8 @@ class Controller:
             watcher = self._own_watcher = DaemonWatcher(self.config)
         self.watcher = watcher
         self.recover()
-        self.host.prepare()
+        if self.host.lost is None:
+            self.host.prepare()
 
     def close(self) -> None:
         """Close the store's connection of this thread, and the one to netlibd."""
@@ -111,7 +118,7 @@ class Controller:
 
     def recover(self) -> list[NetlibError]:
         """Finish or undo what dead processes left; answer with what would not go. One indexed query when there is nothing."""
-        return recovery.finish_in_flight(self.lifecycle)
+        return recovery.finish_in_flight(self.lifecycle) if self.host.lost is None else []
 
     # --- networks --------------------------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ class Controller:
                 hostname=hostname or sandbox_id[:12],
                 domainname=domainname,
                 resolver=resolver,
-                dns_port=random.choice(_DNS_PORTS),
+                dns_port=random.choice(DNS_PORTS),
                 files_dir=str(self.config.sandbox_dir / sandbox_id),
                 cni_container=cni_container,
             )
@@ -353,7 +360,8 @@ class Controller:
                 attachments = [row.id for row in tx.all(CniAttachment)]
             self.take_down([*_chunks(boxes), *_chunks(attachments), *_chunks(networks)], "resetting")
         self.watcher.changed(sandboxes=boxes, networks=[], needed=False)
-        self.host.prepare()
+        if self.host.lost is None:
+            self.host.prepare()
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

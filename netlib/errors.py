@@ -23,6 +23,7 @@
     ├── StoreError                   the state folder cannot be read or written as it must be
     │   ├── DiskFull                 no space is left on its disk
     │   ├── StoreDamaged             its records cannot be read any more; the message names the way back
+    │   ├── StoreLost                it is new, or older than what it made, which is told; nothing was touched
     │   └── WrongHost                the store describes another network namespace than this one
     └── DaemonError                  netlibd could not be started or reached, or broke off
 """
@@ -50,6 +51,7 @@ __all__ = [
     "PortTaken",
     "StoreDamaged",
     "StoreError",
+    "StoreLost",
     "TeardownError",
     "UnknownOption",
     "WrongHost",
@@ -155,6 +157,16 @@ class StoreDamaged(StoreError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; `netlib system reset --lost` sets the store aside and clears away what it made")
+
+
+class StoreLost(StoreError):
+    """The records are not those of what is there: the store is new, an older copy, or has lost the end of its log."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}; nothing was touched. `netlib system restore FILE` puts a backup in its place, without FILE it accepts "
+            "the store as it is; `netlib system reset --lost` removes all that was made"
+        )
 
 
 class WrongHost(StoreError):

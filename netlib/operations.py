@@ -16,6 +16,7 @@ from netlib.locks import Locks
 from netlib.plan import KernelObject, Key, Plan, plan_change
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
+from netlib.store.tags import TAG_DIGITS
 
 Observer = Callable[[str, KernelObject], None]
 """Told ``"ensure"``/``"ensured"`` and ``"remove"``/``"removed"`` around each object: progress for people, faults for tests."""
@@ -40,7 +41,7 @@ class Engine:
 
     def tag(self, record: str) -> str:
         """What marks a thing in the kernel as *record*'s."""
-        return f"netlib:{self.store_tag}:{record[:12]}"
+        return f"netlib:{self.store_tag}:{record[:TAG_DIGITS]}"
 
     def observed(self, tx: Transaction, kernel: Kernel, record: str, plan: Plan, *, own: Plan | None = None) -> Plan:
         """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.

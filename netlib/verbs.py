@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from netlib import __version__, cni
@@ -17,6 +18,7 @@ from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
 from netlib.model import Link, Network, Sandbox
 from netlib.names import parse_labels, parse_options
+from netlib.store.backup import copy_store
 
 Verb = Callable[..., Any]
 
@@ -226,6 +228,11 @@ def system_reset(controller: Controller) -> None:
     controller.reset()
 
 
+def system_backup(controller: Controller, *, file: str, replace: bool = False) -> None:
+    """Copy the store into *file*, a whole path, as it is at one moment; other verbs go on meanwhile."""
+    copy_store(controller.store.path, Path(file), replace=replace)
+
+
 def system_info(controller: Controller) -> dict[str, Any]:
     """What there is, and where."""
     return {
@@ -337,6 +344,7 @@ _VERBS: dict[str, Verb] = {
     "explain": explain,
     "check": check,
     "log": log,
+    "system.backup": system_backup,
     "system.reset": system_reset,
     "system.info": system_info,
     "version": version,

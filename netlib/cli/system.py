@@ -8,14 +8,16 @@ from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
 from netlib.client import call, leave
-from netlib.config import Config
+from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
 
 HELP = """\
 usage: netlib system COMMAND …
 
-  info   show what there is, and where
-  reset  remove every container, network and firewall rule that netlib made
+  info     show what there is, and where
+  backup   copy the store into a file, also while it is in use
+  restore  put a backup in the place of the store, or accept the one that is there
+  reset    remove every container, network and firewall rule that netlib made
 
 `netlib system COMMAND --help` shows more.
 """
@@ -171,6 +173,56 @@ def reset(config: Config, given: Namespace) -> int:
     return 0
 
 
+def backup_parser() -> Parser:
+    """The arguments of ``system backup``."""
+    parser = Parser(
+        "system backup",
+        "Copy the store (networks, containers, addresses; not the containers' files) into a file, also while it is in use.",
+        "/var/backups/netlib.db",
+        usage="[-f] FILE",
+    )
+    parser.switch("-f", "--force", purpose="replace the file where it exists")
+    parser.positional("file", "FILE")
+    return parser
+
+
+def backup(config: Config, given: Namespace) -> int:
+    """Copy the store; print where."""
+    path = whole_path(given.file)
+    call(config, "system.backup", {"file": path, "replace": given.force})
+    print(path)
+    return 0
+
+
+def restore_parser() -> Parser:
+    """The arguments of ``system restore``."""
+    parser = Parser(
+        "system restore",
+        "Put a backup in the place of the store, or accept the one that is there, though older than what was made since. "
+        "What runs goes on; what the kernel proves to be a record's is adopted, what no record knows is left, and listed.",
+        "/var/backups/netlib.db",
+        "-f",
+        usage="[-f] [FILE]",
+    )
+    parser.switch("-f", "--force", purpose="do not ask")
+    parser.positional("file", "FILE", is_needed=False)
+    return parser
+
+
+def restore(config: Config, given: Namespace) -> int:
+    """Restore, once confirmed; print what was done and what is left."""
+    from pathlib import Path
+
+    from netlib.runtime.restore import restore as put_back
+
+    path = Path(whole_path(given.file)) if given.file else None
+    if not given.force:
+        confirm(f"This replaces the store by {path}. Go on?" if path else "This accepts the store as it is. Go on?")
+    for line in put_back(config, path):
+        print(line)
+    return 0
+
+
 def _print_facts(facts: dict[str, Any], template: str) -> int:
     if template:
         print_objects([facts], template)
@@ -187,4 +239,9 @@ COMMANDS: dict[str, Command] = {
     "log": (log_parser, log),
     "version": (version_parser, version),
 }
-SYSTEM_COMMANDS: dict[str, Command] = {"info": (info_parser, info), "reset": (reset_parser, reset)}
+SYSTEM_COMMANDS: dict[str, Command] = {
+    "backup": (backup_parser, backup),
+    "info": (info_parser, info),
+    "reset": (reset_parser, reset),
+    "restore": (restore_parser, restore),
+}

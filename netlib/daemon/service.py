@@ -26,7 +26,7 @@ from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
-from netlib.errors import ConfigError, StoreError
+from netlib.errors import ConfigError, StoreError, StoreLost
 from netlib.folders import open_private
 from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.netns import boot_id
@@ -138,6 +138,11 @@ class Service:
         if not request.from_here:
             raise Refused("it lives in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
+        try:
+            self._controller().host.refuse_loss()
+        except StoreLost as lost:
+            self.stop()
+            raise Refused(str(lost)) from lost
         if request.from_launcher:
             from cni_plugins.run import serve
 

@@ -50,11 +50,12 @@ Held = dict[tuple[str, ...], tuple[tuple[str, ...], str]]
 
 
 class Tagged(NamedTuple):
-    """Something of ours in the kernel: whose it says it is, what it is, and the command that deletes it."""
+    """Something of ours in the kernel: whose it says it is, what it is, the command that deletes it, and all that is in it."""
 
     tag: str
     what: str
     removal: str
+    words: tuple[str, ...] = ()
 
 
 class Nftables:
@@ -155,7 +156,8 @@ class Nftables:
                 continue
             for key, (value, comment) in held.items():
                 element = Element(holder, key, value)
-                found.append(Tagged(comment, f"{TABLE} {_spelled(element)}", next(delete_elements([element]))))
+                what, removal = f"{TABLE} {_spelled(element)}", next(delete_elements([element]))
+                found.append(Tagged(comment, what, removal, (*key, *value)))
         for rule in our_rules(foreign_tables(self.nft)):
             tag = rule.comment.partition(" ")[0]
             found.append(Tagged(tag, f"{rule.chain} rule {rule.comment!r}", f"delete rule {rule.chain} handle {rule.handle}"))

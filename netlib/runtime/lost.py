@@ -16,23 +16,43 @@ from pathlib import Path
 
 from netlib.client import call, leave
 from netlib.config import Config
-from netlib.errors import ConfigError, DiskFull, KernelError, NetlibError, NotPermitted, StoreDamaged, TeardownError, WrongHost
+from netlib.controller import Controller, Unwatched
+from netlib.errors import (
+    ConfigError,
+    DiskFull,
+    KernelError,
+    NetlibError,
+    NotPermitted,
+    StoreDamaged,
+    StoreLost,
+    TeardownError,
+    WrongHost,
+)
 from netlib.firewall.objects import FirewallBase, ForwardAllowance
 from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
-from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns, current_identity, identity_of_path, netns_dir
+from netlib.kernel.netns import (
+    NETNS_DIR,
+    NETNS_FILES_DIR,
+    OwnedNetns,
+    boot_id,
+    current_identity,
+    identity_of_path,
+    netns_dir,
+)
 from netlib.kernel.sysctl import read_sysctl
 from netlib.model import HOST, NetnsRef
-from netlib.runtime import launch
 from netlib.runtime.container import Runtime
-from netlib.store.tags import forget_tags, known_tags
+from netlib.store.generation import Generation
+from netlib.store.tags import forget_tags, known_tags, store_of
+from netlib.traces import CONTAINER_ID, minded, minders
+from netlib.verbs import perform
 
 __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
 
 _TAG = re.compile(r"[0-9a-f]{6}")
-_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _KILL_SECONDS = 10.0
 _MOST_NAMES = 10
 _SEEN_BY_IP = ("resolv.conf", "hosts")
@@ -51,7 +71,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
             raise ConfigError(f"--store {store!r} is no store's tag: six hexadecimal digits, as in an alias netlib:1a2b3c:…")
     if os.geteuid() != 0:
         raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
-    tags, here = known_tags(config.state_dir), current_identity()
+    tags, here = {**known_tags(config.memory_dir), **known_tags(config.state_dir)}, current_identity()
     if any(place != here for place in tags.values()):
         raise WrongHost(
             f"the stores of {config.state_dir} described another network namespace than this one; "
@@ -78,13 +98,20 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
         yield from _tell_sysctls(kernel)
     if failures:
         raise TeardownError(failures)
-    forget_tags(config.state_dir)
+    for folder in (config.state_dir, config.memory_dir):
+        forget_tags(folder)
+    Generation(config.memory_dir, boot_id()).settle(0)
 
 
 def strays(config: Config) -> Iterator[str]:
     """Say what stores that are not this one have in the kernel, after a reset as ever, and how that is removed."""
     with Kernel() as kernel:
         yield from _clear_kernel(kernel, config, (), [])
+    if folders := Runtime(config).leftovers(set()):
+        yield (
+            f"left: the files of containers ({len(folders)}) that the store does not know, in {config.container_dir}; "
+            "if nobody needs them any more: netlib system reset --lost"
+        )
 
 
 def reset_on_full_disk(config: Config) -> None:
@@ -94,12 +121,16 @@ def reset_on_full_disk(config: Config) -> None:
 
 
 def _reset(config: Config) -> bool:
-    """Reset the store; False when it is damaged."""
+    """Reset the store; False when it is damaged. One that is not the store of what is there goes as far as it knows."""
     try:
         try:
             call(config, "system.reset", {})
         except DiskFull:
             reset_on_full_disk(config)
+        except StoreLost:
+            leave(config)
+            with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
+                perform(controller, "system.reset", {})
     except StoreDamaged:
         return False
     return True
@@ -120,44 +151,19 @@ def _set_aside(path: Path) -> Path:
 
 def _remove_containers(config: Config, failures: list[NetlibError]) -> int:
     """Kill all containers of this state folder and delete their files, records or not; return how many there were."""
-    minders = _minders(config.container_dir)
+    running = minders(config.container_dir)
     folders = (config.container_dir, config.run_dir / "containers")
-    found = {item.name for folder in folders if folder.is_dir() for item in folder.iterdir()} | minders.keys()
+    found = {item.name for folder in folders if folder.is_dir() for item in folder.iterdir()} | running.keys()
     own = Runtime(config)
-    going = sorted(name for name in found if _CONTAINER_ID.fullmatch(name))
+    going = sorted(name for name in found if CONTAINER_ID.fullmatch(name))
     for container_id in going:
         try:
-            if container_id in minders:
-                _kill(minders[container_id], config.container_dir, container_id)
+            if container_id in running:
+                _kill(running[container_id], config.container_dir, container_id)
             own.sweep(container_id)
         except NetlibError as error:
             failures.append(error)
     return len(going)
-
-
-def _minders(folder: Path) -> dict[str, int]:
-    """The minders of containers with their files in *folder*, which may have been deleted: pid by container's id."""
-    found = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        container_id = _minded(pid, folder)
-        if container_id:
-            found[container_id] = pid
-    return found
-
-
-def _minded(pid: int, folder: Path) -> str:
-    """Whose minder a process is; empty for any other."""
-    try:
-        is_mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        return ""
-    expected = launch.command_line("", "", "shim")
-    if not is_mine or words[1 : len(expected) - 1] != expected[1:-1]:
-        return ""
-    facts = dict(word.split("=", 1) for word in words[len(expected) :] if "=" in word)
-    container_id = facts.get("id", "")
-    return container_id if facts.get("folder") == str(folder / container_id) else ""
 
 
 def _kill(pid: int, folder: Path, container_id: str) -> None:
@@ -167,7 +173,7 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
     except ProcessLookupError:
         return
     try:
-        if _minded(pid, folder) != container_id:  # looked at again: now the pid cannot be another's
+        if minded(pid, folder) != container_id:  # looked at again: now the pid cannot be another's
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:
@@ -198,18 +204,12 @@ def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failure
         )
 
 
-def _store_of(tag: str) -> str:
-    """The store in a tag ``netlib:<store>:<record>``; empty for any other text."""
-    parts = tag.split(":")
-    return parts[1] if len(parts) == 3 and parts[0] == "netlib" else ""
-
-
 def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
     firewall = kernel.firewall()
     present = firewall.list_ours()
-    mine = [item for item in present if _store_of(item.tag) in tags]
-    others.update(_store_of(item.tag) for item in present if item not in mine)
-    bridges = [bridge for bridge, tag in firewall.bridges().items() if _store_of(tag) in tags]
+    mine = [item for item in present if store_of(item.tag) in tags]
+    others.update(store_of(item.tag) for item in present if item not in mine)
+    bridges = [bridge for bridge, tag in firewall.bridges().items() if store_of(tag) in tags]
     firewall.discard(mine)
     firewall.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
     if mine:
@@ -226,7 +226,7 @@ def _clear_links(kernel: Kernel, tags: Collection[str], others: Counter[str]) ->
 
 
 def _clear_links_of(kernel: Kernel, netns: NetnsRef, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
-    tagged = [(link.ifname, _store_of(link.alias)) for link in kernel.rtnl(netns).links() if link.ifname != "lo"]
+    tagged = [(link.ifname, store_of(link.alias)) for link in kernel.rtnl(netns).links() if link.ifname != "lo"]
     mine = [ifname for ifname, store in tagged if store in tags]
     others.update(store for _, store in tagged if store and store not in tags)
     if mine:
@@ -240,7 +240,7 @@ def _clear_netns(folders: Collection[Path], kernel: Kernel, tags: Collection[str
     for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         try:
             netns = NetnsRef(str(path), identity_of_path(str(path)))
-            store = _store_of(kernel.rtnl(netns).get_link("lo").alias)
+            store = store_of(kernel.rtnl(netns).get_link("lo").alias)
         except KernelError:  # a plain file, or it has gone meanwhile
             continue
         if store in tags:

@@ -113,6 +113,7 @@ def run_container(
             container = _start(controller, container, client, size)
             with controller.store.write() as tx:
                 tx.set_phase(container.id, Phase.READY)
+                tx.move_on()  # a copy of the store in which it is half made, and would be ended, is an older one from here on
         except BaseException:
             _kill(controller, container)
             _leave(controller, container)
@@ -377,9 +378,10 @@ def _delete(controller: Controller, container: Container) -> None:
 
 
 def finish(controller: Controller) -> list[NetlibError]:
-    """Clear away what dead processes left: containers half made or half removed, sandboxes of ended ones, folders of none.
+    """Clear away what dead processes left: containers half made or half removed, and sandboxes of ended ones.
 
-    Answers with what would not go: that is no reason to refuse others.
+    Answers with what would not go: that is no reason to refuse others. Files that belong to no record stay: a record is written
+    before the first file and deleted after the last one, so it is the store that has lost it, and they may be somebody's work.
     """
     with controller.store.read() as tx:
         rows = tx.all(Container)
@@ -389,11 +391,6 @@ def finish(controller: Controller) -> list[NetlibError]:
         if row.phase is Phase.READY and (row.value.netns is None or own.state(row.value).running):
             continue
         failures += _attempted(partial(_if_idle, controller, row, partial(_finish_one, controller, row.id)))
-    for container_id in own.leftovers({row.value.container_id for row in rows}):
-        with controller.store.read() as tx:
-            written_meanwhile = tx.by_id(container_id + RECORD_SUFFIX) is not None
-        if not written_meanwhile:
-            failures += _attempted(partial(own.sweep, container_id))
     return failures
 
 

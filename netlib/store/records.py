@@ -67,6 +67,7 @@ class Transaction:
     def __init__(self, db: sqlite3.Connection, boot: str) -> None:
         self.db = db
         self.boot = boot
+        self.counted = 0  # where the journal ends after this transaction, if it moved on
 
     # --- records ---------------------------------------------------------------------------------------------------
 
@@ -123,14 +124,18 @@ class Transaction:
         """An id whose first seven digits, which name a veth, no other record has: among 1,000 two meet once in 500 hosts."""
         while True:
             record = new_id()
-            span = (record[:7], record[:7] + "g")
-            if self.db.execute("SELECT 1 FROM record WHERE id>=? AND id<? LIMIT 1", span).fetchone() is None:
+            if not self.is_known(record[:7]):
                 return record
 
     def by_id(self, record: str) -> Row[Any] | None:
         """The record with that full id, of whatever kind."""
         row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE id=?", (record,)).fetchone()
         return self._row(row) if row else None
+
+    def is_known(self, beginning: str) -> bool:
+        """Whether a record's id begins like that, as a tag names it."""
+        span = (beginning, beginning + "g")
+        return self.db.execute("SELECT 1 FROM record WHERE id>=? AND id<? LIMIT 1", span).fetchone() is not None
 
     def all(self, cls: type[_R]) -> list[Row[_R]]:
         """Every record of a kind, by name."""
@@ -307,7 +312,20 @@ class Transaction:
             "INSERT INTO journal (time, operation, subject, outcome, seconds, detail) VALUES (?,?,?,?,?,?)",
             (entry.time, entry.operation, entry.subject, entry.outcome, entry.seconds, encode(entry.detail)),
         )
-        self.db.execute("DELETE FROM journal WHERE id<=?", ((cursor.lastrowid or 0) - JOURNAL_ROWS,))
+        self.counted = cursor.lastrowid or 0
+        self.db.execute("DELETE FROM journal WHERE id<=?", (self.counted - JOURNAL_ROWS,))
+
+    def generation(self) -> int:
+        """The number of the newest operation in the journal; it never goes back, also when lines are deleted."""
+        row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name='journal'").fetchone()
+        return int(row[0]) if row else 0
+
+    def move_on(self, number: int = 0) -> None:
+        """Let the journal's numbers go on after *number* at least, and by one: what changes without a line counts as well."""
+        self.counted = max(self.generation(), number) + 1
+        done = self.db.execute("UPDATE sqlite_sequence SET seq=? WHERE name='journal'", (self.counted,))
+        if not done.rowcount:
+            self.db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('journal', ?)", (self.counted,))
 
     def journal(self, limit: int) -> list[JournalEntry]:
         """The last *limit* operations, oldest first."""

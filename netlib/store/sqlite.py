@@ -16,6 +16,7 @@ from pathlib import Path
 
 from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError
 from netlib.folders import PRIVATE_FILE, own_folder
+from netlib.store.generation import Generation
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
@@ -50,11 +51,12 @@ class _Rehearsed(Exception):
 class Store:
     """Records, objects, leases and ports of one host, in ``<state_dir>/netlib.db``, readable by its owner only."""
 
-    def __init__(self, state_dir: Path, *, boot: str) -> None:
+    def __init__(self, state_dir: Path, *, boot: str, generation: Generation | None = None) -> None:
         """Remember where the file is; it is opened (and made) at the first transaction.
 
-        *boot* is the boot id that new rows are stamped with.
+        *boot* is the boot id that new rows are stamped with. *generation* is told how far the store has come.
         """
+        self._generation = generation
         self.path = state_dir / "netlib.db"
         self.boot = boot
         self._reserve = Reserve(state_dir)
@@ -108,8 +110,9 @@ class Store:
             connection.execute(begin)
         except sqlite3.Error as error:
             raise self._translated(error) from error
+        transaction = Transaction(connection, self.boot)
         try:
-            yield Transaction(connection, self.boot)
+            yield transaction
         except BaseException as error:
             self._roll_back(connection)
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
@@ -120,6 +123,8 @@ class Store:
         except sqlite3.Error as error:
             self._roll_back(connection)
             raise self._translated(error) from error
+        if transaction.counted and self._generation is not None:
+            self._generation.advance(transaction.counted)
 
     @staticmethod
     def _roll_back(connection: sqlite3.Connection) -> None:

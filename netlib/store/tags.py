@@ -10,9 +10,21 @@ from pathlib import Path
 from netlib.folders import open_private
 from netlib.kernel.netns import boot_id
 
-__all__ = ["forget_tags", "known_tags", "remember_tag"]
+__all__ = ["TAG_DIGITS", "forget_tags", "known_tags", "remember_tag", "store_of", "tag_of"]
 
+TAG_DIGITS = 12  # of a record's id
 _NAME = "tags"
+
+
+def tag_of(text: str) -> tuple[str, str]:
+    """The store and (the beginning of) the record in a tag ``netlib:<store>:<record>``; both empty for any other text."""
+    parts = text.split(":")
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "netlib" else ("", "")
+
+
+def store_of(text: str) -> str:
+    """The store in a tag; empty for any other text."""
+    return tag_of(text)[0]
 
 
 def known_tags(folder: Path) -> dict[str, str]:

@@ -1,10 +1,15 @@
 """What several of the kernel's tests ask for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from netlib.client import leave
 from netlib.config import Config
+from netlib.runtime.lost import reset_lost
+from netlib.store.backup import copy_store
+from tests.kernel.lost_world import LOSSES, host, run
 from tests.kernel.runtime_world import World
 
 
@@ -13,3 +18,26 @@ def world(config: Config) -> Iterator[World]:
     world = World(config)
     yield world
     world.clear()
+
+
+@pytest.fixture
+def used(config: Config) -> Iterator[Config]:
+    """A host with a container on a network that has written something, and one on none."""
+    with host(config) as controller:
+        controller.create_network("web", subnets=["10.1.0.0/24", "fd00:1::/64"])
+        run(controller, "box", networks=["web"], publish=["8080:80"])
+        run(controller, "apart", networks=["none"])
+    yield config
+    leave(config)
+    list(reset_lost(config))
+
+
+@pytest.fixture(params=LOSSES)
+def lost(used: Config, tmp_path: Path, request: pytest.FixtureRequest) -> Config:
+    """A host whose store was lost in one of the ways after a third container was started."""
+    copy = tmp_path / "copy.db"
+    with host(used) as controller:
+        copy_store(controller.store.path, copy)
+        run(controller, "third", networks=["web"])
+    LOSSES[request.param](used, copy)
+    return used

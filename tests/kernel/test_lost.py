@@ -17,12 +17,13 @@ from netlib.cli.main import main
 from netlib.client import call
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.errors import ConfigError, Conflict, StoreDamaged, TeardownError, WrongHost
+from netlib.errors import ConfigError, Conflict, StoreDamaged, StoreLost, TeardownError, WrongHost
 from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.plan import Plan
 from netlib.runtime.lost import reset_lost, strays
+from netlib.runtime.restore import restore
 from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
 from netlib.verbs import perform
@@ -134,6 +135,9 @@ def test_a_damaged_store_is_set_aside_and_all_of_it_goes(used: Config) -> None:
 def test_after_the_store_was_deleted_its_successor_is_refused_and_both_are_cleared(used: Config) -> None:
     for path in used.state_dir.glob("netlib.db*"):
         path.unlink()
+    with pytest.raises(StoreLost, match="2 running containers.*2 network namespaces.*`netlib system reset --lost`"):
+        _host(used)
+    list(restore(used, None))  # accepted as it is, all the same
     with _host(used) as controller:
         with pytest.raises(Conflict, match=r"another netlib store .* `netlib system reset --lost --store [0-9a-f]{6}`"):
             controller.create_network("web")
@@ -150,6 +154,7 @@ def test_what_a_deleted_stores_cni_containers_hold_of_its_successors_goes_too(co
     _attach(config, 2)
     for path in config.state_dir.glob("netlib.db*"):
         path.unlink()
+    list(restore(config, None))
     _attach(config, 3)
     with _host(config) as controller, pytest.raises(TeardownError, match="outward_10.22.0.0/16"):
         controller.reset()
@@ -177,7 +182,11 @@ def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Con
     containers = _minders(used)
     (tag,) = known_tags(used.state_dir)
     take_away(used.state_dir)
-    call(used, "system.reset", {})
+    with pytest.raises(StoreLost, match="2 running containers, 2 links"):
+        call(used, "system.reset", {})
+    take_away(used.memory_dir)
+    with pytest.raises(StoreLost, match="2 running containers that"):  # whose the links are is known no more
+        call(used, "system.reset", {})
     assert len([line for line in strays(used) if line.startswith("left: links") and tag in line]) == 1
     lines = list(reset_lost(used))
     assert all(ended(pid) for pid in containers)

@@ -216,7 +216,7 @@ def test_a_launcher_in_python_that_was_not_asked_for_is_explained(
         (["install", ""], 1, "DIR is empty"),
         (["install", "--c", "--python", "x"], 125, "--c and --python exclude each other"),
         (["install", "--deadline", "0", "x"], 125, "--deadline 0 is not possible; choose 1 to 3600 seconds"),
-        (["install", "/dev/null"], 1, "/dev/null: File exists; choose a folder that can be written"),
+        (["install", "/dev/null"], 1, "/dev/null: Not a directory; choose a folder that can be written"),
         (["install", "/proc/x"], 1, "/proc/x: No such file or directory; choose a folder that can be written"),
         (["install", "a\udcff"], 1, "'a\\udcff' is no UTF-8 text"),
         (["remove", "x"], 1, "'cni remove' is no command"),

@@ -1,0 +1,61 @@
+"""What a lost store has of one container, found by its tags: a DEL that no record explains removes that as well.
+
+The link in the container names its record by the tag on it or on its other end; what else there is names an address of it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from cni_plugins.node import Node
+from cni_plugins.skel import Call
+from netlib.errors import ObjectMissing
+from netlib.kernel.addresses import addresses_of
+from netlib.kernel.handle import Kernel
+from netlib.kernel.links import remove_links
+from netlib.kernel.netns import identity_of
+from netlib.model import NetnsRef
+from netlib.store.tags import known_tags, store_of, tag_of
+
+__all__ = ["cleared_by_tag"]
+
+
+@contextmanager
+def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
+    """After the block, in which the container's link may go, remove what a lost store has of the container.
+
+    A no-op where the store is not lost. What else carries one of its tags stays: `netlib system reset --lost` is for that.
+    """
+    host = node.controller.host
+    if host.lost is None:
+        yield
+        return
+    tags = {*known_tags(host.config.state_dir), *known_tags(host.config.memory_dir), host.tag}
+    with Kernel() as kernel:
+        records, addresses = _found(kernel, node, call)
+        yield
+        firewall = kernel.firewall()
+        firewall.discard(
+            item
+            for item in firewall.list_ours()
+            if store_of(item.tag) in tags and (tag_of(item.tag)[1] in records or not addresses.isdisjoint(item.words))
+        )
+        marked = [(link.ifname, *tag_of(link.alias)) for link in kernel.rtnl().links()]
+        if gone := [ifname for ifname, store, record in marked if store in tags and record in records]:
+            remove_links(kernel, gone)
+
+
+def _found(kernel: Kernel, node: Node, call: Call[Any]) -> tuple[set[str], set[str]]:
+    """The records that the tags of the container's link name, and the container's addresses, as texts."""
+    addresses = {str(ip.address.ip) for ip in call.prev_result.ips} if call.prev_result is not None else set()
+    records: set[str] = set()
+    if node.netns is None:
+        return records, addresses
+    netns = NetnsRef(call.netns, identity_of(node.netns))
+    kernel.lend(netns, node.netns)
+    with suppress(ObjectMissing):
+        link = kernel.rtnl(netns).get_link(call.ifname)
+        addresses |= {str(address.ip) for address in addresses_of(kernel, call.ifname, netns)}
+        ends = [item for item in kernel.rtnl().links() if item.kind == "veth" and item.index == link.peer]
+        records = {record for item in (link, *ends) if (record := tag_of(item.alias)[1])}
+    return records, addresses

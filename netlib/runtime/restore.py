@@ -1,0 +1,321 @@
+"""A backup of the store put back, or the store that is there accepted, though it may be older than what was made since.
+
+One rule: nothing that runs is ended and no file of a container is deleted. A record stays where the kernel proves it, by the
+tag with its id; where its things are gone, it is forgotten as after a boot; what no record knows is left, and told.
+"""
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from netlib.client import leave
+from netlib.config import Config
+from netlib.controller import DNS_PORTS, Controller, Unwatched
+from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing, StoreDamaged, WrongHost
+from netlib.kernel.addresses import addresses_of
+from netlib.kernel.bridges import Bridge
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import NETNS_DIR, boot_id, current_identity, identity_of_path, netns_dir, opened
+from netlib.lifecycle import Lifecycle
+from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
+from netlib.names import new_id
+from netlib.plan import Plan
+from netlib.registry import driver
+from netlib.runtime.service import containers
+from netlib.runtime.spec import Container
+from netlib.store.backup import check_backup, copy_store, meta_of, put_back
+from netlib.store.records import Row, Transaction
+from netlib.store.sqlite import Store
+from netlib.store.tags import TAG_DIGITS, known_tags, store_of, tag_of
+from netlib.traces import container_folders, minders
+
+__all__ = ["restore"]
+
+_MOST_NAMES = 10
+
+
+def restore(config: Config, backup: Path | None) -> Iterator[str]:
+    """Put *backup* in the place of the store (None: keep the one that is there), and accept it: say what was found and left.
+
+    The present store is kept beside it. Raises NotPermitted, NotFound, ConfigError, WrongHost before anything is changed.
+    """
+    if os.geteuid() != 0:
+        raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
+    store = Store(config.state_dir, boot=boot_id())
+    if backup is not None:
+        check_backup(backup)
+        _check_place(backup)
+    leave(config)
+    if backup is not None:
+        kept = _keep(store)
+        if kept:
+            yield f"kept: the former store, as {kept}"
+        put_back(backup, store.path)
+        yield f"restored: {backup}"
+    with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
+        yield from _adopt(controller)
+        yield from _left(controller)
+
+
+def _check_place(backup: Path) -> None:
+    """Raise WrongHost for a backup that was made in this boot, in another netns."""
+    place = meta_of(backup, "netns") or ""
+    if place.startswith(f"{boot_id()}:") and place != current_identity():
+        raise WrongHost(f"{backup} describes another network namespace than this one; restore it from there")
+
+
+def _keep(store: Store) -> Path | None:
+    """Copy the present store beside itself, or set a damaged one aside; None where there is none."""
+    kept = store.path.with_name(f"{store.path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
+    if not store.exists:
+        with store.read():  # makes it
+            pass
+        store.close()
+        return None
+    try:
+        with store.read() as tx:
+            tx.all(Network)
+    except StoreDamaged:
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{store.path}{suffix}").rename(f"{kept}{suffix}")
+        return kept
+    finally:
+        store.close()
+    copy_store(store.path, kept, replace=True)
+    return kept
+
+
+# --- what the kernel proves ----------------------------------------------------------------------------------------------
+
+
+def _adopt(controller: Controller) -> Iterator[str]:
+    """Accept the store: bring its records to what is there, and write them for things whose tags prove whose they are."""
+    config = controller.config
+    running = minders(config.container_dir)
+    with Kernel() as kernel:
+        present = _Present(kernel, config, controller.host.tag)
+        known = controller.host.generation.known()
+        with controller.store.write() as tx:
+            forgotten = _settle_records(tx, kernel, present, running)
+            tx.set_meta("netns", current_identity())  # from here on it is this host's
+            tx.move_on(known)
+            number = tx.generation()
+        controller.host.generation.settle(number)
+    controller.host.lost = None
+    if forgotten:
+        yield f"forgotten, for nothing of them is there any more: {_listed(forgotten)}"
+    controller.recover()
+    controller.host.prepare()
+    yield from _adopt_sandboxes(controller, present, running)
+    yield from _adopt_endpoints(controller)
+
+
+class _Present:
+    """The things in the kernel that carry the tag of one store, by the beginning of the id that it names."""
+
+    def __init__(self, kernel: Kernel, config: Config, store: str) -> None:
+        self.links: set[str] = {tag_of(link.alias)[1] for link in kernel.rtnl().links() if store_of(link.alias) == store}
+        self.netns: dict[str, NetnsRef] = {}
+        for folder in {NETNS_DIR, netns_dir(config.run_dir)}:
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                with suppress(KernelError):  # a plain file, or it has gone meanwhile
+                    netns = NetnsRef(str(path), identity_of_path(str(path)))
+                    inside = kernel.rtnl(netns).links()
+                    tags = {link.ifname: tag_of(link.alias) for link in inside}
+                    self.links |= {record for its_store, record in tags.values() if its_store == store}
+                    if tags.get("lo", ("", ""))[0] == store:
+                        self.netns[tags["lo"][1]] = netns
+                    kernel.forget(netns)
+
+    def netns_of(self, record: str) -> NetnsRef | None:
+        """The netns whose tag names *record*, a whole id."""
+        return self.netns.get(record[:TAG_DIGITS])
+
+
+def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running: dict[str, int]) -> list[str]:
+    """Keep the records that are proved, forget the others as after a boot; return the names of those."""
+    forgotten, kept = _settle_sandboxes(tx, kernel, present, running)
+    for endpoint in tx.all(Endpoint):
+        if endpoint.value.sandbox in kept and (endpoint.id[:TAG_DIGITS] in present.links or not endpoint.value.ifname):
+            tx.set_phase(endpoint.id, Phase.READY)
+        else:
+            _forget(tx, kernel, endpoint)
+    for attachment in tx.all(CniAttachment):
+        if attachment.phase is Phase.CREATING and _is_there(attachment.value.netns):
+            tx.set_phase(attachment.id, Phase.READY)
+    is_of_this_boot = (tx.meta("netns") or "").startswith(f"{boot_id()}:")
+    networks: list[Row[Any]] = [*tx.all(Network), *tx.all(CniNetwork)]
+    for network in networks:
+        tx.stamp(network.id, "")  # what it needs is looked at, and made where it is missing, at its next use
+        if not is_of_this_boot:  # what was found, and put aside, in another boot is no concern of this one's
+            tx.write_objects(network.id, ())
+    for container in tx.all(Container):
+        netns = present.netns_of(container.value.container_id)
+        if container.value.owns_sandbox and netns is not None:
+            tx.replace(replace(container.value, netns=netns))
+        if container.value.container_id in running:
+            tx.set_phase(container.id, Phase.READY)
+    return forgotten
+
+
+def _settle_sandboxes(
+    tx: Transaction, kernel: Kernel, present: _Present, running: dict[str, int]
+) -> tuple[list[str], set[str]]:
+    """The same for sandboxes; return the names of those forgotten, and the ids of those kept."""
+    forgotten, kept = [], set()
+    for row in tx.all(Sandbox):
+        netns = present.netns_of(row.id)
+        if row.value.owned and netns is None:
+            forgotten.append(row.name)
+            _forget(tx, kernel, row, keeps_files=row.id in running)
+        else:
+            kept.add(row.id)
+            tx.replace(replace(row.value, netns=netns or row.value.netns))
+            tx.set_phase(row.id, Phase.READY)
+    return forgotten, kept
+
+
+def _forget(tx: Transaction, kernel: Kernel, row: Row[Any], *, keeps_files: bool = False) -> None:
+    for item in reversed(tx.objects(row.id)):
+        if item.survives_boot and not keeps_files:
+            item.remove(kernel)
+    Lifecycle.forget(tx, row)
+
+
+def _is_there(netns: NetnsRef) -> bool:
+    try:
+        with opened(netns):
+            return True
+    except ObjectMissing:
+        return False
+
+
+def _adopt_sandboxes(controller: Controller, present: _Present, running: dict[str, int]) -> Iterator[str]:
+    """Write the sandboxes of containers that were started after the backup: their netns carry the containers' ids."""
+    known = {container.container_id: container for container in containers(controller)}
+    with controller.store.read() as tx:
+        missing = [item for item in running if item in known and tx.by_id(item) is None]
+    for sandbox_id in missing:
+        container, netns = known[sandbox_id], present.netns_of(sandbox_id)
+        if netns is None:
+            continue
+        sandbox = Sandbox(
+            id=sandbox_id,
+            name=container.name,
+            created=time.time(),
+            netns=netns,
+            owned=True,
+            hostname=container.hostname,
+            domainname=container.spec.domainname,
+            resolver=container.spec.resolver,
+            dns_port=random.choice(DNS_PORTS),
+            files_dir=str(controller.config.sandbox_dir / sandbox_id),
+        )
+        purpose = f"adopting sandbox {sandbox.name}"
+        with (
+            controller.operation("sandbox adopt", sandbox.name),
+            controller.lifecycle.working_on([sandbox_id], purpose),
+            controller.engine.kernel(sandbox_id) as kernel,
+        ):
+            controller.lifecycle.create_sandbox(kernel, sandbox, lambda _: None)
+            with controller.store.write() as tx:
+                tx.replace(replace(container, netns=netns, files_dir=sandbox.files_dir, owns_sandbox=True))
+        yield f"adopted: {container.name}, which was started after the backup"
+
+
+def _adopt_endpoints(controller: Controller) -> Iterator[str]:
+    """Connect sandboxes to the networks that they are in already: each link is there, and is taken as it is."""
+    for box in controller.sandboxes():
+        for seen in _unknown_endpoints(controller, box) if box.owned else ():
+            families = {address.version: address for address in seen.addresses}
+            try:
+                controller.connect(
+                    seen.network,
+                    box.id,
+                    endpoint_id=seen.record,
+                    ifname=seen.ifname,
+                    mac=seen.mac,
+                    ip=families[4].ip if 4 in families else None,
+                    ip6=families[6].ip if 6 in families else None,
+                )
+            except NetlibError as error:
+                yield f"left: {seen.ifname} of {box.name}: {error}"
+            else:
+                yield f"adopted: {seen.ifname} of {box.name}, without aliases and published ports: start it anew to have them"
+
+
+class _Seen(NamedTuple):
+    """A member of a network of ours that no record knows, as its links tell."""
+
+    record: str  # an id that begins as the tag says
+    network: str
+    ifname: str
+    mac: str
+    addresses: list[IPInterface]
+
+
+def _unknown_endpoints(controller: Controller, box: Sandbox) -> list[_Seen]:
+    """The veth pairs from *box* to bridges of networks of ours whose tag names an endpoint that has no record."""
+    found = []
+    networks = {item.ifname: network.id for network in controller.networks() for item in _plan(network).of(Bridge)}
+    with Kernel() as kernel, controller.store.read() as tx:
+        outside = {link.index: link for link in kernel.rtnl().links()}
+        for link in kernel.rtnl(box.netns).links():
+            other = outside.get(link.peer)
+            if link.kind != "veth" or other is None or other.kind != "veth" or other.master not in outside:
+                continue
+            store, record = tag_of(other.alias)
+            network = networks.get(outside[other.master].ifname)
+            if store == controller.host.tag and network is not None and not tx.is_known(record):
+                addresses = [
+                    address for address in addresses_of(kernel, link.ifname, box.netns) if not address.ip.is_link_local
+                ]
+                found.append(_Seen(record + new_id()[TAG_DIGITS:], network, link.ifname, link.mac, addresses))
+    return found
+
+
+def _plan(network: Network) -> Plan:
+    return driver(network.driver).network_plan(network)
+
+
+# --- what is left --------------------------------------------------------------------------------------------------------
+
+
+def _left(controller: Controller) -> Iterator[str]:
+    """Say what the store does not know, though it is this state folder's, and how it goes."""
+    config = controller.config
+    running = minders(config.container_dir)
+    known = {container.container_id for container in containers(controller)}
+    unknown = sorted((container_folders(config) | running.keys()) - known)
+    with controller.store.read() as tx:
+        tags = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}
+        with Kernel() as kernel:
+            links = [
+                link.ifname
+                for link in kernel.rtnl().links()
+                if store_of(link.alias) in tags and not tx.is_known(tag_of(link.alias)[1])
+            ]
+            present = _Present(kernel, config, controller.host.tag)
+        netns = sorted(ref.label for record, ref in present.netns.items() if not tx.is_known(record))
+    for container_id in unknown:
+        state = (
+            "runs" if container_id in running else "does not run; its files are in " + str(config.container_dir / container_id)
+        )
+        yield f"left: container {container_id[:12]}, which the store does not know, {state}"
+    for what, names in (("links", links), ("network namespaces", netns)):
+        if names:
+            yield f"left: {what} that the store does not know: {_listed(names)}"
+    if unknown or links or netns:
+        yield "what is left goes, with all that the store knows, by: netlib system reset --lost"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

@@ -1,0 +1,91 @@
+"""A store copied whole while it is in use, and put back, both by SQLite's online backup: no moment is torn in two."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from netlib.errors import AlreadyExists, ConfigError, NotFound, StoreError
+from netlib.folders import open_private
+from netlib.store.schema import MIGRATIONS
+
+__all__ = ["check_backup", "copy_store", "meta_of", "put_back"]
+
+_PAGES = 1024  # at a time, so that writers wait for 4 MiB at most
+
+
+def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
+    """Copy the store at *source* into the file *target*, whole on the disk before it has that name.
+
+    Raises AlreadyExists where the file is there, unless it is to be *replaced*; ConfigError where it cannot be written.
+    """
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; name a file")
+    if os.path.lexists(target) and not replace:
+        raise AlreadyExists(f"{target} exists; choose another name, or pass --force")
+    new = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.close(open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        with closing(_open(source, "ro")) as live, closing(sqlite3.connect(new)) as copy:
+            live.backup(copy, pages=_PAGES)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        with open(new, "rb") as file:
+            os.fsync(file.fileno())
+        new.rename(target)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror}; choose another file") from error
+    except sqlite3.Error as error:
+        raise StoreError(f"{source} cannot be copied to {target}: {error}") from error
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def check_backup(path: Path) -> None:
+    """See that *path* is a whole store that this netlib can read. Raises NotFound, ConfigError."""
+    if not path.exists():
+        raise NotFound(f"there is no file {path}; name one that `netlib system backup` wrote")
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file; name one that `netlib system backup` wrote")
+    with _as_backup(path) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise ConfigError(f"{path} was written by a newer netlib (schema {version}, not {len(MIGRATIONS)}); upgrade netlib")
+        if not db.execute("SELECT 1 FROM meta WHERE key='tag'").fetchone():
+            raise ConfigError(f"{path} is a store that nothing was ever written to; name one that `netlib system backup` wrote")
+        (answer,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if answer != "ok":
+            raise ConfigError(f"{path} is damaged: {answer}; name another backup")
+
+
+def meta_of(path: Path, key: str) -> str | None:
+    """A fact about the store that *path* is a backup of."""
+    with _as_backup(path) as db:
+        row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+    return row[0] if row else None
+
+
+def put_back(backup: Path, store: Path) -> None:
+    """Replace all that is in *store*, which other processes may have open, by what is in *backup*, in one transaction."""
+    with _as_backup(backup) as source:
+        try:
+            with closing(sqlite3.connect(store, timeout=30)) as target:
+                source.backup(target)
+                target.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.Error as error:
+            raise StoreError(f"{backup} cannot be put in the place of {store}: {error}; nothing was changed") from error
+
+
+@contextmanager
+def _as_backup(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with closing(_open(path, "ro")) as db:
+            yield db
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} is no store of netlib: {error}; name a file that `netlib system backup` wrote") from error
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(os.fspath(path))}?mode={mode}", uri=True, timeout=30)

@@ -1,0 +1,85 @@
+"""What outlives the records of a store: files and minders of its containers, and things in the kernel that carry its tag.
+
+By these a store that is new, or older than what it made, is recognised. Nothing here is changed.
+"""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from netlib.config import Config
+from netlib.errors import KernelError
+from netlib.kernel.handle import Kernel
+from netlib.kernel.netns import NETNS_DIR, identity_of_path, netns_dir
+from netlib.model import HOST, NetnsRef
+from netlib.store.tags import store_of
+
+__all__ = ["CONTAINER_ID", "container_folders", "minded", "minders", "traces"]
+
+CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_MINDER = "from netlib.runtime.shim import main"  # in the command line of every minder: netlib.runtime.launch
+
+
+def traces(config: Config, tags: Collection[str]) -> list[str]:
+    """What there is of this state folder's containers and of the stores *tags*, a phrase for each kind."""
+    found = []
+    if running := len(minders(config.container_dir)):
+        found.append(f"{running} running container{'' if running == 1 else 's'}")
+    if folders := len(container_folders(config)):
+        found.append(f"the files of {folders} container{'' if folders == 1 else 's'}")
+    with Kernel() as kernel:
+        if count := _tagged_links(kernel, HOST, tags):
+            found.append(f"{count} link{'' if count == 1 else 's'}")
+        if count := _tagged_netns(kernel, config, tags):
+            found.append(f"{count} network namespace{'' if count == 1 else 's'}")
+        if count := sum(store_of(item.tag) in tags for item in kernel.firewall().list_ours()) if tags else 0:
+            found.append(f"{count} firewall entr{'y' if count == 1 else 'ies'}")
+    return found
+
+
+def container_folders(config: Config) -> set[str]:
+    """The ids of containers that have files, whether a record knows them or not."""
+    folder = config.container_dir
+    return {item.name for item in folder.iterdir() if CONTAINER_ID.fullmatch(item.name)} if folder.is_dir() else set()
+
+
+def minders(folder: Path) -> dict[str, int]:
+    """The minders of containers with their files in *folder*, which may have been deleted: pid by container's id."""
+    found = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if container_id := minded(pid, folder):
+            found[container_id] = pid
+    return found
+
+
+def minded(pid: int, folder: Path) -> str:
+    """The id of the container whose minder a process is; empty for any other process."""
+    try:
+        is_mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return ""
+    if not is_mine or not any(_MINDER in word for word in words[:5]):
+        return ""
+    facts = dict(word.split("=", 1) for word in words[5:] if "=" in word)
+    container_id = facts.get("id", "")
+    return container_id if facts.get("folder") == str(folder / container_id) else ""
+
+
+def _tagged_links(kernel: Kernel, netns: NetnsRef, tags: Collection[str]) -> int:
+    return sum(store_of(link.alias) in tags for link in kernel.rtnl(netns).links()) if tags else 0
+
+
+def _tagged_netns(kernel: Kernel, config: Config, tags: Collection[str]) -> int:
+    """How many netns where ours are pinned have a ``lo`` that carries one of *tags*."""
+    count = 0
+    for folder in {NETNS_DIR, netns_dir(config.run_dir)} if tags else ():
+        for path in folder.iterdir() if folder.is_dir() else ():
+            try:
+                netns = NetnsRef(str(path), identity_of_path(str(path)))
+                count += store_of(kernel.rtnl(netns).get_link("lo").alias) in tags
+            except KernelError:  # a plain file, or it has gone meanwhile
+                continue
+            kernel.forget(netns)
+    return count

@@ -1,0 +1,144 @@
+"""A backup of the store, and what is true after one was put back."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from netlib.cli.main import main
+from netlib.client import leave, start_daemon
+from netlib.config import Config
+from netlib.errors import AlreadyExists, ConfigError, NetlibError, NotFound
+from netlib.kernel.snapshot import differences, snapshot
+from netlib.runtime.restore import restore
+from netlib.store.backup import copy_store
+from netlib.verbs import perform
+from tests.kernel.lost_world import delete, host, netlib, run, running_pids, work_files
+from tests.processes import ended
+
+pytestmark = pytest.mark.needs_cgroups
+
+
+def test_a_backup_is_whole_while_others_write(used: Config, tmp_path: Path) -> None:
+    start_daemon(used)
+    netlib(used, "system", "backup", str(tmp_path / "a.db"), code=0)
+    assert oct((tmp_path / "a.db").stat().st_mode)[-3:] == "600"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".a", "a"))] == ["a.db"]
+    assert "exists" in netlib(used, "system", "backup", str(tmp_path / "a.db"), code=1)
+    netlib(used, "system", "backup", "-f", str(tmp_path / "a.db"), code=0)
+    with closing(sqlite3.connect(tmp_path / "a.db")) as db:
+        names = [name for (name,) in db.execute("SELECT name FROM record WHERE kind='network' ORDER BY name")]
+    assert names == ["bridge", "host", "none", "web"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "a folder", "text", "empty", "another database", "newer", "damaged"])
+def test_what_is_no_backup_is_refused_and_nothing_is_changed(used: Config, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "backup.db"
+    with host(used) as controller:
+        copy_store(controller.store.path, file)
+    if kind == "missing":
+        file.unlink()
+    elif kind == "a folder":
+        file = tmp_path
+    elif kind in ("text", "empty"):
+        file.write_text("hello\n" if kind == "text" else "")
+    elif kind == "another database":
+        file.unlink()
+        with closing(sqlite3.connect(file)) as db:
+            db.execute("CREATE TABLE other (x)")
+    elif kind == "newer":
+        with closing(sqlite3.connect(file)) as db:
+            db.execute("PRAGMA user_version=999")
+    else:
+        with file.open("r+b") as stream:
+            stream.seek(4096)
+            stream.write(b"\xa5" * 16384)
+    before, store = snapshot(), (used.state_dir / "netlib.db").read_bytes()
+    with pytest.raises(NetlibError) as refusal:
+        list(restore(used, file))
+    assert isinstance(refusal.value, NotFound if kind == "missing" else ConfigError)
+    assert str(file) in str(refusal.value)
+    assert (used.state_dir / "netlib.db").read_bytes() == store
+    assert differences(before, snapshot()) == []
+    with host(used) as controller:
+        assert [network.name for network in controller.networks()] == ["bridge", "host", "none", "web"]
+
+
+def test_a_backup_is_not_written_over_a_folder_or_where_nothing_can_be(used: Config, tmp_path: Path) -> None:
+    with host(used) as controller:
+        for file, error in (
+            (tmp_path, ConfigError),
+            (tmp_path / "none" / "x", ConfigError),
+            (controller.store.path, AlreadyExists),
+        ):
+            with pytest.raises(error):
+                perform(controller, "system.backup", {"file": str(file)})
+
+
+def test_restored_after_it_was_deleted_all_is_as_before(used: Config, tmp_path: Path) -> None:
+    backup = tmp_path / "backup.db"
+    netlib(used, "system", "backup", str(backup), code=0)
+    before, pids = snapshot(), running_pids(used)
+    delete(used, backup)
+    said = netlib(used, "system", "restore", "-f", str(backup), code=0)
+    assert "left" not in said
+    assert "forgotten" not in said
+    assert (running_pids(used), differences(before, snapshot())) == (pids, [])
+    assert netlib(used, "ps", "--format", "{{.Names}} {{.Ports}}", code=0).split("\n")[:2] == [
+        "apart ",
+        "box 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp",
+    ]
+    for name in ("web", "box", "apart"):
+        assert netlib(used, "check", name, code=0) == ""
+    netlib(used, "rm", "-f", "box", "apart", code=0)
+    assert all(ended(pid) for pid in pids.values())
+    assert "late" not in netlib(used, "network", "rm", "web", code=0)
+
+
+def test_an_older_copy_adopts_what_was_made_since_and_lists_the_rest(used: Config, tmp_path: Path) -> None:
+    """`box` was started anew, `apart` has ended and gone; `third` and its network are in no record of the copy."""
+    backup = tmp_path / "backup.db"
+    netlib(used, "system", "backup", str(backup), code=0)
+    netlib(used, "restart", "-t", "0", "box", code=0)
+    netlib(used, "rm", "-f", "apart", code=0)
+    with host(used) as controller:
+        controller.create_network("new", subnets=["10.2.0.0/24"])
+        run(controller, "third", networks=["new"])
+        address = controller.endpoints(sandbox="box")[0].addresses[0]
+    leave(used)
+    pids = running_pids(used)
+    said = netlib(used, "system", "restore", "-f", str(backup), code=0)
+    assert "kept: the former store" in said
+    assert "forgotten, for nothing of them is there any more: apart" in said
+    assert "adopted: eth0 of box" in said
+    assert "left: container" in said
+    assert "left: links" in said
+    assert running_pids(used) == pids
+    with host(used) as controller:
+        (endpoint,) = controller.endpoints(sandbox="box")
+        assert endpoint.addresses[0] == address
+        assert controller.check("box") == []
+        other = controller.create_sandbox("other")
+        assert controller.connect("web", other.id).addresses[0] != address
+        controller.remove_sandbox("other")
+    assert netlib(used, "ps", "-a", "--format", "{{.Names}} {{.State}}", code=0).split("\n")[:2] == [
+        "apart created",
+        "box running",
+    ]
+    netlib(used, "run", "--rm", "--network", "web", "true", code=0)
+    netlib(used, "rm", "-f", "box", code=0)
+    assert len(running_pids(used)) == 1
+    assert "removed: containers" in netlib(used, "system", "reset", "-f", "--lost", code=0)
+    assert running_pids(used) == {} if used.container_dir.exists() else True
+
+
+def test_the_store_is_accepted_as_it_is(lost: Config) -> None:
+    pids = running_pids(lost)
+    folders = ["--state-dir", str(lost.state_dir), "--run-dir", str(lost.run_dir)]
+    assert main([*folders, "system", "restore", "-f"]) == 0
+    assert running_pids(lost) == pids
+    assert "NAMES" in netlib(lost, "ps", "-a", code=0)
+    netlib(lost, "run", "--rm", "--network", "none", "true", code=0)
+    assert running_pids(lost) == pids
+    assert len(work_files(lost)) == 3
