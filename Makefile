@@ -7,14 +7,17 @@ TESTHOST := tests/testhost
 SOAK ?= 1
 # More arguments for pytest: make test PYTEST="-k dns -x"
 PYTEST ?=
+# What `make bench-compare` compares with, and its other words: make bench-compare BASE=11f308c COMPARE="--pairs 20 ADD"
+BASE ?= HEAD~1
+COMPARE ?=
 # Tests wait more than they compute: one worker more than there are processors, each in a test host of its own.
 HOSTS ?= $(shell expr $$(nproc) + 1)
 WORKERS = --dist load --tx "$(HOSTS)*popen//python=$(TESTHOST) $(VENV_PYTHON)"
 
-.PHONY: help install test test-vm test-peers soak demo bench bench-cni lint format clean
+.PHONY: help install test test-vm test-peers soak demo bench bench-cni bench-compare lint format clean
 
 help: ## Print this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: ## Debian packages (as root, if missing), .venv, Python packages
 	@scripts/install
@@ -43,6 +46,9 @@ bench: ## Measure netlib beside its peers, in one run
 bench-cni: ## Measure the CNI plugins beside the reference's, in one run
 	@scripts/install peers
 	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks cni
+
+bench-compare: install ## This checkout beside another commit, in pairs of one run: make bench-compare BASE=HEAD~1
+	@$(VENV_PYTHON) -m benchmarks.compare $(BASE) $(COMPARE)
 
 lint: install ## ruff, ruff format, mypy
 	@$(VENV_PYTHON) -m ruff check --quiet .

@@ -1,0 +1,195 @@
+"""One side of a comparison: a program that measures whichever netlib its PYTHONPATH leads to, one sample for each line.
+
+``python side.py FOLDER`` prints the names of its rows, then for each name on standard input one line with the milliseconds.
+It runs in a test host of its own and uses what every commit since 11f308c has. Run by :mod:`benchmarks.compare`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.pop(0)  # this file's own folder: netlib is to be found by PYTHONPATH
+
+from cni_plugins.install import install
+from netlib.client import call, leave, start_daemon
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
+from netlib.ports import parse_publish
+from netlib.runtime.verbs import remove_all
+
+Sample = Callable[[], float]
+_SANDBOXES = 20
+_QUERIES = 2000
+_SLEEP = ("sleep", "1000")
+
+
+def _took(action: Callable[..., object], *arguments: object, **keywords: object) -> float:
+    started = time.perf_counter()
+    action(*arguments, **keywords)
+    return (time.perf_counter() - started) * 1000
+
+
+def _run(*words: str, given: bytes = b"", environ: dict[str, str] | None = None) -> bytes:
+    done = subprocess.run(words, input=given, env=environ, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.returncode} {done.stdout!r} {done.stderr!r}")
+    return done.stdout
+
+
+@contextmanager
+def _alone(config: Config, command: list[str]) -> Iterator[dict[str, Sample]]:
+    """What is done in this process, whether there is a netlibd or not."""
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_sandbox("own")
+        one, many = parse_publish("9999:80"), parse_publish("10000-10999:1-1000")
+
+        def cycle(first: bool, **wanted: Any) -> float:
+            joined = _took(controller.connect, "net", "own", **wanted)
+            left = _took(controller.disconnect, "net", "own")
+            return joined if first else left
+
+        def network() -> None:
+            controller.create_network("other")
+            controller.remove_network("other")
+
+        def sandboxes() -> float:
+            names = [f"box{number}" for number in range(_SANDBOXES)]
+            for name in names:
+                controller.create_sandbox(name)
+                controller.connect("net", name)
+            return _took(controller.remove_sandboxes, names)
+
+        yield {
+            "connect, in-process": lambda: cycle(True),
+            "disconnect, in-process": lambda: cycle(False),
+            "connect with a port": lambda: cycle(True, ports=one),
+            "connect with a range of 1,000 ports": lambda: cycle(True, ports=many),
+            "create and remove a network": lambda: _took(network),
+            f"{_SANDBOXES} sandboxes removed at once": sandboxes,
+            "netlib network ls, in its own process": lambda: _took(_run, "unshare", "--mount", *command, "network", "ls"),
+        }
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[dict[str, Sample]]:
+    """A host with a warm netlibd."""
+    config = Config(state_dir=folder / "served" / "state", run_dir=folder / "served" / "run")
+    start_daemon(config)
+    with Controller(config) as controller, ExitStack() as stack:
+        controller.create_network("net")
+        controller.create_sandbox("box")
+        controller.create_sandbox("asker")
+        controller.connect("net", "asker")
+        command = [sys.executable, "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}"]
+        many = parse_publish("20000-20999:1-1000")
+        args = {"network": "net", "container": "box"}
+        _run(*command, "run", "-d", "--name", "living", "--network", "net", *_SLEEP)
+
+        def cycle(first: bool) -> float:
+            joined = _took(call, config, "network.connect", args)
+            left = _took(call, config, "network.disconnect", args)
+            return joined if first else left
+
+        def held() -> float:
+            took = _took(controller.connect, "net", "box", ports=many)
+            controller.disconnect("net", "box")
+            return took
+
+        def started(first: bool) -> float:
+            begun = _took(_run, *command, "run", "-d", "--name", "new", "--network", "net", *_SLEEP)
+            removed = _took(_run, *command, "rm", "-f", "new")
+            return begun if first else removed
+
+        def names() -> float:
+            asking = Path(__file__).with_name("fresh_sockets.py")
+            netns = controller.sandbox("asker").netns.path
+            words = [sys.executable, "-IS", str(asking), "127.0.0.11", str(_QUERIES), "asker", "living"]
+            return _QUERIES / float(_run("nsenter", f"--net={netns}", *words)) * 1000
+
+        yield {
+            "connect, through netlibd": lambda: cycle(True),
+            "disconnect, through netlibd": lambda: cycle(False),
+            "1,000 ports held by netlibd": held,
+            "netlib run -d": lambda: started(True),
+            "netlib rm -f": lambda: started(False),
+            "netlib exec true": lambda: _took(_run, *command, "exec", "living", "true"),
+            "netlib network ls, with netlibd": lambda: _took(_run, *command, "network", "ls"),
+            f"{_QUERIES:,} names from fresh sockets": names,
+            **stack.enter_context(_cni(folder, config)),
+            **stack.enter_context(_alone(config, command)),
+        }
+        remove_all(controller)
+        controller.reset()
+    leave(config)
+
+
+@contextmanager
+def _cni(folder: Path, config: Config) -> Iterator[dict[str, Sample]]:
+    """Attachments through the launchers, a process for each call."""
+    netns = NETNS_DIR / "compared"
+    create_netns(netns)
+    kinds = ("c", "python")
+    for kind in kinds:
+        install(folder / kind, config, launcher=kind, types=["bridge", "host-local", "portmap"])  # type: ignore[arg-type]
+    common = {"cniVersion": "1.0.0", "name": "compared"}
+    ipam = {"type": "host-local", "subnet": "10.31.0.0/16", "dataDir": str(folder / "leases")}
+
+    def chain(ports: bool) -> list[dict[str, Any]]:
+        bridge: dict[str, Any] = {
+            **common,
+            "type": "bridge",
+            "bridge": "compared",
+            "isGateway": True,
+            "ipMasq": ports,
+            "ipam": ipam,
+        }
+        mapping = {"hostPort": 31080, "containerPort": 80, "protocol": "tcp"}
+        return [bridge, {**common, "type": "portmap", "runtimeConfig": {"portMappings": [mapping]}}][: 1 + ports]
+
+    def cycle(first: bool, ports: bool, kind: str = "c") -> float:
+        environ = {"PATH": os.environ["PATH"], "CNI_CONTAINERID": "c1", "CNI_NETNS": str(netns), "CNI_IFNAME": "eth0"}
+        environ["CNI_PATH"] = str(folder / kind)
+        result: dict[str, object] = {}
+        figures = {"ADD": 0.0, "DEL": 0.0}
+        for verb in figures:
+            for conf in chain(ports) if verb == "ADD" else chain(ports)[::-1]:
+                given = json.dumps({**conf, "prevResult": result} if result else conf).encode()
+                plugin, variables = str(folder / kind / str(conf["type"])), {**environ, "CNI_COMMAND": verb}
+                begun = time.perf_counter()
+                answer = _run(plugin, given=given, environ=variables)
+                figures[verb] += (time.perf_counter() - begun) * 1000
+                result = json.loads(answer) if answer else result
+        return figures["ADD" if first else "DEL"]
+
+    try:
+        yield {
+            "ADD, bridge": lambda: cycle(True, False),
+            "DEL, bridge": lambda: cycle(False, False),
+            "ADD, bridge, masquerade and a port": lambda: cycle(True, True),
+            "DEL, bridge, masquerade and a port": lambda: cycle(False, True),
+            "ADD, bridge, Python launcher": lambda: cycle(True, False, "python"),
+        }
+        call(config, "cni.prune", {})
+    finally:
+        delete_netns(netns)
+
+
+def main() -> None:
+    """Print the rows, then answer each line."""
+    folder = Path(sys.argv[1])
+    with ExitStack() as stack:
+        rows = stack.enter_context(_served(folder))
+        print(json.dumps([*rows]), flush=True)
+        for line in sys.stdin:
+            print(rows[json.loads(line)](), flush=True)
+
+
+if __name__ == "__main__":
+    main()
