@@ -80,7 +80,7 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
 
     def _rewrite(self, fd: int) -> None:
         text = self.content.encode()
-        if _read_all(fd) != text:
+        if _read(fd, len(text)) != text:
             done = 0
             while done < len(text):
                 done += os.pwrite(fd, text[done:], done)
@@ -97,15 +97,22 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
     def drift(self, kernel: "Kernel") -> str | None:
         if self.adopted:
             return None
-        path = Path(self.path)
         with doing(f"read {self.path}"):
             try:
-                found = path.lstat()
-                if not stat.S_ISREG(found.st_mode):
-                    return f"{self.path} is no regular file"
-                text = path.read_bytes()
+                fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             except (FileNotFoundError, NotADirectoryError):
                 return f"{self.path} is missing"
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                    return f"{self.path} is no regular file"
+                raise
+            try:
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode):
+                    return f"{self.path} is no regular file"
+                text = _read(fd, len(self.content.encode()))
+            finally:
+                os.close(fd)
         if text != self.content.encode():
             return f"{self.path} has other content"
         return _mode_drift(self.path, found.st_mode, self.mode)
@@ -114,8 +121,8 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
         yield f"install -m {self.mode:o} /dev/stdin {self.path}  # {len(self.content.splitlines())} lines"
 
 
-def _read_all(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
+def _read(fd: int, size: int) -> bytes:
+    """One byte more than *size*, at most: a container may have made its resolv.conf as long as it likes."""
     return os.pread(fd, size + 1, 0)
 
 

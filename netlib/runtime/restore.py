@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from netlib.client import leave
+from netlib.client import leave, start_daemon
 from netlib.config import Config
 from netlib.controller import DNS_PORTS, Controller, Unwatched
 from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing, StoreDamaged, WrongHost
@@ -27,8 +27,9 @@ from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, Netns
 from netlib.names import new_id
 from netlib.plan import Plan
 from netlib.registry import driver
-from netlib.runtime.service import containers
+from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
+from netlib.sandboxes import is_served
 from netlib.store.backup import check_backup, copy_store, meta_of, put_back
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
@@ -61,6 +62,12 @@ def restore(config: Config, backup: Path | None) -> Iterator[str]:
     with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
         yield from _adopt(controller)
         yield from _left(controller)
+        boxes = controller.sandboxes()
+        with controller.store.read() as tx:
+            joined = [tx.memberships(box.id) for box in boxes]
+    leave(config)  # one that a supervisor has started meanwhile knows the records of before
+    if any(is_served(pairs) or any(endpoint.ports for _, endpoint in pairs) for pairs in joined):
+        start_daemon(config)
 
 
 def _check_place(backup: Path) -> None:
@@ -294,6 +301,8 @@ def _left(controller: Controller) -> Iterator[str]:
     running = minders(config.container_dir)
     known = {container.container_id for container in containers(controller)}
     unknown = sorted((container_folders(config) | running.keys()) - known)
+    with controller.store.write() as tx:
+        tx.set_meta(ACCEPTED, " ".join(unknown))
     with controller.store.read() as tx:
         tags = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}
         with Kernel() as kernel:

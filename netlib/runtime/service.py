@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from netlib.controller import Controller
 from netlib.driverapi import Addressless, PublishesPorts
-from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound
+from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound, StoreLost
 from netlib.locks import record_lock
 from netlib.model import Endpoint, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
@@ -26,9 +26,11 @@ from netlib.registry import driver
 from netlib.runtime.container import Runtime, State
 from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, NetworkAttachment, check_spec, generate_name
 from netlib.store.records import Row, Transaction, register_kind
+from netlib.traces import container_folders
 
 register_kind("container", Container)
 
+ACCEPTED = "accepted"  # a fact about the store: containers that it does not know, and is not to ask about any more
 _KILL_SECONDS = 10.0
 
 __all__ = [
@@ -39,11 +41,13 @@ __all__ = [
     "finish",
     "kill_container",
     "reap_container",
+    "refuse_unknown",
     "remove_container",
     "remove_containers",
     "run_container",
     "start_container",
     "stop_container",
+    "unknown_containers",
     "warnings",
 ]
 
@@ -105,6 +109,7 @@ def run_container(
     *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises what that raises and what the
     verbs of the controller do.
     """
+    refuse_unknown(controller)
     finish(controller)
     container = _draft(controller, spec)
     with controller.locks.hold(record_lock(container.id), f"running container {spec.name or container.short_id}"):
@@ -124,6 +129,7 @@ def run_container(
 
 def create_container(controller: Controller, spec: ContainerSpec) -> Container:
     """Check a request and write the container down; nothing runs and nothing is joined yet."""
+    refuse_unknown(controller)
     finish(controller)
     return _inserted(controller, _draft(controller, spec), Phase.READY)
 
@@ -392,6 +398,25 @@ def finish(controller: Controller) -> list[NetlibError]:
             continue
         failures += _attempted(partial(_if_idle, controller, row, partial(_finish_one, controller, row.id)))
     return failures
+
+
+def refuse_unknown(controller: Controller) -> None:
+    """Raise StoreLost where containers have files that no record knows: rows were lost, by whatever hand.
+
+    Those that `netlib system restore` has listed were accepted. It lists all containers, so it is for verbs that do so anyway.
+    """
+    unknown = unknown_containers(controller)
+    if unknown:
+        count = f"{len(unknown)} container{'' if len(unknown) == 1 else 's'}"
+        raise StoreLost(f"{controller.store.path} does not know {count} with files in {controller.config.container_dir}")
+
+
+def unknown_containers(controller: Controller) -> list[str]:
+    """The ids of containers with files that no record knows, but for those that have been accepted."""
+    found = container_folders(controller.config)
+    with controller.store.read() as tx:
+        accepted = (tx.meta(ACCEPTED) or "").split()
+        return sorted(item for item in found.difference(accepted) if tx.by_id(item + RECORD_SUFFIX) is None)
 
 
 def _attempted(action: Callable[[], None]) -> list[NetlibError]:

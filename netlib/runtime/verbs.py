@@ -214,6 +214,7 @@ def container_reap(controller: Controller, *, name: str) -> None:
 
 def container_ls(controller: Controller, *, all_states: bool = False) -> list[dict[str, str]]:
     """The containers that run, or all of them, newest first."""
+    service.refuse_unknown(controller)
     now = time.time()
     own = service.runtime(controller)
     networks = {network.id: network for network in controller.networks()}

@@ -89,6 +89,14 @@ def delete_with_tags(config: Config, copy: Path) -> None:
         (config.state_dir / name).unlink(missing_ok=True)
 
 
+def delete_rows(config: Config, copy: Path) -> None:
+    """By somebody else's hand, in a store that is otherwise what it was."""
+    with closing(sqlite3.connect(config.state_dir / "netlib.db")) as db:
+        db.execute("PRAGMA foreign_keys=ON")
+        db.execute("DELETE FROM record")
+        db.commit()
+
+
 LOSSES: dict[str, Callable[[Config, Path], None]] = {
     "deleted": delete,
     "emptied": empty,

@@ -163,3 +163,14 @@ def test_deletion_of_folders_nested_deeper_than_a_process_may_open(kernel: Kerne
     os.close(fd)
     folder.remove(kernel)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_a_container_has_made_endless_is_rewritten(kernel: Kernel, tmp_path: Path) -> None:
+    """resolv.conf is bound into the container, whose root writes what it likes; it is never read whole."""
+    item = TextFile(path=str(tmp_path / "resolv.conf"), content="nameserver 127.0.0.11\n")
+    item.ensure(kernel)
+    os.truncate(item.path, 1 << 40)
+    assert item.drift(kernel) == f"{item.path} has other content"
+    item.ensure(kernel)
+    assert item.drift(kernel) is None
+    assert os.stat(item.path).st_size == len(item.content)

@@ -18,7 +18,7 @@ from netlib.kernel.snapshot import differences, snapshot
 from netlib.runtime.restore import restore
 from netlib.runtime.service import finish
 from netlib.store.backup import copy_store
-from tests.kernel.lost_world import LOSSES, host, netlib, put_older, run, running_pids, work_files
+from tests.kernel.lost_world import LOSSES, delete_rows, host, netlib, put_older, run, running_pids, work_files
 from tests.processes import ended
 
 pytestmark = pytest.mark.needs_cgroups
@@ -261,3 +261,19 @@ def test_cni_with_a_lost_store(used: Config, plugins: Path, tmp_path: Path, loss
     finally:
         for name in ("c1", "c2", "c3"):
             subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_rows_that_somebody_deleted_cost_no_container(used: Config) -> None:
+    """The store is neither new nor older; who asks for containers, or wants one more, is told of those that have files."""
+    running, written = running_pids(used), work_files(used)
+    delete_rows(used, used.state_dir)
+    for words in (("ps", "-a"), ("ps",), ("run", "--rm", "--network", "none", "true"), ("ps", "-a")):
+        said = netlib(used, *words, code=125 if words[0] == "run" else 1)
+        assert "does not know 2 containers with files" in said
+        assert "`netlib system restore FILE`" in said
+    assert (running_pids(used), work_files(used)) == (running, written)
+    said = netlib(used, "system", "restore", "-f", code=0)
+    assert said.count("left: container") == 2
+    assert "NAMES" in netlib(used, "ps", "-a", code=0)
+    netlib(used, "run", "--rm", "--network", "none", "true", code=0)
+    assert (running_pids(used), work_files(used)) == (running, written)
