@@ -182,6 +182,7 @@ class Keeper:
             version = tx.change_count()
         if version != self._version:
             self._version = version
+            self._controller.host.refuse_loss()  # an older copy's records in flight are no crash's
             self._leases.reload()
             self._controller.recover()
             self._serving.reconcile()
