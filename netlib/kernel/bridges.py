@@ -28,18 +28,19 @@ from netlib.kernel.linkinfo import (
 )
 from netlib.kernel.links import (
     create_link,
-    finish_link,
+    finish_host_end,
     is_on,
     is_ours,
     link_attributes,
     link_drift,
     not_ours,
+    refusals,
     remove_link,
     set_link,
-    without_link_local,
 )
 from netlib.kernel.netlink import attribute, nest, number
 from netlib.kernel.netns import command_in
+from netlib.kernel.routers import heard
 from netlib.kernel.sysctl import read_sysctl, write_sysctl
 from netlib.plan import KernelObject, Key
 
@@ -68,7 +69,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
     address is fixed as it is: else it would become the lowest of its ports', and the host be lost to its neighbours.
     *filtered*: what its ports send each other passes the firewall where the kernel has br_netfilter, also when the host's
     ``bridge-nf-call-iptables`` is 0. *ipv6* switches that on, also where it is off for new links; one of ours without it gives
-    the host none: what sits on it cannot reach the host's services that way.
+    the host none: what sits on it cannot reach the host's services that way. One of ours takes nothing from routers.
     """
 
     ifname: str
@@ -116,14 +117,14 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         if self.adopted:
             set_link(rtnl, f"set up link {self.ifname}", self.ifname, settings, IFF_UP)
         else:
-            finish_link(kernel, rtnl, self.ifname, settings + without_link_local(self.mtu))
+            finish_host_end(kernel, rtnl, self.ifname, self.mtu, settings)
 
     @property
     def _sysctls(self) -> dict[str, str]:
-        """No router advertisements, else a container gives the host addresses and a default route (CVE-2020-13401)."""
+        """What it says of IPv6 in any case; one of ours takes nothing from routers either."""
         if self.adopted:
             return {self._disable_ipv6: "0"} if self.ipv6 else {}
-        return {f"net/ipv6/conf/{self.ifname}/accept_ra": "0", self._disable_ipv6: "0" if self.ipv6 else "1"}
+        return {self._disable_ipv6: "0" if self.ipv6 else "1"}
 
     @property
     def _disable_ipv6(self) -> str:
@@ -169,13 +170,15 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             found = read_sysctl(kernel, self.netns, name)
             if found not in (None, value):
                 return f"sysctl {name} is {found!r}, not {value!r}"
-        return link_drift(link, self.ifname, "" if self.adopted else self.mac, self.mtu)
+        mac = "" if self.adopted else self.mac
+        return link_drift(link, self.ifname, mac, self.mtu) or (None if self.adopted else heard(link))
 
     def commands(self) -> Iterable[str]:
         mac = f" address {self.mac}" if self.mac else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         if not self.adopted:
             yield command_in(self.netns, f"ip link add {self.ifname}{mac} type bridge")
+            yield from refusals(self.netns, self.ifname, 0)  # at first it has the kernel's MTU
         for name, value in self._sysctls.items():
             yield command_in(self.netns, f"sysctl -w {name}={value}")
         if self.filtered:

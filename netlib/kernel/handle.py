@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
 from netlib.kernel.netlink import Attributes, NetlinkSocket
-from netlib.kernel.netns import entered_fd, identity_of, new_netns, opened
+from netlib.kernel.netns import entered_fd, identity_of, new_netns, opened, refuse_routers_here
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 
@@ -158,8 +158,11 @@ class Kernel:
         self._fds[netns] = os.dup(fd)
 
     def new_netns(self, path: str) -> NetnsRef:
-        """Make a netns that an object will pin at *path*; until then it lives as long as the handle."""
-        fd = new_netns()
+        """Make a netns that an object will pin at *path*; until then it lives as long as the handle.
+
+        Its links take nothing from routers, unless somebody has it otherwise later.
+        """
+        fd = new_netns(refuse_routers_here)
         try:
             netns = NetnsRef(path, identity_of(fd))
         except BaseException:

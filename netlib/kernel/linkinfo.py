@@ -58,6 +58,7 @@ class LinkInfo(Struct, frozen=True):
     flags: int  # IFF_*, those that were set by hand
     txqlen: int
     permanent_mac: str  # the one that a network card was made with, or ""
+    family_settings: bytes  # of IPv4 and IPv6, as they came: few ask for them
 
     @classmethod
     def of(cls, header: bytes, found: Attributes) -> "LinkInfo":
@@ -82,6 +83,7 @@ class LinkInfo(Struct, frozen=True):
             flags=flags,
             txqlen=_number(found.get(IFLA_TXQLEN)),
             permanent_mac=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
+            family_settings=found.get(IFLA_AF_SPEC, b""),
         )
 
 

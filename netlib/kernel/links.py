@@ -7,8 +7,7 @@ and is neither changed nor deleted. (A handle without a tag leaves the mark.)
 
 import errno
 import secrets
-import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ from netlib.errors import AlreadyExists, KernelError, ObjectMissing
 from netlib.kernel.linkinfo import (
     IFF_UP,
     IFLA_ADDRESS,
-    IFLA_AF_SPEC,
     IFLA_GROUP,
     IFLA_IFALIAS,
     IFLA_IFNAME,
@@ -38,6 +36,7 @@ from netlib.kernel.linkinfo import (
 )
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import command_in
+from netlib.kernel.routers import NO_LINK_LOCAL, NO_REDIRECTS, NO_REDIRECTS_NOR_LINK_LOCAL, heard, refuse_routers, settings
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -49,7 +48,6 @@ TAG_PREFIX = "netlib:"
 NEW_LINK_GROUP = 0x6E6C6962  # "nlib"
 _VETH_INFO_PEER = 1
 _IPV6_MIN_MTU = 1280
-_NO_LINK_LOCAL = nest(IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(8, b"\1")))  # IFLA_INET6_ADDR_GEN_MODE: none
 
 
 def is_ours(link: LinkInfo, kind: str) -> bool:
@@ -82,14 +80,39 @@ def create_link(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, 
     return True
 
 
+def may_have_ipv6(mtu: int) -> bool:
+    """Whether a link of that MTU (0: the kernel's) has IPv6 settings, in a kernel that has IPv6."""
+    return (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU
+
+
 def without_link_local(mtu: int) -> bytes:
-    """No IPv6 address that the kernel makes up when a carrier comes; a link of an MTU below 1280 has no IPv6 to be set."""
-    return _NO_LINK_LOCAL if kernel_has_ipv6() and (mtu or _IPV6_MIN_MTU) >= _IPV6_MIN_MTU else b""
+    """No IPv6 address that the kernel makes up when a carrier comes."""
+    return NO_LINK_LOCAL if kernel_has_ipv6() and may_have_ipv6(mtu) else b""
 
 
-def finish_link(kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes, flags: int = IFF_UP) -> None:
-    """The second request of a creation, and the live change of what exists: the tag for the mark, attributes, up."""
-    set_link(rtnl, f"set up link {ifname}", ifname, more + tag_attributes(kernel), flags, flags)
+def host_end(mtu: int) -> bytes:
+    """What a link that serves the host is told before it is up: no IPv4 redirects, no address that the kernel makes up."""
+    return NO_REDIRECTS_NOR_LINK_LOCAL if kernel_has_ipv6() and may_have_ipv6(mtu) else NO_REDIRECTS
+
+
+def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more: bytes = b"") -> None:
+    """The rest of a creation, and the live change of what exists: the tag for the mark, attributes, and only then up.
+
+    In one message a link would be up before it refused what routers send (``do_setlink`` in the kernel takes flags first).
+    """
+    name = text(IFLA_IFNAME, ifname)
+    refuse_routers(kernel, rtnl.netns, ifname)
+    rtnl.order(
+        f"set up link {ifname} in {rtnl.netns.label}",
+        (RTM_NEWLINK, 0, link_header() + name + more + tag_attributes(kernel) + host_end(mtu)),
+        (RTM_NEWLINK, 0, link_header(0, IFF_UP, IFF_UP) + name),
+    )
+
+
+def refusals(netns: NetnsRef, ifname: str, mtu: int) -> Iterator[str]:
+    """The commands that have a link of that MTU take nothing from routers."""
+    for name in settings(ifname, ipv6=may_have_ipv6(mtu)):
+        yield command_in(netns, f"sysctl -w {name}=0")
 
 
 def tag_attributes(kernel: "Kernel") -> bytes:
@@ -143,7 +166,8 @@ def link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = Tr
 class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     """A veth pair: *ifname*, up, with *host_mac*, in *netns*; *peer*, down, with *mac*, in *peer_netns*.
 
-    Both have *mtu* (0: the kernel's); so is a MAC address that is empty.
+    Both have *mtu* (0: the kernel's); so is a MAC address that is empty. *ifname* takes nothing from routers, nor does *peer*
+    on the host.
     """
 
     batch = "veth"
@@ -179,7 +203,10 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
                 break
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
-        finish_link(kernel, rtnl, self.ifname, more + without_link_local(self.mtu))
+        if self.peer_netns.is_host:
+            set_link(kernel.rtnl(), f"set up link {self.peer}", self.peer, NO_REDIRECTS, change=0)
+            refuse_routers(kernel, self.peer_netns, self.peer)
+        finish_host_end(kernel, rtnl, self.ifname, self.mtu, more)
 
     def _create(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
         place = number(IFLA_NET_NS_FD, kernel.netns_fd(self.peer_netns))
@@ -247,8 +274,11 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
             return str(error)
         if peer is None:
             return f"link {self.ifname} is not connected to {self.peer} in {self.peer_netns.label}"
-        return link_drift(host, self.ifname, self.host_mac, self.mtu) or link_drift(
-            peer, self.peer, self.mac, self.mtu, up=False
+        return (
+            link_drift(host, self.ifname, self.host_mac, self.mtu)
+            or link_drift(peer, self.peer, self.mac, self.mtu, up=False)
+            or heard(host)
+            or (heard(peer) if self.peer_netns.is_host else None)
         )
 
     def commands(self) -> Iterable[str]:
@@ -257,7 +287,11 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         netns = "" if self.peer_netns.path == self.netns.path else f" netns {self.peer_netns.label}"
         host = mtu + (f" address {self.host_mac}" if self.host_mac else "")
         yield command_in(self.netns, f"ip link add {self.ifname}{host} type veth peer name {self.peer}{mac}{mtu}{netns}")
-        yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none up")
+        for ifname in (self.ifname, self.peer) if self.peer_netns.is_host else (self.ifname,):
+            yield from refusals(self.netns, ifname, self.mtu)
+        if may_have_ipv6(self.mtu):
+            yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none")
+        yield command_in(self.netns, f"ip link set {self.ifname} up")
 
 
 class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):

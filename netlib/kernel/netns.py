@@ -11,8 +11,8 @@ import shlex
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,13 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_SHARED, _MS_REC, _MNT_DETACH = 4096, 1 << 20, 16384, 2
 _SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_REFUSED_BY_NEW_LINKS = (
+    "net/ipv4/conf/all/accept_redirects",  # where a link does not forward, its own 0 is not enough
+    "net/ipv4/conf/default/accept_redirects",
+    "net/ipv6/conf/default/accept_ra",  # "all" of IPv6 changes neither
+    "net/ipv6/conf/default/accept_redirects",
+)
 
 
 def _check(result: int, action: str) -> None:
@@ -134,14 +141,18 @@ def netns_dir(run_dir: Path) -> Path:
     return NETNS_DIR if is_ours(str(NETNS_DIR)) and is_ours(str(NETNS_FILES_DIR)) else run_dir / "netns"
 
 
-def new_netns() -> int:
-    """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed."""
+def new_netns(prepare: Callable[[], None] = lambda: None) -> int:
+    """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed.
+
+    *prepare* is called inside, before anybody else can be there.
+    """
     made: list[int | NetlibError] = []
 
     def make() -> None:  # in a thread of its own, which stays in what it unshares
         try:
             with doing("create a network namespace"):
                 _check(_libc.unshare(_CLONE_NEWNET), "create a network namespace")
+                prepare()
                 made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         except NetlibError as error:  # carried to the caller's thread
             made.append(error)
@@ -153,6 +164,16 @@ def new_netns() -> int:
     if isinstance(result, NetlibError):
         raise result
     return result
+
+
+def refuse_routers_here() -> None:
+    """Have links that will be made in this thread's netns take neither router advertisements nor redirects.
+
+    A process in there, the CNI plugin tuning or ``--sysctl`` may have it otherwise later.
+    """
+    for path in _REFUSED_BY_NEW_LINKS:
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            Path("/proc/sys", path).write_text("0")
 
 
 def pin_netns(fd: int, path: Path) -> None:
@@ -206,7 +227,8 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     """A netns that we made, pinned at a path of ours (:func:`netns_dir`); it goes with its sandbox.
 
     It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: what is
-    at the path and not it is somebody else's, also after a crash.
+    at the path and not it is somebody else's, also after a crash. Links made in it take nothing from routers, unless somebody
+    changes that inside.
     """
 
     path: str
@@ -256,6 +278,8 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
         else:
             yield f"install -D /dev/null {shlex.quote(self.path)}"
             yield f"unshare --net={shlex.quote(self.path)} true"
+        for name in _REFUSED_BY_NEW_LINKS:
+            yield command_in(NetnsRef(self.path), f"sysctl -w {name}=0")
 
     def _found(self) -> str | None:
         """Who is at the path; None when nothing is, or a plain file."""

@@ -30,16 +30,20 @@ from netlib.kernel.linkinfo import (
 from netlib.kernel.links import (
     create_link,
     delete_link,
+    host_end,
     is_on,
     is_ours,
     link_attributes,
     link_drift,
+    may_have_ipv6,
     not_ours,
+    refusals,
     tag_attributes,
     without_link_local,
 )
 from netlib.kernel.netlink import attribute, nest, number, text
 from netlib.kernel.netns import command_in
+from netlib.kernel.routers import heard, refuse_routers
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -60,7 +64,10 @@ Settings = tuple[tuple[int, str, bytes, str], ...]
 
 
 class MadeLink(KernelObject, frozen=True, kw_only=True):
-    """What the kinds have in common: *ifname* with *mac* and *mtu* ("" and 0: the kernel's), *up* when it serves the host."""
+    """What the kinds have in common: *ifname* with *mac* and *mtu* ("" and 0: the kernel's), *up* if nobody else brings it up.
+
+    On the host such a one takes nothing from routers.
+    """
 
     kind: ClassVar[str]
 
@@ -77,6 +84,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
     def _parent(self) -> tuple[NetnsRef, str] | None:
         """The parent's netns and name, for kinds that have one."""
         return None
+
+    @property
+    def _serves_host(self) -> bool:
+        return self.up and self.netns.is_host
 
     @property
     def _settings(self) -> Settings:
@@ -141,11 +152,15 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
     def _finish(self, kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
         index, action = rtnl.index(ifname), f"set up link {self.ifname} in {self.netns.label}"
         payload = link_header(index) + more + tag_attributes(kernel)
-        if not self.up:
-            rtnl.order(action, (RTM_NEWLINK, 0, payload))
-        else:  # in one request it would be up before it is told to make no address
-            up = link_header(index, IFF_UP, IFF_UP)
-            rtnl.order(action, (RTM_NEWLINK, 0, payload + without_link_local(self.mtu)), (RTM_NEWLINK, 0, up))
+        if self._serves_host:
+            payload += host_end(self.mtu)
+        elif self.up:
+            payload += without_link_local(self.mtu)
+        rtnl.order(action, (RTM_NEWLINK, 0, payload))
+        if self._serves_host:
+            refuse_routers(kernel, self.netns, self.ifname)
+        if self.up:  # in one message it would be up before all that is so
+            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index, IFF_UP, IFF_UP)))
 
     @staticmethod
     def _data(settings: Iterable[tuple[int, bytes]]) -> bytes:
@@ -202,7 +217,7 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         for kind, name, value, words in self._settings:
             if link.data.get(kind) != value:
                 return f"link {self.ifname} has another {name} than {words}"
-        return link_drift(link, self.ifname, self.mac, self.mtu, up=self.up)
+        return link_drift(link, self.ifname, self.mac, self.mtu, up=self.up) or (heard(link) if self._serves_host else None)
 
     def commands(self) -> Iterable[str]:
         home, on = self.netns, ""
@@ -217,7 +232,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         if moved:
             yield command_in(self.netns, f"ip link set {first} name {self.ifname}")
         if self.up:
-            yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none")
+            if self._serves_host:
+                yield from refusals(self.netns, self.ifname, self.mtu)
+            if may_have_ipv6(self.mtu):
+                yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none")
             yield command_in(self.netns, f"ip link set {self.ifname} up")
 
     @property

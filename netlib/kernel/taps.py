@@ -15,11 +15,13 @@ from netlib.kernel.links import (
     link_attributes,
     link_drift,
     not_ours,
+    refusals,
     remove_link,
     set_link,
     tag_attributes,
 )
 from netlib.kernel.netns import command_in
+from netlib.kernel.routers import NO_REDIRECTS, heard, refuse_routers
 from netlib.kernel.translate import doing
 from netlib.plan import KernelObject, Key
 
@@ -34,7 +36,10 @@ _TAP = 2
 
 
 class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
-    """A persistent tap device, which *owner* and members of *group* (ids; None: root alone) may open; *multi_queue*: often."""
+    """A persistent tap device, which *owner* and members of *group* (ids; None: root alone) may open; *multi_queue*: often.
+
+    On the host it takes nothing from routers.
+    """
 
     ifname: str
     mac: str = ""
@@ -80,8 +85,10 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
                 os.close(fd)
 
     def _finish(self, kernel: "Kernel") -> None:
-        more = link_attributes(self.mac, self.mtu) + tag_attributes(kernel)
+        more = link_attributes(self.mac, self.mtu) + tag_attributes(kernel) + (NO_REDIRECTS if self.netns.is_host else b"")
         set_link(kernel.rtnl(self.netns), f"set up link {self.ifname}", self.ifname, more, change=0)
+        if self.netns.is_host:
+            refuse_routers(kernel, self.netns, self.ifname)
 
     def remove(self, kernel: "Kernel") -> None:
         remove_link(kernel, self.netns, self.ifname, _KIND)
@@ -111,7 +118,7 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
             return f"link {self.ifname} is not netlib's"
         if difference := self._differs(link):
             return f"link {self.ifname} {difference}"
-        return link_drift(link, self.ifname, self.mac, self.mtu, up=False)
+        return link_drift(link, self.ifname, self.mac, self.mtu, up=False) or (heard(link) if self.netns.is_host else None)
 
     def commands(self) -> Iterable[str]:
         owner = "" if self.owner is None else f" user {self.owner}"
@@ -122,3 +129,5 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
             mac = f" address {self.mac}" if self.mac else ""
             mtu = f" mtu {self.mtu}" if self.mtu else ""
             yield command_in(self.netns, f"ip link set {self.ifname}{mac}{mtu}")
+        if self.netns.is_host:
+            yield from refusals(self.netns, self.ifname, self.mtu)

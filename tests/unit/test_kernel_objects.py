@@ -29,7 +29,7 @@ from netlib.kernel.translate import doing, kernel_error
 from netlib.kernel.tuning import LinkSetting, TunedSysctl
 from netlib.kernel.vlans import PortVlans
 from netlib.kernel.vrfs import Enslaved, Vrf
-from netlib.model import NetnsRef
+from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject
 from netlib.registry import object_class
 
@@ -40,13 +40,21 @@ BEFORE = BridgeBefore(up=False, mac="02:00:00:00:00:01", mtu=1500, nf_call=(Fals
 DEVICE = DeviceBefore("02:00:00:00:00:09", "", 1500, 1000, 1, "", (ip_interface("10.5.0.1/24"), ip_interface("fd00::1/64")))
 VETH = Veth(ifname="veth0", peer="eth0", peer_netns=WEB, mac="02:42:0a:00:00:02", mtu=1400)
 
+
+def refusals(ifname: str) -> list[str]:
+    """What has a link of the host take nothing from routers."""
+    names = ("ipv4/conf/{}/accept_redirects", "ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects")
+    return [f"sysctl -w net/{name.format(ifname)}=0" for name in names]
+
+
+NEW_NETNS = ["sysctl -w net/ipv4/conf/all/accept_redirects=0", *refusals("default")]
 EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
     (
         Bridge(ifname="br-web", mac="02:42:ac:12:00:01", mtu=1400),
         "link/host/br-web",
         [
             "ip link add br-web address 02:42:ac:12:00:01 type bridge",
-            "sysctl -w net/ipv6/conf/br-web/accept_ra=0",
+            *refusals("br-web"),
             "sysctl -w net/ipv6/conf/br-web/disable_ipv6=0",
             "ip link set br-web mtu 1400 up",
         ],
@@ -56,7 +64,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         "link/host/br-web",
         [
             "ip link add br-web type bridge",
-            "sysctl -w net/ipv6/conf/br-web/accept_ra=0",
+            *refusals("br-web"),
             "sysctl -w net/ipv6/conf/br-web/disable_ipv6=1",
             "ip link set br-web type bridge nf_call_iptables 1 nf_call_ip6tables 1",
             "ip link set br-web up",
@@ -68,7 +76,19 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         "link/host/veth0",
         [
             "ip link add veth0 mtu 1400 type veth peer name eth0 address 02:42:0a:00:00:02 mtu 1400 netns web",
-            "ip link set veth0 addrgenmode none up",
+            *refusals("veth0"),
+            "ip link set veth0 addrgenmode none",
+            "ip link set veth0 up",
+        ],
+    ),
+    (
+        Veth(ifname="veth1", peer="eth1", peer_netns=HOST, mtu=1000),
+        "link/host/veth1",
+        [
+            "ip link add veth1 mtu 1000 type veth peer name eth1 mtu 1000",
+            "sysctl -w net/ipv4/conf/veth1/accept_redirects=0",
+            "sysctl -w net/ipv4/conf/eth1/accept_redirects=0",
+            "ip link set veth1 up",
         ],
     ),
     (
@@ -136,6 +156,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         "link/host/lan0.10",
         [
             "ip link add link lan0 name lan0.10 type vlan id 10",
+            *refusals("lan0.10"),
             "ip link set lan0.10 addrgenmode none",
             "ip link set lan0.10 up",
         ],
@@ -186,6 +207,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
             "ip -n web link set tap0 address 02:42:0a:00:00:02",
         ],
     ),
+    (Tap(ifname="tap0"), "link/host/tap0", ["ip tuntap add mode tap name tap0", *refusals("tap0")]),
     (
         MovedDevice(device="ens5", ifname="net1", netns=FAR, before=DEVICE),
         "link//proc/4711/ns/net/net1",
@@ -276,11 +298,19 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         ["install -m 644 /dev/stdin /etc/netns/web/hosts  # 2 lines"],
     ),
     (Folder(path="/etc/netns/web", mode=0o755), "folder/host//etc/netns/web", ["mkdir -p -m 755 /etc/netns/web"]),
-    (OwnedNetns(path="/run/netns/web", identity=WEB.identity), "netns//run/netns/web/self", ["ip netns add web"]),
+    (
+        OwnedNetns(path="/run/netns/web", identity=WEB.identity),
+        "netns//run/netns/web/self",
+        ["ip netns add web", *(f"ip netns exec web {line}" for line in NEW_NETNS)],
+    ),
     (
         OwnedNetns(path="/home/me/run/netns/web", identity=WEB.identity),
         "netns//home/me/run/netns/web/self",
-        ["install -D /dev/null /home/me/run/netns/web", "unshare --net=/home/me/run/netns/web true"],
+        [
+            "install -D /dev/null /home/me/run/netns/web",
+            "unshare --net=/home/me/run/netns/web true",
+            *(f"nsenter --net=/home/me/run/netns/web {line}" for line in NEW_NETNS),
+        ],
     ),
 ]
 IDS = [str(key) for _, key, _ in EXPLAINED]
