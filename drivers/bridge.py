@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from netlib.errors import ConfigError
+from netlib.firewall.members import MemberTable, PortSources
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, published_ports
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
@@ -92,8 +93,10 @@ class BridgeDriver:
         bridge = bridge_ifname(network)
         subnets = tuple(pool.subnet for pool in network.pools)
         outward = not network.internal
+        masquerade = _masquerades(network, options)
         return Plan(
             FirewallBase(),
+            *([MemberTable()] if masquerade else ()),
             *(forwarding for forwarding in _forwarding(network) if outward),
             Bridge(
                 ifname=bridge,
@@ -104,17 +107,22 @@ class BridgeDriver:
             ),
             *(Address(ifname=bridge, address=address) for address in _bridge_addresses(network)),
             BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
-            *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if outward and options.masquerade),
+            *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if masquerade),
             *((ForwardAllowance(bridge=bridge),) if outward else ()),
         )
 
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
-        """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox."""
+        """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox.
+
+        Of a masquerading network it may send from its own addresses only; in any other one it may be a router.
+        """
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
         host_ifname = veth_ifname(endpoint.id)
+        own = tuple(address.ip for address in endpoint.addresses)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
+            *([PortSources(port=host_ifname, addresses=own)] if _masquerades(network, options) else ()),
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc, filtered=True),
         )
 
@@ -126,6 +134,10 @@ class BridgeDriver:
             return Plan(*published)
         # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.
         return Plan(Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *published)
+
+
+def _masquerades(network: Network, options: BridgeOptions) -> bool:
+    return options.masquerade and not network.internal
 
 
 def _bridge_addresses(network: Network) -> list[IPInterface]:

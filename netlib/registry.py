@@ -64,6 +64,8 @@ _OBJECTS = {
     "forwarded_address": "netlib.firewall.objects:ForwardedAddress",
     "port_macs": "netlib.firewall.spoofing:PortMacs",
     "port_mac": "netlib.firewall.spoofing:PortMac",
+    "member_table": "netlib.firewall.members:MemberTable",
+    "port_sources": "netlib.firewall.members:PortSources",
     "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
     "dns_redirect": "netlib.firewall.objects:DnsRedirect",
     "foreign_lease": "cni_plugins.delegate:ForeignLease",

@@ -7,14 +7,18 @@ our own changes, whose events come back to us, end at that look. Sources: ``linu
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from enum import Flag, auto
 
 from netlib.controller import Controller
+from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
+from netlib.firewall.spoofing import PortMacs
+from netlib.kernel.handle import Kernel
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
 from netlib.locks import record_lock
-from netlib.plan import KernelObject
+from netlib.plan import KernelObject, Plan
 
 __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
 
@@ -23,8 +27,9 @@ _GROUP_NFTABLES = 7
 _NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE = 1  # the name of the table has this number in the messages of tables, chains and rules alike
 _NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE = 3, 2, 5, 8
-_NFPROTO_INET, _FORWARDING = 1, {1, 2, 10}  # inet; inet, ipv4, ipv6
-_TABLE = b"netlib\0"
+_FORWARDING = {1, 2, 10}  # inet, ipv4, ipv6
+_TABLES = (FirewallBase(), MemberTable(), PortMacs())
+_TABLE_NAMES = {(1, b"netlib\0"), (7, b"netlib_members\0"), (7, b"netlib\0")}  # theirs, in inet and in bridge
 _HEADER = struct.Struct("=IHHII")
 _GENERIC_SIZE = 4  # nfgenmsg: family, version, resource
 _RECEIVE_BUFFER = 4 << 20  # `nft flush ruleset` on a big host is one burst of events
@@ -36,7 +41,7 @@ class Notice(Flag):
     """What is worth a look."""
 
     NOTHING = 0
-    TABLE = auto()  # something was deleted in our table
+    TABLE = auto()  # something was deleted in a table of ours
     FOREIGN = auto()  # others changed chains or deleted rules that packets of ours may pass
 
 
@@ -82,7 +87,7 @@ def meaning(data: bytes) -> Notice:
     """What one datagram of events means. Pure."""
     notice = Notice.NOTHING
     for kind, family, table in _messages(data):
-        if (family, table) == (_NFPROTO_INET, _TABLE):
+        if (family, table) in _TABLE_NAMES:
             if kind in (_DELTABLE, _DELCHAIN, _DELRULE):
                 notice |= Notice.TABLE
         elif family in _FORWARDING and kind in (_NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE):
@@ -103,24 +108,42 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def restore_table(controller: Controller, *, thorough: bool = False) -> int:
-    """Where our table is not whole any more, make again all that ready records have in it; return how many objects that were.
+    """Where a table of ours is not whole any more, make again all that ready records have in them; return how many objects.
 
     *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the
-    store's write lock, which is held. It is one transaction: packets meet all of it, or what they met before.
+    store's write lock, which is held. Of the table ``inet netlib`` it is one transaction: packets meet all of it, or what they
+    met before.
     """
-    base = FirewallBase()
-    with controller.engine.kernel("") as kernel:
-        if not thorough and base.drift(kernel) is None:  # as after each deletion of our own: nobody has to wait for this look
+    with controller.engine.kernel("") as kernel, ExitStack() as held:
+        if not thorough and not _lost_tables(controller, kernel):  # as after each deletion of our own: nobody has to wait
             return 0
-        with controller.locks.hold(f"key:{base.key}", "putting the firewall back"), controller.store.write() as tx:
-            records: dict[str, list[KernelObject]] = {}
-            for record, item in tx.ready_objects("firewall", "host"):
-                records.setdefault(record, []).append(item)
-            watched = [base, *(item for items in records.values() for item in items if thorough)]
-            if not records or all(item.drift(kernel) is None for item in watched):
-                return 0
-            FirewallObject.ensure_tagged(kernel, {controller.engine.tag(record): items for record, items in records.items()})
+        for table in _TABLES:
+            held.enter_context(controller.locks.hold(f"key:{table.key}", "putting the firewall back"))
+        tx = held.enter_context(controller.store.write())
+        records: dict[str, list[KernelObject]] = {}
+        for record, item in tx.ready_objects("firewall", "host"):
+            records.setdefault(record, []).append(item)
+        known = {item.key: item for items in records.values() for item in items}
+        watched = known.values() if thorough else [table for table in _TABLES if table.key in known]
+        if all(item.drift(kernel) is None for item in watched):
+            return 0
+        ours = {
+            controller.engine.tag(record): [item for item in items if isinstance(item, FirewallObject)]
+            for record, items in records.items()
+        }
+        if any(ours.values()):
+            FirewallObject.ensure_tagged(kernel, ours)
+        of_bridges = [item for item in known.values() if not isinstance(item, FirewallObject)]
+        for run in Plan(*sorted(of_bridges, key=lambda item: item not in _TABLES)).runs():  # the tables first
+            type(run[0]).ensure_many(kernel, run)
     return sum(map(len, records.values()))
+
+
+def _lost_tables(controller: Controller, kernel: Kernel) -> bool:
+    """Whether a table that some record has is not whole."""
+    with controller.store.read() as tx:
+        held = tx.holders([table.key for table in _TABLES], besides=())
+    return any(str(table.key) in held and table.drift(kernel) is not None for table in _TABLES)
 
 
 def restore_allowances(controller: Controller) -> int:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from netlib.errors import FeatureMissing, KernelError, NotPermitted
 from netlib.kernel.descriptors import has_low
@@ -50,8 +50,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-_kept: "list[Nft] | None" = None  # idle conversations with this process's own netns, where they are kept
-_KEPT_MOST = 4
+_KEPT_MOST = 4  # of a kind
+_T = TypeVar("_T", bound="Closable")
+
+
+class Closable(Protocol):
+    """A conversation with netfilter."""
+
+    def close(self) -> None: ...
+
+
+_kept: dict[type[Closable], list[Any]] | None = None  # idle ones with this process's own netns, where they are kept
 
 
 @contextmanager
@@ -62,14 +71,35 @@ def keeping() -> Iterator[None]:
     and everybody's transactions wait with it (``nft_rcv_nl_event``).
     """
     global _kept
-    _kept = []
+    _kept = {}
     os.register_at_fork(after_in_child=_leave_to_parent)
     try:
         yield
     finally:
-        idle, _kept = _kept or [], None
-        for nft in idle:
-            nft.close()
+        idle, _kept = _kept or {}, None
+        for conversations in idle.values():
+            for conversation in conversations:
+                conversation.close()
+
+
+def kept(kind: type[_T]) -> _T | None:
+    """An idle conversation of that kind with this process's own netns, or None."""
+    with suppress(IndexError):  # another thread took the last one
+        if _kept is not None and (idle := _kept.get(kind)):
+            conversation: _T = idle.pop()
+            return conversation
+    return None
+
+
+def keep(conversation: Closable) -> bool:
+    """Keep one with this process's own netns for the next operation; False where it is to be closed."""
+    if _kept is None:
+        return False
+    idle = _kept.setdefault(type(conversation), [])
+    if len(idle) >= _KEPT_MOST:
+        return False
+    idle.append(conversation)
+    return True
 
 
 def _leave_to_parent() -> None:
@@ -79,10 +109,7 @@ def _leave_to_parent() -> None:
 
 def opened_nft(netns: NetnsRef, entered: Callable[[], AbstractContextManager[None]]) -> "Nft":
     """A conversation with *netns*: one that was kept, or a new one, as :class:`Nft` says."""
-    if netns.is_host and _kept:
-        with suppress(IndexError):  # another thread took the last one
-            return _kept.pop()
-    return Nft(netns, entered)
+    return (kept(Nft) if netns.is_host else None) or Nft(netns, entered)
 
 
 class Nft:
@@ -140,8 +167,7 @@ class Nft:
 
     def close(self) -> None:
         """Free the context; the netns is no longer pinned by it. Where they are kept, it waits for the next operation."""
-        if self.netns.is_host and _kept is not None and len(_kept) < _KEPT_MOST:
-            _kept.append(self)
+        if self.netns.is_host and keep(self):
             return
         _library().nft_ctx_free(self._context)
         self._socket.close()

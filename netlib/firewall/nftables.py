@@ -14,6 +14,7 @@ from netlib.firewall.dnstable import DnsTable, Entered
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft, opened_nft
+from netlib.firewall.members import MemberConversation
 from netlib.firewall.objects import (
     Allowance,
     ApartBridge,
@@ -67,6 +68,7 @@ class Nftables:
         self._entered = entered
         self._nft: Nft | None = None
         self._dns = DnsTable(netns, entered)
+        self.members = MemberConversation(netns)
         self._held: dict[str, Held] = {}
         self._held_generation = -1
 
@@ -79,6 +81,7 @@ class Nftables:
 
     def close(self) -> None:
         self._dns.close()
+        self.members.close()
         if self._nft is not None:
             self._nft.close()
             self._nft = None

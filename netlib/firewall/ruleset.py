@@ -91,6 +91,7 @@ _DNAT = (
 )
 
 _SET_MARK = f"meta mark set meta mark or {MARK}"
+_ANSWER = "ct state established,related ct direction reply"
 _HAIRPIN = "ct status dnat meta l4proto { tcp, udp, sctp }"
 
 # nft 1.0.6 takes no "dstnat" in an output chain, and lists the number as it is.
@@ -100,6 +101,18 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (
             ('iifname != "lo" ip daddr 127.0.0.0/8 drop', "route_localnet must not open the host's loopback"),
             ('iifname != "lo" ip saddr 127.0.0.0/8 drop', "nobody else is the host's loopback"),
+        ),
+    ),
+    # Before the input chains of others: of an internal network, they see nothing but what is for the bridge itself.
+    "input": (
+        "type filter hook input priority raw",
+        (
+            ("iifname @bridges icmp type redirect drop", "no member is the host's router"),
+            ("iifname != @internal accept", "not from an internal network"),
+            # To a port on 127.0.0.1, or to another address of the host, which the host itself asked by.
+            (f"ip saddr . iifname @own4 {_ANSWER} accept", "answers to the host"),
+            (f"ip6 saddr . iifname @own6 {_ANSWER} accept", "IPv6 answers to the host"),
+            ("fib daddr . iif type != { local, broadcast, multicast } drop", "internal: the host's other addresses"),
         ),
     ),
     "prerouting": ("type nat hook prerouting priority dstnat", _DNAT),
@@ -124,10 +137,11 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (
             ("jump user", "yours first"),
             ("iifname @apart oifname @apart iifname . oifname != @together drop", "bridges of CNI networks are apart"),
-            ("ct state established,related accept", "answers"),
             ("iifname . oifname @same accept", "within one network"),
+            # Before answers: what is made by hand to look like one is none.
             ("iifname @internal drop", "internal: nothing leaves"),
             ("oifname @internal drop", "internal: nothing enters"),
+            ("ct state established,related accept", "answers"),
             ("oifname @bridges ct status dnat accept", "published ports"),
             ("iifname @bridges oifname @bridges drop", "networks are apart"),
             ("oifname @open accept", "nat-unprotected"),

@@ -28,6 +28,7 @@ from netlib.errors import (
     TeardownError,
     WrongHost,
 )
+from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import FirewallBase, ForwardAllowance
 from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.files import Folder
@@ -217,6 +218,7 @@ def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str])
     if tags and len(mine) == len(present):  # without any it is only looked at: a table without entries may be another's
         firewall.remove([FirewallBase()])
         PortMacs().remove(kernel)
+        MemberTable().remove(kernel)
         if firewall.listing():
             yield "left: the nftables table inet netlib, for you have rules in its chain user"
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from netlib.codec import decode, encode
 from netlib.errors import ConfigError, FeatureMissing, KernelError, NotPermitted, ObjectMissing
+from netlib.firewall.members import PortSources
 from netlib.firewall.spoofing import PortMac, PortMacs
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgeBefore, BridgePort
@@ -208,6 +209,15 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
         ],
     ),
     (Tap(ifname="tap0"), "link/host/tap0", ["ip tuntap add mode tap name tap0", *refusals("tap0")]),
+    (
+        PortSources(port="veth0", addresses=(ip_address("10.1.0.2"), ip_address("fd01::2"))),
+        "firewall/host/sources/veth0",
+        [
+            "nft 'add element bridge netlib_members ports { \"veth0\" }'",
+            "nft 'add element bridge netlib_members sources4 { \"veth0\" . 10.1.0.2 }'",
+            "nft 'add element bridge netlib_members sources6 { \"veth0\" . fd01::2 }'",
+        ],
+    ),
     (
         MovedDevice(device="ens5", ifname="net1", netns=FAR, before=DEVICE),
         "link//proc/4711/ns/net/net1",

@@ -1,0 +1,212 @@
+"""What members of a masquerading network may have as their source address: their own, or the frame is dropped.
+
+::
+
+    member ── veth ──┬─ bridge netlib_members prerouting: port . source in the set? ── bridge ──┬─ another member
+                     └─ no: dropped                                                             └─ the host, and beyond
+
+A table of the bridge family sees a frame as it comes in by the member's port, before the bridge and br_netfilter do: the
+answer is the same whatever the frame would go on to, and a port cannot be spoofed as a MAC address can. The chain never
+changes; a member is one element for its port and one for each address, so that the thousandth costs what the first did.
+
+Members' elements are netlink messages of our own, as the resolver's table is (:mod:`netlib.firewall.dnstable`): 0.05 ms of a
+connect. Not checked: ARP, and within fe80::/10 whose address it is, for the kernel in the sandbox chooses that one.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from netlib.errors import ObjectMissing
+from netlib.firewall.libnftables import Nft, keep, kept
+from netlib.firewall.ruleset import checked_ifname
+from netlib.kernel.netlink import CREATE, NetlinkSocket, attribute, nest, text
+from netlib.kernel.netns import command_in
+from netlib.kernel.translate import doing
+from netlib.model import IPAddress, NetnsRef
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+__all__ = ["MemberConversation", "MemberTable", "PortSources"]
+
+TABLE_NAME = "netlib_members"
+TABLE = f"bridge {TABLE_NAME}"
+_PORTS, _SOURCES = "ports", {4: "sources4", 6: "sources6"}
+_ADDRESSLESS = "nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report"
+# By "meta protocol" a frame with a VLAN tag is one of its IP version too; "ether type" would be the tag's.
+_RULES = (
+    (f"iifname != @{_PORTS} accept", "no member of a masquerading network"),
+    (f"meta protocol ip iifname . ip saddr @{_SOURCES[4]} accept", "a member's own address"),
+    ("meta protocol ip ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept", "DHCP, before there is an address"),
+    ("meta protocol ip ip saddr 0.0.0.0 ip protocol igmp accept", "groups, before there is an address"),
+    ("meta protocol ip drop", "somebody else's address"),
+    (f"meta protocol ip6 iifname . ip6 saddr @{_SOURCES[6]} accept", "a member's own IPv6 address"),
+    ("meta protocol ip6 ip6 saddr fe80::/10 accept", "of the link alone"),
+    (
+        f"meta protocol ip6 ip6 saddr :: icmpv6 type {{ {_ADDRESSLESS} }} accept",
+        "before there is an IPv6 address",
+    ),
+    ("meta protocol ip6 drop", "somebody else's IPv6 address"),
+)
+_BASE = (
+    f"add table {TABLE}",
+    f"add set {TABLE} {_PORTS} {{ type ifname; }}",
+    f"add set {TABLE} {_SOURCES[4]} {{ type ifname . ipv4_addr; }}",
+    f"add set {TABLE} {_SOURCES[6]} {{ type ifname . ipv6_addr; }}",
+    f"add chain {TABLE} prerouting {{ type filter hook prerouting priority -300; policy accept; }}",
+    f"flush chain {TABLE} prerouting",
+    *(f'add rule {TABLE} prerouting {rule} comment "{comment}"' for rule, comment in _RULES),
+)
+
+_NETLINK_NETFILTER = 12
+_NFNL_SUBSYS_NFTABLES = 10
+_NEWSETELEM, _DELSETELEM = (_NFNL_SUBSYS_NFTABLES << 8 | number for number in (12, 14))
+_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
+_IFNAMSIZ = 16
+_AT_ONCE = 256  # ports in one transaction: 60 KiB of messages
+
+
+class MemberConversation:
+    """What is said to nftables about members in one netns; opened at first use, and kept where libnftables' are."""
+
+    def __init__(self, netns: NetnsRef) -> None:
+        self.netns = netns
+        self._socket: NetlinkSocket | None = None
+
+    def change(self, kernel: "Kernel", verbs: Sequence[int], ports: Sequence["PortSources"]) -> None:
+        """Do each of *verbs* (add, delete) with the elements of *ports* in one transaction; ObjectMissing without a table."""
+        action = f"change whose addresses {', '.join(item.port for item in ports[:3])} may send from in {self.netns.label}"
+        if self._socket is None:
+            self._socket = kept(NetlinkSocket) if self.netns.is_host else None
+        if self._socket is None:
+            with kernel.entered(self.netns), doing(action):
+                self._socket = NetlinkSocket(_NETLINK_NETFILTER)
+        holders = _by_set(ports)
+        messages = [(verb, CREATE if verb == _NEWSETELEM else 0, payload) for verb in verbs for payload in holders]
+        with doing(action):
+            self._socket.transact(_NFNL_SUBSYS_NFTABLES, messages)
+
+    def close(self) -> None:
+        if self._socket is not None and not (self.netns.is_host and keep(self._socket)):
+            self._socket.close()
+        self._socket = None
+
+
+def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
+    """What a message says of each set that *ports* have elements in."""
+    found: dict[str, list[bytes]] = {}
+    for item in ports:
+        for holder, key in item.entries:
+            found.setdefault(holder, []).append(nest(1, nest(1, attribute(1, key))))  # list element, its key, the value
+    return [
+        _HEADER + text(1, TABLE_NAME) + text(2, holder) + nest(3, *entries)  # NFTA_SET_ELEM_LIST_*
+        for holder, entries in found.items()
+    ]
+
+
+class MemberTable(KernelObject, frozen=True, kw_only=True, tag="member_table"):
+    """The table; every :class:`PortSources` is elements in it."""
+
+    @property
+    def key(self) -> Key:
+        return Key("firewall", self.netns.path, "member table")
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._nft(kernel).run("\n".join(_BASE), f"set up {TABLE}")
+
+    def remove(self, kernel: "Kernel") -> None:
+        with suppress(ObjectMissing):  # added first, so that one which is gone is no error
+            self._nft(kernel).run(f"add table {TABLE}\ndelete table {TABLE}", f"remove {TABLE}")
+
+    def _nft(self, kernel: "Kernel") -> Nft:
+        return kernel.firewall(self.netns).nft
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            listing = self._nft(kernel).listing(f"list chain {TABLE} prerouting")
+        except ObjectMissing:
+            return f"nftables table {TABLE} is gone"
+        found = [entry["rule"].get("comment") for entry in listing if "rule" in entry]
+        wanted = [comment for _, comment in _RULES]
+        return None if found == wanted else f"nftables chain {TABLE} prerouting has other rules than ours"
+
+    def commands(self) -> Iterator[str]:
+        return (command_in(self.netns, f"nft '{line}'") for line in _BASE)
+
+
+class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
+    """The only addresses that a member may send from by its bridge *port*, besides fe80::/10 and none at all.
+
+    A member has its addresses as long as its port, so none is ever taken from a port that stays.
+    """
+
+    batch = "port sources"
+
+    port: str  # not called ifname: it outlives the link
+    addresses: tuple[IPAddress, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return Key("firewall", self.netns.path, f"sources/{self.port}")
+
+    @property
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """The name of a set and the key in it, for each element."""
+        port = self.port.encode().ljust(_IFNAMSIZ, b"\0")
+        yield _PORTS, port
+        for address in self.addresses:
+            yield _SOURCES[address.version], port + address.packed
+
+    @property
+    def _spelled(self) -> Iterator[str]:
+        port = f'"{checked_ifname(self.port)}"'
+        yield f"{TABLE} {_PORTS} {{ {port} }}"
+        for address in self.addresses:
+            yield f"{TABLE} {_SOURCES[address.version]} {{ {port} . {address} }}"
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self.ensure_many(kernel, (self,))
+
+    def remove(self, kernel: "Kernel") -> None:
+        self.remove_many(kernel, (self,))
+
+    @classmethod
+    def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+        """Make the run so, with the table where that is missing: a network of an older netlib has none."""
+        for some in _parts(run):
+            try:
+                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM,), some)
+            except ObjectMissing:
+                MemberTable(netns=run[0].netns).ensure(kernel)
+                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM,), some)
+
+    @classmethod
+    def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+        for some in _parts(run):
+            with suppress(ObjectMissing):  # no table, or no netns
+                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM, _DELSETELEM), some)
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            for element in self._spelled:
+                kernel.firewall(self.netns).nft.text(f"get element {element}")
+        except ObjectMissing:
+            own = ", ".join(map(str, self.addresses)) or "none"
+            return f"whether bridge port {self.port} sends from its own addresses ({own}) is not checked, or it has others"
+        return None
+
+    def commands(self) -> Iterator[str]:
+        return (command_in(self.netns, f"nft 'add element {element}'") for element in self._spelled)
+
+
+def _parts(run: Sequence[KernelObject]) -> Iterator[list[PortSources]]:
+    ports = [item for item in run if isinstance(item, PortSources)]
+    for start in range(0, len(ports), _AT_ONCE):
+        yield ports[start : start + _AT_ONCE]
