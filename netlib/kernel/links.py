@@ -99,12 +99,15 @@ def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more:
     """The rest of a creation, and the live change of what exists: the tag for the mark, attributes, and only then up.
 
     In one message a link would be up before it refused what routers send (``do_setlink`` in the kernel takes flags first).
+    An MTU comes before all that: one that grows to 1280 brings IPv6, and its settings, anew.
     """
-    name = text(IFLA_IFNAME, ifname)
+    name, action = text(IFLA_IFNAME, ifname), f"set up link {ifname} in {rtnl.netns.label}"
+    if more:
+        rtnl.order(action, (RTM_NEWLINK, 0, link_header() + name + more))
     refuse_routers(kernel, rtnl.netns, ifname)
     rtnl.order(
-        f"set up link {ifname} in {rtnl.netns.label}",
-        (RTM_NEWLINK, 0, link_header() + name + more + tag_attributes(kernel) + host_end(mtu)),
+        action,
+        (RTM_NEWLINK, 0, link_header() + name + tag_attributes(kernel) + host_end(mtu)),
         (RTM_NEWLINK, 0, link_header(0, IFF_UP, IFF_UP) + name),
     )
 

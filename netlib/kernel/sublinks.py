@@ -152,15 +152,13 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
     def _finish(self, kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
         index, action = rtnl.index(ifname), f"set up link {self.ifname} in {self.netns.label}"
         payload = link_header(index) + more + tag_attributes(kernel)
-        if self._serves_host:
-            payload += host_end(self.mtu)
-        elif self.up:
-            payload += without_link_local(self.mtu)
         rtnl.order(action, (RTM_NEWLINK, 0, payload))
         if self._serves_host:
             refuse_routers(kernel, self.netns, self.ifname)
         if self.up:  # in one message it would be up before all that is so
-            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index, IFF_UP, IFF_UP)))
+            told = host_end(self.mtu) if self._serves_host else without_link_local(self.mtu)
+            up = link_header(index, IFF_UP, IFF_UP)
+            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index) + told), (RTM_NEWLINK, 0, up))
 
     @staticmethod
     def _data(settings: Iterable[tuple[int, bytes]]) -> bytes:
