@@ -13,6 +13,7 @@ Members' elements are netlink messages of our own, as the resolver's table is (:
 connect. Not checked: ARP, and within fe80::/10 whose address it is, for the kernel in the sandbox chooses that one.
 """
 
+import shlex
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -138,7 +139,7 @@ class MemberTable(KernelObject, frozen=True, kw_only=True, tag="member_table"):
         return None if found == wanted else f"nftables chain {TABLE} prerouting has other rules than ours"
 
     def commands(self) -> Iterator[str]:
-        return (command_in(self.netns, f"nft '{line}'") for line in _BASE)
+        return (command_in(self.netns, f"nft {shlex.quote(line)}") for line in _BASE)
 
 
 class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
@@ -203,7 +204,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
         return None
 
     def commands(self) -> Iterator[str]:
-        return (command_in(self.netns, f"nft 'add element {element}'") for element in self._spelled)
+        return (command_in(self.netns, f"nft {shlex.quote(f'add element {element}')}") for element in self._spelled)
 
 
 def _parts(run: Sequence[KernelObject]) -> Iterator[list[PortSources]]:

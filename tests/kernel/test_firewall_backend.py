@@ -12,6 +12,7 @@ import pytest
 
 from netlib.errors import ConfigError, FeatureMissing, NetlibError, ObjectMissing
 from netlib.firewall.libnftables import Nft, keeping, opened_nft
+from netlib.firewall.members import MemberTable, PortSources
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance, PublishedPort
 from netlib.firewall.ruleset import base_commands
 from netlib.kernel.handle import Kernel
@@ -48,6 +49,12 @@ def nft(command: str) -> str:
 def test_the_whole_listing(kernel: Kernel) -> None:
     FirewallObject.ensure_many(kernel, STANDARD)
     assert kernel.firewall().listing() == GOLDEN.read_text()
+
+
+def test_the_whole_listing_of_members(kernel: Kernel) -> None:
+    MemberTable().ensure(kernel)
+    PortSources(port="veth0", addresses=(ip_address("10.1.0.2"), ip_address("fd01::2"))).ensure(kernel)
+    assert nft("list table bridge netlib_members") == (GOLDEN.parent / "members_listing.txt").read_text()
 
 
 def test_ensuring_again_changes_nothing(kernel: Kernel) -> None:

@@ -90,6 +90,9 @@ IPV4, INET, BRIDGE = 2, 1, 7
         (_event(DELRULE, IPV4, "filter"), Notice.FOREIGN),
         (_event(NEWRULE, IPV4, "filter"), Notice.NOTHING),
         (_event(DELTABLE, BRIDGE, "filter"), Notice.NOTHING),
+        (_event(DELTABLE, BRIDGE, "netlib_members"), Notice.TABLE),
+        (_event(DELRULE, BRIDGE, "netlib"), Notice.TABLE),
+        (_event(DELSETELEM, BRIDGE, "netlib_members"), Notice.NOTHING),
         (_event(NEWGEN, INET, ""), Notice.NOTHING),
         (
             _event(NEWGEN, INET, "") + _event(DELRULE, IPV4, "nat") + _event(DELTABLE, INET, "netlib"),

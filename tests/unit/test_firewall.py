@@ -13,6 +13,7 @@ from netlib import codec
 from netlib.errors import ConfigError, FeatureMissing, KernelError, NotPermitted, ObjectMissing
 from netlib.firewall.foreign import allowance_commands, hooks, lacking, our_rules
 from netlib.firewall.libnftables import nft_error
+from netlib.firewall.members import MemberTable, PortSources
 from netlib.firewall.nftables import base_difference, parsed_entries
 from netlib.firewall.objects import (
     AddressAllowance,
@@ -90,6 +91,13 @@ def test_the_script_of_a_standard_set() -> None:
         *add_elements([element for item in STANDARD for element in elements(item)], "netlib:store:record"),
     ]
     assert "\n".join(lines) + "\n" == (GOLDEN / "nftables_script.txt").read_text()
+
+
+def test_the_script_of_the_table_of_members() -> None:
+    """The commands that make the table and a member's elements in it, without their quotes for a shell."""
+    member = PortSources(port="veth0", addresses=(ip_address("10.1.0.2"), ip_address("fd01::2")))
+    lines = [shlex.split(line)[1] for item in (MemberTable(), member) for line in item.commands()]
+    assert "\n".join(lines) + "\n" == (GOLDEN / "members_script.txt").read_text()
 
 
 def test_the_chains_name_no_network() -> None:
