@@ -7,7 +7,7 @@ leaves the kernel as asked or as it was. Verbs that only look change nothing in 
 import os
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, TeardownError
 from netlib.host import Host
 from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
+from netlib.kernel.sysctl import asked_sysctls
 from netlib.lifecycle import Lifecycle
 from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
 from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
@@ -188,15 +189,18 @@ class Controller:
         domainname: str = "",
         resolver: ResolverConfig = ResolverConfig(),
         sandbox_id: str = "",
+        sysctls: Mapping[str, str] | None = None,
         cni_container: str = "",
     ) -> Sandbox:
         """Create a sandbox: with a netns of its own (*netns* None), the host's (``""``), or that at a path.
 
+        One of its own may be asked to have *sysctls* (names of ``net.*`` to values), those of its links as these come.
         Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already.
         """
         netns = os.fspath(netns) if isinstance(netns, os.PathLike) else netns
         wanted = {"name": name, "netns": netns, "hostname": hostname, "domainname": domainname, "sandbox_id": sandbox_id}
-        request = checked(SandboxRequest, {**wanted, "resolver": resolver, "cni_container": cni_container})
+        more = {"resolver": resolver, "sysctls": sysctls or {}, "cni_container": cni_container}
+        request = checked(SandboxRequest, {**wanted, **more})
         resolver = checked(ResolverConfig, asdict(request.resolver))
         check_sandbox_name(name)
         if hostname:
@@ -204,6 +208,9 @@ class Controller:
         if domainname:
             check_domainname(domainname)
         check_resolver(resolver)
+        settings = asked_sysctls(request.sysctls)
+        if settings and netns is not None:
+            raise ConfigError(f"sysctls {', '.join(settings)} not allowed: the network namespace is not the sandbox's own")
         sandbox_id = sandbox_id or new_id()
         identity = identity_of_path(netns) if netns else ""
         if identity == current_identity():
@@ -226,6 +233,7 @@ class Controller:
                 resolver=resolver,
                 dns_port=random.choice(DNS_PORTS),
                 files_dir=str(self.config.sandbox_dir / sandbox_id),
+                sysctls=tuple(settings.items()),
                 cni_container=cni_container,
             )
             return self.lifecycle.create_sandbox(kernel, sandbox, lambda tx: self._check_free(tx, sandbox))

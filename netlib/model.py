@@ -191,6 +191,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     resolver: ResolverConfig = ResolverConfig()
     dns_port: int = 0  # where netlibd listens on 127.0.0.11 inside an owned netns
     files_dir: str = ""  # folder of its resolv.conf, hosts and hostname
+    sysctls: tuple[tuple[str, str], ...] = ()  # path and value of each that an owned netns was asked to have
     cni_container: str = ""  # as its runtime calls it, where a CNI call made the sandbox: it goes with its last endpoint
 
     @property

@@ -13,6 +13,7 @@ from netlib.config import Config
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
+from netlib.kernel.tuning import TunedSysctl
 from netlib.lifecycle import Lifecycle
 from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
@@ -120,7 +121,8 @@ def forget_former_boot(store: Store, config: Config) -> None:
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:
     """Compare what is written down for *records* with the kernel; answer with (key, how it differs).
 
-    What another attachment in its netns has taken over (a link's MTU, a route) is no drift of an attachment.
+    What another attachment in its netns has taken over (a link's MTU, a route) is no drift of an attachment, and what the
+    sandbox was asked to have (``--sysctl``) none of an endpoint.
     """
     found: list[tuple[str, str]] = []
     for record in records:
@@ -144,8 +146,10 @@ def _left_of(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelOb
 
 
 def _beside(tx: Transaction, record: str) -> list[KernelObject]:
-    """What the other attachments in an attachment's netns have made there; nothing for other records."""
+    """What the other attachments in an attachment's netns have made there, or an endpoint's sandbox; nothing for others."""
     row = tx.by_id(record)
+    if row is not None and isinstance(row.value, Endpoint):
+        return list(tx.objects(row.value.sandbox).of(TunedSysctl))
     if row is None or not isinstance(row.value, CniAttachment):
         return []
     netns = row.value.netns

@@ -84,6 +84,7 @@ class SandboxRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     domainname: str = ""
     resolver: ResolverConfig = ResolverConfig()
     sandbox_id: str = ""
+    sysctls: Mapping[str, str] = {}
     cni_container: str = ""
 
 

@@ -17,7 +17,8 @@ from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
 from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns
 from netlib.kernel.routes import RouteEntry
-from netlib.kernel.sysctl import Sysctl
+from netlib.kernel.sysctl import Sysctl, sysctl_ifname
+from netlib.kernel.tuning import TunedSysctl
 from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
@@ -27,6 +28,7 @@ Attachment = tuple[Network, Endpoint]
 RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 # A resolver query from a fresh socket leaves a conntrack entry each; at 30 s, the default, 25,738 piled up in 4 s.
+_UDP_TIMEOUT = "net/netfilter/nf_conntrack_udp_timeout"
 _UDP_TIMEOUT_SECONDS = "5"
 
 
@@ -38,12 +40,20 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
         objects.append(LinkUp(ifname="lo", tagged=True, netns=sandbox.netns))
         if is_served(attachments):
             objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))
-            objects.append(
-                Sysctl(name="net/netfilter/nf_conntrack_udp_timeout", value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns)
-            )
+            if _UDP_TIMEOUT not in dict(sandbox.sysctls):
+                objects.append(Sysctl(name=_UDP_TIMEOUT, value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns))
+        objects.extend(_asked_sysctls(sandbox, attachments))
     for family in (4, 6):
         objects.extend(_default_route(sandbox, attachments, family))
     return Plan(*objects, *_published(attachments), *_files(sandbox, attachments, host))
+
+
+def _asked_sysctls(sandbox: Sandbox, attachments: Sequence[Attachment]) -> Iterator[TunedSysctl]:
+    """What the netns was asked to have; that of a link as soon as there is such a link, over what its endpoint sets."""
+    links = {None, "lo", *(endpoint.ifname for _, endpoint in attachments)}
+    for path, value in sandbox.sysctls:
+        if sysctl_ifname(path) in links:
+            yield TunedSysctl(name=path, value=value, netns=sandbox.netns)
 
 
 def inside_plan(endpoint: Endpoint, netns: NetnsRef) -> Plan:

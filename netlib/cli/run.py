@@ -72,6 +72,7 @@ def _add_network_options(parser: Parser) -> None:
     parser.values("--dns-search", metavar="DOMAIN", purpose="search domain")
     parser.values("--dns-option", "--dns-opt", metavar="OPTION", purpose="resolver option")
     parser.values("--add-host", metavar="NAME:IP", purpose="line for /etc/hosts")
+    parser.values("--sysctl", metavar="NAME=VALUE", purpose="setting net.* of its own network namespace")
 
 
 def run(config: Config, given: Namespace) -> int:
@@ -106,6 +107,7 @@ def _run(config: Config, given: Namespace) -> int:
         "dns_search": given.dns_search,
         "dns_options": given.dns_option,
         "add_hosts": given.add_host,
+        "sysctls": given.sysctl,
         "labels": given.label,
         "stop_signal": given.stop_signal,
     }

@@ -7,7 +7,7 @@ Names are spelled as sysctl(8) takes them: the first separator decides, so ``net
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
@@ -37,6 +37,29 @@ def sysctl_path(name: str) -> str:
     if not all(part not in ("", ".", "..") for part in path.split("/")):
         raise ConfigError(f"{name!r} is no sysctl name; write net.ipv4.ip_forward or net/ipv4/conf/eth0.10/forwarding")
     return path
+
+
+def sysctl_name(path: str) -> str:
+    """A setting as people name it: ``net.ipv4.ip_forward`` for that path; dots in the name of a link are slashes then."""
+    return path.translate(_SWAP)
+
+
+def asked_sysctls(asked: Mapping[str, str]) -> dict[str, str]:
+    """What a netns of ours may be asked to have, by path; ConfigError for anything but ``net.*``, in Docker's words."""
+    found: dict[str, str] = {}
+    for name, value in asked.items():
+        path = sysctl_path(name)
+        if not path.startswith("net/") or "\0" in path + value or not value:
+            asking = f"{name}={value}".removesuffix("=")
+            raise ConfigError(f"sysctl '{asking}' is not allowed: NAME=VALUE with a NAME of net.* is expected")
+        found[path] = value
+    return found
+
+
+def sysctl_ifname(path: str) -> str | None:
+    """The link that a setting is of, and vanishes with; None for all others."""
+    _, _, kind, place, *_ = (*path.split("/"), "", "", "")
+    return place if kind in ("conf", "neigh") and place not in ("all", "default") else None
 
 
 def read_sysctl(kernel: "Kernel", netns: NetnsRef, name: str) -> str | None:
@@ -97,9 +120,8 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
 
     @property
     def ifname(self) -> str | None:
-        """The link that this setting is of, and vanishes with; None for all others."""
-        _, _, kind, place, *_ = (*sysctl_path(self.name).split("/"), "", "", "")
-        return place if kind in ("conf", "neigh") and place not in ("all", "default") else None
+        """As :func:`sysctl_ifname`."""
+        return sysctl_ifname(sysctl_path(self.name))
 
     def observed(self, kernel: "Kernel") -> Self:
         return self if self.prior is not None else replace(self, prior=read_sysctl(kernel, self.netns, self.name))

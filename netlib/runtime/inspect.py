@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netlib.inspect import duration, timestamp
+from netlib.kernel.sysctl import sysctl_name
 from netlib.runtime.container import State
 from netlib.runtime.spec import Container
 
@@ -110,6 +111,7 @@ def _host_config(container: Container) -> dict[str, Any]:
         "DnsOptions": list(spec.resolver.options),
         "DnsSearch": list(spec.resolver.search),
         "ExtraHosts": [f"{name}:{address}" for name, address in spec.resolver.extra_hosts],
+        "Sysctls": {sysctl_name(path): value for path, value in spec.sysctls.items()},
         "ShmSize": 64 << 20,
         "Privileged": False,
         "ReadonlyRootfs": False,

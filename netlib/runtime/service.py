@@ -230,6 +230,7 @@ def _join(controller: Controller, container: Container, *, again: bool) -> Conta
         hostname=container.hostname,
         domainname=spec.domainname,
         resolver=spec.resolver,
+        sysctls=spec.sysctls,
         sandbox_id=container.container_id,
     )
     container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))

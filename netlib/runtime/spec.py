@@ -13,6 +13,7 @@ from itertools import count
 from msgspec import Struct
 
 from netlib.errors import ConfigError
+from netlib.kernel.sysctl import asked_sysctls, sysctl_name
 from netlib.model import Link, NetnsRef, ResolverConfig
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -69,6 +70,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     netns_of: str = ""  # a container (``--network container:NAME``); then there are no networks of its own
     publish: tuple[str, ...] = ()  # as typed: "8080:80"
     resolver: ResolverConfig = ResolverConfig()
+    sysctls: dict[str, str] = {}  # by path: "net/ipv4/ip_forward"
     labels: dict[str, str] = {}
     stop_signal: int = int(signal.SIGTERM)
     stop_seconds: float = 10.0
@@ -122,9 +124,14 @@ def check_spec(spec: ContainerSpec) -> None:
     for text in (*spec.command, *spec.environment.values()):
         if "\0" in text:
             raise ConfigError("a command and its environment cannot contain the character NUL")
+    names = [attachment.network for attachment in spec.networks]
     if spec.netns_of and (spec.publish or spec.hostname):
         what = "publish ports (-p)" if spec.publish else "have a hostname (-h) of its own"
         raise ConfigError(f"a container on the network of container {spec.netns_of!r} cannot {what}: both are that container's")
+    shared = f"container {spec.netns_of!r}" if spec.netns_of else "host" if "host" in names else ""
+    if spec.sysctls and shared:
+        name = sysctl_name(next(iter(spec.sysctls)))
+        raise ConfigError(f'sysctl "{name}" not allowed in {shared} network namespace; leave --sysctl out')
     for what, text in (("--rootfs", spec.rootfs), ("--workdir", spec.workdir)):
         if text and not text.startswith("/"):
             raise ConfigError(f"{what} {text!r} is not an absolute path")
@@ -132,7 +139,6 @@ def check_spec(spec: ContainerSpec) -> None:
     for target in targets:
         if targets.count(target) > 1:
             raise ConfigError(f"two volumes have the same target {target!r}; leave one out")
-    names = [attachment.network for attachment in spec.networks]
     if len(names) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"network {twice!r} is given twice; a container joins it once, leave one out")
@@ -167,6 +173,15 @@ def parse_environment(items: Iterable[str], inherited: Mapping[str, str]) -> dic
         elif name in inherited:
             found[name] = inherited[name]
     return found
+
+
+def parse_sysctls(items: Iterable[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` items, names of ``net.*``, by path; of one given twice, the last. Raises ConfigError."""
+    asked: dict[str, str] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        asked |= asked_sysctls({name: value})
+    return asked
 
 
 def parse_signal(text: str) -> int:

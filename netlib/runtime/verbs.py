@@ -20,7 +20,7 @@ from netlib.model import Endpoint, IPAddress, ResolverConfig
 from netlib.names import parse_address, parse_labels, parse_options
 from netlib.runtime import service
 from netlib.runtime.inspect import container_details, container_row
-from netlib.runtime.spec import Container, ContainerSpec, NetworkAttachment, parse_signal, parse_volume
+from netlib.runtime.spec import Container, ContainerSpec, NetworkAttachment, parse_signal, parse_sysctls, parse_volume
 from netlib.verbs import parse_link
 
 
@@ -71,6 +71,7 @@ def read_spec(
     dns_search: Sequence[str] = (),
     dns_options: Sequence[str] = (),
     add_hosts: Sequence[str] = (),
+    sysctls: Sequence[str] = (),
     labels: Sequence[str] = (),
     stop_signal: str = "TERM",
     stop_seconds: float = 10.0,
@@ -79,12 +80,8 @@ def read_spec(
 
     *aliases*, *ip*, *ip6*, *mac* and *links* belong to the first network. A network may be ``name=web,ip=…``, as in Docker.
     """
-    attachments, netns_of = _attachments(
-        networks,
-        NetworkAttachment(
-            network="", aliases=tuple(aliases), ip=ip, ip6=ip6, mac=mac, links=tuple(parse_link(text) for text in links)
-        ),
-    )
+    first = NetworkAttachment(network="", aliases=tuple(aliases), ip=ip, ip6=ip6, mac=mac, links=tuple(map(parse_link, links)))
+    attachments, netns_of = _attachments(networks, first)
     return ContainerSpec(
         command=tuple(command),
         name=name,
@@ -102,6 +99,7 @@ def read_spec(
         netns_of=netns_of,
         publish=tuple(publish),
         resolver=_resolver(dns, dns_search, dns_options, add_hosts),
+        sysctls=parse_sysctls(sysctls),
         labels=parse_labels(labels),
         stop_signal=parse_signal(stop_signal),
         stop_seconds=stop_seconds,

@@ -14,6 +14,7 @@ from netlib.runtime.spec import (
     generate_name,
     parse_environment,
     parse_signal,
+    parse_sysctls,
     parse_volume,
 )
 from netlib.runtime.verbs import read_spec
@@ -58,6 +59,16 @@ def test_unknown_signal(text: str) -> None:
         parse_signal(text)
 
 
+def test_sysctls() -> None:
+    assert parse_sysctls(["net.ipv4.ip_forward=0", "net/ipv4/ip_forward=1", "net.ipv4.tcp_rmem=1 2 3"]) == {
+        "net/ipv4/ip_forward": "1",
+        "net/ipv4/tcp_rmem": "1 2 3",
+    }
+    for wrong in ("net.ipv4.ip_forward", "kernel.shmmax=1", "net.x=", "=1", ""):
+        with pytest.raises(ConfigError):
+            parse_sysctls([wrong])
+
+
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
@@ -66,6 +77,11 @@ def test_unknown_signal(text: str) -> None:
         (ContainerSpec(command=("a\0b",)), "NUL"),
         (ContainerSpec(command=("a",), netns_of="web", publish=("80",)), "publish"),
         (ContainerSpec(command=("a",), netns_of="web", hostname="x"), "hostname"),
+        (ContainerSpec(command=("a",), netns_of="web", sysctls={"net/a/b": "1"}), "net.a.b\" not allowed in container 'web'"),
+        (
+            ContainerSpec(command=("a",), networks=(NetworkAttachment(network="host"),), sysctls={"net/a": "1"}),
+            'sysctl "net.a" not allowed in host network namespace',
+        ),
         (ContainerSpec(command=("a",), workdir="x"), "absolute"),
         (ContainerSpec(command=("a",), volumes=(Volume("/a", "/b"), Volume("/c", "/b"))), "same target"),
         (ContainerSpec(command=("a",), networks=tuple(NetworkAttachment(network=n) for n in ("host", "web"))), "combined"),
