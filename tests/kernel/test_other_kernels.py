@@ -23,6 +23,7 @@ from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.ports import parse_publish
+from tests.kernel.frames import Ears, datagram, send
 
 _HOST, _LAN = "192.0.2.1", "192.0.2.2"
 _PATIENCE, _SILENCE = 5.0, 1.5  # seconds for what must answer, and after which what did not answer is taken to be closed
@@ -86,6 +87,23 @@ def test_names_published_ports_and_the_way_out(controller: Controller, lan: Netn
     assert controller.check("web") == [] == controller.check("a")
     controller.reset()
     assert differences(before, snapshot()) == []
+
+
+@pytest.mark.vm("ordinary", "bare")
+def test_a_member_is_heard_from_its_own_address_only(controller: Controller) -> None:
+    controller.create_network("web", subnets=["10.84.0.0/24"])
+    a, b = controller.create_sandbox("a").netns, controller.create_sandbox("b").netns
+    mac = controller.connect("web", "a").mac
+    controller.connect("web", "b")
+    ears = Ears()
+    try:
+        hear = ears.open(a, 9000, family=socket.AF_INET)
+        forged = [datagram(source, "10.84.0.2", 9000, "forged", mac=mac) for source in ("10.84.0.1", "10.84.0.9", _LAN)]
+        send(b, "eth0", *forged, datagram("10.84.0.3", "10.84.0.2", 9000, "honest", mac=mac))
+        assert hear() == "honest"
+    finally:
+        ears.close()
+    assert controller.check("web") == [] == controller.check("b")
 
 
 @pytest.mark.needs_kernel("no_br_netfilter")
