@@ -126,6 +126,9 @@ class MemberTable(KernelObject, frozen=True, kw_only=True, tag="member_table"):
         with suppress(ObjectMissing):  # added first, so that one which is gone is no error
             self._nft(kernel).run(f"add table {TABLE}\ndelete table {TABLE}", f"remove {TABLE}")
 
+    def carries(self, other: KernelObject) -> bool:
+        return isinstance(other, PortSources) and other.netns.path == self.netns.path
+
     def _nft(self, kernel: "Kernel") -> Nft:
         return kernel.firewall(self.netns).nft
 

@@ -45,6 +45,11 @@ def strict() -> Iterator[None]:
     RP_FILTER.write_text(before)
 
 
+def _without_members() -> dict[str, str]:
+    """The firewall but for who is a member of what."""
+    return {name: text for name, text in snapshot()["firewall"].items() if "netlib_members" not in name}
+
+
 def _led_to(controller: Controller) -> dict[str, str]:
     """Each published port of the box as the store has it, and the container's side; the kernel has just that."""
     assert controller.check("box") == []
@@ -154,7 +159,7 @@ def test_a_port_that_would_not_go_stays_written_down_and_goes_with_the_next_chan
     controller: Controller, config: Config
 ) -> None:
     controller.connect("zoo", "box")
-    before = snapshot()["firewall"]
+    before = _without_members()
     controller.connect("web", "box", ports=PORTS)
 
     def fail(item: KernelObject) -> None:
@@ -168,4 +173,4 @@ def test_a_port_that_would_not_go_stays_written_down_and_goes_with_the_next_chan
     assert len(controller.plan_of("box").of(PublishedPort)) == len(PORTS)
     controller.connect("app", "box")
     assert _led_to(controller) == {}
-    assert snapshot()["firewall"] == before
+    assert _without_members() == before

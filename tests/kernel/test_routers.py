@@ -179,6 +179,32 @@ def test_no_way_in_leaves_a_link_of_the_host_that_listens(
         assert controller.check(reference) == []
 
 
+@pytest.mark.needs_link_kind("dummy", "vlan")
+def test_parents_made_for_lan_networks_listen_to_nobody(controller: Controller) -> None:
+    run("ip", "link", "add", "carrier", "type", "veth", "peer", "name", "far")
+    run("ip", "link", "set", "far", "up")
+    try:
+        with changes(LINK) as events:
+            controller.create_network("alone", driver="macvlan", subnets=["10.91.0.0/24", "fd91::/64"])
+            controller.create_network("tagged", driver="macvlan", subnets=["10.92.0.0/24"], options={"parent": "carrier.7"})
+            box = controller.create_sandbox("box").netns
+            for network in ("alone", "tagged"):
+                controller.connect(network, "box")
+            told = [link for link in events.links() if link.up]
+        assert {"dummy", "vlan"} <= {link.kind for link in told}
+        ours = [link for link in told if link.kind in ("dummy", "vlan")]
+        assert [(link.ifname, heard(link)) for link in ours if heard(link)] == []
+        for ifname in ("eth0", "eth1"):
+            assert settings(ifname, box) == ["0", "0", "0"]
+        for reference in ("alone", "tagged", "box"):
+            assert controller.check(reference) == []
+        controller.remove_sandbox("box")
+        for network in ("alone", "tagged"):
+            controller.remove_network(network)
+    finally:
+        run("ip", "link", "del", "carrier")
+
+
 # --- namespaces ----------------------------------------------------------------------------------------------------------
 
 
