@@ -14,11 +14,13 @@ from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
+from netlib.model import NetnsRef
 from netlib.names import check_sandbox_name
 from netlib.verbs import perform
 from tests.cni.calling import Caller, run
 from tests.faults import interrupted
 from tests.kernel.dns_client import resolve
+from tests.kernel.frames import Ears, datagram, send
 
 FULL_ID = "0123456789abcdef" * 4
 SECONDS = 5.0
@@ -43,6 +45,22 @@ def web(controller: Controller) -> None:
     controller.create_network("web", subnets=["172.28.0.0/16", "fd00:28::/64"], ipv6=True)
     controller.create_sandbox("own")
     controller.connect("web", "own")
+
+
+@pytest.mark.usefixtures("web")
+def test_a_container_is_heard_from_its_own_address_only(caller: Caller, controller: Controller) -> None:
+    caller.container("c1")
+    caller.ok("ADD", conf())
+    mac = controller.endpoints(sandbox="own")[0].mac
+    ears = Ears()
+    try:
+        hear = ears.open(controller.sandbox("own").netns, 9000)
+        for version, forged in ((4, "172.28.0.{}"), (6, "fd00:28::{}")):
+            frames = [datagram(forged.format(last), forged.format(2), 9000, str(last), mac=mac) for last in (1, 99, 3)]
+            send(NetnsRef("/run/netns/c1"), "eth0", *frames)
+            assert (version, hear()) == (version, "3")
+    finally:
+        ears.close()
 
 
 @pytest.mark.usefixtures("web")

@@ -63,6 +63,34 @@ def _reachable(port: int, host: str = "127.0.0.1") -> bool:
 SERVER = ("python3", "-m", "http.server", "80")
 
 
+FORGE = """
+import socket, struct, sys
+def sent(source, target, word):
+    body = struct.pack("!HHHH", 4000, 9000, 8 + len(word), 0) + word
+    head = struct.pack("!BBHHHBBH4s4s", 69, 0, 20 + len(body), 7, 0, 64, 17, 0, *map(socket.inet_aton, (source, target)))
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack("!H", 0xFFFF - total) + head[12:]
+    link.send(bytes.fromhex(sys.argv[1].replace(":", "")) + bytes([2, 0, 0, 0, 0, 9]) + b"\\x08\\x00" + head + body)
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+link.bind(("eth0", 0))
+for source, word in ((sys.argv[2], b"forged"), ("198.51.100.7", b"forged"), (sys.argv[3], b"honest")):
+    sent(source, sys.argv[2], word)
+"""
+
+
+@pytest.mark.needs_cgroups
+def test_a_container_is_heard_from_its_own_address_only(netlib: Netlib) -> None:
+    netlib("network", "create", "--subnet", "172.28.0.0/16", "web")
+    bridge = json.loads(netlib("network", "inspect", "web").stdout)[0]["Id"][:12]
+    mac = Path(f"/sys/class/net/br-{bridge}/address").read_text().strip()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+        host.bind(("172.28.0.1", 9000))
+        host.settimeout(SECONDS)
+        netlib("run", "--rm", "--network", "web", "--ip", "172.28.0.9", "python3", "-c", FORGE, mac, "172.28.0.1", "172.28.0.9")
+        assert host.recvfrom(100) == (b"honest", ("172.28.0.9", 4000))
+
+
 @pytest.mark.needs_cgroups
 def test_containers_on_a_network_by_name_and_published_port(netlib: Netlib, config: Config) -> None:
     network_id = netlib("network", "create", "alpine-net").stdout.strip()

@@ -139,6 +139,17 @@ def test_only_its_own_address_is_heard(controller: Controller, lan: NetnsRef, ea
     assert heard_first(there, version, target, port, mac, hear) == ["honest"]
 
 
+def test_a_sandbox_in_a_netns_of_others_is_no_exception(
+    controller: Controller, ears: Ears, netns_factory: Callable[[str], NetnsRef]
+) -> None:
+    there, theirs = party(controller), netns_factory("theirs")
+    controller.create_sandbox("theirs", netns=theirs.path)
+    there = there._replace(forger=controller.connect("web", "theirs"), netns=theirs)
+    hear = ears.open(controller.sandbox("victim").netns, PORT)
+    for version in (4, 6):
+        assert heard_first(there, version, address(there.victim, version), PORT, there.victim.mac, hear) == ["honest"]
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_without_masquerade_a_member_may_be_a_router(controller: Controller, ears: Ears, version: int) -> None:
     there = party(controller, {"com.docker.network.bridge.enable_ip_masquerade": "false"})
