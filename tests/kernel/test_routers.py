@@ -181,12 +181,12 @@ def test_no_way_in_leaves_a_link_of_the_host_that_listens(
 
 @pytest.mark.needs_link_kind("dummy", "vlan")
 def test_parents_made_for_lan_networks_listen_to_nobody(controller: Controller) -> None:
-    run("ip", "link", "add", "carrier", "type", "veth", "peer", "name", "far")
+    run("ip", "link", "add", "trunk0", "type", "veth", "peer", "name", "far")
     run("ip", "link", "set", "far", "up")
     try:
         with changes(LINK) as events:
             controller.create_network("alone", driver="macvlan", subnets=["10.91.0.0/24", "fd91::/64"])
-            controller.create_network("tagged", driver="macvlan", subnets=["10.92.0.0/24"], options={"parent": "carrier.7"})
+            controller.create_network("tagged", driver="macvlan", subnets=["10.92.0.0/24"], options={"parent": "trunk0.7"})
             box = controller.create_sandbox("box").netns
             for network in ("alone", "tagged"):
                 controller.connect(network, "box")
@@ -202,7 +202,7 @@ def test_parents_made_for_lan_networks_listen_to_nobody(controller: Controller) 
         for network in ("alone", "tagged"):
             controller.remove_network(network)
     finally:
-        run("ip", "link", "del", "carrier")
+        run("ip", "link", "del", "trunk0")
 
 
 # --- namespaces ----------------------------------------------------------------------------------------------------------
