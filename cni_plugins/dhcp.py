@@ -19,7 +19,7 @@ from cni_plugins.skel import Call
 from ipam.dhcp import Option, Terms
 from ipam.dhcp_client import Conversation, DhcpLease, lease_key, now
 from netlib.adding import Adding, Wanted
-from netlib.errors import DaemonError
+from netlib.errors import DaemonError, Stuck
 from netlib.kernel.links import LinkUp
 from netlib.plan import Plan
 from netlib.store.records import Transaction
@@ -84,7 +84,8 @@ class DhcpPlugin:
     def ask(self, call: Call[DhcpConf], adding: Adding) -> None:
         """Get a lease, which is written down for *adding* before it is asked for.
 
-        Raises DaemonError when nobody could renew it, DeadlineExceeded when no server answers, NotFound for half an answer.
+        Raises DaemonError or Stuck when nobody could renew it, DeadlineExceeded when no server answers, NotFound for half an
+        answer.
         """
         ipam = _ipam(call)
         options = _options(call, ipam)
@@ -134,8 +135,8 @@ class DhcpPlugin:
     def _require_netlibd(self) -> None:
         try:
             self._node.controller.watcher.changed(sandboxes=(), networks=(), needed=True)
-        except DaemonError as error:
-            raise DaemonError(f"nobody could renew a DHCP lease: {error}") from error
+        except (DaemonError, Stuck) as error:
+            raise type(error)(f"nobody could renew a DHCP lease: {error}") from error
 
 
 def _ipam(call: Call[DhcpConf]) -> DhcpIpam:

@@ -13,6 +13,7 @@ from netlib.errors import (
     DaemonError,
     DeadlineExceeded,
     FeatureMissing,
+    HostExhausted,
     KernelError,
     NetlibError,
     NotFound,
@@ -96,6 +97,7 @@ _CODES: dict[type[NetlibError], Code] = {
     ObjectMissing: Code.MISSING,
     NotPermitted: Code.NOT_PERMITTED,
     DeadlineExceeded: Code.TRY_AGAIN,
+    HostExhausted: Code.TRY_AGAIN,
     TeardownError: Code.TEARDOWN,
     StoreError: Code.STORE,
     StoreLost: Code.TRY_AGAIN,  # it is as it was, and a person is asked to see to the store

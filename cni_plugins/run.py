@@ -1,6 +1,7 @@
 """One call done in this process: in netlibd for a launcher, or in a launcher's own process where netlibd is not to do it."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from cni_plugins.skel import Outcome, answer
 from cni_plugins.types import find_plugin_class, plugin_types
 from netlib import __version__
 from netlib.config import Config
+from netlib.conversation import Silent, Unsent, known_pid
 from netlib.errors import NetlibError
+from netlib.notices import notice, show_by
+from netlib.waiting import trouble
 from netlib.wire import release
 
 if TYPE_CHECKING:
@@ -56,7 +60,8 @@ def _content(fd: int) -> bytes:
 
 def do_without(call: Call, undone: Undone) -> Answer:
     """Do a launcher's call that netlibd has not begun: by a netlibd that is started for it, or else in this process."""
-    told = ""
+    told: list[str] = []
+    show_by(told.append)
     try:
         config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
     except NetlibError as error:  # meant from a folder that is gone
@@ -67,35 +72,46 @@ def do_without(call: Call, undone: Undone) -> Answer:
             return call.ask()
     except Lost as lost:
         return lost_answer(lost)
-    except Undone:  # it is not this call's after all
+    except (Undone, Unsent):  # it is not this call's after all
         pass
+    except Silent as error:
+        told.append(f"netlibd is not used: {error}")
     except (NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
-        told = f"netlibd is not used: {error}\n"
-    outcome = _do_here(call, config)
-    return outcome.stdout, outcome.code, told.encode(errors="backslashreplace") + outcome.stderr
+        told.append(f"netlibd is not used: {error}")
+    silent = known_pid(config) if undone.is_silent else 0
+    if undone.is_silent:
+        notice(f"netlibd is not used: {trouble(silent) if silent else undone}")
+    outcome = _do_here(call, config, silent)
+    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # what follows is of the same netlibd
+    return outcome.stdout, outcome.code, notices.encode(errors="backslashreplace") + outcome.stderr
 
 
 def _bring_up(call: Call, undone: Undone, config: Config) -> bool:
     """Start netlibd where there is none, or in the place of an older one; whether it is worth asking then."""
-    from netlib.client import START_SECONDS, leave, start_daemon
+    from netlib.client import leave, see_out_former, start_daemon
+    from netlib.starting import START_SECONDS
 
     is_older = bool(undone.release) and release(undone.release) < release(__version__)
     if call.stdin is None or os.geteuid() != 0 or not (undone.is_absent or is_older):
         return False
     if is_older:
         leave(config, deadline=min(START_SECONDS, call.seconds_left))
+    else:
+        see_out_former(config, time.monotonic() + min(START_SECONDS, call.seconds_left))
     start_daemon(config, deadline=min(START_SECONDS, call.seconds_left))
     return True
 
 
-def _do_here(call: Call, config: Config) -> Outcome:
+def _do_here(call: Call, config: Config, silent: int) -> Outcome:
     environ = environment([name + b"=" + value for name, value in call.environ.items()])
     with ExitStack() as stack:
 
         def open_controller() -> "Controller":
+            from netlib.client import DaemonWatcher
             from netlib.controller import Controller
 
+            watcher = stack.enter_context(DaemonWatcher(config, silent=silent))
             is_leaving = environ.get("CNI_COMMAND") == "DEL"  # which tags explain where the store does not
-            return stack.enter_context(Controller(config, despite_loss=is_leaving))
+            return stack.enter_context(Controller(config, watcher=watcher, despite_loss=is_leaving))
 
         return perform(call.kind, environ, call.stdin or b"", Node(open_controller, call.netns))

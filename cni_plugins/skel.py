@@ -19,6 +19,7 @@ from cni_plugins.result import Result, Versioned, parse_result, render_result
 from netlib import __version__
 from netlib.errors import ConfigError, NetlibError
 from netlib.names import check_ifname
+from netlib.scarcity import exhaustion
 
 __all__ = ["Call", "Outcome", "Plugin", "answer", "reread"]
 
@@ -125,6 +126,8 @@ def answer(plugin: Plugin[C], environ: Mapping[str, str], stdin: bytes, is_own_n
     except NetlibError as error:
         return Outcome(error_json(as_cni_error(error, command), _spoken(stdin)), 1, _lines(stderr))
     except Exception as error:  # noqa: BLE001  the last one before the runtime: a defect of ours, told in one sentence
+        if (scarce := exhaustion(error)) is not None:
+            return Outcome(error_json(as_cni_error(scarce, command), _spoken(stdin)), 1, _lines(stderr))
         defect = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", _where(error))
         return Outcome(error_json(defect, _spoken(stdin)), 1, _lines(stderr))
     return Outcome(stdout, 0, _lines(stderr))

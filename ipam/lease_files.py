@@ -8,17 +8,17 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from netlib.errors import AddressTaken, ConfigError, DeadlineExceeded
+from netlib.errors import AddressTaken, ConfigError
 from netlib.folders import PRIVATE_FILE, check_owner, make_folder
 from netlib.kernel.translate import doing
 from netlib.model import IPAddress
 from netlib.plan import KernelObject, Key
+from netlib.waiting import Waiting
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
@@ -162,16 +162,13 @@ class LeaseFolder:
 
     @staticmethod
     def _wait_for(fd: int, path: str) -> None:
-        deadline = time.monotonic() + _DEADLINE
-        pause = 0.0005
+        late = f"waited {_DEADLINE:.0f} s for {path}, which another process keeps locked"
+        waiting = Waiting(path, "leasing an address", _DEADLINE, lambda: late)
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"waited {_DEADLINE:.0f} s for {path}, which another process keeps locked") from None
-                time.sleep(pause)  # noqa: TID251 - flock has no deadline of its own; the pause doubles up to 20 ms
-                pause = min(pause * 2, 0.02)
+                waiting.pause()
             else:
                 return
 

@@ -95,8 +95,18 @@ class Config(_Folders):
 
     @property
     def socket_path(self) -> Path:
-        """netlibd's control socket."""
+        """netlibd's control socket, on which netlibd speaks first."""
+        return self.run_dir / "control.sock"
+
+    @property
+    def former_socket_path(self) -> Path:
+        """The control socket of netlib 0.1 and of its launchers, on which the client speaks first."""
         return self.run_dir / "netlibd.sock"
+
+    @property
+    def starting_file(self) -> Path:
+        """Flocked by a netlibd that is starting."""
+        return self.run_dir / "netlibd.starting"
 
     @property
     def pid_file(self) -> Path:

@@ -21,7 +21,7 @@ from netlib.client import DaemonWatcher
 from netlib.config import Config
 from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, check_resolver, parse_resolv_conf
 from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, TeardownError
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.host import Host
 from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
 from netlib.kernel.sysctl import asked_sysctls
@@ -42,6 +42,7 @@ from netlib.requests import (
     surroundings,
 )
 from netlib.sandboxes import inside_plan, is_served, sandbox_plan
+from netlib.scarcity import exhaustion
 from netlib.store.records import JournalEntry, Row, Transaction
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -387,8 +388,19 @@ class Controller:
             raise
         finally:
             entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail))
-            with suppress(StoreError), self.store.write() as tx:  # what was done is done, also where no line fits on the disk
+            # What was done is done, also where no line fits on the disk, or a process that is stopped keeps the store locked.
+            with suppress(StoreError, Stuck), self.store.write() as tx:
                 tx.log(entry)
+
+    @contextmanager
+    def undoing_on_scarcity(self) -> Iterator[None]:
+        """Undo at once, as the next command would, what the block leaves in flight where the host has run out of something."""
+        try:
+            yield
+        except (MemoryError, OSError) as error:
+            if exhaustion(error) is not None:
+                self.recover()
+            raise
 
     def _observe(self, moment: str, item: KernelObject) -> None:
         if moment in ("ensured", "removed"):

@@ -19,6 +19,8 @@
     ├── NotPermitted                 root (or a capability) is needed
     ├── CommandNotRun                a container's command cannot be started; .exit_code is 126 or 127 (not found)
     ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
+    │   └── Stuck                        netlibd, or the holder of a lock, is stopped or answers nobody
+    ├── HostExhausted                too little memory, or no more processes; nothing was changed, and later it may be done
     ├── TeardownError                a removal went to its end, and these things would not go
     ├── StoreError                   the state folder cannot be read or written as it must be
     │   ├── DiskFull                 no space is left on its disk
@@ -40,6 +42,7 @@ __all__ = [
     "DeadlineExceeded",
     "DiskFull",
     "FeatureMissing",
+    "HostExhausted",
     "InUse",
     "KernelError",
     "NeedsRecreate",
@@ -52,6 +55,7 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreLost",
+    "Stuck",
     "TeardownError",
     "UnknownOption",
     "WrongHost",
@@ -134,6 +138,14 @@ class CommandNotRun(NetlibError):
 
 class DeadlineExceeded(NetlibError):
     """A lock or an answer did not come in time."""
+
+
+class Stuck(DeadlineExceeded):
+    """netlibd, or the process that holds a lock, is stopped or answers nobody; the message says how to go on."""
+
+
+class HostExhausted(NetlibError):
+    """The host, or a control group, has too little memory or lets no more processes be made."""
 
 
 class TeardownError(NetlibError):

@@ -8,13 +8,13 @@ import fcntl
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from netlib.errors import DeadlineExceeded, NotPermitted, StoreError
+from netlib.errors import NotPermitted, StoreError
 from netlib.folders import check_owner, own_folder
+from netlib.waiting import Waiting
 
 DEADLINE_SECONDS = 60.0
 _held: dict[Path, int] = {}  # what this process holds, and through which descriptor
@@ -50,16 +50,16 @@ class Locks:
     def hold(self, name: str, purpose: str, *, seconds: float = DEADLINE_SECONDS) -> Iterator[None]:
         """Hold the lock *name* during the block; wait for it up to *seconds*.
 
-        Raises DeadlineExceeded naming who holds it.
+        Raises DeadlineExceeded naming who holds it, Stuck as soon as it is seen that the holder is stopped.
         """
-        deadline = time.monotonic() + seconds
         path = self._path(name)
-        pause = 0.0005
+
+        def late() -> str:
+            return f"{purpose}: waited {seconds:.0f} s for {self._holder(path)}; try again when it is done"
+
+        waiting = Waiting(path, purpose, seconds, late)
         while (fd := self._try(path, purpose)) is None:
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{purpose}: waited {seconds:.0f} s for {self._holder(path)}; try again when it is done")
-            time.sleep(pause)  # noqa: TID251 - flock has no deadline of its own; the pause doubles up to 20 ms
-            pause = min(pause * 2, 0.02)
+            waiting.pause()
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netlib import __version__, cni
+from netlib.client import condition
 from netlib.controller import Controller
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
@@ -246,6 +247,7 @@ def system_info(controller: Controller) -> dict[str, Any]:
         "KernelVersion": platform.release(),
         "Architecture": platform.machine(),
         "ServedBy": os.getpid(),
+        "Netlibd": condition(controller.config),
     }
 
 

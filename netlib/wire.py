@@ -1,6 +1,10 @@
 """How netlibd and its clients speak: frames, errors as JSON, where the socket is. The standard library's small modules only.
 
-A frame is four bytes of length (network order) and that much JSON. A connection carries one request at a time: an object with
+A frame is four bytes of length (network order) and that much JSON. netlibd speaks first on each connection to ``control.sock``:
+a greeting with its version (``netlibd``), ``protocol`` and ``pid``. A client that hears no greeting has sent nothing, and goes
+on without netlibd. On ``netlibd.sock``, for launchers and clients that were installed before, there is no greeting.
+
+A connection carries one request at a time: an object with
 ``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted). With it come descriptors: of
 the caller's net, mnt and user namespaces, then of what is lent to the verb. The answers are any number of ``progress``, then
 one ``result``, ``error`` or ``not_mine``. The launchers of CNI plugins write fields instead of JSON: cni_plugins.launcher.wire.
@@ -10,14 +14,15 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from netlib import errors
-from netlib.config import Config
 from netlib.errors import KernelError, NetlibError, TeardownError
 
 __all__ = [
     "ABOUT_ITSELF",
+    "GREETING_SECONDS",
     "LENGTH",
     "MAX_ANSWER",
     "MAX_FDS",
@@ -28,6 +33,7 @@ __all__ = [
     "error_from_json",
     "error_to_json",
     "frame",
+    "greeting",
     "release",
     "store_identity",
 ]
@@ -35,6 +41,7 @@ __all__ = [
 PROTOCOL = 1
 NAMESPACES = ("net", "mnt", "user")
 ABOUT_ITSELF = "daemon."  # verbs about netlibd: it answers them wherever they come from, and they come without namespaces
+GREETING_SECONDS = 1.0  # netlibd greets from the loop that accepts, whatever its workers do
 MAX_REQUEST = 4 << 20
 MAX_ANSWER = 64 << 20
 MAX_FDS = 16
@@ -48,15 +55,19 @@ def frame(message: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def at_socket(config: Config, action: Callable[[str], object]) -> None:
-    """Do *action* (a connect, a bind) with the path of the control socket, however long the folder's name is."""
-    path = str(config.socket_path)
+def greeting(version: str) -> bytes:
+    """What netlibd says first. It begins the same for ever: launchers look at no more."""
+    return frame({"netlibd": version, "protocol": PROTOCOL, "pid": os.getpid()})
+
+
+def at_socket(path: Path, action: Callable[[str], object]) -> None:
+    """Do *action* (a connect, a bind) with the path of a socket, however long the folder's name is."""
     if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
-        action(path)
+        action(str(path))
         return
-    folder = os.open(config.run_dir, os.O_PATH | os.O_CLOEXEC)
+    folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
     try:
-        action(f"/proc/self/fd/{folder}/{config.socket_path.name}")
+        action(f"/proc/self/fd/{folder}/{path.name}")
     finally:
         os.close(folder)
 

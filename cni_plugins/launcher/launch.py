@@ -32,6 +32,8 @@ __all__ = ["Answer", "Call", "Lost", "Undone", "lost_answer", "main"]
 NAMESPACES = ("net", "mnt", "user")
 MAX_REQUEST = 4 << 20  # netlib.wire's
 MAX_ANSWER = 64 << 20
+GREETING_SECONDS = 1.0
+_GREETING, _LONGEST_GREETING = b'{"netlibd":', 256
 _CHUNK = 1 << 16
 _LENGTH = 4
 _INT, _LONG = 4, 8 if sys.maxsize > 1 << 32 else 4  # bytes of a descriptor's number, of each half of a timeval
@@ -41,12 +43,16 @@ Answer = tuple[bytes, int, bytes]
 
 
 class Undone(Exception):
-    """netlibd certainly has not begun the call. *release* is that of a netlibd that refused, empty where none answered."""
+    """netlibd certainly has not begun the call. *release* is that of a netlibd that refused, empty where none answered.
 
-    def __init__(self, reason: str, release: str = "", *, is_absent: bool = False) -> None:
+    *is_silent*: netlibd is there, and did not greet.
+    """
+
+    def __init__(self, reason: str, release: str = "", *, is_absent: bool = False, is_silent: bool = False) -> None:
         super().__init__(reason)
         self.release = release
         self.is_absent = is_absent
+        self.is_silent = is_silent
 
 
 class Lost(Exception):
@@ -58,6 +64,8 @@ class Lost(Exception):
         self.details = details
 
 
+_SILENT = "netlibd does not greet"
+_NO_MEMORY = "too little memory is left for the call", "free some, or raise the limit, and try again"
 _UNTAKEN = "netlibd did not take the call in time", "nothing was done; try again"
 _UNANSWERED = "netlibd did not answer in time", "it may still do the call; try again, and see `netlib log`"
 _ENDED = "netlibd ended during the call", "what it left half done is undone by the next call; try again"
@@ -70,7 +78,8 @@ _UNREADABLE = (
 def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn":
     """Do the call that the environment and stdin describe as the plugin type *kind*, and end this process as it says.
 
-    The folders are those of the installation, unless the environment names others; *deadline* is in seconds.
+    The folders are those of the installation, unless the environment names others; *deadline* is in seconds. A C launcher that
+    has waited in vain for netlibd's greeting says so by the argument "silent".
     """
     _hold_standard_descriptors()
     environ = posix.environ
@@ -85,16 +94,25 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
         until=time.monotonic() + deadline,
     )
     try:
-        stdout, code, stderr = call.ask()
-    except Undone as undone:
-        stdout, code, stderr = _do_without(call, undone)
-    except Lost as lost:
-        stdout, code, stderr = lost_answer(lost)
+        stdout, code, stderr = _answer(call, is_silent=sys.argv[2:] == ["silent"])
+    except MemoryError:
+        stdout, code, stderr = lost_answer(Lost(*_NO_MEMORY))
     _try_to_write(2, stderr)  # whether or not anybody reads it
     if failure := _try_to_write(1, stdout):
         _try_to_write(2, f"netlib: the answer cannot be written: {failure.strerror}\n".encode())
         code = 1
     posix._exit(code)  # noqa: SLF001 - public as os._exit
+
+
+def _answer(call: "Call", *, is_silent: bool) -> Answer:
+    try:
+        if is_silent:
+            raise Undone(_SILENT, is_silent=True)
+        return call.ask()
+    except Undone as undone:
+        return _do_without(call, undone)
+    except Lost as lost:
+        return lost_answer(lost)
 
 
 def lost_answer(lost: Lost) -> Answer:
@@ -133,8 +151,10 @@ class Call:
 
     def ask(self) -> Answer:
         """Have it done by netlibd. Raises Undone, Lost."""
+        greeted_by = time.monotonic() + GREETING_SECONDS
         sock = self._connected()
         try:
+            self._hear_greeting(sock, greeted_by)
             self._send(sock)
             return self._answer(sock)
         finally:
@@ -153,20 +173,39 @@ class Call:
         try:
             sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
-            seconds = int(self.seconds_left) + 1
-            sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, seconds.to_bytes(_LONG, sys.byteorder) + bytes(_LONG))
-            sock.connect(f"/proc/self/fd/{folder}/netlibd.sock")  # its own path may be longer than an address
+            patience = int(GREETING_SECONDS).to_bytes(_LONG, sys.byteorder) + bytes(_LONG)
+            sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, patience)
+            sock.connect(f"/proc/self/fd/{folder}/control.sock")  # its own path may be longer than an address
             credentials = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 3 * _INT)
-        except BlockingIOError:
-            raise Lost(*_UNTAKEN) from None
+        except BlockingIOError:  # its backlog is full, so it accepts nobody
+            raise Undone(_SILENT, is_silent=True) from None
         except OSError as error:
             raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
         finally:
             posix.close(folder)
         user = int.from_bytes(credentials[_INT : 2 * _INT], sys.byteorder)
         if user not in (0, posix.geteuid()):
-            raise Undone(f"{_decoded(self.run_dir)}/netlibd.sock belongs to user {user}, not to root")
+            raise Undone(f"{_decoded(self.run_dir)}/control.sock belongs to user {user}, not to root")
         return sock
+
+    def _hear_greeting(self, sock: socket, by: float) -> None:
+        """Nothing is sent before it: a netlibd that is stopped accepts connections all the same."""
+        heard, size = b"", _LENGTH
+        while len(heard) < size:
+            sock.settimeout(max(by - time.monotonic(), 0.001))
+            try:
+                data = sock.recv(size - len(heard))
+            except TimeoutError:
+                raise Undone(_SILENT, is_silent=True) from None
+            except OSError as error:
+                raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
+            if not data:
+                raise Undone("netlibd closed the connection", is_absent=True)
+            heard += data
+            if len(heard) == _LENGTH:
+                size += min(int.from_bytes(heard, "big"), _LONGEST_GREETING)
+        if not heard.startswith(_GREETING, _LENGTH):
+            raise Undone(f"{_decoded(self.run_dir)}/control.sock is not netlibd's")
 
     def _send(self, sock: socket) -> None:
         lent = {STDIN: _memory_file(self.stdin)} if self.stdin is not None else {}

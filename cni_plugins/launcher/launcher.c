@@ -1,8 +1,9 @@
 /* The launcher of netlib's CNI plugins: hands one call to netlibd and prints its answer.
  *
  * One rule: nothing is decided here, and nothing is done twice. Where netlibd certainly has not begun the call (it is not
- * there, the request did not reach it whole, it answered "not mine"), Python takes this process's place and does the same from
- * the start. From then on only netlibd's answer counts; without one the call ends with the code 11, "try again later".
+ * there, it did not greet, the request did not reach it whole, it answered "not mine"), Python takes this process's place and does
+ * the same from the start. From then on only netlibd's answer counts; without one the call ends with the code 11, "try again
+ * later".
  *
  * Compiled by `netlib cni install`, which defines as strings MARKER, PYTHON (the interpreter), BOOTSTRAP (its program), STATE_DIR,
  * RUN_DIR and RELEASE, and the number DEADLINE (seconds). How both sides speak is written in wire.py beside this file.
@@ -30,6 +31,9 @@
 #define MAX_ANSWER (64 << 20)
 #define CHUNK (64 << 10)
 #define NAMESPACES 3
+#define GREETING_START "{\"netlibd\":"
+#define GREETING_MOST 256
+#define GREETING_PATIENCE 1000 /* milliseconds: netlibd greets from the loop that accepts, so a silent one is stopped */
 
 enum { IO_FAILURE = 5, TRY_AGAIN = 11 }; /* error codes of the specification */
 
@@ -38,6 +42,7 @@ extern char **environ;
 static const char marker[] __attribute__((used)) = MARKER;
 static const char *kind;     /* the plugin type, which is the name of this executable */
 static int kept_stdin = -1;  /* a file in memory with all of stdin, once that is read */
+static int is_silent;        /* whether netlibd is there and did not greet, for which Python need not wait again */
 static int64_t until;        /* on CLOCK_MONOTONIC, in milliseconds */
 
 /* --- how it ends ------------------------------------------------------------------------------------------------------ */
@@ -79,10 +84,12 @@ static _Noreturn void fail(int code, const char *msg, const char *details)
 /* Let Python do the call from the start, with the same environment and stdin. */
 static _Noreturn void run_python(void)
 {
-    char *arguments[] = {PYTHON, "-ISXutf8", "-c", BOOTSTRAP, (char *)kind, NULL};
+    char *arguments[] = {PYTHON, "-ISXutf8", "-c", BOOTSTRAP, (char *)kind, is_silent ? "silent" : NULL, NULL};
     if (kept_stdin >= 0 && (lseek(kept_stdin, 0, SEEK_SET) != 0 || dup2(kept_stdin, STDIN_FILENO) < 0))
         fail(IO_FAILURE, "stdin cannot be handed over to Python", strerror(errno));
     execve(PYTHON, arguments, environ);
+    if (errno == ENOMEM || errno == EAGAIN)
+        fail(TRY_AGAIN, "too little memory, or no more processes, to run netlib's Python", "nothing was done; try again");
     fail(IO_FAILURE, "netlib's Python cannot be run; run `netlib cni install` again", strerror(errno));
 }
 
@@ -189,10 +196,16 @@ static _Noreturn void fail_untaken(void)
     fail(TRY_AGAIN, "netlibd did not take the call in time", "nothing was done; try again");
 }
 
+static _Noreturn void go_on_without(void)
+{
+    is_silent = 1;
+    run_python();
+}
+
 static int connect_to_netlibd(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval patience = {.tv_sec = DEADLINE};
+    struct timeval patience = {.tv_sec = GREETING_PATIENCE / 1000}, deadline = {.tv_sec = DEADLINE};
     struct ucred peer;
     socklen_t size = sizeof peer;
     int folder = open(variable("NETLIB_RUN_DIR", RUN_DIR), O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -200,16 +213,49 @@ static int connect_to_netlibd(void)
     if (folder < 0 || fd < 0)
         run_python();
     /* By way of the folder's descriptor: its own path may be longer than an address. */
-    snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/netlibd.sock", folder);
+    snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/control.sock", folder);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
-        if (errno == EAGAIN)
-            fail_untaken();
+        if (errno == EAGAIN) /* its backlog is full, so it accepts nobody */
+            go_on_without();
         run_python();
     }
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &deadline, sizeof deadline);
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || (peer.uid != 0 && peer.uid != geteuid()))
         run_python();
     return fd;
+}
+
+/* Hear netlibd's greeting, a small frame. Nothing is sent before: a netlibd that is stopped accepts connections all the same. */
+static void hear_greeting(int fd, int64_t by)
+{
+    char greeting[sizeof(uint32_t) + GREETING_MOST];
+    size_t size = sizeof(uint32_t), known = 0;
+    while (known < size) {
+        struct pollfd waiting = {.fd = fd, .events = POLLIN};
+        int64_t left = by - milliseconds();
+        int ready = poll(&waiting, 1, left > 0 ? (int)left : 0);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        if (ready == 0)
+            go_on_without();
+        ssize_t got = recv(fd, greeting + known, size - known, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            run_python();
+        known += (size_t)got;
+        if (known == sizeof(uint32_t)) {
+            uint32_t length;
+            memcpy(&length, greeting, sizeof length);
+            size += ntohl(length);
+            if (size > sizeof greeting)
+                run_python();
+        }
+    }
+    if (size < sizeof(uint32_t) + strlen(GREETING_START) ||
+        memcmp(greeting + sizeof(uint32_t), GREETING_START, strlen(GREETING_START)) != 0)
+        run_python();
 }
 
 /* Send the request, and with its first byte the descriptors of our namespaces and of what is lent. */
@@ -311,9 +357,11 @@ static _Noreturn void take_answer(int fd)
     uint32_t length;
     receive(fd, &length, sizeof length, 1);
     struct field rest = {.size = ntohl(length)};
-    char *body = rest.size >= 4 && rest.size <= MAX_ANSWER ? malloc(rest.size) : NULL;
-    if (body == NULL)
+    if (rest.size < 4 || rest.size > MAX_ANSWER)
         fail_unreadable();
+    char *body = malloc(rest.size);
+    if (body == NULL)
+        fail(TRY_AGAIN, "too little memory for netlibd's answer", "it may have done the call; try again, and see `netlib log`");
     receive(fd, body, rest.size, 0);
     if (memcmp(body, "CNI\1", 4) != 0)
         fail_unreadable();
@@ -341,11 +389,14 @@ int main(void)
     struct request request = {0};
     int descriptors[2];
     size_t count = 0;
-    int fd;
+    int64_t greeted_by;
+    int fd, netlibd;
 
     kind = slash != NULL ? slash + 1 : path;
     signal(SIGPIPE, SIG_IGN);
     hold_standard_descriptors();
+    greeted_by = milliseconds() + GREETING_PATIENCE;
+    netlibd = connect_to_netlibd(); /* first: it greets while the request is made */
     if (*command != '\0' && strcmp(command, "VERSION") != 0) {
         keep_stdin();
         descriptors[count++] = kept_stdin;
@@ -356,8 +407,8 @@ int main(void)
         descriptors[count++] = fd;
     }
     write_request(&request, lent);
+    hear_greeting(netlibd, greeted_by);
     until = milliseconds() + (int64_t)DEADLINE * 1000;
-    fd = connect_to_netlibd();
-    send_request(fd, &request, descriptors, count);
-    take_answer(fd);
+    send_request(netlibd, &request, descriptors, count);
+    take_answer(netlibd);
 }

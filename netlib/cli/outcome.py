@@ -11,6 +11,8 @@ from typing import TypeVar
 from netlib.config import Config
 from netlib.errors import NetlibError
 from netlib.folders import PRIVATE, make_folder, open_private
+from netlib.notices import show_by
+from netlib.scarcity import exhaustion
 
 _T = TypeVar("_T")
 
@@ -29,6 +31,7 @@ def complain(sentence: str) -> None:
 
 def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]) -> int:
     """Run *command* and return its exit code, whatever it raises."""
+    show_by(lambda sentence: complain(f"warning: {sentence}"))
     try:
         try:
             code = command()
@@ -47,6 +50,9 @@ def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _give_up_output()
             complain("the output cannot be written: no space left on device")
+            return OURS
+        if (scarce := exhaustion(error)) is not None:
+            complain(str(scarce))
             return OURS
         complain(f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}")
         return OURS

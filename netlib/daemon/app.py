@@ -16,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
-from netlib.errors import NetlibError, NotPermitted, StoreError
+from netlib.errors import NetlibError, NotPermitted, StoreError, Stuck
 from netlib.folders import own_folder
+from netlib.scarcity import exhaustion
+from netlib.starting import START_SECONDS
+from netlib.waiting import Waiting, stopped_holder, trouble
 from netlib.wire import error_to_json
 
 _REPORT_FD = 3
@@ -36,12 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         detach()
     try:
         return _serve(config, detached=options.detach)
-    except NetlibError as error:
+    except (NetlibError, OSError, MemoryError) as error:
+        told = error if isinstance(error, NetlibError) else exhaustion(error)
+        if told is None:
+            raise
         if options.detach:
-            _report({"error": error_to_json(error)})
+            _report({"error": error_to_json(told)})
         else:
-            print(f"netlibd: {error}", file=sys.stderr)
-        return error.exit_code
+            print(f"netlibd: {told}", file=sys.stderr)
+        return told.exit_code
 
 
 def _serve(config: Config, *, detached: bool) -> int:
@@ -84,23 +90,26 @@ class Place:
 
     @classmethod
     def claim(cls, config: Config) -> "Place | None":
-        """Take it, or None when another netlibd has it and is ready; wait for how it ends while one starts, or leaves."""
+        """Take it, or None when another netlibd has it and is ready; wait for how it ends while one starts, or leaves.
+
+        Raises Stuck when the other one is stopped, DeadlineExceeded when it neither gets ready nor leaves, StoreError.
+        """
         try:
             own_folder(config.run_dir, "run folder", "pass --run-dir")
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            starting = os.open(config.run_dir / "netlibd.starting", flags, 0o600)
+            starting = os.open(config.starting_file, flags, 0o600)
             pid = os.open(config.pid_file, flags, 0o600)
         except OSError as error:
             raise StoreError(f"run folder {config.run_dir}: {error.strerror}; pass --run-dir to use another one") from error
-        fcntl.flock(starting, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(pid, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if config.socket_path.exists():
+        _take(starting, config.starting_file, "another netlibd is still starting")
+        if not _is_taken(pid):
+            if stopped := stopped_holder(config.pid_file):
+                raise Stuck(f"netlibd cannot start: {trouble(stopped)}")
+            if config.socket_path.exists() or config.former_socket_path.exists():
                 os.close(starting)
                 os.close(pid)
                 return None
-            fcntl.flock(pid, fcntl.LOCK_EX)  # it is leaving: it gave up its socket first
+            _take(pid, config.pid_file, "another netlibd is still leaving")  # it gave up its sockets first
         os.truncate(pid, 0)
         os.pwrite(pid, f"{os.getpid()}\n".encode(), 0)
         return cls(starting, pid)
@@ -121,6 +130,21 @@ class Place:
             if fd >= 0:
                 os.close(fd)
         self._pid = self._starting = -1
+
+
+def _is_taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _take(fd: int, path: Path, otherwise: str) -> None:
+    """Lock a file of the run folder; DeadlineExceeded says *otherwise* when another process keeps it."""
+    waiting = Waiting(path, "netlibd cannot start", START_SECONDS, lambda: f"{otherwise} ({path}); try again")
+    while not _is_taken(fd):
+        waiting.pause()
 
 
 def detach() -> None:

@@ -1,7 +1,8 @@
 """The control socket: requests in, answers out, and nothing that a peer sends can end the daemon.
 
-One thread waits for all connections (:meth:`ControlServer.run`); a whole request goes to a bounded pool of workers, and its
-connection is not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
+One thread waits for all connections (:meth:`ControlServer.run`) and greets each at once, so a client that hears nothing knows
+that netlibd is stopped; that thread never does a verb. A whole request goes to a bounded pool of workers, and its connection is
+not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
 with the request. The frames are described in :mod:`netlib.wire`.
 """
 
@@ -14,17 +15,29 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from msgspec import Struct
 
 from cni_plugins.launcher import wire as launchers
+from netlib.daemon.workers import Workers
 from netlib.errors import ConfigError, DaemonError, NetlibError
 from netlib.kernel.descriptors import lifted
-from netlib.wire import ABOUT_ITSELF, LENGTH, MAX_FDS, MAX_REQUEST, NAMESPACES, PROTOCOL, error_from_json, error_to_json, frame
+from netlib.scarcity import exhaustion
+from netlib.wire import (
+    ABOUT_ITSELF,
+    LENGTH,
+    MAX_FDS,
+    MAX_REQUEST,
+    NAMESPACES,
+    PROTOCOL,
+    error_from_json,
+    error_to_json,
+    frame,
+    greeting,
+)
 
 __all__ = ["ControlServer", "Refused", "Request"]
 
@@ -145,21 +158,27 @@ class _Peer:
 
 
 class ControlServer:
-    """Answers requests on *listener* by *handle*, which runs in one of the workers, until :meth:`stop`."""
+    """Answers requests by *handle*, which runs in one of the workers, until :meth:`stop`.
 
-    def __init__(self, listener: socket.socket, handle: Handler, version: str) -> None:
-        self._listener = listener
+    Connections to *listener* are greeted, those to *former* (of clients from before) are not.
+    """
+
+    def __init__(self, listener: socket.socket, handle: Handler, version: str, *, former: socket.socket | None = None) -> None:
+        self._listeners = {sock.fileno(): sock for sock in (listener, former) if sock is not None}
+        self._greeted = listener.fileno()
+        self._greeting = greeting(version)
         self._handle = handle
         self._version = version
         self._peers: dict[int, _Peer] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._epoll = select.epoll()
-        listener.setblocking(False)
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        for sock in self._listeners.values():
+            sock.setblocking(False)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="netlibd")
-        self._quick = ThreadPoolExecutor(QUICK_WORKERS, thread_name_prefix="netlibd-quick")
+        self._pool = Workers(WORKERS, "netlibd")
+        self._quick = Workers(QUICK_WORKERS, "netlibd-quick")
 
     def stop(self) -> None:
         """Let :meth:`run` return; may be called from any thread and from a signal handler."""
@@ -169,15 +188,22 @@ class ControlServer:
     def run(self) -> None:
         """Serve until :meth:`stop`, then accept nobody any more and finish the requests being worked on."""
         while not self._stopping:
-            for fd, events in self._epoll.poll(self._patience()):
-                if fd == self._listener.fileno():
-                    self._accept()
-                elif (peer := self._peers.get(fd)) is not None and not peer.busy:
-                    self._on_ready(peer, events)
-            self._close_slow()
-        self._listener.close()  # connections not accepted are reset, which tells their callers that nothing was done
-        self._pool.shutdown(wait=True)
-        self._quick.shutdown(wait=True)
+            try:
+                self._serve()
+            except MemoryError:
+                logger.warning("too little memory to take what came; it is tried again")
+        for listener in self._listeners.values():
+            listener.close()  # connections not accepted are reset, which tells their callers that nothing was done
+        self._pool.finish()
+        self._quick.finish()
+
+    def _serve(self) -> None:
+        for fd, events in self._epoll.poll(self._patience()):
+            if fd in self._listeners:
+                self._accept(fd)
+            elif (peer := self._peers.get(fd)) is not None and not peer.busy:
+                self._on_ready(peer, events)
+        self._close_slow()
 
     def close(self) -> None:
         """Close the connections, by which callers of ``daemon.leave`` know that the daemon has left."""
@@ -186,9 +212,9 @@ class ControlServer:
         self._epoll.close()
         os.close(self._wake)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: int) -> None:
         try:
-            sock = lifted(self._listener.accept()[0])
+            sock = lifted(self._listeners[listener].accept()[0])
         except BlockingIOError:
             return
         except OSError as error:
@@ -202,6 +228,9 @@ class ControlServer:
         sock.setblocking(False)
         peer = self._peers[sock.fileno()] = _Peer(sock)
         self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
+        if listener == self._greeted:
+            with suppress(OSError):  # it has gone, which is seen when it is read; a new socket has room for these few bytes
+                sock.send(self._greeting)
         self._read(peer)
 
     def _make_room(self) -> bool:
@@ -236,12 +265,12 @@ class ControlServer:
                 peer.sock.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
             self._drop(peer)
             return
-        except OSError:  # the peer is gone
+        except (OSError, MemoryError):  # the peer is gone, or its request takes more memory than there is
             self._drop(peer)
             return
         if request is not None:
             peer.busy = True
-            (self._quick if request.about_itself else self._pool).submit(self._work, peer, request)
+            (self._quick if request.about_itself else self._pool).submit(partial(self._work, peer, request))
         elif alive:
             self._rearm(peer)
         else:
@@ -272,8 +301,8 @@ class ControlServer:
             outcome = self._outcome(request)
             peer.close_fds()
             peer.send(outcome)
-        except OSError as error:
-            logger.warning("the answer to %s did not reach its caller: %s", request.verb, error)
+        except (OSError, MemoryError) as error:
+            logger.warning("the answer to %s did not reach its caller: %s", request.verb, str(error) or "too little memory")
             self._drop(peer)
             return
         peer.used = time.monotonic()
@@ -290,6 +319,8 @@ class ControlServer:
         except NetlibError as error:
             return write({"error": error_to_json(error)})
         except Exception as error:  # a bug in one verb must not end what serves everybody's names
+            if (scarce := exhaustion(error)) is not None:
+                return write({"error": error_to_json(scarce)})
             logger.exception("%s failed", request.verb)
             bug = DaemonError(f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}")
             return write({"error": error_to_json(bug)})

@@ -12,12 +12,13 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from netlib import __version__
-from netlib.client import LOG_NAME, Progress, progress_observer
+from netlib.client import Progress, progress_observer
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
@@ -32,6 +33,7 @@ from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
+from netlib.starting import LOG_NAME
 from netlib.store.sqlite import Store
 from netlib.wire import PROTOCOL, at_socket, release, store_identity
 
@@ -63,7 +65,8 @@ class Service:
             self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
             self._store_identity = store_identity(config.state_dir)
             self._serving.load()
-            self._control = ControlServer(self._listen(), self._handle, __version__)
+            listener = self._listen(config.socket_path)  # first: who finds the former one finds this one too
+            self._control = ControlServer(listener, self._handle, __version__, former=self._listen(config.former_socket_path))
             self._place = self._found_place()
         except BaseException:
             self._ports.close()
@@ -87,8 +90,9 @@ class Service:
 
     def stop(self) -> None:
         """Let :meth:`run` end; from any thread or signal handler."""
-        if self._found_place() == self._place:  # else the socket is another netlibd's
-            self._config.socket_path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
+        if self._found_place() == self._place:  # else the sockets are another netlibd's
+            for path in (self._config.former_socket_path, self._config.socket_path):
+                path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
         self._control.stop()
 
     def close(self) -> None:
@@ -96,9 +100,9 @@ class Service:
         self._control.close()
 
     def _found_place(self) -> list[tuple[int, int] | None]:
-        """What the paths of our pid file and of our socket lead to: device and inode, None where nothing is."""
+        """What the paths of our pid file and of our sockets lead to: device and inode, None where nothing is."""
         found: list[tuple[int, int] | None] = []
-        for path in (self._config.pid_file, self._config.socket_path):
+        for path in (self._config.pid_file, self._config.socket_path, self._config.former_socket_path):
             try:
                 status = path.stat()
             except OSError:
@@ -113,13 +117,14 @@ class Service:
             logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
             self.stop()
 
-    def _listen(self) -> socket.socket:
+    @staticmethod
+    def _listen(path: Path) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._config.socket_path.unlink(missing_ok=True)  # left by one that was killed: the place is ours
+            path.unlink(missing_ok=True)  # left by one that was killed: the place is ours
             old = os.umask(0o177)
             try:
-                at_socket(self._config, listener.bind)
+                at_socket(path, listener.bind)
             finally:
                 os.umask(old)
             listener.listen(BACKLOG)
@@ -152,7 +157,9 @@ class Service:
         self._local.tell = request.tell
         args = {**request.args, "fds": list(request.fds)} if request.fds else request.args
         try:
-            return perform(self._controller(), request.verb, args)
+            controller = self._controller()
+            with controller.undoing_on_scarcity():
+                return perform(controller, request.verb, args)
         finally:
             self._local.tell = None
 

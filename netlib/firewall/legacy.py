@@ -7,7 +7,6 @@ takes, from the reading to the commit.
 import fcntl
 import os
 import subprocess
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from netlib.firewall.ruleset import allowance_comment
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
+from netlib.waiting import Waiting
 
 _XTABLES_LOCK = Path("/run/xtables.lock")
 _LOCK_SECONDS = 10.0
@@ -166,13 +166,12 @@ def _our_comments(chain: Any, subject: str) -> Iterator[str]:
 @contextmanager
 def _xtables_lock() -> Iterator[None]:
     """Hold the lock that every iptables program takes; DeadlineExceeded after ten seconds."""
-    deadline = time.monotonic() + _LOCK_SECONDS
+    late = f"{_XTABLES_LOCK} is held by another program for {_LOCK_SECONDS:.0f} s; try again"
+    waiting = Waiting(_XTABLES_LOCK, "changing foreign rules", _LOCK_SECONDS, lambda: late)
     fd = os.open(_XTABLES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while not _locked(fd):
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{_XTABLES_LOCK} is held by another program for {_LOCK_SECONDS:.0f} s; try again")
-            time.sleep(0.01)  # noqa: TID251 - flock has no deadline of its own
+            waiting.pause()
         yield
     finally:
         os.close(fd)

@@ -10,20 +10,26 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError
+from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError, Stuck
 from netlib.folders import PRIVATE_FILE, own_folder
 from netlib.store.generation import Generation
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
+from netlib.waiting import LOOK_SECONDS, Waiting, stopped_holder, trouble
+
+_T = TypeVar("_T")
 
 BUSY_SECONDS = 30.0
 _LOG_PAGES = 1000  # SQLite's own: how long its log grows before it is folded into the file
 _LOG_PAGES_SHORT = 16  # where the disk is nearly full
+_LOCK_BYTES = (120, 122, 128)  # of the file -shm: to write, to recover the log, to be the first (SQLite's file format, 2.3.1)
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNREADABLE = {
     sqlite3.SQLITE_IOERR_CORRUPTFS,
@@ -42,6 +48,20 @@ def _forget_writers() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_writers)
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether others keep the file locked."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _is_locked(folder: int) -> bool:
+    """Lock *folder* unless another process has."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Rehearsed(Exception):
@@ -77,7 +97,7 @@ class Store:
         """One atomic change: committed when the block ends, rolled back when it raises.
 
         With *clearing*, what is written lets something go: on a full disk it gets the room that is kept for that. Raises
-        DeadlineExceeded when another process keeps the write lock for 30 s, DiskFull.
+        DeadlineExceeded when another process keeps the write lock for 30 s, Stuck when that one is stopped, DiskFull.
         """
         if clearing:
             self._make_room()
@@ -107,7 +127,7 @@ class Store:
     def _transaction(self, begin: str) -> Iterator[Transaction]:
         connection = self._connection()
         try:
-            connection.execute(begin)
+            self._patiently(lambda: self._begin(connection, begin))
         except sqlite3.Error as error:
             raise self._translated(error) from error
         transaction = Transaction(connection, self.boot)
@@ -125,6 +145,31 @@ class Store:
             raise self._translated(error) from error
         if transaction.counted and self._generation is not None:
             self._generation.advance(transaction.counted)
+
+    @staticmethod
+    def _begin(connection: sqlite3.Connection, begin: str) -> None:
+        connection.execute(begin)
+        if begin == "BEGIN":  # which takes no lock before something is read
+            try:
+                connection.execute("PRAGMA schema_version")
+            except sqlite3.Error:
+                connection.execute("ROLLBACK")
+                raise
+
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        """Do *action*, again each second while others keep the file locked, up to BUSY_SECONDS; Stuck when one is stopped."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return action()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                holder = stopped_holder(f"{self.path}-shm", _LOCK_BYTES) or stopped_holder(self.path)
+                if holder:
+                    raise Stuck(f"{self.path}: {trouble(holder, ' and keeps it locked')}") from error
+                if time.monotonic() > until:
+                    raise
 
     @staticmethod
     def _roll_back(connection: sqlite3.Connection) -> None:
@@ -150,10 +195,12 @@ class Store:
         # A connection inherited over a fork is dropped without closing it: closing would release the parent's locks.
         self._local.inherited = connection
         try:
-            connection = self._open()
+            connection = self._patiently(self._open)
         except DiskFull:  # even to read takes 32 KiB, which SQLite shares among processes
             self._reserve.spend()
-            connection = self._open()
+            connection = self._patiently(self._open)
+        except sqlite3.OperationalError as error:
+            raise self._translated(error) from error
         self._local.connection, self._local.pid, self._local.is_short = connection, os.getpid(), False
         self._reserve.keep()
         return connection
@@ -162,7 +209,7 @@ class Store:
         connection = None
         try:
             self._make_file()
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=LOOK_SECONDS, isolation_level=None, check_same_thread=False)
             self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
@@ -171,6 +218,8 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             if connection is not None:
                 connection.close()
+            if _is_busy(error):
+                raise
             raise self._translated(error) from error
         return connection
 
@@ -188,7 +237,10 @@ class Store:
         """Switch the log on, one process at a time: SQLite does not wait for another one that does it at this moment."""
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            late = f"{self.path}: another process takes more than {BUSY_SECONDS:.0f} s to open it; try again"
+            waiting = Waiting(self.path.parent, "opening the store", BUSY_SECONDS, lambda: late)
+            while not _is_locked(folder):
+                waiting.pause()
             connection.execute("PRAGMA journal_mode=WAL")
         finally:
             os.close(folder)
@@ -216,7 +268,7 @@ class Store:
     def _translated(self, error: sqlite3.Error | OSError) -> NetlibError:
         if isinstance(error, OSError):
             return self._refused(error)
-        if "locked" in str(error) or "busy" in str(error):
+        if _is_busy(error):
             return self._busy()
         code = getattr(error, "sqlite_errorcode", 0)
         kind = code & 0xFF

@@ -37,7 +37,7 @@ def listening(config: Config) -> Iterator[socket.socket]:
     """A socket where netlibd's would be."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        at_socket(config, listener.bind)
+        at_socket(config.socket_path, listener.bind)
         listener.listen()
         yield listener
 

@@ -27,12 +27,13 @@ from netlib import __version__
 from netlib.client import call, start_daemon
 from netlib.config import Config
 from netlib.daemon.fastpath import Refused, Request
-from netlib.wire import LENGTH, MAX_ANSWER
+from netlib.wire import LENGTH, MAX_ANSWER, greeting
 from tests.cni.launching import check_at_once, environment, listening, run, serving
 from tests.processes import ended
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 2
+GREETING = greeting(__version__)
 CONF = b'{"cniVersion": "1.1.0", "name": "pods", "ipam": {"addresses": [{"address": "10.0.0.2/24"}]}}'
 Act = Callable[[socket.socket], None]
 
@@ -79,13 +80,14 @@ def lost(outcome: Outcome) -> str:
 
 
 @contextmanager
-def misbehaving(config: Config, act: Act) -> Iterator[None]:
+def misbehaving(config: Config, act: Act, *, greets: bool = True) -> Iterator[None]:
     """Let *act* have the first connection; the listener is closed with it, as that of a killed process is."""
     with listening(config) as listener:
 
         def once() -> None:
             with listener.accept()[0] as peer:
                 listener.close()
+                peer.sendall(GREETING if greets else b"")
                 act(peer)
 
         thread = threading.Thread(target=once)
@@ -226,7 +228,8 @@ def test_closed_at_once(static: Path, config: Config) -> None:
         assert address(add(static, config)) == "10.0.0.2/24"
 
 
-def test_a_full_backlog_is_waited_for_to_the_deadline(hasty: Path, config: Config) -> None:
+def test_behind_a_full_backlog_it_is_done_in_process(static: Path, config: Config) -> None:
+    """Nobody takes connections any more, so nothing was sent."""
     with listening(config) as listener:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
@@ -235,7 +238,49 @@ def test_a_full_backlog_is_waited_for_to_the_deadline(hasty: Path, config: Confi
                 waiting.setblocking(False)
                 waiting.connect_ex(f"/proc/self/fd/{folder}/{config.socket_path.name}")
             os.close(folder)
-            assert lost(add(hasty, config)) == "netlibd did not take the call in time"
+            outcome = add(static, config)
+    assert address(outcome) == "10.0.0.2/24"
+    assert outcome.stderr == b"netlibd is not used: netlibd does not greet\n"
+    assert not config.pid_file.exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", LENGTH.pack(20) + GREETING[4:14]], ids=["nothing", "a byte", "half"])
+def test_without_a_greeting_not_a_byte_is_sent(static: Path, config: Config, said: bytes) -> None:
+    sent: list[bytes] = []
+
+    def act(peer: socket.socket) -> None:
+        peer.sendall(said)
+        sent.append(peer.recv(1))
+
+    with misbehaving(config, act, greets=False):
+        outcome = add(static, config)
+    assert (address(outcome), sent) == ("10.0.0.2/24", [b""])
+    assert outcome.stderr == b"netlibd is not used: netlibd does not greet\n"
+
+
+@pytest.mark.parametrize("said", [framed(b"{}"), framed(b"{" * 300), b"HTTP/1.1 400\r\n"], ids=["short", "long", "text"])
+def test_who_greets_otherwise_is_not_spoken_to(static: Path, config: Config, said: bytes) -> None:
+    sent: list[bytes] = []
+
+    def act(peer: socket.socket) -> None:
+        peer.sendall(said)
+        with suppress(ConnectionResetError):  # it does not read on
+            sent.append(peer.recv(1))
+
+    with misbehaving(config, act, greets=False):
+        assert address(add(static, config)) == "10.0.0.2/24"
+    assert sent in ([], [b""])
+
+
+def test_a_greeting_in_pieces_is_heard(static: Path, config: Config) -> None:
+    def act(peer: socket.socket) -> None:
+        for byte in GREETING:
+            peer.sendall(bytes([byte]))
+        take(peer)
+        peer.sendall(framed(wire.pack(wire.DONE, b"\x07", b"out", b"told")))
+
+    with misbehaving(config, act, greets=False):
+        assert add(static, config) == Outcome(b"out", 7, b"told")
 
 
 def test_a_socket_of_somebody_else_is_not_spoken_to(static: Path, config: Config) -> None:

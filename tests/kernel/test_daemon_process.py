@@ -117,7 +117,7 @@ def test_it_stands_on_its_own(daemon: Config) -> None:
 
 def test_what_it_makes_is_for_root_alone(daemon: Config) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in daemon.run_dir.iterdir() if not path.is_dir()}
-    assert modes["netlibd.sock"] == modes["netlibd.pid"] == modes["netlibd.log"] == 0o600
+    assert modes["control.sock"] == modes["netlibd.sock"] == modes["netlibd.pid"] == modes["netlibd.log"] == 0o600
     assert all(mode & 0o077 == 0 for mode in modes.values())
     for folder in (daemon.run_dir, daemon.state_dir):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -161,7 +161,7 @@ def test_why_it_cannot_start_reaches_the_caller(config: Config, netns_factory: C
 
 
 def test_an_interpreter_that_cannot_begin_says_why(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netlib.client._environment", lambda: {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr("netlib.starting._environment", lambda: {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
     with pytest.raises(DaemonError, match="netlibd did not start: "):
         start_daemon(config)
 
@@ -324,9 +324,10 @@ def test_an_older_client_leaves_the_daemon_alone(daemon: Config, other_version: 
 # --- who may speak -----------------------------------------------------------------------------------------------------
 
 
-def test_nobody_but_root_is_answered(daemon: Config) -> None:
+@pytest.mark.parametrize("name", ["control.sock", "netlibd.sock"])
+def test_nobody_but_root_is_answered(daemon: Config, name: str) -> None:
     daemon.run_dir.chmod(0o755)  # past the first two walls: the folder's mode and the socket's
-    daemon.socket_path.chmod(0o666)
+    (daemon.run_dir / name).chmod(0o666)
     folder = os.open(daemon.run_dir, os.O_PATH)
     ours, theirs = os.pipe()
     child = os.fork()
@@ -336,7 +337,7 @@ def test_nobody_but_root_is_answered(daemon: Config) -> None:
         os.setuid(65534)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             try:
-                peer.connect(f"/proc/self/fd/{folder}/netlibd.sock")
+                peer.connect(f"/proc/self/fd/{folder}/{name}")
                 peer.sendall(frame({"protocol": 1, "version": "1", "verb": "daemon.leave", "args": {}}))
                 answer = peer.recv(1000)
             except ConnectionError:
@@ -364,7 +365,7 @@ def test_noise_neither_kills_it_nor_fills_it(daemon: Config) -> None:
     with open("/dev/null") as null:
         for _ in range(300):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-                at_socket(daemon, peer.connect)
+                at_socket(daemon.socket_path, peer.connect)
                 noise = b"".join(rng.choice([rng.randbytes(rng.randrange(40)), *pieces]) for _ in range(3))
                 try:
                     socket.send_fds(peer, [noise or b"x"], [null.fileno()] * rng.randrange(5))

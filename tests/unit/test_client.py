@@ -18,7 +18,7 @@ from netlib.client import DaemonWatcher, call
 from netlib.config import Config
 from netlib.daemon.fastpath import ControlServer, Refused, Request
 from netlib.errors import DaemonError, DeadlineExceeded, KernelError, NetlibError, NotFound, TeardownError
-from netlib.wire import LENGTH, MAX_REQUEST, at_socket, error_from_json, error_to_json, frame
+from netlib.wire import LENGTH, MAX_REQUEST, at_socket, error_from_json, error_to_json, frame, greeting
 
 VERSION = "0.0.1"
 
@@ -27,7 +27,7 @@ VERSION = "0.0.1"
 def listening(config: Config) -> Iterator[socket.socket]:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        at_socket(config, listener.bind)
+        at_socket(config.socket_path, listener.bind)
         listener.listen()
         yield listener
 
@@ -125,7 +125,7 @@ def test_answers_that_come_at_once_are_told_apart(config: Config) -> None:
     answers = frame({"progress": 1}) + frame({"progress": 2}) + frame({"result": "done"})
 
     def answer(listener: socket.socket) -> None:
-        with listener.accept()[0] as peer:
+        with _greeted(listener) as peer:
             peer.recv(1 << 16)
             peer.sendall(answers)
             peer.recv(1)
@@ -227,11 +227,17 @@ def test_a_request_that_was_not_taken_is_done_here(config: Config, here: list[st
 
 def _close_two(listener: socket.socket) -> None:
     for _ in range(2):
-        listener.accept()[0].close()
+        _greeted(listener).close()
+
+
+def _greeted(listener: socket.socket) -> socket.socket:
+    peer = listener.accept()[0]
+    peer.sendall(greeting(VERSION))
+    return peer
 
 
 def _take_and_close(listener: socket.socket) -> None:
-    with listener.accept()[0] as peer:
+    with _greeted(listener) as peer:
         size = LENGTH.unpack(peer.recv(LENGTH.size, socket.MSG_WAITALL))[0]
         peer.recv(size, socket.MSG_WAITALL)
 
@@ -247,11 +253,21 @@ def test_a_request_that_was_taken_is_never_done_twice(config: Config, here: list
 
 
 def test_an_answer_that_does_not_come_is_waited_for_to_the_deadline(config: Config, here: list[str]) -> None:
-    with listening(config):
+    given_up = threading.Event()
+
+    def wait(listener: socket.socket) -> None:
+        with _greeted(listener):
+            given_up.wait(5)
+
+    with listening(config) as listener:
+        thread = threading.Thread(target=wait, args=(listener,))
+        thread.start()
         before = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match="did not answer 'network.create' in time"):
+        with pytest.raises(DeadlineExceeded, match="did not answer 'network.create' in time; see `netlib log`"):
             call(config, "network.create", {}, deadline=0.2)
         assert 0.15 < time.monotonic() - before < 5
+        given_up.set()
+        thread.join()
     assert here == []
 
 
@@ -303,7 +319,8 @@ def test_a_watcher_speaks_up_only_when_it_is_needed(config: Config, started: lis
 def _connect(config: Config) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     peer.settimeout(5)
-    at_socket(config, peer.connect)
+    at_socket(config.socket_path, peer.connect)
+    assert peer.recv(len(greeting(VERSION)), socket.MSG_WAITALL) == greeting(VERSION)
     return peer
 
 

@@ -19,7 +19,7 @@ from netlib import wire as netlib_wire
 from netlib.config import Config
 from netlib.daemon.fastpath import Refused, Request
 from netlib.errors import StoreError
-from netlib.wire import LENGTH, at_socket
+from netlib.wire import LENGTH, at_socket, greeting
 from tests.cni.launching import serving
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,9 @@ def exchange(config: Config, handle: Callable[[Request], Any], body: bytes) -> b
     files = [os.open(path, os.O_RDONLY) for path in paths]
     try:
         with serving(config, handle, RELEASE.decode()), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            at_socket(config, peer.connect)
+            at_socket(config.socket_path, peer.connect)
+            hello = greeting(RELEASE.decode())
+            assert peer.recv(len(hello), socket.MSG_WAITALL) == hello
             socket.send_fds(peer, [LENGTH.pack(len(body)) + body], files)
             size = peer.recv(LENGTH.size, socket.MSG_WAITALL)
             return peer.recv(LENGTH.unpack(size)[0], socket.MSG_WAITALL) if size else b""

@@ -29,6 +29,7 @@ _CONTRACTS = (
     "ports",
     "registry",
     "structs",
+    "waiting",
 )
 _PARTS = "drivers", "ipam", "netlib.dns", "netlib.firewall", "netlib.store"
 _EDGES = "cni_plugins", "labs", *(f"netlib.{name}" for name in ("__main__", "cli", "daemon", "lab", "runtime", "verbs"))

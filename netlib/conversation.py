@@ -1,0 +1,233 @@
+"""One conversation with netlibd, from the caller's side: connected, greeted, one request at a time.
+
+One rule: nothing is sent before netlibd has greeted, so whoever hears no greeting knows that netlibd has not begun anything.
+How requests and answers look is :mod:`netlib.wire`'s. Every command imports this module: the standard library's small modules
+only.
+"""
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from netlib import __version__
+from netlib.config import Config
+from netlib.errors import DaemonError, DeadlineExceeded, Stuck
+from netlib.waiting import LOOK_SECONDS, is_stopped, trouble
+from netlib.wire import (
+    ABOUT_ITSELF,
+    GREETING_SECONDS,
+    LENGTH,
+    MAX_ANSWER,
+    NAMESPACES,
+    PROTOCOL,
+    at_socket,
+    error_from_json,
+    frame,
+    release,
+    store_identity,
+)
+
+__all__ = ["BrokenOff", "Connection", "NotMine", "Progress", "Silent", "Unsent", "known_pid"]
+
+_CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
+_TIMEVAL = struct.Struct("@ll")
+_READ_SIZE = 1 << 16
+
+Progress = Callable[[Any], None]
+
+
+class BrokenOff(DaemonError):
+    """netlibd ended between the request and its answer."""
+
+
+class Unsent(Exception):
+    """The request did not reach netlibd whole, so nothing of it was done."""
+
+
+class Silent(Exception):
+    """A netlibd accepted the connection, or its backlog did, and did not greet; nothing was sent."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(trouble(pid))
+        self.pid = pid
+
+
+class NotMine(Exception):
+    """netlibd refused the request before it began: other namespaces, another store, another version."""
+
+    def __init__(self, reason: str, version: str) -> None:
+        super().__init__(reason)
+        self.version = version
+
+    @property
+    def is_older(self) -> bool:
+        """Whether that netlibd was left over from before an upgrade."""
+        return release(self.version) < release(__version__)
+
+
+class Connection:
+    """One conversation with netlibd, for one thread, one request at a time."""
+
+    def __init__(self, config: Config, until: float, *, patience: float = GREETING_SECONDS, former: bool = False) -> None:
+        """Connect and hear the greeting, *until* that moment of time.monotonic at most.
+
+        A netlibd that is stopped is given up after a second; one that is only slow has *patience* seconds. With *former*,
+        connect to the socket of netlib 0.1, where nobody greets. Raises OSError where nobody listens, Unsent when the
+        connection was closed, Silent, DaemonError when the listener is neither root nor ourselves.
+        """
+        self._state_dir = config.state_dir
+        self._buffer = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        greeted_by = min(until, time.monotonic() + patience)
+        try:
+            # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
+            left = max(greeted_by - time.monotonic(), 0.001)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(left), int(left % 1 * 1e6)))
+            path = config.former_socket_path if former else config.socket_path
+            at_socket(path, self._socket.connect)
+            self.pid, uid, _ = _CREDENTIALS.unpack(
+                self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            if uid not in (0, os.geteuid()):
+                raise DaemonError(f"{path} belongs to user {uid}, not to root: it is not netlibd's; remove it")
+            if former and is_stopped(self.pid):
+                raise Silent(self.pid)
+            if not former:
+                self._hear_greeting(greeted_by)
+        except BlockingIOError as error:
+            self._socket.close()
+            raise Silent(known_pid(config)) from error
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _hear_greeting(self, until: float) -> None:
+        while (size := self._frame_size("the connection")) > len(self._buffer):
+            self._socket.settimeout(max(min(until - time.monotonic(), LOOK_SECONDS), 0.001))
+            try:
+                data = self._socket.recv(size - len(self._buffer))  # no more: what follows is of the answers
+            except TimeoutError as error:
+                if time.monotonic() >= until or is_stopped(self.pid):
+                    raise Silent(self.pid) from error
+                continue
+            except ConnectionResetError as error:
+                raise Unsent from error
+            if not data:
+                raise Unsent
+            self._buffer += data
+        self._buffer.clear()
+
+    def ask(
+        self,
+        verb: str,
+        args: dict[str, Any],
+        until: float,
+        *,
+        fds: Sequence[int] = (),
+        progress: Progress | None = None,
+        repeatable: bool = False,
+    ) -> Any:
+        """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.client.call` says.
+
+        What is *repeatable* may be done once more without harm, so a netlibd that is stopped meanwhile is not waited for, but
+        Stuck raised.
+        """
+        request = {
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "store": store_identity(self._state_dir),
+            "progress": progress is not None,
+            "verb": verb,
+            "args": args,
+        }
+        self._send(frame(request), () if verb.startswith(ABOUT_ITSELF) else NAMESPACES, fds, until)
+        while True:
+            answer = self._receive(verb, until, repeatable=repeatable)
+            if "progress" in answer:
+                if progress is not None:
+                    progress(answer["progress"])
+            elif "error" in answer:
+                raise error_from_json(answer["error"])
+            elif "not_mine" in answer:
+                raise NotMine(answer["not_mine"], answer.get("version", ""))
+            else:
+                return answer.get("result")
+
+    def see_out(self, until: float) -> None:
+        """Ask this netlibd to end, and wait until it has. Raises DeadlineExceeded, Stuck."""
+        try:
+            self.ask("daemon.leave", {}, until, repeatable=True)
+            while self._read("daemon.leave", until, repeatable=True):
+                pass
+        except (Unsent, ConnectionResetError):
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, data: bytes, namespaces: Sequence[str], fds: Sequence[int], until: float) -> None:
+        own = [os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in namespaces]
+        try:
+            self._socket.settimeout(max(until - time.monotonic(), 0.001))
+            sent = socket.send_fds(self._socket, [data], [*own, *fds]) if own or fds else 0
+            if sent < len(data):
+                self._socket.sendall(data[sent:])
+        except TimeoutError as error:
+            how = f": {trouble(self.pid)}" if is_stopped(self.pid) else ""
+            raise DeadlineExceeded(f"netlibd (pid {self.pid}) did not take the request in time{how}") from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise Unsent from error
+        finally:
+            for fd in own:
+                os.close(fd)
+
+    def _receive(self, verb: str, until: float, *, repeatable: bool) -> dict[str, Any]:
+        while (size := self._frame_size(verb)) > len(self._buffer):
+            try:
+                data = self._read(verb, until, repeatable=repeatable)
+            except ConnectionResetError as error:  # the kernel says so when it closed without having read what we sent
+                raise Unsent from error
+            if not data:
+                raise BrokenOff(
+                    f"netlibd (pid {self.pid}) ended during {verb!r}; what it left half done is undone by the next command"
+                )
+            self._buffer += data
+        answer: dict[str, Any] = json.loads(self._buffer[LENGTH.size : size])
+        del self._buffer[:size]
+        return answer
+
+    def _frame_size(self, verb: str) -> int:
+        """How many bytes the next frame has, with its length; only that length's while it is not there."""
+        if len(self._buffer) < LENGTH.size:
+            return LENGTH.size
+        size = LENGTH.size + int(LENGTH.unpack_from(self._buffer)[0])
+        if size > MAX_ANSWER:
+            raise DaemonError(f"netlibd (pid {self.pid}) answered {verb!r} with {size} bytes, more than {MAX_ANSWER}")
+        return size
+
+    def _read(self, verb: str, until: float, *, repeatable: bool) -> bytes:
+        while True:
+            left = max(until - time.monotonic(), 0.001)
+            self._socket.settimeout(min(left, LOOK_SECONDS) if repeatable else left)
+            try:
+                return self._socket.recv(_READ_SIZE)
+            except TimeoutError as error:
+                stopped = is_stopped(self.pid)
+                if stopped and repeatable:
+                    raise Stuck(trouble(self.pid)) from error
+                if time.monotonic() < until:
+                    continue
+                how = f"; {trouble(self.pid)}" if stopped else "; see `netlib log` for how it ended"
+                raise DeadlineExceeded(f"netlibd (pid {self.pid}) did not answer {verb!r} in time{how}") from error
+
+
+def known_pid(config: Config) -> int:
+    """The pid that netlibd wrote down, 0 where none is."""
+    try:
+        return int(config.pid_file.read_text() or 0)
+    except (OSError, ValueError):
+        return 0

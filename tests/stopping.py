@@ -1,0 +1,71 @@
+"""Processes stopped by SIGSTOP, which are surely continued; and processes that hold what netlib waits for, and are stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from netlib.config import Config
+from netlib.waiting import is_stopped
+
+__all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding"]
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 5.0
+"""Seconds by which everything is done or refused where netlibd is stopped."""
+
+# By what is held: a program that holds it, says so and waits to be ended. Its arguments are the folders.
+_START = """
+import signal, sqlite3, sys
+from pathlib import Path
+from netlib.config import Config
+from netlib.locks import Locks
+config = Config(sys.argv[2], sys.argv[3])
+"""
+HOLDING = {
+    "a record's lock": "held = Locks(config.lock_dir).hold(sys.argv[4], 'testing')\nheld.__enter__()\n",
+    "a shared lock": "held = Locks(config.lock_dir).hold(sys.argv[4], 'testing')\nheld.__enter__()\n",
+    "the store": "db = sqlite3.connect(config.state_dir / 'netlib.db', isolation_level=None)\ndb.execute('BEGIN IMMEDIATE')\n",
+}
+_END = "print('holding', flush=True)\nsignal.pause()\n"
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[int]:
+    """Have the process stopped during the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 5
+        pause = threading.Event()
+        while not is_stopped(pid):
+            assert time.monotonic() < deadline, f"process {pid} does not stop"
+            pause.wait(0.01)
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):  # the test has ended it
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def stopped_holding(config: Config, what: str, name: str = "") -> Iterator[int]:
+    """Have a process that calls itself netlibd hold *what* (a key of HOLDING; the lock *name*), and be stopped."""
+    code = _START + HOLDING[what] + _END
+    command = [sys.executable, "-P", "-c", code, "netlib.daemon", str(config.state_dir), str(config.run_dir), name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"holding\n"
+            with stopped(holder.pid):
+                yield holder.pid
+        finally:
+            holder.kill()
+
+
+def remedy(pid: int) -> str:
+    """What every sentence about a stopped process ends with."""
+    return f"; continue it by `kill -CONT {pid}`, or end it by `kill -KILL {pid}`"
