@@ -308,6 +308,7 @@ class Runtime:
             "detach_keys": wanted.detach_keys,
             "owns_stdio": not wanted.detach,
             "dies_with_parent": False,
+            "refusal": f"container {container.name!r} is not running",
             **_command_config(wanted.command, environment, wanted.workdir or spec.workdir, wanted.user or spec.user),
         }
         with self._pidfd(container) as pidfd, _protected_python() as python:

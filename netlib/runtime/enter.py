@@ -2,11 +2,13 @@
 
 The caller passes a pidfd of the container's process 1 and a readable descriptor with the configuration. This process joins
 the container's namespaces, its child becomes the command; output passes through pipes or a pseudo terminal of the container, so
-that no terminal of the host gets into it. Ends with the command's exit code, or 126 or 127 as Docker.
+that no terminal of the host gets into it. Ends with the command's exit code, or 126 or 127 as Docker; with 1 where the
+container ended before the command began.
 """
 
 from __future__ import annotations
 
+import errno
 import marshal  # both ends are the same interpreter
 import os
 import select
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CHUNK = 32 * 1024
-NOT_RUN = 126  # whatever the reason, as in Docker; 127 where there is no such command
+_BEGUN = b"+"  # the child's first word: what ends it from now on ends the command
+NOT_RUNNING = 1  # the container, as for every verb
+NOT_RUN = 126  # the command: whatever the reason, as in Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
 
@@ -39,9 +43,24 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has gone: end as by SIGPIPE
         os._exit(128 + process.SIGPIPE)
     except init.FAILURES as error:
+        # What the kernel says of a container that is about to end is as manifold as the steps: ESRCH, ENOMEM, ENODEV, ENOENT.
+        if not _is_of_the_command(error) and _has_ended(pidfd):
+            os.write(2, f"netlib: {config['refusal']}\n".encode())
+            os._exit(NOT_RUNNING)
         code, _, sentence = init.explain(error).decode().partition(" ")
         os.write(2, f"netlib: {sentence}\n".encode())
         os._exit(max(int(code), NOT_RUN))
+
+
+def _is_of_the_command(error: Exception) -> bool:
+    return isinstance(error, process.CommandRefused) and error.code >= NOT_RUN
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether the container's process 1 has ended, or does so within a second."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(1000))
 
 
 def _enter(config: dict[str, Any], pidfd: int) -> int:
@@ -63,9 +82,11 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
     answer = b""
     while chunk := os.read(status, 4096):
         answer += chunk
-    if answer:
-        os.waitpid(pid, 0)
-        number, _, sentence = answer.decode(errors="replace").partition(" ")
+    if answer != _BEGUN:
+        os.waitpid(pid, 0)  # at once: a container has not ended before all its processes are waited for
+        if not answer:
+            raise ProcessLookupError(errno.ESRCH, "it was killed before the command began")
+        number, _, sentence = answer.removeprefix(_BEGUN).decode(errors="replace").partition(" ")
         raise process.CommandRefused(int(number), sentence)
     if config["detach"]:
         return 0
@@ -107,6 +128,7 @@ def _become(config: dict[str, Any], groups: list[int], stdio: list[int | None], 
         elif terminal:
             slave = process.take_terminal(f"/dev/pts/{terminal}")
             stdio = [slave, slave, slave]
+        os.write(status, _BEGUN)
         init.run_command(config, stdio, status)
     except init.FAILURES as error:
         message = init.explain(error)

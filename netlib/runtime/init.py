@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 MOUNTED = b"+"
-FAILURES = (OSError, LookupError, ValueError, process.CommandRefused)
+FAILURES = (OSError, LookupError, ValueError, MemoryError, process.CommandRefused)
+_NO_PROCESS = "no more processes can be made; end some, or raise their limit (ulimit -u, pids.max of the control group)"
+_NO_MEMORY = "too little memory is left for it; free some, or raise the limit (ulimit -v, the control group's)"
 _MISTAKE = b"125 an unforeseen error came up"
 _SYSCTLS = {"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 2147483647"}  # Docker's, in a netns of our own
 
@@ -54,7 +56,11 @@ def explain(error: Exception) -> bytes:
     """``<exit code> <sentence>`` for an error that kept a container or command from starting."""
     code = error.code if isinstance(error, process.CommandRefused) else 125
     text = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
+        text = _NO_MEMORY
+    elif isinstance(error, BlockingIOError):
+        text = _NO_PROCESS
+    elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror.lower()
     text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return f"{code} {text}".encode(errors="replace")

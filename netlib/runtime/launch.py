@@ -36,8 +36,12 @@ def command_line(python: str, root: str, module: str, *arguments: str) -> list[s
 
 def main() -> None:
     """Detach from the starter, read the configuration, start the container, become its minder."""
-    if os.fork():
-        os._exit(0)
+    try:
+        if os.fork():
+            os._exit(0)
+    except init.FAILURES as error:
+        os.write(1, init.explain(error))
+        os._exit(1)
     os.setsid()
     os.chdir("/")
     os.umask(0o077)
@@ -87,7 +91,7 @@ def _start(config: dict[str, Any]) -> list[str]:
         _prepare_pid_file(config, pid)
         terminal = _release(config, pid, status, go)
         os.rename(f"{config['folder']}/pid.json.new", f"{config['folder']}/pid.json")
-    except (OSError, process.CommandRefused):
+    except init.FAILURES:
         os.kill(pid, process.SIGKILL)
         os.waitpid(pid, 0)
         cgroups.remove(config["id"], hierarchies)
