@@ -56,7 +56,8 @@ def netns_of(node: Node, call: Call[Any]) -> NetnsRef:
 def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
     """Make *plugin*'s attachment in the block, which ends with :func:`finish`; an error in it undoes all."""
     netns = netns_of(node, call)
-    with attachments_of(node).adding(key_of(call, plugin), netns, node.netns) as made:
+    key = key_of(call, plugin)
+    with node.controller.undoing_on_scarcity(), attachments_of(node).adding(key, netns, node.netns) as made:
         node.check_awaited()
         yield made
 

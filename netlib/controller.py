@@ -397,7 +397,7 @@ class Controller:
         """Undo at once, as the next command would, what the block leaves in flight where the host has run out of something."""
         try:
             yield
-        except (MemoryError, OSError) as error:
+        except Exception as error:
             if exhaustion(error) is not None:
                 self.recover()
             raise

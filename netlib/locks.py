@@ -4,6 +4,7 @@ Its rules: a lock is held only while somebody works, its file says who holds it,
 the holder, and a forked child never keeps a lock alive (flock survives its owner when a child inherited the descriptor).
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -34,6 +35,16 @@ os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release,
 def record_lock(record: str) -> str:
     """The name of the lock that whoever works on a record (by id) holds."""
     return f"record:{record}"
+
+
+def run_folder_refusal(folder: Path, error: OSError) -> StoreError:
+    """Why the run folder cannot be used, and what to do."""
+    if error.errno == errno.EROFS:
+        return StoreError(
+            f"run folder {folder} is on a read-only disk; remount it (mount -o remount,rw), "
+            "or pass --run-dir to use another one"
+        )
+    return StoreError(f"run folder {folder}: {error.strerror}; pass --run-dir to use another one")
 
 
 class Locks:
@@ -123,7 +134,7 @@ class Locks:
                 f"run folder {self.folder.parent}: no permission to write there; run as root or pass --run-dir"
             ) from error
         except OSError as error:
-            raise StoreError(f"run folder {self.folder.parent}: {error.strerror}; pass --run-dir to use another one") from error
+            raise run_folder_refusal(self.folder.parent, error) from error
 
     def _release(self, path: Path, fd: int) -> None:
         with _changing:

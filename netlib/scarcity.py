@@ -16,15 +16,21 @@ NO_MEMORY = (
     "and try again"
 )
 NO_PROCESS = (
-    "no more processes can be made; end some, or raise their limit (ulimit -u, pids.max of the control group, "
-    "kernel.threads-max), and try again"
+    "no more processes can be made; end some, or raise their limit (ulimit -u, pids.max of the control group), free memory, "
+    "and try again"
 )
+
+
+_NO_THREAD = "can't start new thread"  # Python has no class and no number for it
+_NO_MAPPING = "failed to map segment"  # nor the dynamic linker for a library that memory is lacking for
 
 
 def exhaustion(error: BaseException) -> HostExhausted | None:
     """What *error* says of the host; None for one that has another reason."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
         return HostExhausted(NO_MEMORY)
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return HostExhausted(NO_PROCESS)
     if not isinstance(error, OSError):
         return None
     if error.errno == errno.ENOMEM:
@@ -40,7 +46,7 @@ def translated_scarcity() -> Iterator[None]:
     """Raise HostExhausted for what the block raises because the host has run out of something."""
     try:
         yield
-    except (MemoryError, OSError) as error:
+    except Exception as error:
         scarce = exhaustion(error)
         if scarce is None:
             raise

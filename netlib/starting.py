@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from netlib.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Config
 from netlib.errors import DaemonError, DeadlineExceeded, NotPermitted, Stuck
+from netlib.scarcity import translated_scarcity
 from netlib.waiting import LOOK_SECONDS, stopped_holder, trouble
 from netlib.wire import NAMESPACES, error_from_json
 
@@ -69,7 +70,7 @@ def _spawn(config: Config, deadline: float) -> None:
     import sys
 
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with ours, theirs, translated_scarcity():
         arguments = ["--detach", "--state-dir", str(config.state_dir), "--run-dir", str(config.run_dir)]
         process = os.posix_spawn(
             os.path.abspath(sys.executable),

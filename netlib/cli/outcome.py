@@ -12,7 +12,7 @@ from netlib.config import Config
 from netlib.errors import NetlibError
 from netlib.folders import PRIVATE, make_folder, open_private
 from netlib.notices import show_by
-from netlib.scarcity import exhaustion
+from netlib.scarcity import NO_MEMORY, exhaustion
 
 _T = TypeVar("_T")
 
@@ -20,6 +20,7 @@ OURS = 125  # as Docker: what a command that runs others, or answers with 1, can
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 ERROR_LOG = "errors.log"
+_NO_MEMORY = f"netlib: {NO_MEMORY}\n".encode()
 
 
 def complain(sentence: str) -> None:
@@ -51,10 +52,11 @@ def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]
             _give_up_output()
             complain("the output cannot be written: no space left on device")
             return OURS
-        if (scarce := exhaustion(error)) is not None:
-            complain(str(scarce))
-            return OURS
-        complain(f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}")
+        try:
+            scarce = exhaustion(error)
+            complain(str(scarce or f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}"))
+        except MemoryError:
+            os.write(2, _NO_MEMORY)  # ready made: to compose a sentence takes memory
         return OURS
     return code
 

@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
-from netlib.errors import NetlibError, NotPermitted, StoreError, Stuck
+from netlib.errors import NetlibError, NotPermitted, Stuck
 from netlib.folders import own_folder
+from netlib.locks import run_folder_refusal
 from netlib.scarcity import exhaustion
 from netlib.starting import START_SECONDS
 from netlib.waiting import Waiting, stopped_holder, trouble
@@ -100,7 +101,7 @@ class Place:
             starting = os.open(config.starting_file, flags, 0o600)
             pid = os.open(config.pid_file, flags, 0o600)
         except OSError as error:
-            raise StoreError(f"run folder {config.run_dir}: {error.strerror}; pass --run-dir to use another one") from error
+            raise run_folder_refusal(config.run_dir, error) from error
         _take(starting, config.starting_file, "another netlibd is still starting")
         if not _is_taken(pid):
             if stopped := stopped_holder(config.pid_file):

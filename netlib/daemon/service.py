@@ -61,6 +61,7 @@ class Service:
         self._ports = HeldPorts()
         try:
             store = Store(config.state_dir, boot=boot_id())
+            store.require_writable()
             self._serving = Serving(store, self._dns, self._ports, self._move_resolver)
             self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
             self._store_identity = store_identity(config.state_dir)

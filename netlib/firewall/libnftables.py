@@ -7,7 +7,9 @@ text; it is read back into errno here and nowhere else.
 import ctypes
 import errno
 import json
+import mmap
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -15,12 +17,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
-from netlib.errors import FeatureMissing, KernelError, NotPermitted
+from netlib.errors import FeatureMissing, HostExhausted, KernelError, NotPermitted
 from netlib.kernel.descriptors import has_low
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
+from netlib.scarcity import NO_MEMORY, exhaustion
 
 _NETLINK_NETFILTER = 12
+_ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # its buffers, and what it makes of a command
 _NFT_MSG_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES in the upper byte
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
@@ -33,7 +37,8 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libnftables.so.1")
     except OSError as error:
-        raise FeatureMissing("libnftables is not installed; on Debian: apt install libnftables1") from error
+        missing = FeatureMissing("libnftables is not installed; on Debian: apt install libnftables1")
+        raise exhaustion(error) or missing from error
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("nft_ctx_new", pointer, [ctypes.c_uint32]),
@@ -124,6 +129,7 @@ class Nft:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
             try:
                 self.generation()
+                _require_memory(0)
                 if not has_low():
                     raise KernelError(f"cannot open nftables in {netns.label}: too many files are open for libnftables")
                 self._context = library.nft_ctx_new(0)
@@ -174,6 +180,7 @@ class Nft:
 
     def _run(self, commands: str, action: str, flags: int) -> str:
         library = _library()
+        _require_memory(len(commands))
         library.nft_ctx_output_set_flags(self._context, flags)
         failed = library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: str = library.nft_ctx_get_output_buffer(self._context).decode()
@@ -181,6 +188,25 @@ class Nft:
         if failed:
             raise nft_error(problem, f"{action} in {self.netns.label}")
         return output
+
+
+def _require_memory(size: int) -> None:
+    """Raise HostExhausted where memory for *size* bytes of commands is lacking: libnftables would end the whole process.
+
+    The kernel refuses memory only where a limit is set, or where it was told to promise no more than it has.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY and not _is_strict():
+        return
+    try:
+        mmap.mmap(-1, _ROOM + _ROOM_PER_BYTE * size).close()
+    except (OSError, MemoryError) as error:
+        raise HostExhausted(NO_MEMORY) from error
+
+
+@cache
+def _is_strict() -> bool:
+    with open("/proc/sys/vm/overcommit_memory") as file:
+        return file.read().strip() == "2"
 
 
 @cache

@@ -286,6 +286,7 @@ def kill_container(controller: Controller, reference: str, number: int) -> None:
 
 def stop_container(controller: Controller, reference: str, *, seconds: float | None = None, number: int | None = None) -> State:
     """Ask the container to end, kill it when it does not in time, take its sandbox away; answer with how it ended."""
+    controller.store.require_writable()  # how it ended could not be written down
     container = find_container(controller, reference)
     runtime(controller).claim(container)
     runtime(controller).stop(container, seconds, number)
@@ -333,6 +334,7 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
         running = [container for container in present if own.state(container).running]
         if running and not force:
             raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")
+        controller.store.require_writable()  # before anything ends
         for container in running:
             own.claim(container)
             with suppress(Conflict):  # it ended just now

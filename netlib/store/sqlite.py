@@ -18,7 +18,9 @@ from typing import TypeVar
 
 from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError, Stuck
 from netlib.folders import PRIVATE_FILE, own_folder
+from netlib.store import read_only
 from netlib.store.generation import Generation
+from netlib.store.read_only import open_read_only
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
@@ -87,6 +89,16 @@ class Store:
         """Whether anything was ever written; looking does not make the file."""
         return self.path.exists()
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether its disk takes no writes, so that it can only be looked at."""
+        return read_only.is_read_only(self.path.parent)
+
+    def require_writable(self) -> None:
+        """Raise StoreError where it can only be looked at."""
+        if self.is_read_only:
+            raise read_only.refusal(self.path.parent)
+
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent view of one moment. Writing inside it is an error of the program."""
@@ -99,6 +111,7 @@ class Store:
         With *clearing*, what is written lets something go: on a full disk it gets the room that is kept for that. Raises
         DeadlineExceeded when another process keeps the write lock for 30 s, Stuck when that one is stopped, DiskFull.
         """
+        self.require_writable()
         if clearing:
             self._make_room()
         writer = _writers.setdefault(str(self.path), threading.Lock())
@@ -191,7 +204,9 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is not None and self._local.pid == os.getpid():
-            return connection
+            if self._local.seen is None or self._local.seen == read_only.state_of(self.path):
+                return connection
+            self.close()
         # A connection inherited over a fork is dropped without closing it: closing would release the parent's locks.
         self._local.inherited = connection
         try:
@@ -206,8 +221,12 @@ class Store:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        connection = None
+        connection = self._local.seen = None  # what a store that is only looked at was when it was opened
         try:
+            if self.is_read_only and self.exists:
+                connection, self._local.seen = open_read_only(self.path, LOOK_SECONDS)
+                self._check_schema(connection)
+                return connection
             self._make_file()
             connection = sqlite3.connect(self.path, timeout=LOOK_SECONDS, isolation_level=None, check_same_thread=False)
             self._use_write_ahead_log(connection)
@@ -245,6 +264,14 @@ class Store:
         finally:
             os.close(folder)
 
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != len(MIGRATIONS):
+            raise StoreError(
+                f"{self.path} was written by another netlib (schema {version}, not {len(MIGRATIONS)}), "
+                "and its disk is read-only; remount it (mount -o remount,rw)"
+            )
+
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == len(MIGRATIONS):
@@ -272,6 +299,8 @@ class Store:
             return self._busy()
         code = getattr(error, "sqlite_errorcode", 0)
         kind = code & 0xFF
+        if kind == sqlite3.SQLITE_READONLY or (kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self.is_read_only):
+            return read_only.refusal(self.path.parent)
         if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._reserve.is_needed()):
             return self._full()
         is_other = "no such" in str(error) or (self.path.exists() and not self.path.is_file())  # tables, or no file at all
@@ -283,6 +312,8 @@ class Store:
         folder = self.path.parent
         if isinstance(error, PermissionError):
             return NotPermitted(f"state folder {folder}: no permission to write there; run as root or pass --state-dir")
+        if error.errno == errno.EROFS:
+            return read_only.refusal(folder)
         if error.errno == errno.ENOSPC:
             return self._full()
         return StoreError(f"state folder {folder}: {error.strerror}; pass --state-dir to use another one")

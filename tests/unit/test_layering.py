@@ -28,6 +28,7 @@ _CONTRACTS = (
     "plan",
     "ports",
     "registry",
+    "scarcity",
     "structs",
     "waiting",
 )
