@@ -4,6 +4,7 @@ One store describes one netns. Opening it costs a socket and two short reads; a 
 writes what every host has: the networks ``bridge``, ``host`` and ``none``.
 """
 
+import errno
 import os
 import time
 
@@ -13,7 +14,7 @@ from netlib.errors import ConfigError, Conflict, NotPermitted, StoreLost
 from netlib.folders import PRIVATE, make_folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
-from netlib.locks import Locks
+from netlib.locks import Locks, run_folder_refusal
 from netlib.model import Network, Phase
 from netlib.names import new_id
 from netlib.requests import NetworkRequest, network_record, surroundings
@@ -50,10 +51,14 @@ class Host:
                 "or inside `unshare --user --map-root-user --net --mount`"
             )
         self.config = config
-        make_folder(config.run_dir, PRIVATE)
         self.locks = Locks(config.lock_dir)  # refuses another user's folder
         self._memory = config.memory_dir
-        make_folder(self._memory, PRIVATE)
+        try:
+            make_folder(config.run_dir, PRIVATE)
+            make_folder(self._memory, PRIVATE)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # where nothing can be written, who only looks needs nothing there
+                raise run_folder_refusal(config.run_dir, error) from error
         self.generation = Generation(self._memory, boot_id())
         self.store = Store(config.state_dir, boot=boot_id(), generation=self.generation)
         self.lost = self._find_loss()

@@ -66,10 +66,18 @@ def test_before_its_process_is_found(world: World) -> None:
 @pytest.mark.parametrize("wanted", [{}, {"tty": True}, {"detach": True}], ids=["plain", "terminal", "detached"])
 def test_between_its_process_was_found_and_entered(world: World, wanted: dict[str, Any]) -> None:
     container = world.living("sleep", "60")
-    with world.runtime.exec_command(container, ExecSpec(command=("true",), **wanted)) as arguments:
+    with world.runtime.exec_command(container, ExecSpec(command=("true",), **wanted)) as (python, arguments):
         kill(world, container)
+        program = f"/proc/self/fd/{python}"
         done = subprocess.run(
-            arguments, env={}, close_fds=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            arguments,
+            executable=program,
+            env={},
+            close_fds=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", SENTENCE)
 
@@ -78,7 +86,7 @@ def test_between_its_process_was_found_and_entered(world: World, wanted: dict[st
 @pytest.mark.parametrize("moment", ["before it enters", "before it forks", "after it forked"])
 def test_at_each_step_of_entering(world: World, moment: str, detach: bool) -> None:
     container = world.living("sleep", "60")
-    with world.runtime.exec_command(container, ExecSpec(command=("echo", "run"), detach=detach)) as arguments:
+    with world.runtime.exec_command(container, ExecSpec(command=("echo", "run"), detach=detach)) as (_, arguments):
         halted = [arguments[0], "-IS", "-c", _HALTED, *arguments[4:], moment]
         with subprocess.Popen(
             halted, env={}, close_fds=False, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -96,8 +104,14 @@ def test_at_each_step_of_entering(world: World, moment: str, detach: bool) -> No
 
 def test_a_command_that_was_running_ends_as_it_was_killed(world: World) -> None:
     container = world.living("sleep", "60")
-    with world.runtime.exec_command(container, ExecSpec(command=("sh", "-c", "echo begun; exec sleep 60"))) as arguments:
-        with subprocess.Popen(arguments, env={}, close_fds=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with world.runtime.exec_command(container, ExecSpec(command=("sh", "-c", "echo begun; exec sleep 60"))) as (
+        python,
+        arguments,
+    ):
+        program = f"/proc/self/fd/{python}"
+        with subprocess.Popen(
+            arguments, executable=program, env={}, close_fds=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as running:
             assert running.stdout is not None
             assert running.stdout.readline() == b"begun\n"
             os.kill(world.runtime.state(container).pid, signal.SIGKILL)
