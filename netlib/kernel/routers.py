@@ -32,7 +32,6 @@ __all__ = [
     "NO_REDIRECTS",
     "NO_REDIRECTS_NOR_LINK_LOCAL",
     "heard",
-    "ipv6_settings",
     "refuse_routers",
     "settings",
 ]
@@ -80,13 +79,8 @@ def heard(link: LinkInfo) -> str | None:
     return None
 
 
-def ipv6_settings(ifname: str) -> tuple[str, ...]:
-    """The sysctls of IPv6 that are 0 on a link of ours."""
-    return tuple(f"net/ipv6/conf/{ifname}/{name}" for name in _REFUSED6)
-
-
 def settings(ifname: str, *, ipv6: bool = True) -> Iterator[str]:
     """The sysctls that are 0 on a link of ours, without those of *ipv6* where it has none."""
     yield f"net/ipv4/conf/{ifname}/accept_redirects"
     if ipv6:
-        yield from ipv6_settings(ifname)
+        yield from (f"net/ipv6/conf/{ifname}/{name}" for name in _REFUSED6)
