@@ -1,7 +1,8 @@
 """One thread, one epoll, one heap of timers: what the sockets of the resolver run on.
 
 Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post`, :meth:`Loop.call`
-and :meth:`Loop.join` alone.
+and :meth:`Loop.join` alone. A socket that belongs to a party is handled in that party's turns (:mod:`netlib.dns.turns`), any
+other one at once.
 """
 
 import heapq
@@ -16,13 +17,14 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
+from netlib.dns.turns import WAKE_SECONDS, Handler, Party, Turns
 from netlib.errors import DaemonError, DeadlineExceeded
 
 _T = TypeVar("_T")
-Handler = Callable[[int], None]
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
-_EVENTS_PER_WAKE = 64
+# More than there are sockets that attackers can keep ready: each poll is to show every party. 512 events take 0.1 ms to read.
+_EVENTS_PER_WAKE = 1024
 _CALL_SECONDS = 10.0  # the longest wait for the loop's attention; a wake's work takes milliseconds
 
 
@@ -43,7 +45,8 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, tuple[Handler, Party | None]] = {}
+        self._turns = Turns(self._handlers)
         self._timers: list[tuple[float, int, Timer]] = []
         self._serial = count()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -56,9 +59,9 @@ class Loop:
 
     # --- for handlers ----------------------------------------------------------------------------------------------
 
-    def watch(self, fd: int, handler: Handler, events: int = READABLE) -> None:
-        """Call *handler* with the events whenever *fd* is ready."""
-        self._handlers[fd] = handler
+    def watch(self, fd: int, handler: Handler, events: int = READABLE, party: Party | None = None) -> None:
+        """Call *handler* with the events whenever *fd* is ready, in a turn of *party*."""
+        self._handlers[fd] = handler, party
         self._epoll.register(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
@@ -67,8 +70,20 @@ class Loop:
 
     def forget(self, fd: int) -> None:
         """Watch *fd* no longer; to be done before it is closed."""
-        del self._handlers[fd]
+        _, party = self._handlers.pop(fd)
+        if party is not None:
+            party.ready.pop(fd, None)
         self._epoll.unregister(fd)
+
+    def again(self, fd: int) -> None:
+        """Call the handler of *fd* in the next turn of its party, without events: it has work left that epoll does not see."""
+        _, party = self._handlers[fd]
+        assert party is not None, "only a party has turns"
+        self._turns.add(party, fd, 0)
+
+    def turn_is_over(self) -> bool:
+        """Whether the handler at work should leave the rest of its work for its party's next turn."""
+        return self._turns.is_over()
 
     def after(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Do *action* once, *seconds* from now."""
@@ -78,14 +93,14 @@ class Loop:
 
     # --- for other threads -----------------------------------------------------------------------------------------
 
-    def join(self, handlers: Mapping[int, Handler]) -> None:
-        """Have new descriptors watched, each with its handler, without waking the loop's thread: all of them or none."""
+    def join(self, handlers: Mapping[int, Handler], party: Party | None = None) -> None:
+        """Have new descriptors of *party* watched, each with its handler, without waking the thread: all of them or none."""
         with self._lock:
             if not self._running:
                 raise DaemonError("the DNS server is closed")
             try:
                 for fd, handler in handlers.items():
-                    self.watch(fd, handler)
+                    self.watch(fd, handler, party=party)
             except OSError:
                 for fd in handlers.keys() & self._handlers.keys():
                     del self._handlers[fd]
@@ -127,12 +142,21 @@ class Loop:
 
     def _run(self) -> None:
         try:
+            turns = self._turns
             while self._running:
-                for fd, events in self._epoll.poll(self._patience(), _EVENTS_PER_WAKE):
-                    handler = self._handlers.get(fd)  # one handled before it may have closed this one
-                    if handler is not None:
+                for fd, events in self._epoll.poll(0 if turns else self._patience(), _EVENTS_PER_WAKE):
+                    watched = self._handlers.get(fd)  # one handled before it may have closed this one
+                    if watched is None:
+                        continue
+                    handler, party = watched
+                    if party is None:
                         handler(events)
-                self._run_timers()
+                    else:
+                        turns.add(party, fd, events)
+                if turns:
+                    turns.run()
+                if self._timers:
+                    self._run_timers()
         finally:
             with self._lock:
                 self._running = False
@@ -147,11 +171,14 @@ class Loop:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
 
     def _run_timers(self) -> None:
+        """Do what is due, a wake's time of it: 1,000 questions asked together without an answer are given up together."""
         now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
+        end = now + WAKE_SECONDS
+        while self._timers and self._timers[0][0] <= now < end:
             action = heapq.heappop(self._timers)[2].action
             if action is not None:
                 action()
+                now = time.monotonic()
 
     def _run_calls(self, events: int) -> None:
         try:
