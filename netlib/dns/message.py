@@ -22,6 +22,7 @@ __all__ = [
     "head",
     "parse_query",
     "records",
+    "respelled",
     "truncated",
     "wire_name",
 ]
@@ -87,7 +88,10 @@ class Edns(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One well-formed question. ``name`` is lower-cased, without the last dot; ``question`` is its section as it came."""
+    """One well-formed question. ``name`` is lower-cased, without the last dot; ``question`` is its section as it came.
+
+    ``signed`` means that the message may not be changed: it has records besides the OPT, such as a TSIG (RFC 8945).
+    """
 
     flags: int
     name: str
@@ -95,6 +99,7 @@ class Query(NamedTuple):
     qclass: int
     question: bytes
     edns: Edns | None
+    signed: bool = False
 
     @property
     def limit(self) -> int:
@@ -132,7 +137,8 @@ def parse_query(wire: bytes) -> Query | Rcode | None:
         if isinstance(options, Rcode):
             return options
         edns = options
-    return Query(flags, name, qtype, qclass, bytes(wire[HEADER_SIZE:end]), edns)
+    signed = others > (1 if edns else 0)
+    return Query(flags, name, qtype, qclass, bytes(wire[HEADER_SIZE:end]), edns, signed)
 
 
 def _question_name(wire: bytes) -> tuple[str, int] | None:
@@ -212,6 +218,27 @@ def error_body(wire: bytes, rcode: Rcode) -> bytes:
     flags = _COUNTS.unpack_from(wire, 2)[0]
     kept = flags & (0x7800 | Flag.RECURSION_DESIRED)
     return _COUNTS.pack(Flag.RESPONSE | Flag.RECURSION_AVAILABLE | kept | rcode, 0, 0, 0, 0)
+
+
+def respelled(response: bytes, question: bytes) -> bytes:
+    """*response* with the question section *question*, which differs from its own in the letters' case only.
+
+    Records name the question by a pointer to it as a rule; those that spell the name out get the wanted spelling too.
+    """
+    start = HEADER_SIZE + len(question)
+    name, wanted = response[HEADER_SIZE : start - _PAIR.size], question[: -_PAIR.size]
+    answered = response[:HEADER_SIZE] + question + response[start:]
+    if name == wanted or response.find(name, start) < 0:
+        return answered
+    changed, offset = bytearray(answered), start
+    for _ in range(sum(_COUNTS.unpack_from(response, 2)[2:])):
+        if answered.startswith(name, offset):
+            changed[offset : offset + len(name)] = wanted
+        end = _skip_name(answered, offset)
+        if end is None or end + _RECORD.size > len(answered):
+            break
+        offset = end + _RECORD.size + _RECORD.unpack_from(answered, end)[3]
+    return bytes(changed)
 
 
 def truncated(response: bytes, query: Query) -> bytes:
