@@ -78,6 +78,10 @@ class BridgeDriver:
         """The bridge."""
         return bridge_ifname(network)
 
+    def gateway_port(self, endpoint: Endpoint) -> str:
+        """The bridge port: the host's end of the veth pair."""
+        return veth_ifname(endpoint.id)
+
     def ifname_prefix(self, network: Network) -> str:
         """``container_iface_prefix``, or eth."""
         return decoded_options(BridgeOptions, network.options, f"network {network.name!r}").prefix

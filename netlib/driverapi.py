@@ -106,6 +106,10 @@ class HoldsGateways(Protocol):
         """The name of that link."""
         ...
 
+    def gateway_port(self, endpoint: Endpoint) -> str:
+        """The name of the link of this host by which what *endpoint* sends gets there."""
+        ...
+
 
 @runtime_checkable
 class NamesLinks(Protocol):

@@ -72,12 +72,16 @@ def is_served(attachments: Sequence[Attachment]) -> bool:
 
 
 class Seat(NamedTuple):
-    """Where a member whose netns is not ours asks for names, and from where: a gateway's address on a link of the host."""
+    """Where a member whose netns is not ours asks for names, and from where: a gateway's address on a link of the host.
+
+    ``port`` is the link of the host by which its questions get to ``link``.
+    """
 
     network: str  # id
     gateway: IPAddress
     link: str
     client: IPAddress
+    port: str
 
 
 def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[Seat]:
@@ -88,7 +92,7 @@ def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[
     if sandbox.owned or sandbox.netns.is_host or not is_served(attachments):
         return []
     return [
-        Seat(network.id, pool.gateway, known.gateway_link(network), address.ip)
+        Seat(network.id, pool.gateway, known.gateway_link(network), address.ip, known.gateway_port(endpoint))
         for network, endpoint in attachments
         if isinstance(known := driver(network.driver), HoldsGateways)
         for pool in network.pools
