@@ -85,6 +85,7 @@ class Service:
         self._control.run()
         self._keeper.stop()
         self._leases.close()
+        self._serving.close()
         self._dns.close()
         self._ports.close()
         logger.info("netlibd (pid %d) leaves", os.getpid())

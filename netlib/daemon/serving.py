@@ -152,6 +152,11 @@ class Serving:
             self._ports.retry()
             self._gateways.retry()
 
+    def close(self) -> None:
+        """Take back what was told to the kernel about who asks at gateways."""
+        with self._lock:
+            self._gateways.close()
+
     def served(self) -> list[str]:
         """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
         with self._lock:

@@ -1,8 +1,8 @@
 """One client's TCP connection: queries in, answers out, each behind two bytes of length (RFC 1035 section 4.2.2).
 
-A client can hold up nobody but itself: every read and write returns at once, what is buffered for it is bounded, and it is
-closed when it has sent no whole query for ``IDLE_SECONDS`` to twice that (CVE-2024-8418 was a resolver that waited for such a
-client).
+A client can hold up nobody but itself: every read and write returns at once, what is buffered for it is bounded, its queries
+are answered in its party's turns, and it is closed when it has sent no whole query for ``IDLE_SECONDS`` to twice that
+(CVE-2024-8418 was a resolver that waited for such a client).
 """
 
 import select
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from netlib.dns.loop import READABLE, WRITABLE, Loop
 from netlib.dns.message import HEADER_SIZE, MAX_DATAGRAM
+from netlib.dns.turns import Party
 
 __all__ = ["IDLE_SECONDS", "Connection", "Reply"]
 
@@ -28,18 +29,18 @@ Reply = Callable[[bytes], None]
 class Connection:
     """Reads queries and hands each to *respond* with the function that takes its answer, at once or later, in any order.
 
-    ``peer`` is the client's address; *ended* is called once, when the connection is closed.
+    ``party`` is whose time it takes; *ended* is called once, when the connection is closed.
     """
 
     def __init__(
         self,
         loop: Loop,
         sock: socket.socket,
-        peer: str,
+        party: Party,
         respond: Callable[[bytes, Reply], None],
         ended: Callable[["Connection"], None],
     ) -> None:
-        self.peer = peer
+        self.party = party
         self._loop = loop
         self._sock = sock
         self._respond = respond
@@ -50,9 +51,10 @@ class Connection:
         self._finished = False  # the client will send no more, but may wait for answers
         self._closed = False
         self._taking = False
+        self._cut_off = False  # its turn ended while there were queries to take
         self._events = READABLE
         self._progressed = False
-        loop.watch(sock.fileno(), self._on_ready)
+        loop.watch(sock.fileno(), self._on_ready, party=party)
         self._timer = loop.after(IDLE_SECONDS, self._on_deadline)
 
     def close(self) -> None:
@@ -74,6 +76,7 @@ class Connection:
         self._timer = self._loop.after(IDLE_SECONDS, self._on_deadline)
 
     def _on_ready(self, events: int) -> None:
+        """Read once, and take and answer as many queries as the turn has time for."""
         try:
             if events & _BROKEN:
                 self.close()
@@ -88,19 +91,27 @@ class Connection:
         self._advance()
 
     def _advance(self) -> None:
-        """Take and send as long as one makes room for the other."""
-        while self._take_queries():
+        """Take and send as long as one makes room for the other and the turn lasts."""
+        while self._take_queries() and not self._cut_off:
             self._send()
         self._send()
+        if self._cut_off and not self._closed:
+            self._loop.again(self._sock.fileno())
+
+    def _has_room(self) -> bool:
+        return self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT
 
     def _may_read(self) -> bool:
-        return not self._finished and self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT
+        return not self._finished and not self._cut_off and self._has_room()
 
     def _take_queries(self) -> bool:
-        """Hand on the whole queries that are here, as far as the limits allow; whether there were any."""
-        taken = False
+        """Hand on the whole queries that are here, as far as time and limits allow; whether there were any."""
+        taken = self._cut_off = False
         self._taking = True
-        while not self._closed and self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT:
+        while not self._closed and self._has_room():
+            if taken and self._loop.turn_is_over():
+                self._cut_off = True
+                break
             if len(self._received) < _LENGTH_SIZE:
                 break
             length = int.from_bytes(self._received[:_LENGTH_SIZE], "big")
@@ -139,10 +150,11 @@ class Connection:
             except OSError:
                 self.close()
                 return
-        if self._finished and not self._unsent and not self._pending:
+        if self._finished and not self._unsent and not self._pending and not self._cut_off:
             self.close()
             return
-        events = (READABLE if self._may_read() else 0) | (WRITABLE if self._unsent else 0)
+        wants_more = not self._finished and self._has_room()  # also where it is cut off: two system calls a turn saved
+        events = (READABLE if wants_more else 0) | (WRITABLE if self._unsent else 0)
         if events != self._events:
             self._events = events
             self._loop.rewatch(self._sock.fileno(), events)

@@ -7,19 +7,23 @@ comes back only when all of the sandbox's are closed.
 
 import errno
 import ipaddress
+import logging
 import random
 import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
 from netlib.dns.connection import Connection, Reply
+from netlib.dns.lanes import Lane, Lanes, open_lane
 from netlib.dns.loop import READABLE, Loop
 from netlib.dns.message import MAX_DATAGRAM, Rcode, parse_query
 from netlib.dns.resolver import Forward, answer, refusal
+from netlib.dns.turns import Handler, Party
 from netlib.dns.upstream import HostServers, Upstream
 from netlib.dns.zone import View
 from netlib.kernel.descriptors import lifted
@@ -29,29 +33,23 @@ from netlib.model import IPAddress, NetnsRef
 
 __all__ = ["RESOLVER_ADDRESS", "DnsServer", "DnsStats"]
 
+logger = logging.getLogger(__name__)
+
 RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 
-# Datagrams answered before other sockets get their turn: half a millisecond of one sandbox's flood.
+# Datagrams answered from the cache before anything else is looked at: half a millisecond, a turn.
 _BURST = 64
-# Some 1,000 queries may wait while the thread is busy elsewhere; the default holds 277.
-_RECEIVE_BUFFER = 1 << 20
-_SEND_BUFFER = 1 << 20
 # Answers kept per sandbox and view. A stub resolver asks each name in a few spellings; one that never repeats a query
 # (cookies, random names) cannot make it grow. Queries longer than a name with an OPT are not kept at all.
 _CACHED_ANSWERS = 1024
 _CACHED_QUERY_SIZE = 320
-# TCP connections: from one client's address (a sandbox's queries all come from one), to one server socket, in all. At the
-# last limit the oldest connection makes room, so that clients who hold on to theirs cannot lock the others out.
+# TCP connections: of one party, and in all. At the last limit the oldest connection of the party with most makes room, so that
+# clients who hold on to theirs cannot lock the others out.
 _CONNECTIONS_PER_CLIENT = 32
-_CONNECTIONS_PER_SANDBOX = 256
 _CONNECTIONS = 512
 _ACCEPTS_PER_WAKE = 16
-_BACKLOG = 128
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE_SECONDS = 1.0
-_PORT_ATTEMPTS = 16
-_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 
 class DnsStats(Struct, frozen=True):
@@ -70,29 +68,30 @@ class DnsStats(Struct, frozen=True):
 
 
 class _Snapshot:
-    """What *owner* sees and the answers made from it, by the query's bytes after its id."""
+    """What *party* sees and the answers made from it, by the query's bytes after its id."""
 
-    __slots__ = ("cache", "owner", "view")
+    __slots__ = ("cache", "party", "view")
 
-    def __init__(self, view: View | None, owner: str) -> None:
+    def __init__(self, view: View | None, party: Party) -> None:
         self.view = view
-        self.owner = owner
+        self.party = party
         self.cache: dict[bytes, Iterator[bytes]] = {}
 
 
 class _Served:
     """One sandbox (or gateway) that is answered: its sockets and its snapshot."""
 
-    def __init__(self, owner: str, netns: NetnsRef, udp: socket.socket, tcp: socket.socket) -> None:
-        self.owner = owner
+    def __init__(self, name: str, netns: NetnsRef, lanes: Lanes, snapshot: _Snapshot) -> None:
+        self.name = name
         self.netns = netns
-        self.udp = udp
-        self.tcp = tcp
-        self.address: str = udp.getsockname()[0]
-        self.port: int = udp.getsockname()[1]
-        self.snapshot = _Snapshot(None, owner)
+        self.lanes = lanes
+        self.snapshot = snapshot
         self.guests: dict[str, _Snapshot] = {}  # by address: who sees something else at a gateway
         self.connections: dict[Connection, None] = {}
+
+    def snapshot_of(self, client: str) -> _Snapshot:
+        """What who asks from the address *client* sees."""
+        return self.guests.get(client, self.snapshot)
 
 
 class DnsServer:
@@ -102,6 +101,7 @@ class DnsServer:
         self._loop = Loop("netlib-dns")
         self._upstream = Upstream(self._loop, HostServers(resolv_conf))
         self._served: dict[str, _Served] = {}
+        self._parties: WeakValueDictionary[str, Party] = WeakValueDictionary()  # by sandbox, as long as it is somewhere a guest
         self._connections: dict[Connection, None] = {}  # oldest first
         self._queries = self._cache_hits = self._dropped = 0
 
@@ -125,45 +125,58 @@ class DnsServer:
         gone; nothing remains after a failure.
         """
         known = self._served.get(sandbox)
-        if known is not None and (known.netns, known.address) == (netns, str(address)) and port in (0, known.port):
+        if known is not None and (known.netns, known.lanes.address) == (netns, address) and port in (0, known.lanes.port):
             if view is not None:
                 self.publish(sandbox, view)
-            return known.port
+            return known.lanes.port
         self.withdraw(sandbox)
         with entered(netns), doing(f"open DNS sockets at {address} in {netns.label}"):
-            udp, tcp = _open_sockets(address, port, device)
-        served = _Served(sandbox, netns, udp, tcp)
-        served.snapshot = _Snapshot(view, sandbox)
-        self._served[sandbox] = served
+            lanes = Lanes(address, device, open_lane(address, port, device))
+        party = Party(sandbox)
+        served = self._served[sandbox] = _Served(sandbox, netns, lanes, _Snapshot(view, party))
         try:
             with doing(f"watch DNS sockets in {netns.label}"):
-                self._loop.join(
-                    {tcp.fileno(): partial(self._on_clients, served), udp.fileno(): partial(self._on_datagrams, served)}
-                )
+                self._loop.join(self._handlers(served, lanes.first), party)
         except BaseException:
             del self._served[sandbox]
-            udp.close()
-            tcp.close()
+            lanes.close()
             raise
-        return served.port
+        return lanes.port
 
     def publish(self, sandbox: str, view: View) -> None:
         """Let *sandbox* see *view* from now on; a no-op when it is not served. Costs about a microsecond."""
         served = self._served.get(sandbox)
         if served is not None:
-            served.snapshot = _Snapshot(view, sandbox)
+            served.snapshot = _Snapshot(view, served.snapshot.party)
 
-    def admit(self, gateway: str, client: IPAddress, view: View) -> None:
-        """Let who asks at *gateway* (served by that name) from the address *client* see *view* from now on."""
+    def admit(self, gateway: str, client: IPAddress, sandbox: str, view: View) -> None:
+        """Let who asks at *gateway* (served by that name) from the address *client* be *sandbox*, and see *view* from now on.
+
+        It has a queue of its own there (:mod:`netlib.dns.lanes`), and whatever gateways it asks at, its shares are one.
+        """
         served = self._served.get(gateway)
-        if served is not None:
-            served.guests[str(client)] = _Snapshot(view, f"{gateway} {client}")
+        if served is None:
+            return
+        party = self._parties.setdefault(sandbox, Party(sandbox))
+        known = served.guests.get(str(client))
+        if known is not None and known.party is not party:
+            self.dismiss(gateway, client)
+        served.guests[str(client)] = _Snapshot(view, party)
+        try:
+            with entered(served.netns):
+                lane = served.lanes.add(client)
+        except OSError as error:  # no descriptors left, or a kernel without such groups
+            logger.warning("%s shares the queue of strangers at the gateway %s: %s", client, served.lanes.address, error)
+            return
+        if lane is not None:
+            with doing(f"watch DNS sockets in {served.netns.label}"):
+                self._loop.join(self._handlers(served, lane), party)
 
     def dismiss(self, gateway: str, client: IPAddress) -> None:
         """Let *client* be a stranger at *gateway* again; a no-op when it is one."""
         served = self._served.get(gateway)
-        if served is not None:
-            served.guests.pop(str(client), None)
+        if served is not None and served.guests.pop(str(client), None) is not None:
+            self._loop.call(partial(self._close_lane, served, client))
 
     def withdraw(self, sandbox: str) -> None:
         """Close all sockets in the sandbox's netns; a no-op when it is not served."""
@@ -199,18 +212,33 @@ class DnsServer:
             return
         for connection in list(served.connections):
             connection.close()
-        for sock in (served.udp, served.tcp):
+        for lane in served.lanes:
+            self._forget(lane)
+        served.lanes.close()
+
+    def _close_lane(self, served: _Served, guest: IPAddress) -> None:
+        lane = served.lanes.find(guest)
+        if lane is not None and self._served.get(served.name) is served:
+            self._forget(lane)
+            served.lanes.remove(guest)
+
+    def _forget(self, lane: Lane) -> None:
+        for sock in lane:
             self._loop.forget(sock.fileno())
-            sock.close()
 
     def _remove_all(self) -> None:
         for sandbox in list(self._served):
             self._remove(sandbox)
         self._upstream.close()
 
-    def _on_datagrams(self, served: _Served, events: int) -> None:
+    def _handlers(self, served: _Served, lane: Lane) -> dict[int, Handler]:
+        return {
+            lane.tcp.fileno(): partial(self._on_clients, served, lane.tcp),
+            lane.udp.fileno(): partial(self._on_datagrams, served, lane.udp),
+        }
+
+    def _on_datagrams(self, served: _Served, udp: socket.socket, events: int) -> None:
         """Answer what has come in. Everything of a repeated question is one lookup: its answer stands, all but the id."""
-        udp = served.udp
         receive, send = udp.recvfrom, udp.sendto
         hits = others = 0
         for _ in range(_BURST):
@@ -222,6 +250,8 @@ class DnsServer:
                 if bodies is None:
                     others += 1
                     self._answer(snapshot, query, partial(self._send_datagram, udp, client))
+                    if self._loop.turn_is_over():
+                        break
                 else:
                     hits += 1
                     send(query[:2] + next(bodies), client)
@@ -251,7 +281,7 @@ class DnsServer:
         if found is None:
             reply(b"")
         elif isinstance(found, Forward):
-            self._upstream.ask(wire, found.query, snapshot.view.servers, snapshot.owner, stream, reply)
+            self._upstream.ask(wire, found.query, snapshot.view.servers, snapshot.party, stream, reply)
         else:
             if found.steady and not stream and len(wire) <= _CACHED_QUERY_SIZE:
                 if len(snapshot.cache) >= _CACHED_ANSWERS:
@@ -259,91 +289,50 @@ class DnsServer:
                 snapshot.cache[wire[2:]] = found.bodies
             reply(wire[:2] + next(found.bodies))
 
-    def _on_clients(self, served: _Served, events: int) -> None:
+    def _on_clients(self, served: _Served, listener: socket.socket, events: int) -> None:
         for _ in range(_ACCEPTS_PER_WAKE):
             try:
-                sock, client = served.tcp.accept()
+                sock, client = listener.accept()
                 sock = lifted(sock)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _NO_DESCRIPTORS:  # the client stays in the backlog, and we must not spin on it
-                    self._pause_clients(served)
+                    self._pause_clients(served, listener)
                     return
                 continue  # the client gave up
             sock.setblocking(False)
-            peer = client[0]
-            if (
-                len(served.connections) >= _CONNECTIONS_PER_SANDBOX
-                or sum(other.peer == peer for other in served.connections) >= _CONNECTIONS_PER_CLIENT
-            ):
-                sock.close()
-                self._dropped += 1
-                continue
-            if len(self._connections) >= _CONNECTIONS:
-                next(iter(self._connections)).close()
-            connection = Connection(
-                self._loop, sock, peer, partial(self._on_message, served, peer), partial(self._on_ended, served)
-            )
-            served.connections[connection] = self._connections[connection] = None
+            self._welcome(served, sock, client[0])
+            if self._loop.turn_is_over():
+                return
 
-    def _pause_clients(self, served: _Served) -> None:
-        self._loop.rewatch(served.tcp.fileno(), 0)
-        self._loop.after(_ACCEPT_PAUSE_SECONDS, partial(self._resume_clients, served))
+    def _welcome(self, served: _Served, sock: socket.socket, client: str) -> None:
+        """Take a client's connection, if it has not too many; where all places are taken, somebody else's makes room."""
+        party = served.snapshot_of(client).party
+        if party.connections >= _CONNECTIONS_PER_CLIENT:
+            sock.close()
+            self._dropped += 1
+            return
+        if len(self._connections) >= _CONNECTIONS:
+            most = max(connection.party.connections for connection in self._connections)
+            next(connection for connection in self._connections if connection.party.connections == most).close()
+        respond, ended = partial(self._on_message, served, client), partial(self._on_ended, served)
+        connection = Connection(self._loop, sock, party, respond, ended)
+        party.connections += 1
+        served.connections[connection] = self._connections[connection] = None
 
-    def _resume_clients(self, served: _Served) -> None:
-        if self._served.get(served.owner) is served:
-            self._loop.rewatch(served.tcp.fileno(), READABLE)
+    def _pause_clients(self, served: _Served, listener: socket.socket) -> None:
+        self._loop.rewatch(listener.fileno(), 0)
+        self._loop.after(_ACCEPT_PAUSE_SECONDS, partial(self._resume_clients, served, listener))
 
-    def _on_message(self, served: _Served, peer: str, wire: bytes, reply: Reply) -> None:
+    def _resume_clients(self, served: _Served, listener: socket.socket) -> None:
+        if any(lane.tcp is listener for lane in served.lanes) and self._served.get(served.name) is served:
+            self._loop.rewatch(listener.fileno(), READABLE)
+
+    def _on_message(self, served: _Served, client: str, wire: bytes, reply: Reply) -> None:
         self._queries += 1
-        self._answer(served.guests.get(peer, served.snapshot), wire, reply, stream=True)
+        self._answer(served.snapshot_of(client), wire, reply, stream=True)
 
     def _on_ended(self, served: _Served, connection: Connection) -> None:
+        connection.party.connections -= 1
         del served.connections[connection], self._connections[connection]
-
-
-def _open_sockets(address: IPAddress, port: int, device: str) -> tuple[socket.socket, socket.socket]:
-    """A UDP and a listening TCP socket on one port of *address*: *port*, or a free one where that is taken."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    for wanted in (port, *[0] * _PORT_ATTEMPTS):
-        opened: list[socket.socket] = []
-        try:
-            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                sock = lifted(socket.socket(family, kind))
-                opened.append(sock)
-                _prepare(sock, device)
-                sock.bind((str(address), wanted))
-                wanted = sock.getsockname()[1]
-            opened[1].listen(_BACKLOG)
-        except OSError as error:
-            for sock in opened:
-                sock.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return opened[0], opened[1]
-    raise OSError(errno.EADDRINUSE, "no port is free for both UDP and TCP")
-
-
-def _prepare(sock: socket.socket, device: str) -> None:
-    sock.setblocking(False)
-    # The address need not be up yet: lo before its first use, a bridge's during duplicate address detection.
-    if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-    if device:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-    if sock.type == socket.SOCK_STREAM:  # an earlier server's connections may still be in TIME_WAIT on this port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    else:
-        _enlarge(sock, socket.SO_RCVBUF, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        _enlarge(sock, socket.SO_SNDBUF, _SO_SNDBUFFORCE, _SEND_BUFFER)
-
-
-def _enlarge(sock: socket.socket, option: int, forced: int, size: int) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, forced, size)
-    except PermissionError:  # in a user namespace: as far as net.core allows
-        sock.setsockopt(socket.SOL_SOCKET, option, size)

@@ -1,42 +1,41 @@
 """Questions that are not ours, asked of the servers upstream from the host's netns.
 
-Each is asked with an id and from a port that nobody can guess, and an answer counts only when it comes from the server asked,
-with that id and that question. A server that failed is asked last for a while, so a dead one costs one client once.
+A server that failed is asked last for a while, so a dead one costs one client once. Questions in flight are limited, and the
+places are shared: when all are taken, the newest question of the party that has most makes room for one of a party with fewer.
 """
 
-import os
-import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 
-from netlib.dns.loop import READABLE, WRITABLE, Loop, Timer
-from netlib.dns.message import HEADER_SIZE, MAX_MESSAGE, Flag, Query, Rcode, truncated
+from netlib.dns.attempts import Attempt, StreamAttempt
+from netlib.dns.loop import Loop, Timer
+from netlib.dns.message import HEADER_SIZE, Query, Rcode, respelled, truncated
 from netlib.dns.resolvconf import HostResolver, parse_resolv_conf
 from netlib.dns.resolver import refusal
-from netlib.kernel.descriptors import lifted
+from netlib.dns.spelling import TRY_NEXT, FoldingServers, lowered
+from netlib.dns.turns import Party
 from netlib.model import IPAddress
 
 __all__ = ["HostServers", "Upstream"]
 
-PORT = 53
 MAX_SERVERS = 3  # as resolv.conf(5) and Docker
 # A stub resolver asks again after 5 s: by then it must have our answer. Two more servers get their turn within.
 TOTAL_SECONDS = 4.0
 RETRY_SECONDS = 1.5
+# How long an answer in the right letters may follow one in others, before the server is asked in the client's own too.
+DOUBT_SECONDS = 0.05
 # How long a server that failed is asked last. Long enough to spare clients, short enough to come back to the first one.
 SHUN_SECONDS = 30.0
-# Questions in flight. Each holds a descriptor; Docker allows 1,024 too. One sandbox cannot take them all.
+# Questions in flight. Each holds a descriptor; Docker allows 1,024 too. One sandbox cannot take them all, and where twelve take
+# their hundred each, everybody's share is what is left when all have as many.
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_PER_SANDBOX = 100
 _RESOLV_CONF_SECONDS = 1.0  # how often resolv.conf is looked at for a change, at most
-_ANSWERS_PER_WAKE = 16
-_LENGTH_SIZE = 2
-_TRY_NEXT = {Rcode.SERVFAIL, Rcode.REFUSED}
-_MAY_OMIT_QUESTION = {Rcode.FORMERR, Rcode.NOTIMP, *_TRY_NEXT}
+_COUNT_OF_QUESTIONS = 3  # the lower byte of it, in what follows the id
 
 Reply = Callable[[bytes], None]
 
@@ -76,9 +75,22 @@ class Counters(Struct):
 
 
 class _Waiter(Struct):
-    owner: str
     message_id: bytes
+    question: bytes  # as it spelled it
     reply: Reply
+
+
+class _Share:
+    """What one party has in flight: its questions, oldest first, and how many of its clients wait for them."""
+
+    __slots__ = ("questions", "waiters")
+
+    def __init__(self) -> None:
+        self.questions: dict[_Question, None] = {}
+        self.waiters = 0
+
+
+_Key = tuple[Party, bytes, tuple[IPAddress, ...], bool]
 
 
 class Upstream:
@@ -87,40 +99,68 @@ class Upstream:
     def __init__(self, loop: Loop, host: HostServers) -> None:
         self.loop = loop
         self.counters = Counters()
+        self.folding = FoldingServers()
         self._host = host
-        self._questions: dict[tuple[bytes, tuple[IPAddress, ...], bool], _Question] = {}
-        self._per_owner: dict[str, int] = {}
+        self._questions: dict[_Key, _Question] = {}
+        self._shares: dict[Party, _Share] = {}
         self._shunned_until: dict[IPAddress, float] = {}
 
     @property
     def in_flight(self) -> int:
         return len(self._questions)
 
-    def ask(self, wire: bytes, query: Query, servers: tuple[IPAddress, ...], owner: str, stream: bool, reply: Reply) -> None:
+    def ask(self, wire: bytes, query: Query, servers: tuple[IPAddress, ...], party: Party, stream: bool, reply: Reply) -> None:
         """Ask *servers* (none: the host's) the query *wire*, by TCP when *stream*, and *reply* with the whole answer.
 
         The answer is NXDOMAIN where there is nobody to ask, REFUSED beyond the limits, SERVFAIL when no server answered. Equal
-        questions in flight are asked once, which also ends a loop of servers that ask each other.
+        questions of a party are asked once at a time, in whatever letters: so a loop of servers that ask each other ends too.
         """
         chosen = (servers or self._host.current())[:MAX_SERVERS]
-        key = (wire[2:], chosen, stream)
-        mine = self._per_owner.get(owner, 0)
-        question = self._questions.get(key)
         if not chosen:
             reply(wire[:2] + next(refusal(query, Rcode.NXDOMAIN).bodies))
-        elif mine >= MAX_IN_FLIGHT_PER_SANDBOX or (question is None and len(self._questions) >= MAX_IN_FLIGHT):
+            return
+        end = HEADER_SIZE + len(query.question)
+        key = party, wire[2:HEADER_SIZE] + lowered(query.question) + wire[end:], chosen, stream
+        share = self._shares.get(party) or _Share()
+        question = self._questions.get(key)
+        if share.waiters >= MAX_IN_FLIGHT_PER_SANDBOX or (question is None and not self._has_place(share)):
             self.counters.refused += 1
             reply(wire[:2] + next(refusal(query, Rcode.REFUSED).bodies))
-        else:
-            self._per_owner[owner] = mine + 1
-            self.counters.forwarded += 1
-            waiter = _Waiter(owner, wire[:2], reply)
-            if question is not None:
-                question.waiters.append(waiter)
-                return
-            question = self._questions[key] = _Question(self, wire, query, self._healthy_first(chosen), stream, waiter)
-            question.ended = lambda: self._questions.pop(key)
-            question.ask_next()
+            return
+        self._shares[party] = share
+        share.waiters += 1
+        self.counters.forwarded += 1
+        waiter = _Waiter(wire[:2], query.question, reply)
+        if question is not None:
+            question.waiters.append(waiter)
+            return
+        question = self._questions[key] = _Question(self, key, wire, query, self._healthy_first(chosen), waiter)
+        share.questions[question] = None
+        question.ask_next()
+
+    def _has_place(self, share: _Share) -> bool:
+        """Whether one more question may be in flight for *share*; one of a party with more is refused where that is needed.
+
+        It is the newest of the party with most, whose client has waited least. An equal number does not give a right to
+        another's place: two parties would take one from each other in turn.
+        """
+        if len(self._questions) < MAX_IN_FLIGHT:
+            return True
+        most = max(self._shares.values(), key=lambda other: len(other.questions))
+        if len(most.questions) <= len(share.questions):
+            return False
+        next(reversed(most.questions)).refuse()
+        return True
+
+    def settle(self, question: "_Question") -> None:
+        """Let *question* have no place any more, nor its waiters."""
+        del self._questions[question.key]
+        party = question.key[0]
+        share = self._shares[party]
+        del share.questions[question]
+        share.waiters -= len(question.waiters)
+        if not share.questions:
+            del self._shares[party]
 
     def _healthy_first(self, servers: tuple[IPAddress, ...]) -> list[IPAddress]:
         """In the order given, but failed ones last. When one's time is over, this one question tries it again."""
@@ -146,14 +186,6 @@ class Upstream:
     def note_answer(self, server: IPAddress) -> None:
         self._shunned_until.pop(server, None)
 
-    def settle(self, waiter: _Waiter) -> None:
-        """One client has its answer: it no longer counts against its sandbox's share."""
-        left = self._per_owner[waiter.owner] - 1
-        if left:
-            self._per_owner[waiter.owner] = left
-        else:
-            del self._per_owner[waiter.owner]
-
     def close(self) -> None:
         """Drop every question in flight, unanswered."""
         for question in list(self._questions.values()):
@@ -167,18 +199,18 @@ class _Question:
     """
 
     def __init__(
-        self, upstream: Upstream, wire: bytes, query: Query, servers: list[IPAddress], stream: bool, waiter: _Waiter
+        self, upstream: Upstream, key: _Key, wire: bytes, query: Query, servers: list[IPAddress], waiter: _Waiter
     ) -> None:
         self.upstream = upstream
         self.loop = upstream.loop
+        self.key = key
+        self.party, _, _, self._stream = key
+        self.body = wire[2:]
         self.query = query
         self.waiters = [waiter]
-        self.ended: Callable[[], object] = lambda: None
-        self.body = wire[2:]
         self._servers = servers
-        self._attempt: type[_Attempt] = _StreamAttempt if stream else _Attempt
-        self._attempts: list[_Attempt] = []
-        self._stream = stream
+        self._attempts: list[Attempt] = []
+        self._last_resort = b""
         self._deadline = self.loop.after(TOTAL_SECONDS, self._give_up)
         self._retry: Timer | None = None
 
@@ -188,15 +220,22 @@ class _Question:
             self._retry.cancel()
         while self._servers:
             server = self._servers.pop(0)
-            try:
-                self._attempts.append(self._attempt(self, server))
-            except OSError:  # no route, no such link, no descriptors left
-                self.upstream.note_failure(server)
+            if not self._try(server, mixing=not self.query.signed and server not in self.upstream.folding):
                 continue
             self._retry = self.loop.after(RETRY_SECONDS, self._on_silence)
             return
         if not self._attempts:
             self._give_up()
+
+    def _try(self, server: IPAddress, *, mixing: bool) -> bool:
+        """Begin an attempt at *server*; whether that was possible."""
+        kind = StreamAttempt if self._stream else Attempt
+        try:
+            self._attempts.append(kind(self, server, mixing=mixing))
+        except OSError:  # no route, no such link, no descriptors left
+            self.upstream.note_failure(server)
+            return False
+        return True
 
     def _on_silence(self) -> None:
         """The server asked last has not answered in time: ask the next one, or this one again (a datagram may be lost)."""
@@ -208,42 +247,101 @@ class _Question:
             self._retry = self.loop.after(RETRY_SECONDS, self._on_silence)
             last.repeat()
 
-    def on_answer(self, attempt: "_Attempt", response: bytes) -> None:
+    def on_answer(self, attempt: Attempt, response: bytes) -> None:
         """Take a checked answer; one that says "not now" only when nobody says better."""
         self.upstream.note_answer(attempt.server)
-        if response[3] & 15 in _TRY_NEXT:
+        if attempt.is_doubted:  # so the server keeps the case, and the other answer was not from there
+            self.on_forgery()
+        if attempt.resolves_doubt:
+            self.upstream.folding.note(attempt.server)
+        if response[3] & 15 in TRY_NEXT:
             self._drop(attempt)
             return
-        if not self._stream and len(response) > self.query.limit:  # some servers send what was not asked for
-            response = truncated(response, self.query)
-        counts, question = response[2:HEADER_SIZE], self.query.question
-        rest = response[HEADER_SIZE + len(question) :] if response[5] else response[HEADER_SIZE:]
-        if response[5]:  # the question as the client spelled it: it may check (0x20)
-            rest = question + rest
-        self._finish(counts + rest)
+        if response[5]:  # the question as the client spelled it: it may check that too
+            response = respelled(response, self.query.question)
+        self._hand_on(response)
 
-    def on_failure(self, attempt: "_Attempt") -> None:
+    def on_folded(self, attempt: Attempt, response: bytes) -> None:
+        """Doubt an answer in other letters than the question's: its server may not keep their case, or a forger not know it.
+
+        A moment later the server is asked in the client's spelling too. The answer is what arrives first, in the letters that
+        were asked or to the second question; the doubtful one is handed on only where nothing else arrives in time.
+        """
+        if attempt.is_doubted:
+            self.on_forgery()
+            return
+        attempt.is_doubted = True
+        if response[3] & 15 not in TRY_NEXT:
+            self._last_resort = respelled(response, self.query.question)
+        if self._stream:  # one connection brings one answer
+            self._ask_plainly(attempt)
+        else:
+            self.loop.after(DOUBT_SECONDS, partial(self._ask_plainly, attempt))
+
+    def _ask_plainly(self, doubted: Attempt) -> None:
+        """Ask the server of *doubted* in the client's spelling, unless the question has been answered."""
+        if doubted not in self._attempts:
+            return
+        if not self._try(doubted.server, mixing=False):
+            self._drop(doubted)
+            return
+        self._attempts[-1].resolves_doubt = True
+        if self._stream:
+            doubted.close()
+            self._attempts.remove(doubted)
+
+    def on_forgery(self) -> None:
+        """Count a message that is no answer to this question."""
+        self.upstream.counters.forged += 1
+
+    def on_failure(self, attempt: Attempt) -> None:
         """Nobody listens there, or the connection broke."""
         self.upstream.note_failure(attempt.server)
         self._drop(attempt)
 
-    def _drop(self, attempt: "_Attempt") -> None:
-        latest = attempt is self._attempts[-1]
-        self._attempts.remove(attempt)
-        attempt.close()
+    def _drop(self, attempt: Attempt) -> None:
+        """Do without *attempt* and others at its server; ask the next server where that was the one asked last."""
+        server = attempt.server
+        latest = self._attempts[-1].server == server
+        for each in [each for each in self._attempts if each.server == server]:
+            each.close()
+            self._attempts.remove(each)
         if latest or not self._attempts:
             self.ask_next()
+
+    def refuse(self) -> None:
+        """Give the place up for a question of somebody who has fewer.
+
+        The waiters are told later: a TCP client's next query would ask for the place before it is taken.
+        """
+        self.upstream.counters.refused += len(self.waiters)
+        self.close()
+        self.loop.after(0, partial(self._tell, next(refusal(self.query, Rcode.REFUSED).bodies)))
 
     def _give_up(self) -> None:
         for attempt in self._attempts:
             self.upstream.note_failure(attempt.server)
+        if self._last_resort:
+            self._hand_on(self._last_resort)
+            return
         self.upstream.counters.failed += 1
         self._finish(next(refusal(self.query, Rcode.SERVFAIL).bodies))
 
+    def _hand_on(self, response: bytes) -> None:
+        if not self._stream and len(response) > self.query.limit:  # some servers send what was not asked for
+            response = truncated(response, self.query)
+        self._finish(response[2:])
+
     def _finish(self, body: bytes) -> None:
         self.close()
+        self._tell(body)
+
+    def _tell(self, body: bytes) -> None:
         for waiter in self.waiters:
-            waiter.reply(waiter.message_id + body)
+            response = waiter.message_id + body
+            if waiter.question != self.query.question and body[_COUNT_OF_QUESTIONS]:
+                response = respelled(response, waiter.question)
+            waiter.reply(response)
 
     def close(self) -> None:
         """Ask no more and forget the question; the waiters get nothing from here."""
@@ -253,114 +351,4 @@ class _Question:
         for attempt in self._attempts:
             attempt.close()
         self._attempts = []
-        self.ended()
-        for waiter in self.waiters:
-            self.upstream.settle(waiter)
-
-
-class _Attempt:
-    """The question put to one server, by UDP, from a socket of its own: the kernel picks the port and checks the source."""
-
-    kind = socket.SOCK_DGRAM
-
-    def __init__(self, question: _Question, server: IPAddress) -> None:
-        self.server = server
-        self._question = question
-        self.message = os.urandom(2) + question.body
-        family = socket.AF_INET if server.version == 4 else socket.AF_INET6
-        self.sock = lifted(socket.socket(family, self.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
-        try:
-            self._start()
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def _start(self) -> None:
-        self.sock.connect(_socket_address(self.server))
-        self.sock.send(self.message)
-        self._question.loop.watch(self.sock.fileno(), self._on_ready)
-
-    def repeat(self) -> None:
-        """Send again: same id, same port, so that an answer to either will do."""
-        try:
-            self.sock.send(self.message)
-        except OSError:
-            self._question.on_failure(self)
-
-    def close(self) -> None:
-        self._question.loop.forget(self.sock.fileno())
-        self.sock.close()
-
-    def _on_ready(self, events: int) -> None:
-        try:
-            for _ in range(_ANSWERS_PER_WAKE):
-                response = self.sock.recv(MAX_MESSAGE)
-                if self._take(response):
-                    return
-        except BlockingIOError:
-            return
-        except OSError:  # refused: nobody listens there
-            self._question.on_failure(self)
-
-    def _take(self, response: bytes) -> bool:
-        """Hand on *response* when it answers this very question; else count it and wait on."""
-        if not _answers(response, self.message, self._question.query):
-            self._question.upstream.counters.forged += 1
-            return False
-        self._question.on_answer(self, response)
-        return True
-
-
-class _StreamAttempt(_Attempt):
-    """The same by TCP: the message behind its length, and one answer."""
-
-    kind = socket.SOCK_STREAM
-
-    def _start(self) -> None:
-        with suppress(BlockingIOError):  # under way: ready to write when it stands
-            self.sock.connect(_socket_address(self.server))
-        self._unsent = len(self.message).to_bytes(_LENGTH_SIZE, "big") + self.message
-        self._received = bytearray()
-        self._question.loop.watch(self.sock.fileno(), self._on_ready, WRITABLE)
-
-    def repeat(self) -> None:
-        """TCP repeats by itself."""
-
-    def _on_ready(self, events: int) -> None:
-        try:
-            if self._unsent:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
-                if not self._unsent:
-                    self._question.loop.rewatch(self.sock.fileno(), READABLE)
-                return
-            data = self.sock.recv(MAX_MESSAGE)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._question.on_failure(self)
-            return
-        self._received += data
-        end = _LENGTH_SIZE + int.from_bytes(self._received[:_LENGTH_SIZE], "big")
-        if len(self._received) > _LENGTH_SIZE and len(self._received) >= end:
-            if not self._take(bytes(self._received[_LENGTH_SIZE:end])):
-                self._question.on_failure(self)
-        elif not data:
-            self._question.on_failure(self)
-
-
-def _answers(response: bytes, message: bytes, query: Query) -> bool:
-    if len(response) < HEADER_SIZE or response[:2] != message[:2] or not response[2] & Flag.RESPONSE >> 8:
-        return False
-    questions = int.from_bytes(response[4:6], "big")
-    if questions == 0:  # a server that could not read the question cannot repeat it
-        return response[3] & 15 in _MAY_OMIT_QUESTION
-    asked = query.question
-    return questions == 1 and response[HEADER_SIZE : HEADER_SIZE + len(asked)].lower() == asked.lower()
-
-
-def _socket_address(server: IPAddress) -> tuple[str, int] | tuple[str, int, int, int]:
-    if server.version == 4:
-        return (str(server), PORT)
-    link = server.scope_id
-    scope = 0 if link is None else int(link) if link.isdecimal() else socket.if_nametoindex(link)
-    return (str(server).partition("%")[0], PORT, 0, scope)
+        self.upstream.settle(self)

@@ -1,16 +1,21 @@
 """What several of the kernel's tests ask for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from netlib.client import leave
 from netlib.config import Config
+from netlib.dns import upstream
+from netlib.model import NetnsRef
 from netlib.runtime.lost import reset_lost
 from netlib.store.backup import copy_store
+from tests.kernel.dns_client import Loads
 from tests.kernel.lost_world import LOSSES, host, run
 from tests.kernel.runtime_world import World
+from tests.kernel.upstream_world import Asker, Behaviour, Server, Serving
 
 
 @pytest.fixture
@@ -41,3 +46,34 @@ def lost(used: Config, tmp_path: Path, request: pytest.FixtureRequest) -> Config
         run(controller, "third", networks=["web"])
     LOSSES[request.param](used, copy)
     return used
+
+
+@pytest.fixture
+def loads() -> Iterator[Loads]:
+    made = Loads()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    """Makes name servers upstream."""
+    with ExitStack() as stack:
+
+        def make(address: str, behave: Behaviour) -> Server:
+            made = Server(address, behave)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def asker(netns_factory: Callable[[str], NetnsRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asker]:
+    """A sandbox that asks upstream, where nobody is waited for long."""
+    monkeypatch.setattr(upstream, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(upstream, "TOTAL_SECONDS", 1.0)
+    monkeypatch.setattr(upstream, "_RESOLV_CONF_SECONDS", 0.0)
+    made = Asker(netns_factory("asker"), tmp_path / "resolv.conf")
+    yield made
+    made.server.close()
