@@ -1,7 +1,7 @@
 """One question put to one server upstream, by UDP or TCP, from a socket of its own.
 
 Nobody can guess the id, the port and the case of the letters (:mod:`netlib.dns.spelling`). A message is an answer only when it
-comes from the server asked, with that id and that question in that spelling.
+was sent by the server asked, with that id and that question in that spelling.
 """
 
 import os

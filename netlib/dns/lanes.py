@@ -94,7 +94,7 @@ class Lanes:
             lane.close()
 
     def _sort(self) -> None:
-        """Let the kernel sort what comes in by who sent it. Until it has heard, some is queued in another's lane."""
+        """Let the kernel sort packets by source address. Until it has the program, some wait in another guest's lane."""
         code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in _program(self._guests)))
         program = struct.pack("@HP", len(code) // 8, code.buffer_info()[0])
         for sock in self.first:

@@ -195,7 +195,7 @@ class Upstream:
 class _Question:
     """One question in flight: who waits for its answer, and the attempts at getting it.
 
-    An attempt goes on while later ones are made: a slow server's answer is still an answer.
+    An attempt stays open while later ones are made: a slow server's answer is still an answer.
     """
 
     def __init__(

@@ -150,7 +150,7 @@ def test_the_newest_question_of_who_has_most_is_refused(
     for sock in socks:
         sock.close()
     assert rcodes == [
-        {1: "SERVFAIL", 2: "SERVFAIL", 3: "REFUSED", 4: "REFUSED"},  # it gave way twice
+        {1: "SERVFAIL", 2: "SERVFAIL", 3: "REFUSED", 4: "REFUSED"},  # two places were given to those with fewer
         {5: "SERVFAIL", 6: "SERVFAIL"},
         {7: "SERVFAIL", 8: "SERVFAIL", 9: "REFUSED"},  # all have two
     ]

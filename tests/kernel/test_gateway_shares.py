@@ -247,7 +247,7 @@ def arrives(netns: NetnsRef, source: object, lanes: Lanes) -> tuple[object, obje
 
 
 def takes(sock: socket.socket) -> bool:
-    """Whether something has come in at *sock*; takes it."""
+    """Take a datagram or a connection that waits at *sock*; whether there was one."""
     try:
         if sock.type == socket.SOCK_DGRAM:
             sock.recv(1)
