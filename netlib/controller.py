@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,7 +18,7 @@ from msgspec.structs import asdict
 from netlib import recovery
 from netlib.client import DaemonWatcher
 from netlib.config import Config
-from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, check_resolver, parse_resolv_conf
+from netlib.dns.resolvconf import check_resolver
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.host import Host
@@ -41,11 +40,10 @@ from netlib.requests import (
     network_record,
     surroundings,
 )
-from netlib.sandboxes import inside_plan, is_served, sandbox_plan
+from netlib.sandboxes import host_resolver, inside_plan, is_served, sandbox_plan
 from netlib.scarcity import exhaustion
 from netlib.store.records import JournalEntry, Row, Transaction
 
-HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 _AT_ONCE = 200  # how many records are removed together
 DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
 
@@ -469,7 +467,7 @@ class Controller:
             )
 
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
-        return sandbox_plan(sandbox, tx.memberships(sandbox.id), _host_resolver())
+        return sandbox_plan(sandbox, tx.memberships(sandbox.id), host_resolver())
 
     def _draft_endpoint(
         self, tx: Transaction, endpoint_id: str, network_id: str, sandbox_id: str, request: ConnectRequest
@@ -496,21 +494,3 @@ class Controller:
 def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(ids), _AT_ONCE):
         yield ids[start : start + _AT_ONCE]
-
-
-def _host_resolver() -> HostResolver:
-    """The host's resolver; behind a local stub, the servers that the stub asks."""
-    host, uplink = _resolver_at(HOST_RESOLV_CONF), Path(UPLINK_RESOLV_CONF)
-    return _resolver_at(uplink) if host.is_stub and uplink.exists() else host
-
-
-def _resolver_at(path: Path) -> HostResolver:
-    try:
-        return _parsed(path.read_text())
-    except FileNotFoundError:
-        return _parsed("")
-
-
-@lru_cache(maxsize=4)
-def _parsed(text: str) -> HostResolver:
-    return parse_resolv_conf(text)

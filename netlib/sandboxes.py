@@ -5,11 +5,11 @@ Pure: re-planned at every connect and disconnect, and compared with what is appl
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from netlib.dns.resolvconf import HostResolver, hosts_file, sandbox_resolv_conf
+from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, hosts_file, parse_resolv_conf, sandbox_resolv_conf
 from netlib.driverapi import HoldsGateways, PublishesPorts, RoutesByLink
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.addresses import Address
@@ -22,6 +22,8 @@ from netlib.kernel.tuning import TunedSysctl
 from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver
+
+HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
 Attachment = tuple[Network, Endpoint]
 
@@ -209,3 +211,21 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
             TextFile(path=str(seen_by_ip / "hosts"), content=hosts),
         ]
     return tuple(objects)
+
+
+def host_resolver() -> HostResolver:
+    """The host's resolver; behind a local stub, the servers that the stub asks."""
+    host, uplink = _resolver_at(HOST_RESOLV_CONF), Path(UPLINK_RESOLV_CONF)
+    return _resolver_at(uplink) if host.is_stub and uplink.exists() else host
+
+
+def _resolver_at(path: Path) -> HostResolver:
+    try:
+        return _parsed(path.read_text())
+    except FileNotFoundError:
+        return _parsed("")
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> HostResolver:
+    return parse_resolv_conf(text)

@@ -68,7 +68,6 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     process.forbid_imports()
     process.setns(pidfd, _ALL)
-    os.close(pidfd)
     terminal, number = process.open_master("/dev/pts/ptmx", *size(0)) if config["tty"] else (None, "")
     stdin, feed = os.pipe() if config["stdin"] and terminal is None else (None, None)
     out, out_write = os.pipe()
