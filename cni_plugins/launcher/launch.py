@@ -36,6 +36,7 @@ GREETING_SECONDS = 1.0
 _GREETING, _LONGEST_GREETING = b'{"netlibd":', 256
 _CHUNK = 1 << 16
 _LENGTH = 4
+_ENOMEM = 12  # errno itself is one import more
 _INT, _LONG = 4, 8 if sys.maxsize > 1 << 32 else 4  # bytes of a descriptor's number, of each half of a timeval
 
 Answer = tuple[bytes, int, bytes]
@@ -96,6 +97,12 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
     try:
         stdout, code, stderr = _answer(call, is_silent=sys.argv[2:] == ["silent"])
     except MemoryError:
+        stdout, code, stderr = lost_answer(Lost(*_NO_MEMORY))
+    except ImportError as error:  # a library that is loaded when it is first needed
+        stdout, code, stderr = _not_imported(error)
+    except OSError as error:
+        if error.errno != _ENOMEM:
+            raise
         stdout, code, stderr = lost_answer(Lost(*_NO_MEMORY))
     _try_to_write(2, stderr)  # whether or not anybody reads it
     if failure := _try_to_write(1, stdout):
@@ -297,12 +304,16 @@ def _do_without(call: Call, undone: Undone) -> Answer:
         site.main()  # what -S left out: the folders of the libraries
         from cni_plugins.run import do_without
     except (ImportError, OSError) as error:
-        msg, details = (
-            "netlib or a library of it cannot be imported",
-            "stderr says why; where one is missing, install netlib again",
-        )
-        return _error(5, msg, details), 1, f"{error}\n".encode()
+        return _not_imported(error)
     return do_without(call, undone)
+
+
+def _not_imported(error: Exception) -> Answer:
+    msg, details = (
+        "netlib or a library of it cannot be imported",
+        "stderr says why; where one is missing, install netlib again; where memory is lacking, free some and try again",
+    )
+    return _error(5, msg, details), 1, f"{error}\n".encode()
 
 
 # --- what came -----------------------------------------------------------------------------------------------------------
