@@ -18,7 +18,7 @@ from netlib.config import Config
 from netlib.conversation import Silent, Unsent, known_pid
 from netlib.errors import NetlibError
 from netlib.notices import notice, show_by
-from netlib.waiting import trouble
+from netlib.waiting import meet, trouble
 from netlib.wire import release
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def do_without(call: Call, undone: Undone) -> Answer:
         told.append(f"netlibd is not used: {error}")
     silent = known_pid(config) if undone.is_silent else 0
     if undone.is_silent:
+        meet(silent)
         notice(f"netlibd is not used: {trouble(silent) if silent else undone}")
     outcome = _do_here(call, config, silent)
     notices = "".join(f"{sentence}\n" for sentence in told[:1])  # what follows is of the same netlibd

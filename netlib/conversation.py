@@ -16,7 +16,7 @@ from typing import Any
 from netlib import __version__
 from netlib.config import Config
 from netlib.errors import DaemonError, DeadlineExceeded, Stuck
-from netlib.waiting import LOOK_SECONDS, is_stopped, trouble
+from netlib.waiting import LOOK_SECONDS, is_stopped, meet, trouble
 from netlib.wire import (
     ABOUT_ITSELF,
     GREETING_SECONDS,
@@ -54,6 +54,7 @@ class Silent(Exception):
     def __init__(self, pid: int) -> None:
         super().__init__(trouble(pid))
         self.pid = pid
+        meet(pid)
 
 
 class NotMine(Exception):

@@ -10,10 +10,25 @@ from collections.abc import Callable, Collection
 
 from netlib.errors import DeadlineExceeded, Stuck
 
-__all__ = ["LOOK_SECONDS", "Waiting", "is_stopped", "stopped_holder", "trouble"]
+__all__ = ["LOOK_SECONDS", "Waiting", "is_stopped", "meet", "patience", "stopped_holder", "trouble"]
 
 LOOK_SECONDS = 1.0
+_SOON = 0.05
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+
+
+_met = 0  # the pid of a process that was found stopped
+
+
+def meet(pid: int) -> None:
+    """Remember that a process was found stopped: as long as it is, nobody here waits a second for it again."""
+    global _met
+    _met = pid
+
+
+def patience() -> float:
+    """How long to wait for a lock before its holder is looked at, in seconds."""
+    return _SOON if _met and is_stopped(_met) else LOOK_SECONDS
 
 
 def is_stopped(pid: int) -> bool:
@@ -93,7 +108,7 @@ class Waiting:
         self._purpose = purpose
         self._late = late
         self._until = time.monotonic() + seconds
-        self._look = time.monotonic() + LOOK_SECONDS
+        self._look = time.monotonic() + patience()
         self._pause = _SHORTEST_PAUSE
 
     def pause(self) -> None:
@@ -102,6 +117,7 @@ class Waiting:
         if now > self._look:
             self._look = now + LOOK_SECONDS
             if pid := stopped_holder(self._path):
+                meet(pid)
                 raise Stuck(f"{self._purpose}: {trouble(pid, ' and holds a lock that this needs')}")
         if now > self._until:
             raise DeadlineExceeded(self._late())

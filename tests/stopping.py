@@ -16,8 +16,11 @@ from netlib.waiting import is_stopped
 __all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding"]
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 5.0
-"""Seconds by which everything is done or refused where netlibd is stopped."""
+LIMIT = 15.0
+"""Seconds by which everything is done or refused where netlibd is stopped: 5 s, and what a loaded machine takes besides.
+
+What it must tell apart are the deadlines of those who wait for what a stopped process holds: 20, 30, 60, 120 s.
+"""
 
 # By what is held: a program that holds it, says so and waits to be ended. Its arguments are the folders.
 _START = """

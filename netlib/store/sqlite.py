@@ -24,7 +24,7 @@ from netlib.store.read_only import open_read_only
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
-from netlib.waiting import LOOK_SECONDS, Waiting, stopped_holder, trouble
+from netlib.waiting import LOOK_SECONDS, Waiting, meet, patience, stopped_holder, trouble
 
 _T = TypeVar("_T")
 
@@ -139,6 +139,9 @@ class Store:
 
     def _transaction(self, begin: str) -> Iterator[Transaction]:
         connection = self._connection()
+        if patience() != self._local.patience:  # a process was found stopped, or goes on
+            self._local.patience = patience()
+            connection.execute(f"PRAGMA busy_timeout={self._local.patience * 1000:.0f}")
         try:
             self._patiently(lambda: self._begin(connection, begin))
         except sqlite3.Error as error:
@@ -180,6 +183,7 @@ class Store:
                     raise
                 holder = stopped_holder(f"{self.path}-shm", _LOCK_BYTES) or stopped_holder(self.path)
                 if holder:
+                    meet(holder)
                     raise Stuck(f"{self.path}: {trouble(holder, ' and keeps it locked')}") from error
                 if time.monotonic() > until:
                     raise
@@ -217,6 +221,7 @@ class Store:
         except sqlite3.OperationalError as error:
             raise self._translated(error) from error
         self._local.connection, self._local.pid, self._local.is_short = connection, os.getpid(), False
+        self._local.patience = LOOK_SECONDS
         self._reserve.keep()
         return connection
 
