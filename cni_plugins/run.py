@@ -17,7 +17,7 @@ from netlib import __version__
 from netlib.config import Config
 from netlib.conversation import Silent, Unsent, known_pid
 from netlib.errors import NetlibError
-from netlib.notices import notice, show_by
+from netlib.notices import notice, shown_by
 from netlib.waiting import meet, trouble
 from netlib.wire import release
 
@@ -61,7 +61,13 @@ def _content(fd: int) -> bytes:
 def do_without(call: Call, undone: Undone) -> Answer:
     """Do a launcher's call that netlibd has not begun: by a netlibd that is started for it, or else in this process."""
     told: list[str] = []
-    show_by(told.append)
+    with shown_by(told.append):
+        stdout, code, stderr = _do_without(call, undone, told)
+    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # what follows is of the same netlibd
+    return stdout, code, notices.encode(errors="backslashreplace") + stderr
+
+
+def _do_without(call: Call, undone: Undone, told: list[str]) -> Answer:
     try:
         config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
     except NetlibError as error:  # meant from a folder that is gone
@@ -83,8 +89,7 @@ def do_without(call: Call, undone: Undone) -> Answer:
         meet(silent)
         notice(f"netlibd is not used: {trouble(silent) if silent else undone}")
     outcome = _do_here(call, config, silent)
-    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # what follows is of the same netlibd
-    return outcome.stdout, outcome.code, notices.encode(errors="backslashreplace") + outcome.stderr
+    return outcome.stdout, outcome.code, outcome.stderr
 
 
 def _bring_up(call: Call, undone: Undone, config: Config) -> bool:

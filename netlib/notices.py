@@ -1,11 +1,12 @@
 """What a person should know besides an answer or an error: sentences, each shown once in the life of a process.
 
-A Python program gets them as warnings. A command line, or a launcher, brings its own way (:func:`show_by`).
+A Python program gets them as warnings. A command line, or a launcher, brings its own way (:func:`shown_by`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["notice", "show_by"]
+__all__ = ["notice", "shown_by"]
 
 
 def _as_warning(sentence: str) -> None:
@@ -18,10 +19,15 @@ _way: Callable[[str], None] = _as_warning
 _shown: set[str] = set()
 
 
-def show_by(way: Callable[[str], None]) -> None:
-    """Have *way* show every notice of this process."""
+@contextmanager
+def shown_by(way: Callable[[str], None]) -> Iterator[None]:
+    """Have *way* show the notices of the block."""
     global _way
-    _way = way
+    former, _way = _way, way
+    try:
+        yield
+    finally:
+        _way = former
 
 
 def notice(sentence: str) -> None:

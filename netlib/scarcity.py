@@ -27,7 +27,8 @@ _NO_MAPPING = "failed to map segment"  # nor the dynamic linker for a library th
 
 def exhaustion(error: BaseException) -> HostExhausted | None:
     """What *error* says of the host; None for one that has another reason."""
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
+    # SystemError: the interpreter lacks the memory for its own exception ("error return without exception set").
+    if isinstance(error, MemoryError | SystemError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
         return HostExhausted(NO_MEMORY)
     if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         return HostExhausted(NO_PROCESS)

@@ -96,7 +96,7 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
     )
     try:
         stdout, code, stderr = _answer(call, is_silent=sys.argv[2:] == ["silent"])
-    except MemoryError:
+    except (MemoryError, SystemError):  # the interpreter may lack the memory for its own exception
         stdout, code, stderr = lost_answer(Lost(*_NO_MEMORY))
     except ImportError as error:  # a library that is loaded when it is first needed
         stdout, code, stderr = _not_imported(error)

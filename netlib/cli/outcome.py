@@ -11,7 +11,7 @@ from typing import TypeVar
 from netlib.config import Config
 from netlib.errors import NetlibError
 from netlib.folders import PRIVATE, make_folder, open_private
-from netlib.notices import show_by
+from netlib.notices import shown_by
 from netlib.scarcity import NO_MEMORY, exhaustion
 
 _T = TypeVar("_T")
@@ -32,7 +32,11 @@ def complain(sentence: str) -> None:
 
 def guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]) -> int:
     """Run *command* and return its exit code, whatever it raises."""
-    show_by(lambda sentence: complain(f"warning: {sentence}"))
+    with shown_by(lambda sentence: complain(f"warning: {sentence}")):
+        return _guarded(command, config, arguments)
+
+
+def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str]) -> int:
     try:
         try:
             code = command()

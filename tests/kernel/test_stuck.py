@@ -211,17 +211,35 @@ def test_a_reset_removes_everything_and_says_that_netlibd_is_left(config: Config
 
 
 def test_an_operation_that_was_sent_waits_to_its_deadline_and_says_why(config: Config) -> None:
-    """It was at work by then, so it must not be done a second time."""
-    start_daemon(config)
-    pid = pid_of(config)
-    try:
-        with pytest.raises(DeadlineExceeded, match="did not answer 'network.create' in time; netlibd .* is stopped") as refusal:
-            call(config, "network.create", {"name": "web"}, deadline=2, progress=lambda _: os.kill(pid, signal.SIGSTOP))
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    assert str(refusal.value).endswith(remedy(pid))
-    wait_until(lambda: "web" in [row["Name"] for row in call(config, "network.ls", {})], "the operation to go on")
-    call(config, "system.reset", {})
+    """It was at work by then, so it must not be done a second time: a control socket whose handler stops its own process."""
+    code = """if True:
+        import os, signal, sys
+        from netlib.config import Config
+        from tests.cni.launching import serving
+        def handle(request):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return "done"
+        with serving(Config.from_environment(), handle):
+            print("ready", flush=True)
+            sys.stdin.read()
+    """
+    folders = {"NETLIB_STATE_DIR": str(config.state_dir), "NETLIB_RUN_DIR": str(config.run_dir)}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code, "netlib.daemon"],
+        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            says = "did not answer 'network.create' in time; netlibd .* is stopped"
+            with pytest.raises(DeadlineExceeded, match=says) as refusal:
+                call(config, "network.create", {"name": "web"}, deadline=2)
+            assert str(refusal.value).endswith(remedy(server.pid))
+            assert not (config.state_dir / "netlib.db").exists(), "it was not done here"
+        finally:
+            server.kill()
 
 
 def test_a_busy_netlibd_greets_all_the_same(config: Config) -> None:
