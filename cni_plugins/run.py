@@ -95,7 +95,7 @@ def _do_without(call: Call, undone: Undone, told: list[str]) -> Answer:
 def _bring_up(call: Call, undone: Undone, config: Config) -> bool:
     """Start netlibd where there is none, or in the place of an older one; whether it is worth asking then."""
     from netlib.client import leave, see_out_former, start_daemon
-    from netlib.starting import START_SECONDS
+    from netlib.conversation import START_SECONDS
 
     is_older = bool(undone.release) and release(undone.release) < release(__version__)
     if call.stdin is None or os.geteuid() != 0 or not (undone.is_absent or is_older):

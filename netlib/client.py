@@ -11,11 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from netlib.config import Config
-from netlib.conversation import BrokenOff, Connection, NotMine, Progress, Silent, Unsent, known_pid
+from netlib.conversation import START_SECONDS, BrokenOff, Connection, NotMine, Progress, Silent, Unsent, known_pid
 from netlib.errors import ConfigError, DaemonError, NetlibError, Stuck
 from netlib.notices import notice
-from netlib.scarcity import translated_scarcity
-from netlib.starting import LOG_NAME, START_SECONDS, start_daemon
 from netlib.waiting import is_stopped, trouble
 from netlib.wire import ABOUT_ITSELF, GREETING_SECONDS
 
@@ -102,6 +100,13 @@ def _check_text(value: Any) -> None:
             _check_text(item)
 
 
+def start_daemon(config: Config | None = None, *, deadline: float = START_SECONDS) -> None:
+    """See :func:`netlib.starting.start_daemon`."""
+    from netlib import starting  # few commands start one
+
+    starting.start_daemon(config, deadline=deadline)
+
+
 def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> bool:
     """Ask netlibd to end, and wait until it has; False when it is not there. What the kernel holds stays as it is.
 
@@ -159,7 +164,7 @@ def _reach(config: Config, until: float, *, start: bool, patience: float = GREET
     try:
         return Connection(config, until, patience=patience)
     except OSError as error:
-        raise DaemonError(f"netlibd was started and is gone again; see {config.run_dir / LOG_NAME}") from error
+        raise DaemonError(f"netlibd was started and is gone again; see {config.log_file}") from error
 
 
 def see_out_former(config: Config, until: float) -> bool:
@@ -200,6 +205,7 @@ def _perform_here(
 ) -> Any:
     from netlib.controller import Controller
     from netlib.kernel.descriptors import raise_limit
+    from netlib.scarcity import translated_scarcity
     from netlib.verbs import perform
 
     raise_limit()
@@ -298,9 +304,7 @@ class DaemonWatcher:
                     ) from answer
                 _replace(connection, self._config, until)
                 self.close()
-        raise DaemonError(
-            f"names and ports are not served: netlibd broke off three times; see {self._config.run_dir / LOG_NAME}"
-        )
+        raise DaemonError(f"names and ports are not served: netlibd broke off three times; see {self._config.log_file}")
 
     def _connected(self, until: float, needed: bool) -> Connection | None:
         if self._pid != os.getpid():

@@ -114,6 +114,11 @@ class Config(_Folders):
         return self.run_dir / "netlibd.pid"
 
     @property
+    def log_file(self) -> Path:
+        """What netlibd tells of itself; bounded."""
+        return self.run_dir / "netlibd.log"
+
+    @property
     def lock_dir(self) -> Path:
         """One lock file per record or shared key being worked on."""
         return self.run_dir / "locks"

@@ -31,7 +31,9 @@ from netlib.wire import (
     store_identity,
 )
 
-__all__ = ["BrokenOff", "Connection", "NotMine", "Progress", "Silent", "Unsent", "known_pid"]
+__all__ = ["START_SECONDS", "BrokenOff", "Connection", "NotMine", "Progress", "Silent", "Unsent", "known_pid"]
+
+START_SECONDS = 20.0  # for netlibd to get ready, or to leave
 
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")

@@ -1,7 +1,7 @@
 """netlibd started from the caller's side: by systemd where that has our unit, else as a detached process.
 
-One rule: when :func:`start_daemon` comes back, a netlibd answers; else the caller knows what stopped it. Every command imports
-this module: the standard library's small ones only.
+One rule: when :func:`start_daemon` comes back, a netlibd answers; else the caller knows what stopped it. A command imports
+this module when netlibd is to be started, so it imports the standard library's small modules only.
 """
 
 import json
@@ -11,16 +11,14 @@ import time
 from contextlib import suppress
 
 from netlib.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Config
+from netlib.conversation import START_SECONDS
 from netlib.errors import DaemonError, DeadlineExceeded, NotPermitted, Stuck
 from netlib.scarcity import translated_scarcity
 from netlib.waiting import LOOK_SECONDS, stopped_holder, trouble
 from netlib.wire import NAMESPACES, error_from_json
 
-__all__ = ["LOG_NAME", "START_SECONDS", "start_daemon"]
+__all__ = ["start_daemon"]
 
-START_SECONDS = 20.0
-
-LOG_NAME = "netlibd.log"
 _UNIT = "netlibd.service"
 _UNIT_FOLDERS = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _READY_FD = 3
@@ -101,7 +99,7 @@ def _spawn(config: Config, deadline: float) -> None:
                 raise error_from_json(answer["error"])
             return
     last = report.strip().splitlines()[-1:] or ["no reason given"]
-    raise DaemonError(f"netlibd did not start: {last[0]}; see {config.run_dir / LOG_NAME}")
+    raise DaemonError(f"netlibd did not start: {last[0]}; see {config.log_file}")
 
 
 def _read_report(ours: socket.socket, config: Config, until: float) -> str:

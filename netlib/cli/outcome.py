@@ -12,7 +12,6 @@ from netlib.config import Config
 from netlib.errors import NetlibError
 from netlib.folders import PRIVATE, make_folder, open_private
 from netlib.notices import shown_by
-from netlib.scarcity import NO_MEMORY, exhaustion
 
 _T = TypeVar("_T")
 
@@ -20,7 +19,7 @@ OURS = 125  # as Docker: what a command that runs others, or answers with 1, can
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 ERROR_LOG = "errors.log"
-_NO_MEMORY = f"netlib: {NO_MEMORY}\n".encode()
+_NO_MEMORY = b"netlib: too little memory is left for this; free some, or raise the limit of memory, and try again\n"
 
 
 def complain(sentence: str) -> None:
@@ -57,6 +56,8 @@ def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str
             complain("the output cannot be written: no space left on device")
             return OURS
         try:
+            from netlib.scarcity import exhaustion
+
             scarce = exhaustion(error)
             complain(str(scarce or f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}"))
         except MemoryError:

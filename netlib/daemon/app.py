@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
+from netlib.conversation import START_SECONDS
 from netlib.errors import NetlibError, NotPermitted, Stuck
 from netlib.folders import own_folder
 from netlib.locks import run_folder_refusal
 from netlib.scarcity import exhaustion
-from netlib.starting import START_SECONDS
 from netlib.waiting import Waiting, stopped_holder, trouble
 from netlib.wire import error_to_json
 

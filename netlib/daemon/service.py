@@ -33,7 +33,6 @@ from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
-from netlib.starting import LOG_NAME
 from netlib.store.sqlite import Store
 from netlib.wire import PROTOCOL, at_socket, release, store_identity
 
@@ -237,7 +236,7 @@ class _BoundedLog(logging.handlers.RotatingFileHandler):
 
 def open_log(config: Config, *, to_stderr: bool) -> None:
     """Log to the run folder's bounded file, and to standard error when somebody (systemd, a person) reads it."""
-    path = config.run_dir / LOG_NAME
+    path = config.log_file
     try:
         handlers: list[logging.Handler] = [_BoundedLog(str(path), adopts_output=not to_stderr)]
     except OSError as error:
