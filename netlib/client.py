@@ -168,7 +168,7 @@ def _reach(config: Config, until: float, *, start: bool, patience: float = GREET
 
 
 def see_out_former(config: Config, until: float) -> bool:
-    """Have a netlibd of netlib 0.1, which has only ``netlibd.sock``, leave; whether one is to be started in its place.
+    """Have a netlibd of an earlier netlib, which has only ``netlibd.sock``, leave; whether one is to be started in its place.
 
     Both sockets lead to a newer netlibd, which listens on ``control.sock`` first; to start it once more is a no-op.
     """

@@ -100,7 +100,7 @@ class Config(_Folders):
 
     @property
     def former_socket_path(self) -> Path:
-        """The control socket of netlib 0.1 and of its launchers, on which the client speaks first."""
+        """The control socket of an earlier netlib and of its launchers, on which the client speaks first."""
         return self.run_dir / "netlibd.sock"
 
     @property

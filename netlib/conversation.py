@@ -79,7 +79,7 @@ class Connection:
         """Connect and hear the greeting, *until* that moment of time.monotonic at most.
 
         A netlibd that is stopped is given up after a second; one that is only slow has *patience* seconds. With *former*,
-        connect to the socket of netlib 0.1, where nobody greets. Raises OSError where nobody listens, Unsent when the
+        connect to the socket of an earlier netlib, where nobody greets. Raises OSError where nobody listens, Unsent when the
         connection was closed, Silent, DaemonError when the listener is neither root nor ourselves.
         """
         self._state_dir = config.state_dir

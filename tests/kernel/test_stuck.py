@@ -377,7 +377,7 @@ def _churn(config: Config, number: int) -> None:
 
 @pytest.fixture
 def former(config: Config, tmp_path: Path) -> Iterator[Config]:
-    """A netlibd as netlib 0.1 had it, which nobody is greeted by: the newer one without its new socket."""
+    """A netlibd of an earlier netlib, which greets nobody: the newer one without its new socket."""
     code = """if True:
         import sys
         from netlib.daemon import service
