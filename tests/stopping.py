@@ -13,7 +13,7 @@ from pathlib import Path
 from netlib.config import Config
 from netlib.waiting import is_stopped
 
-__all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding"]
+__all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding", "stopped_netlibd"]
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 15.0
@@ -52,6 +52,28 @@ def stopped(pid: int) -> Iterator[int]:
     finally:
         with suppress(ProcessLookupError):  # the test has ended it
             os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def stopped_netlibd(config: Config) -> Iterator[int]:
+    """Have the netlibd of *config* stopped during the block, at a moment when it holds nothing that others wait for."""
+    pid = int(config.pid_file.read_text())
+    pause = threading.Event()
+    deadline = time.monotonic() + 10
+    while True:
+        with stopped(pid):
+            if not _holds(pid, config):
+                yield pid
+                return
+        assert time.monotonic() < deadline, f"netlibd (pid {pid}) is never idle"
+        pause.wait(0.01)
+
+
+def _holds(pid: int, config: Config) -> bool:
+    """Whether a process holds a lock, other than that on netlibd's place."""
+    place = str(config.pid_file.stat().st_ino)
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(words[3:5] == ["WRITE", str(pid)] and words[5].rpartition(":")[2] != place for words in locks)
 
 
 @contextmanager

@@ -115,8 +115,8 @@ def test_too_little_memory(plugins: Path, host: Config, pods: dict[str, Any], po
         code = json.loads(outcome.stdout)["code"]
         assert code in (5, 11, 107), outcome  # a library that cannot be mapped; the call; the undoing of it, or the removal
         assert b"Traceback" not in outcome.stderr
-        if code != 107:
-            assert attachments(host) == present
+        if code != 107:  # a DEL may have come to its end before it ran out of memory, and is asked for again
+            assert attachments(host) in ([present] if verb == "ADD" else [present, []])
     else:
         pytest.fail(f"{MOST} bytes are too little")
     assert cni(plugins, host, "DEL", pods, pod, ELSEWHERE).code == 0

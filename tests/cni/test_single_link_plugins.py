@@ -37,7 +37,7 @@ def lan(caller: Caller) -> Iterator[None]:
     run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", "peer")
     run("ip", "-n", "peer", "addr", "add", "192.0.2.1/24", "dev", "eth0")
     run("ip", "-n", "peer", "link", "set", "eth0", "up")
-    run("ip", "link", "set", "lan0", "up")
+    run("ip", "link", "set", "lan0", "addrgenmode", "none", "up")  # an address of the kernel's would come a moment later
     yield
     run("ip", "link", "del", "lan0")
 

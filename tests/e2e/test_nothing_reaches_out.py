@@ -5,6 +5,7 @@ guard does not hold, the test refuses to run.
 """
 
 import ctypes
+import json
 import os
 import pty
 import stat
@@ -277,9 +278,8 @@ def test_a_container_sees_nothing_of_a_cni_plugin(netlib: Netlib, config: Config
         assert container.stdin is not None
         assert container.stdout.readline() == "ready\n"
         children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
-        network = (
-            '{"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "host-local", "subnet": "10.5.0.0/24"}}'
-        )
+        ipam = {"type": "host-local", "subnet": "10.5.0.0/24", "dataDir": str(tmp_path / "leases")}
+        network = json.dumps({"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": ipam})
         environ = {
             **os.environ,
             "NETLIB_STATE_DIR": str(config.state_dir),

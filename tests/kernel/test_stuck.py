@@ -25,7 +25,7 @@ from netlib.locks import record_lock
 from netlib.plan import KernelObject
 from tests.kernel.dns_client import wait_until
 from tests.processes import ended
-from tests.stopping import HOLDING, LIMIT, remedy, stopped, stopped_holding
+from tests.stopping import HOLDING, LIMIT, remedy, stopped_holding, stopped_netlibd
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def state_of(config: Config) -> Any:
     ],
 )
 def test_what_needs_no_netlibd_is_done_with_one_warning(daemon: Config, words: str) -> None:
-    with stopped(pid_of(daemon)) as pid:
+    with stopped_netlibd(daemon) as pid:
         done = netlib(daemon, *words.split())
         assert done.returncode == 0, done.stderr
         warning = f"netlib: warning: netlibd (pid {pid}) is stopped, so names and held ports stay as they were{remedy(pid)}\n"
@@ -123,7 +123,7 @@ def test_what_needs_no_netlibd_is_done_with_one_warning(daemon: Config, words: s
 )
 def test_what_netlibd_is_needed_for_is_refused_and_undone(daemon: Config, words: str, code: int) -> None:
     before = state_of(daemon)
-    with stopped(pid_of(daemon)) as pid:
+    with stopped_netlibd(daemon) as pid:
         done = netlib(daemon, *words.split())
         assert (done.returncode, done.stdout) == (code, "")
         told = done.stderr.splitlines()
@@ -135,7 +135,7 @@ def test_what_netlibd_is_needed_for_is_refused_and_undone(daemon: Config, words:
 
 @pytest.mark.needs_cgroups
 def test_what_was_done_meanwhile_is_served_when_it_goes_on(daemon: Config) -> None:
-    with stopped(pid_of(daemon)):
+    with stopped_netlibd(daemon):
         assert netlib(daemon, "rm", "-f", "box").returncode == 0
     with Controller(daemon) as controller:
         controller.create_sandbox("after")
@@ -151,13 +151,13 @@ def test_the_controller_tells_python_and_refuses_what_needs_netlibd(config: Conf
         controller.create_sandbox("other")
         controller.connect("web", "box")
         before = state_of(config)
-        with stopped(pid_of(config)) as pid:
+        with stopped_netlibd(config) as pid:
             with in_time(), pytest.raises(Stuck, match=re.escape(f"netlibd (pid {pid}) is stopped{remedy(pid)}")):
                 controller.connect("web", "other")  # by a connection that was greeted before
             with in_time(), pytest.raises(Stuck, match="names and ports are not served: netlibd"):
                 controller.connect("web", "other")
             assert state_of(config) == before
-        with stopped(pid_of(config)), Controller(config) as second:
+        with stopped_netlibd(config), Controller(config) as second:
             with in_time(), pytest.warns(RuntimeWarning, match="is stopped, so names and held ports stay") as told:
                 _leave_both(second)
             assert len(told) == 1
@@ -172,7 +172,7 @@ def _leave_both(controller: Controller) -> None:
 
 def test_what_is_asked_of_netlibd_itself_is_refused(config: Config) -> None:
     start_daemon(config)
-    with stopped(pid_of(config)) as pid:
+    with stopped_netlibd(config) as pid:
         with in_time(2.0), pytest.raises(Stuck, match=re.escape(f"netlibd (pid {pid}) is stopped{remedy(pid)}")):
             call(config, "daemon.ping", {})
         with in_time(2.0), pytest.raises(Stuck, match="is stopped"):
@@ -202,7 +202,7 @@ def test_a_reset_removes_everything_and_says_that_netlibd_is_left(config: Config
         if needed:
             controller.connect("web", "box")
     start_daemon(config)
-    with stopped(pid_of(config)) as pid:
+    with stopped_netlibd(config) as pid:
         done = netlib(config, "system", "reset", "-f")
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == f"netlib: netlibd (pid {pid}) is stopped{remedy(pid)}"
@@ -271,7 +271,7 @@ def _try_to_remove(config: Config) -> None:
 
 def test_a_netlibd_that_ends_is_replaced_by_the_next_command(config: Config) -> None:
     start_daemon(config)
-    with stopped(pid_of(config)) as pid:
+    with stopped_netlibd(config) as pid:
         os.kill(pid, signal.SIGKILL)
         assert ended(pid)
         start_daemon(config)
@@ -357,7 +357,7 @@ def test_stopped_at_any_moment_of_its_work_every_command_ends_in_time(daemon: Co
         worker = threading.Thread(target=_churn, args=(daemon, number))
         worker.start()
         threading.Event().wait(0.003 * (number % 12))  # another moment each time
-        with stopped(pid_of(daemon)) as pid:
+        with stopped_netlibd(daemon) as pid:
             for words in (f"network create own{number}", "network ls", f"network rm own{number}"):
                 done = netlib(daemon, *words.split())
                 refusal = done.stderr.splitlines()[-1]
@@ -424,7 +424,7 @@ def test_a_watcher_replaces_it_too(former: Config) -> None:
 
 
 def test_a_netlibd_from_before_the_greeting_may_be_stopped_too(former: Config) -> None:
-    with stopped(pid_of(former)) as pid:
+    with stopped_netlibd(former) as pid:
         done = netlib(former, "network", "ls")
         assert (done.returncode, f"netlibd (pid {pid}) is stopped" in done.stderr or "process" in done.stderr) == (0, True)
 
