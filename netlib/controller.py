@@ -43,6 +43,7 @@ from netlib.requests import (
 from netlib.sandboxes import host_resolver, inside_plan, is_served, sandbox_plan
 from netlib.scarcity import exhaustion
 from netlib.store.records import JournalEntry, Row, Transaction
+from netlib.upgrade import bring_up_to_date
 
 _AT_ONCE = 200  # how many records are removed together
 DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
@@ -102,6 +103,7 @@ class Controller:
         self.watcher = watcher
         self.recover()
         if self.host.lost is None:
+            bring_up_to_date(self.lifecycle)
             self.host.prepare()
 
     def close(self) -> None:

@@ -42,7 +42,8 @@ looking behind it:
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
   info      what there is, and where          version   print the version
-  system reset  remove all that netlib made
+  system backup  copy the records to a file   system restore  put a copy back
+  system reset   remove all that netlib made
 
 options:
   --state-dir DIR   where records are kept (NETLIB_STATE_DIR; /var/lib/netlib)

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CHUNK = 32 * 1024
-_BEGUN = b"+"  # the child's first word: what ends it from now on ends the command
+_BEGUN = b"+"  # the child writes this before it turns to the command; a later death is the command's
 NOT_RUNNING = 1  # the container, as for every verb
 NOT_RUN = 126  # the command: whatever the reason, as in Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
+
+
+class _NotBegun(process.CommandRefused):
+    """The child failed before it turned to the command: perhaps the container was ending."""
 
 
 def main() -> None:
@@ -43,17 +47,14 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has gone: end as by SIGPIPE
         os._exit(128 + process.SIGPIPE)
     except init.FAILURES as error:
-        # What the kernel says of a container that is about to end is as manifold as the steps: ESRCH, ENOMEM, ENODEV, ENOENT.
-        if not _is_of_the_command(error) and _has_ended(pidfd):
+        # While the container is ending, each step can fail with another errno: ESRCH, ENOMEM, ENODEV, ENOENT.
+        is_of_the_command = isinstance(error, process.CommandRefused) and not isinstance(error, _NotBegun)
+        if not is_of_the_command and _has_ended(pidfd):
             os.write(2, f"netlib: {config['refusal']}\n".encode())
             os._exit(NOT_RUNNING)
         code, _, sentence = init.explain(error).decode().partition(" ")
         os.write(2, f"netlib: {sentence}\n".encode())
         os._exit(max(int(code), NOT_RUN))
-
-
-def _is_of_the_command(error: Exception) -> bool:
-    return isinstance(error, process.CommandRefused) and error.code >= NOT_RUN
 
 
 def _has_ended(pidfd: int) -> bool:
@@ -86,7 +87,8 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
         if not answer:
             raise ProcessLookupError(errno.ESRCH, "it was killed before the command began")
         number, _, sentence = answer.removeprefix(_BEGUN).decode(errors="replace").partition(" ")
-        raise process.CommandRefused(int(number), sentence)
+        refusal = process.CommandRefused if answer.startswith(_BEGUN) else _NotBegun
+        raise refusal(int(number), sentence)
     if config["detach"]:
         return 0
     if terminal is not None:

@@ -30,7 +30,9 @@ from netlib.traces import container_folders
 
 register_kind("container", Container)
 
-ACCEPTED = "accepted"  # a fact about the store: containers that it does not know, and is not to ask about any more
+# The key of a fact about the store: ids of containers without a record that `system restore` has listed. No verb is refused
+# because of them.
+ACCEPTED = "accepted"
 _KILL_SECONDS = 10.0
 
 __all__ = [
@@ -419,7 +421,9 @@ def unknown_containers(controller: Controller) -> list[str]:
     found = container_folders(controller.config)
     with controller.store.read() as tx:
         accepted = (tx.meta(ACCEPTED) or "").split()
-        return sorted(item for item in found.difference(accepted) if tx.by_id(item + RECORD_SUFFIX) is None)
+        unknown = [item for item in found.difference(accepted) if tx.by_id(item + RECORD_SUFFIX) is None]
+    still_there = container_folders(controller.config) if unknown else ()  # else it was removed, record last, in between
+    return sorted(item for item in unknown if item in still_there)
 
 
 def _attempted(action: Callable[[], None]) -> list[NetlibError]:

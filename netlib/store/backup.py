@@ -1,6 +1,7 @@
 """A store copied whole while it is in use, and put back, both by SQLite's online backup: no moment is torn in two."""
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -25,7 +26,7 @@ def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
         raise ConfigError(f"{target} is a folder; name a file")
     if os.path.lexists(target) and not replace:
         raise AlreadyExists(f"{target} exists; choose another name, or pass --force")
-    new = target.with_name(f".{target.name}.{os.getpid()}")
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         os.close(open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         with closing(_open(source, "ro")) as live, closing(sqlite3.connect(new)) as copy:

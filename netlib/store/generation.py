@@ -38,8 +38,8 @@ class Generation:
     def advance(self, number: int) -> None:
         """Write *number* down, after its transaction has been committed, unless a later one is there already.
 
-        After, for a process that dies in between must not make its store an older one. Where the run folder takes nothing, the
-        next operation writes a later number.
+        After, for a process that dies in between must not make its store an older one. Where the run folder takes nothing, or
+        another process has the file, nothing is written: the next operation writes a later number.
         """
         self._write(number, goes_back=False)
 
@@ -55,7 +55,10 @@ class Generation:
                 make_folder(self._path.parent, PRIVATE)
                 fd = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                if not goes_back:
+                    fcntl.flock(
+                        fd, fcntl.LOCK_EX | fcntl.LOCK_NB
+                    )  # who is busy with it writes a later number, or the next does
                 if goes_back or self._read(fd) < number:
                     text = f"{self._boot} {number:020d}\n".encode()  # of one length, so that it is never seen half cut off
                     os.pwrite(fd, text, 0)

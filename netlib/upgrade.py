@@ -1,0 +1,97 @@
+"""What an earlier netlib made, brought to what this one makes: once for each store, by whoever opens it first after an upgrade.
+
+Containers and networks go on over an upgrade, and are to be protected as new ones are. Nothing is taken away here: what the
+earlier plans have besides stays written down, and goes with its record. After a boot there is nothing to do but to say so.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from netlib.driverapi import Addressless
+from netlib.errors import NetlibError
+from netlib.kernel.handle import Kernel
+from netlib.kernel.links import set_link
+from netlib.kernel.routers import NO_REDIRECTS, heard, refuse_routers
+from netlib.lifecycle import Lifecycle
+from netlib.model import HOST, Endpoint, Network, Phase
+from netlib.plan import Plan
+from netlib.registry import driver
+from netlib.sandboxes import inside_plan
+from netlib.store.records import Row, Transaction
+from netlib.store.tags import store_of
+
+__all__ = ["bring_up_to_date"]
+
+REVISION = "2"
+"""Of what plans contain: 1 (nothing written down) until 11f308c; 2 with links that hear no router, and members' sources."""
+_FACT = "plans"
+_PURPOSE = "bringing what an earlier netlib made up to date"
+
+
+def bring_up_to_date(lifecycle: Lifecycle) -> list[NetlibError]:
+    """Do so where it was not done yet; return what could not be done. One read of one row where there is nothing to do."""
+    store = lifecycle.store
+    with store.read() as tx:
+        if tx.meta(_FACT) == REVISION:
+            return []
+    if store.is_read_only:
+        return []
+    with lifecycle.engine.locks.hold("upgrade", _PURPOSE):
+        with store.read() as tx:
+            if tx.meta(_FACT) == REVISION:
+                return []
+            networks: list[Row[Any]] = [
+                row for row in tx.all(Network) if row.phase is Phase.READY and lifecycle.is_materialised(row)
+            ]
+            endpoints: list[Row[Any]] = [row for row in tx.all(Endpoint) if row.phase is Phase.READY]
+        failures = list(_deafen(lifecycle))
+        for row in (*networks, *endpoints):
+            try:
+                failures += _add_what_is_new(lifecycle, row)
+            except NetlibError as error:
+                failures.append(error)
+        with store.write() as tx:
+            tx.set_meta(_FACT, REVISION)
+    return failures
+
+
+def _deafen(lifecycle: Lifecycle) -> Iterator[NetlibError]:
+    """Have the links that carry the store's tag on the host take nothing from routers; adopted links carry none."""
+    with Kernel() as kernel:
+        rtnl = kernel.rtnl()
+        for link in rtnl.links():
+            if store_of(link.alias) == lifecycle.engine.store_tag and heard(link):
+                try:
+                    refuse_routers(kernel, HOST, link.ifname)
+                    set_link(rtnl, f"set up link {link.ifname}", link.ifname, NO_REDIRECTS, change=0)
+                except NetlibError as error:
+                    yield error
+
+
+def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
+    """Write down what the present plan of a network or an endpoint has besides the earlier one, and make that."""
+    lock = row.value.sandbox if isinstance(row.value, Endpoint) else row.id
+    with lifecycle.working_on([lock], _PURPOSE), lifecycle.engine.kernel(row.id) as kernel:
+        with lifecycle.store.write() as tx:
+            present = tx.by_id(row.id)
+            if present is None or present.phase is not Phase.READY:
+                return []
+            old, wanted = tx.objects(row.id), _plan(tx, present)
+            known = {item.key for item in old}
+            new = Plan(*(item for item in wanted if item.key not in known))
+            if not new:
+                return []
+            new = lifecycle.engine.observed(tx, kernel, row.id, new, own=old)
+            tx.write_objects(row.id, (*old, *new))
+        return lifecycle.engine.repair(kernel, new)
+
+
+def _plan(tx: Transaction, row: Row[Any]) -> Plan:
+    if isinstance(row.value, Network):
+        return driver(row.value.driver).network_plan(row.value)
+    network, box = tx.by_id(row.value.network), tx.by_id(row.value.sandbox)
+    if network is None or box is None:
+        return Plan()
+    known = driver(network.value.driver)
+    plan = known.join_plan(network.value, row.value, box.value)
+    return plan if isinstance(known, Addressless) else plan + inside_plan(row.value, box.value.netns)

@@ -1,0 +1,82 @@
+"""What an earlier netlib made in this boot gets, once, what this one makes besides."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netlib.config import Config
+from netlib.controller import Controller, Unwatched
+from netlib.firewall.members import MemberTable, PortSources
+from netlib.kernel.snapshot import differences, snapshot
+from netlib.model import NetnsRef
+from tests.cni.calling import Caller
+
+POD = {
+    "cniVersion": "1.0.0",
+    "name": "pods",
+    "type": "bridge",
+    "bridge": "cni0",
+    "isGateway": True,
+    "ipam": {"type": "static", "addresses": [{"address": "10.9.0.2/24"}]},
+}
+
+
+def _make_former(controller: Controller) -> None:
+    """Take away what netlib did not make at 11f308c, from the records and from the kernel."""
+    with controller.store.write() as tx:
+        for (record,) in tx.db.execute("SELECT id FROM record").fetchall():
+            tx.write_objects(record, [item for item in tx.objects(record) if not isinstance(item, MemberTable | PortSources)])
+        tx.db.execute("DELETE FROM meta WHERE key='plans'")
+    subprocess.run(["nft", "delete", "table", "bridge", "netlib_members"], check=True)
+    for link in json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout):
+        if "netlib:" in link.get("ifalias", ""):
+            for name in ("ipv4/conf/{}/accept_redirects", "ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects"):
+                Path("/proc/sys/net", name.format(link["ifname"])).write_text("1")
+
+
+def _objects(controller: Controller, kind: type[MemberTable | PortSources]) -> int:
+    with controller.store.read() as tx:
+        return sum(isinstance(item, kind) for _, item in tx.all_objects())
+
+
+def test_what_was_made_before_is_protected_as_what_is_new(config: Config, netns_factory: Callable[[str], NetnsRef]) -> None:
+    before = snapshot()
+    with Controller(config, watcher=Unwatched()) as controller:
+        caller = Caller(lambda: controller)
+        try:
+            caller.container("c1")
+            added = caller.ok("ADD", POD)
+            controller.create_network("web", subnets=["10.1.0.0/24"], options={"com.docker.network.bridge.name": "br-web"})
+            controller.create_network("inner", subnets=["10.2.0.0/24"], internal=True)
+            for network in ("web", "inner"):
+                controller.create_sandbox(f"in-{network}")
+                controller.connect(network, f"in-{network}")
+            whole = snapshot()
+            _make_former(controller)
+            assert controller.check("web") != []
+            with Controller(config, watcher=Unwatched()) as upgraded:
+                assert differences(whole, snapshot()) == []
+                assert (_objects(upgraded, MemberTable), _objects(upgraded, PortSources)) == (1, 1)
+                for name in ("web", "inner", "in-web", "in-inner"):
+                    assert upgraded.check(name) == []
+            assert caller.ok("CHECK", {**POD, "prevResult": added}) is None
+            caller.ok("DEL", POD)
+        finally:
+            caller.clear()
+            controller.reset()
+    assert [line for line in differences(before, snapshot()) if "netlib_members" in line or "br-web" in line] == []
+
+
+def test_it_is_done_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was done before")
+
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web", subnets=["10.1.0.0/24"])
+        monkeypatch.setattr("netlib.upgrade._deafen", never)
+        with Controller(config, watcher=Unwatched()) as again:
+            again.remove_network("web")
+        controller.reset()
