@@ -1,6 +1,7 @@
-"""What a lost store has of one container, found by its tags: a DEL that no record explains removes that as well.
+"""Remove, at DEL, what carries a lost store's tags and belongs to the container.
 
-The link in the container names its record by the tag on it or on its other end; what else there is names an address of it.
+The tag on the container's link, or on the link's other end, names a record. Firewall entries belong to the container when they
+carry the tag of that record, or hold one of the container's addresses.
 """
 
 from collections.abc import Iterator

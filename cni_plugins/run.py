@@ -117,7 +117,7 @@ def _do_here(call: Call, config: Config, silent: int) -> Outcome:
             from netlib.controller import Controller
 
             watcher = stack.enter_context(DaemonWatcher(config, silent=silent))
-            is_leaving = environ.get("CNI_COMMAND") == "DEL"  # which tags explain where the store does not
+            is_leaving = environ.get("CNI_COMMAND") == "DEL"  # a DEL works without records: it finds things by their tags
             return stack.enter_context(Controller(config, watcher=watcher, despite_loss=is_leaving))
 
         return perform(call.kind, environ, call.stdin or b"", Node(open_controller, call.netns))

@@ -1,6 +1,6 @@
 """Folders on disk: made with the modes that they are to have under any umask, and refused where they are another user's.
 
-Whoever owns a folder puts links in it, and decides what its files are by the next time they are opened.
+The owner of a folder can replace its files by links at any time.
 """
 
 import errno

@@ -83,7 +83,7 @@ class Host:
 
         Without traces it is accepted: all that it made has gone. Two short reads where all is well.
         """
-        known = self.generation.known()  # first: by then the store has come as far at least
+        known = self.generation.known()  # read first: by the time the store is read, it can only be further
         if (what := self._doubt(known)) is None:
             return None
         tags = {*known_tags(self.config.state_dir), *known_tags(self._memory)}

@@ -199,7 +199,7 @@ def restore_parser() -> Parser:
     parser = Parser(
         "system restore",
         "Put a backup in the place of the store, or accept the one that is there, though older than what was made since. "
-        "What runs goes on; what the kernel proves to be a record's is adopted, what no record knows is left, and listed.",
+        "Nothing running is stopped. Records are kept for things whose tags prove them; things without a record are listed.",
         "/var/backups/netlib.db",
         "-f",
         usage="[-f] [FILE]",

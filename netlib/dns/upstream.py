@@ -141,8 +141,8 @@ class Upstream:
     def _has_place(self, share: _Share) -> bool:
         """Whether one more question may be in flight for *share*; one of a party with more is refused where that is needed.
 
-        It is the newest of the party with most, whose client has waited least. An equal number does not give a right to
-        another's place: two parties would take one from each other in turn.
+        The newest question of the party with most is refused: its client has waited least. A party with as many questions as
+        another cannot take a place from it, or the two would alternate for ever.
         """
         if len(self._questions) < MAX_IN_FLIGHT:
             return True
@@ -300,7 +300,7 @@ class _Question:
         self._drop(attempt)
 
     def _drop(self, attempt: Attempt) -> None:
-        """Do without *attempt* and others at its server; ask the next server where that was the one asked last."""
+        """Close all attempts at the server of *attempt*; if that server was asked last, ask the next one."""
         server = attempt.server
         latest = self._attempts[-1].server == server
         for each in [each for each in self._attempts if each.server == server]:

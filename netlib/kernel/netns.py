@@ -169,7 +169,7 @@ def new_netns(prepare: Callable[[], None] = lambda: None) -> int:
 def refuse_routers_here() -> None:
     """Have links that will be made in this thread's netns take neither router advertisements nor redirects.
 
-    A process in there, the CNI plugin tuning or ``--sysctl`` may have it otherwise later.
+    A process inside, the CNI plugin tuning or ``--sysctl`` may change this later.
     """
     for path in _REFUSED_BY_NEW_LINKS:
         with suppress(FileNotFoundError):  # a kernel without IPv6

@@ -122,7 +122,7 @@ def reset_on_full_disk(config: Config) -> None:
 
 
 def _reset(config: Config) -> bool:
-    """Reset the store; False when it is damaged. One that is not the store of what is there goes as far as it knows."""
+    """Reset the store; False when it is damaged. A lost store is reset as far as its records reach."""
     try:
         try:
             call(config, "system.reset", {})

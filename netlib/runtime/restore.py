@@ -59,6 +59,8 @@ def restore(config: Config, backup: Path | None) -> Iterator[str]:
             yield f"kept: the former store, as {kept}"
         put_back(backup, store.path)
         yield f"restored: {backup}"
+    else:
+        yield "accepted: the store as it is"
     with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
         yield from _adopt(controller)
         yield from _left(controller)
@@ -117,7 +119,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
         controller.host.generation.settle(number)
     controller.host.lost = None
     if forgotten:
-        yield f"forgotten, for nothing of them is there any more: {_listed(forgotten)}"
+        yield f"forgotten, because nothing of them exists any more: {_listed(forgotten)}"
     controller.recover()
     controller.host.prepare()
     yield from _adopt_sandboxes(controller, present, running)
@@ -296,7 +298,7 @@ def _plan(network: Network) -> Plan:
 
 
 def _left(controller: Controller) -> Iterator[str]:
-    """Say what the store does not know, though it is this state folder's, and how it goes."""
+    """List what has this store's tags or files but no record, and say how to remove it."""
     config = controller.config
     running = minders(config.container_dir)
     known = {container.container_id for container in containers(controller)}
@@ -322,7 +324,7 @@ def _left(controller: Controller) -> Iterator[str]:
         if names:
             yield f"left: {what} that the store does not know: {_listed(names)}"
     if unknown or links or netns:
-        yield "what is left goes, with all that the store knows, by: netlib system reset --lost"
+        yield "to remove what is left, with everything in the store: netlib system reset --lost"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ def test_an_older_copy_adopts_what_was_made_since_and_lists_the_rest(used: Confi
     pids = running_pids(used)
     said = netlib(used, "system", "restore", "-f", str(backup), code=0)
     assert "kept: the former store" in said
-    assert "forgotten, for nothing of them is there any more: apart" in said
+    assert "forgotten, because nothing of them exists any more: apart" in said
     assert "adopted: eth0 of box" in said
     assert "left: container" in said
     assert "left: links" in said
