@@ -23,6 +23,7 @@ from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import NETNS_DIR, boot_id, current_identity, identity_of_path, netns_dir, opened
 from netlib.lifecycle import Lifecycle
+from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
 from netlib.plan import Plan
@@ -52,15 +53,26 @@ def restore(config: Config, backup: Path | None) -> Iterator[str]:
     if backup is not None:
         check_backup(backup)
         _check_place(backup)
+        if store.exists and backup.samefile(store.path):
+            backup = None
     leave(config)
-    if backup is not None:
-        kept = _keep(store)
-        if kept:
-            yield f"kept: the former store, as {kept}"
-        put_back(backup, store.path)
-        yield f"restored: {backup}"
-    else:
+    with Locks(config.lock_dir).hold("restore", "restoring the store"):
+        yield from _put_in_place(store, backup)
+        yield from _accept(config)
+
+
+def _put_in_place(store: Store, backup: Path | None) -> Iterator[str]:
+    if backup is None:
         yield "accepted: the store as it is"
+        return
+    if kept := _keep(store):
+        yield f"kept: the former store, as {kept}"
+    put_back(backup, store.path)
+    yield f"restored: {backup}"
+
+
+def _accept(config: Config) -> Iterator[str]:
+    """Adopt what the kernel proves, list the rest, and start netlibd where it is needed."""
     with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
         yield from _adopt(controller)
         yield from _left(controller)
@@ -180,7 +192,7 @@ def _settle_sandboxes(
     """The same for sandboxes; return the names of those forgotten, and the ids of those kept."""
     forgotten, kept = [], set()
     for row in tx.all(Sandbox):
-        netns = present.netns_of(row.id)
+        netns = present.netns_of(row.id) or (row.value.netns if _is_there(row.value.netns) else None)
         if row.value.owned and netns is None:
             forgotten.append(row.name)
             _forget(tx, kernel, row, keeps_files=row.id in running)

@@ -142,3 +142,12 @@ def test_the_store_is_accepted_as_it_is(lost: Config) -> None:
     netlib(lost, "run", "--rm", "--network", "none", "true", code=0)
     assert running_pids(lost) == pids
     assert len(work_files(lost)) == 3
+
+
+def test_the_store_itself_as_its_backup_is_accepted_as_it_is(used: Config) -> None:
+    running = running_pids(used)
+    said = netlib(used, "system", "restore", "-f", str(used.state_dir / "netlib.db"), code=0)
+    assert said.startswith("accepted: the store as it is\n")
+    assert running_pids(used) == running
+    for name in ("web", "box", "apart"):
+        assert netlib(used, "check", name, code=0) == ""
