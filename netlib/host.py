@@ -90,7 +90,7 @@ class Host:
         with self.store.read() as tx:
             tags |= {tag} if (tag := tx.meta("tag")) else set()
         found = traces(self.config, tags)
-        if (what := self._doubt(known)) is None:  # another process was just making its first use of it
+        if (what := self._doubt(self.generation.known())) is None:  # another process was just making its first use of it
             return None
         if not found:
             if known:

@@ -7,7 +7,7 @@ from typing import Any
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
-from netlib.client import call, leave
+from netlib.client import call, leave, refuse_silent
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
 
@@ -158,6 +158,7 @@ def reset(config: Config, given: Namespace) -> int:
         raise ConfigError("--store goes with --lost")
     if not given.force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
+    refuse_silent(config)  # before anything goes: it could not be asked to end
     if given.lost:
         for line in reset_lost(config, given.store):
             print(line)

@@ -51,6 +51,8 @@ _RULES = (
         "before there is an IPv6 address",
     ),
     ("meta protocol ip6 drop", "somebody else's IPv6 address"),
+    # The kernel takes off the inner tags later on, and would find an address that was not looked at here.
+    ("meta protocol { 8021q, 8021ad } drop", "a tag within a tag"),
 )
 _BASE = (
     f"add table {TABLE}",

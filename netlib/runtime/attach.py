@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NotFound
-from netlib.folders import PRIVATE, make_folder
+from netlib.folders import PRIVATE, PRIVATE_FILE, make_folder
 from netlib.runtime.shim import ATTACH, CHUNK, END_OF_INPUT, ERROR, EXITED, INPUT, OUTPUT, RESIZE
 from netlib.runtime.terminal import DetachKeys, Raw, size
 
@@ -64,6 +64,7 @@ def listen(path: Path) -> socket.socket:
     try:
         with _reachable(path) as name:
             listener.bind(name)
+            os.chmod(name, PRIVATE_FILE)
         listener.listen(16)
     except BaseException:
         listener.close()

@@ -8,6 +8,7 @@ import fcntl
 import json
 import marshal
 import os
+import select
 import signal
 import socket
 import sys
@@ -200,7 +201,9 @@ class Runtime:
         try:
             connection = attach.connect(self.socket_path(container), output=False)
         except NotFound:
-            yield from read(path, tail=tail, since=since)
+            with self._ending(container) as ended:
+                path.touch(mode=0o600)
+                yield from follow(path, ended, tail=tail, since=since)
             return
         with connection:
             path.touch(mode=0o600)
@@ -220,11 +223,29 @@ class Runtime:
         """Its exit code, once it has ended; DeadlineExceeded when that takes longer than *seconds*."""
         try:
             connection = attach.connect(self.socket_path(container), output=False)
-        except NotFound:
+        except NotFound:  # it has ended; or its socket was deleted with the run folder
+            with self._ending(container) as ended:
+                if not select.select([ended], [], [], seconds)[0]:
+                    raise DeadlineExceeded(f"the container has not ended within {seconds:g} s") from None
             return self.state(container).code
         with connection:
             code = attach.wait(connection, seconds)
         return self.state(container).code if code is None else code
+
+    @contextmanager
+    def _ending(self, container: Container) -> Iterator[int]:
+        """A descriptor that is readable once the container's minder has ended, as it has when none is found."""
+        ran = _read_json(self.folder(container) / "pid.json")
+        fd = -1
+        if ran is not None and self.state(container).running:
+            with suppress(ProcessLookupError):
+                fd = os.pidfd_open(int(str(ran["minder"])))
+        if fd < 0:
+            fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def stop(self, container: Container, seconds: float | None = None, number: int | None = None) -> int:
         """Ask it to end, and kill it when it has not after *seconds* (its own default); return the exit code.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 32 * 1024
 _BEGUN = b"+"  # the child writes this before it turns to the command; a later death is the command's
+_BEGIN_SECONDS = 10
 NOT_RUNNING = 1  # the container, as for every verb
 NOT_RUN = 126  # the command: whatever the reason, as in Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
@@ -79,9 +80,7 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
         _become(config, groups, [stdin, out_write, error_write], number, status_write)
     for fd in (out_write, error_write, status_write, *groups, *([] if stdin is None else [stdin])):
         os.close(fd)
-    answer = b""
-    while chunk := os.read(status, 4096):
-        answer += chunk
+    answer = _said(status, pid)
     if answer != _BEGUN:
         os.waitpid(pid, 0)  # at once: a container has not ended before all its processes are waited for
         if not answer:
@@ -101,6 +100,21 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
         _Relay(pid, {out: 1, error: 2}, feed, None).run()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
+
+
+def _said(status: int, pid: int) -> bytes:
+    """What the child says until it executes the command; one that a process in the container has stopped is killed."""
+    answer = b""
+    poll = select.poll()
+    poll.register(status, select.POLLIN)
+    while poll.poll(_BEGIN_SECONDS * 1000):
+        chunk = os.read(status, 4096)
+        if not chunk:
+            return answer
+        answer += chunk
+    os.kill(pid, process.SIGKILL)
+    os.waitpid(pid, 0)
+    raise process.CommandRefused(NOT_RUN, f"the container kept the command from beginning for {_BEGIN_SECONDS} s")
 
 
 def _stay_behind(relay: _Relay, null: int) -> int:

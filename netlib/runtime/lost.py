@@ -198,11 +198,13 @@ def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failure
             failures.extend(error.failures)
         except NetlibError as error:
             failures.append(error)
+    own = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}
     for store, count in sorted(others.items()):
-        yield (
-            f"left: links, namespaces and firewall entries ({count}) of the store {store}, which this state folder has not "
-            f"had; if that is lost too: netlib system reset --lost --store {store}"
-        )
+        what = f"left: links, namespaces and firewall entries ({count}) of the store {store}"
+        if store in own:
+            yield f"{what}, which no record of this state folder knows: netlib system reset --lost"
+        else:
+            yield f"{what}, which this state folder has not had; if that is lost too: netlib system reset --lost --store {store}"
 
 
 def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:

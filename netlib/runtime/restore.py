@@ -31,7 +31,7 @@ from netlib.registry import driver
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
 from netlib.sandboxes import is_served
-from netlib.store.backup import check_backup, copy_store, meta_of, put_back
+from netlib.store.backup import check_backup, copy_whole, meta_of, put_back
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS, known_tags, store_of, tag_of
@@ -109,7 +109,7 @@ def _keep(store: Store) -> Path | None:
         return kept
     finally:
         store.close()
-    copy_store(store.path, kept, replace=True)
+    copy_whole(store.path, kept)
     return kept
 
 
@@ -143,6 +143,7 @@ class _Present:
 
     def __init__(self, kernel: Kernel, config: Config, store: str) -> None:
         self.links: set[str] = {tag_of(link.alias)[1] for link in kernel.rtnl().links() if store_of(link.alias) == store}
+        self.files = container_folders(config)
         self.netns: dict[str, NetnsRef] = {}
         for folder in {NETNS_DIR, netns_dir(config.run_dir)}:
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -181,7 +182,7 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
         netns = present.netns_of(container.value.container_id)
         if container.value.owns_sandbox and netns is not None:
             tx.replace(replace(container.value, netns=netns))
-        if container.value.container_id in running:
+        if container.value.container_id in running or container.value.container_id in present.files:
             tx.set_phase(container.id, Phase.READY)
     return forgotten
 
@@ -313,9 +314,9 @@ def _left(controller: Controller) -> Iterator[str]:
     """List what has this store's tags or files but no record, and say how to remove it."""
     config = controller.config
     running = minders(config.container_dir)
-    known = {container.container_id for container in containers(controller)}
-    unknown = sorted((container_folders(config) | running.keys()) - known)
     with controller.store.write() as tx:
+        known = {row.value.container_id for row in tx.all(Container)}
+        unknown = sorted((container_folders(config) | running.keys()) - known)
         tx.set_meta(ACCEPTED, " ".join(unknown))
     with controller.store.read() as tx:
         tags = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}

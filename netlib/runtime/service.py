@@ -445,10 +445,19 @@ def _finish_one(controller: Controller, record: str) -> None:
         row = tx.by_id(record)
     if row is None:
         return
-    if runtime(controller).state(row.value).running:
-        if row.phase is Phase.READY:
+    state = runtime(controller).state(row.value)
+    phase = row.phase
+    if phase is Phase.CREATING and state.status != "created":
+        # Its command has begun, which comes last but for this mark: who made it died in between, or an older copy of the store
+        # was made in between. It may have written something.
+        with controller.store.write() as tx:
+            tx.set_phase(record, Phase.READY)
+            tx.move_on()
+        phase = Phase.READY
+    if state.running:
+        if phase is Phase.READY:
             return
         _kill(controller, row.value)
     _leave(controller, row.value)
-    if row.phase is not Phase.READY or row.value.spec.auto_remove:
+    if phase is not Phase.READY or row.value.spec.auto_remove:
         _delete(controller, row.value)

@@ -12,8 +12,9 @@ from netlib.errors import AlreadyExists, ConfigError, NotFound, StoreError
 from netlib.folders import open_private
 from netlib.store.schema import MIGRATIONS
 
-__all__ = ["check_backup", "copy_store", "meta_of", "put_back"]
+__all__ = ["check_backup", "copy_store", "copy_whole", "meta_of", "put_back"]
 
+_OWN = ("netlib.db", "tags", "reserve")
 _PAGES = 1024  # at a time, so that writers wait for 4 MiB at most
 
 
@@ -22,10 +23,17 @@ def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
 
     Raises AlreadyExists where the file is there, unless it is to be *replaced*; ConfigError where it cannot be written.
     """
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder; name a file")
+    if os.path.lexists(target) and not target.is_file():
+        raise ConfigError(f"{target} is no regular file; name one, or a new one")
+    if os.path.realpath(target.parent) == os.path.realpath(source.parent) and target.name.startswith(_OWN):
+        raise ConfigError(f"{target} is a file of the store itself; choose another name")
     if os.path.lexists(target) and not replace:
         raise AlreadyExists(f"{target} exists; choose another name, or pass --force")
+    copy_whole(source, target)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy the store at *source* into the file *target*, whatever is there. Raises ConfigError where it cannot be written."""
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         os.close(open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))

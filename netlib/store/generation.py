@@ -32,6 +32,8 @@ class Generation:
             return 0
         try:
             return self._read(fd)
+        except OSError:  # something else has its name
+            return 0
         finally:
             os.close(fd)
 

@@ -31,7 +31,7 @@ def known_tags(folder: Path) -> dict[str, str]:
     """Every tag that was used since the boot, with the netns in which it was."""
     try:
         lines = (folder / _NAME).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:  # none, or something else has its name
         return {}
     pairs = [line.split(" ") for line in lines]
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[1].startswith(f"{boot_id()}:")}
