@@ -70,10 +70,24 @@ def stopped_netlibd(config: Config) -> Iterator[int]:
 
 
 def _holds(pid: int, config: Config) -> bool:
-    """Whether a process holds a lock, other than that on netlibd's place."""
-    place = str(config.pid_file.stat().st_ino)
+    """Whether a process holds a lock that others wait for: any but the one on netlibd's place.
+
+    /proc/locks also tells of each container's lock, by the pid of the netlibd that took it; but only the container's minder,
+    which inherited it, still has that file open.
+    """
+    place = config.pid_file.stat().st_ino
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return any(words[3:5] == ["WRITE", str(pid)] and words[5].rpartition(":")[2] != place for words in locks)
+    held = {int(words[5].rpartition(":")[2]) for words in locks if words[3:5] == ["WRITE", str(pid)]} - {place}
+    return bool(held and held & _open_files(pid))
+
+
+def _open_files(pid: int) -> set[int]:
+    """The inodes of the files that a process has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # a file that is out of our sight
+            found.add(link.stat().st_ino)
+    return found
 
 
 @contextmanager
