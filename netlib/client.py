@@ -133,7 +133,7 @@ def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> b
 def condition(config: Config) -> str:
     """How netlibd is, for people: as it is seen from outside, without asking it."""
     pid = known_pid(config)
-    if not pid or not os.path.exists(f"/proc/{pid}"):
+    if not pid:
         return "not running"
     return trouble(pid) if is_stopped(pid) else f"pid {pid}"
 
@@ -242,7 +242,7 @@ class DaemonWatcher:
         """*silent* is the pid of a netlibd that is known not to greet; it is not waited for again while it is stopped."""
         self._config = config
         self._silent = silent
-        self._told = 0
+        self._told: int | None = None
         self._connection: Connection | None = None
         self._pid = os.getpid()
 
@@ -257,13 +257,14 @@ class DaemonWatcher:
         try:
             self._tell(args, needed)
         except (Silent, Stuck) as error:
-            self.close()
             pid = self._silent = error.pid if isinstance(error, Silent) else known_pid(self._config)
+            self.close()
             if needed:
                 self._told = pid
-                raise Stuck(f"names and ports are not served: {trouble(pid)}") from error
+                raise Stuck(f"names and ports are not served: {error}") from error
             if pid != self._told:  # else an error has said it
-                notice(trouble(pid, _WITHOUT))
+                kept = f"names and held ports stay as they were: {error}"
+                notice(trouble(pid, _WITHOUT) if isinstance(error, Silent) else kept)
         except NetlibError:
             self.close()
             if needed:

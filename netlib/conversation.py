@@ -16,7 +16,7 @@ from typing import Any
 from netlib import __version__
 from netlib.config import Config
 from netlib.errors import DaemonError, DeadlineExceeded, Stuck
-from netlib.waiting import LOOK_SECONDS, is_stopped, meet, trouble
+from netlib.waiting import LOOK_SECONDS, holders, is_stopped, meet, trouble
 from netlib.wire import (
     ABOUT_ITSELF,
     GREETING_SECONDS,
@@ -229,8 +229,12 @@ class Connection:
 
 
 def known_pid(config: Config) -> int:
-    """The pid that netlibd wrote down, 0 where none is."""
+    """The pid that netlibd wrote down, 0 where none is, or where that process does not hold the file's lock.
+
+    A netlibd that was killed leaves its pid behind, and another process may have that number by now.
+    """
     try:
-        return int(config.pid_file.read_text() or 0)
+        pid = int(config.pid_file.read_text() or 0)
     except (OSError, ValueError):
         return 0
+    return pid if pid in holders(config.pid_file) else 0

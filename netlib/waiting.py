@@ -6,11 +6,11 @@ holder, and gives up at once when the holder is stopped. Every command imports t
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from netlib.errors import DeadlineExceeded, Stuck
 
-__all__ = ["LOOK_SECONDS", "Waiting", "is_stopped", "meet", "patience", "stopped_holder", "trouble"]
+__all__ = ["LOOK_SECONDS", "Waiting", "holders", "is_stopped", "meet", "patience", "stopped_holder", "trouble"]
 
 LOOK_SECONDS = 1.0
 _SOON = 0.05
@@ -41,7 +41,12 @@ def is_stopped(pid: int) -> bool:
 
 
 def trouble(pid: int, what: str = "") -> str:
-    """Say that a process is stopped, or (netlibd) does not answer, with what it does meanwhile, and how to go on."""
+    """Say that a process is stopped, or (netlibd) does not answer, with what it does meanwhile, and how to go on.
+
+    *pid* 0 is a netlibd whose process is not known: `kill 0` would end the caller's own.
+    """
+    if not pid:
+        return f"netlibd does not answer{what}; try again, and see `netlib log` for what it does"
     if is_stopped(pid):
         return f"{_named(pid)} is stopped{what}; continue it by `kill -CONT {pid}`, or end it by `kill -KILL {pid}`"
     return f"{_named(pid)} does not answer{what}; end it by `kill -KILL {pid}`, and the next command starts another one"
@@ -66,27 +71,33 @@ def stopped_holder(path: "os.PathLike[str] | str", covering: Collection[int] = (
     With *covering*, only a lock of fcntl(2) on one of these bytes counts. /proc/locks names the holders; its device numbers are
     not those of stat(2) on every file system, so the holder must also have the file open.
     """
-    try:
-        wanted = os.stat(path)
-        with open("/proc/locks") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        words = line.split()  # "1: FLOCK ADVISORY WRITE 4711 00:2f:5678 0 EOF"; who waits has one word more
-        if len(words) != 8 or words[3] != "WRITE" or words[5].rpartition(":")[2] != str(wanted.st_ino):
-            continue
-        first, last = int(words[6]), float("inf") if words[7] == "EOF" else int(words[7])
-        if covering and not any(first <= byte <= last for byte in covering):
-            continue
-        if is_stopped(int(words[4])) and _has_open(int(words[4]), wanted):
-            return int(words[4])
+    for pid in holders(path, covering):
+        if is_stopped(pid) and _has_open(pid, path):
+            return pid
     return 0
 
 
-def _has_open(pid: int, wanted: os.stat_result) -> bool:
+def holders(path: "os.PathLike[str] | str", covering: Collection[int] = ()) -> Iterator[int]:
+    """The pids of exclusive locks on the file *path* (on its inode number, of any device), with *covering* as above."""
+    try:
+        inode = str(os.stat(path).st_ino)
+        with open("/proc/locks") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words = line.split()  # "1: FLOCK ADVISORY WRITE 4711 00:2f:5678 0 EOF"; who waits has one word more
+        if len(words) != 8 or words[3] != "WRITE" or words[5].rpartition(":")[2] != inode:
+            continue
+        first, last = int(words[6]), float("inf") if words[7] == "EOF" else int(words[7])
+        if not covering or any(first <= byte <= last for byte in covering):
+            yield int(words[4])
+
+
+def _has_open(pid: int, path: "os.PathLike[str] | str") -> bool:
     folder = f"/proc/{pid}/fd"
     try:
+        wanted = os.stat(path)
         names = os.listdir(folder)
     except OSError:
         return False

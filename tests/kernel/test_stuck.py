@@ -190,8 +190,15 @@ def test_a_netlibd_that_is_stopped_while_it_starts_is_told(config: Config) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(HOLDING, "a start", start)
         says = "netlibd did not get ready: netlibd .* is stopped; continue it"
-        with stopped_holding(config, "a start"), in_time(), pytest.raises(Stuck, match=says):
-            start_daemon(config)
+        with stopped_holding(config, "a start") as pid:
+            with in_time(), pytest.raises(Stuck, match=says):
+                start_daemon(config)
+            assert netlib(config, "network", "create", "web").returncode == 0
+            done = netlib(config, "run", "--rm", "--network", "web", "true")
+            says = f"names and ports are not served: netlibd did not get ready: netlibd (pid {pid}) is stopped{remedy(pid)}\n"
+            assert (done.returncode, done.stderr.endswith(says)) == (125, True), done.stderr
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.reset()
 
 
 @pytest.mark.parametrize("needed", [True, False])
