@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from netlib.kernel.descriptors import lifted
@@ -22,7 +23,8 @@ _RECEIVE_BUFFER = 1 << 20
 _SEND_BUFFER = 1 << 20
 _BACKLOG = 128
 _PORT_ATTEMPTS = 16
-# A program has 4,096 instructions at most, nine of them for an IPv6 address. Guests beyond that share the lane of strangers.
+# A program has 4,096 instructions at most, nine of them for an IPv6 address; and net.core.optmem_max bytes, which some kernels
+# have as low as 20,480: 65 guests by IPv6, 230 by IPv4. Guests beyond that share the lane of strangers.
 _MOST_GUESTS = 400
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -54,6 +56,7 @@ class Lanes:
         self._lanes = [first]  # as in the kernel's two groups, which number their sockets
         self._guests: list[IPAddress] = []  # theirs, from the second on
         self._by_guest: dict[IPAddress, Lane] = {}  # the same: whoever sees a new view is looked up
+        self._most = _MOST_GUESTS
 
     @property
     def first(self) -> Lane:
@@ -64,15 +67,23 @@ class Lanes:
 
     def add(self, guest: IPAddress) -> Lane | None:
         """A new lane for *guest*; None where it has one, or there are too many. Raises OSError, and opens nothing then."""
-        if guest in self._by_guest or len(self._guests) >= _MOST_GUESTS:
+        if guest in self._by_guest or len(self._guests) >= self._most:
             return None
         for sock in self.first:  # only now: at the first bind, another program's socket was to be in the way
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         lane = open_lane(self.address, self.port, self._device, joining=True)
+        try:
+            self._sort([*self._guests, guest])
+        except OSError as error:
+            lane.close()  # the last of its groups, so the numbers of the others stay
+            with suppress(OSError):  # one of the two groups may have the new program
+                self._sort(self._guests)
+            if error.errno == errno.ENOMEM:  # net.core.optmem_max: not tried again until a guest leaves
+                self._most = len(self._guests)
+            raise
         self._lanes.append(lane)
         self._guests.append(guest)
         self._by_guest[guest] = lane
-        self._sort()
         return lane
 
     def find(self, guest: IPAddress) -> Lane | None:
@@ -86,16 +97,18 @@ class Lanes:
         # The kernel gives the number of one that leaves to the last one.
         self._lanes[at + 1], self._guests[at] = self._lanes[-1], self._guests[-1]
         del self._lanes[-1], self._guests[-1]
-        self._sort()
+        self._most = _MOST_GUESTS
+        with suppress(OSError):  # net.core.optmem_max was lowered meanwhile: some packets wait in another guest's lane
+            self._sort(self._guests)
 
     def close(self) -> None:
         """Close every socket."""
         for lane in self._lanes:
             lane.close()
 
-    def _sort(self) -> None:
+    def _sort(self, guests: list[IPAddress]) -> None:
         """Let the kernel sort packets by source address. Until it has the program, some wait in another guest's lane."""
-        code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in _program(self._guests)))
+        code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in _program(guests)))
         program = struct.pack("@HP", len(code) // 8, code.buffer_info()[0])
         for sock in self.first:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)

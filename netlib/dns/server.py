@@ -169,8 +169,12 @@ class DnsServer:
             logger.warning("%s shares the queue of strangers at the gateway %s: %s", client, served.lanes.address, error)
             return
         if lane is not None:
-            with doing(f"watch DNS sockets in {served.netns.label}"):
-                self._loop.join(self._handlers(served, lane), party)
+            try:
+                with doing(f"watch DNS sockets in {served.netns.label}"):
+                    self._loop.join(self._handlers(served, lane), party)
+            except BaseException:
+                served.lanes.remove(client)
+                raise
 
     def dismiss(self, gateway: str, client: IPAddress) -> None:
         """Let *client* be a stranger at *gateway* again; a no-op when it is one."""

@@ -1,11 +1,13 @@
 """Shares at a gateway: what a member asks there is accounted by its bridge port, whatever address it asks from."""
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
@@ -24,10 +26,10 @@ from netlib.daemon import gateways
 from netlib.daemon.gateways import Gateways
 from netlib.dns.lanes import Lanes, open_lane
 from netlib.dns.server import DnsServer
-from netlib.errors import FeatureMissing
+from netlib.errors import FeatureMissing, KernelError
 from netlib.firewall.guests import Guest, GuestTable
 from netlib.kernel.netns import entered
-from netlib.model import NetnsRef, ResolverConfig
+from netlib.model import IPAddress, NetnsRef, ResolverConfig
 from netlib.names import bridge_ifname
 from netlib.sandboxes import Seat
 from tests.kernel import dns_load
@@ -277,6 +279,82 @@ def test_guests_are_admitted_and_dismissed_without_a_trace(netns_factory: MakeNe
         assert len(os.listdir("/proc/self/fd")) == before
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("network", ["127.0.1.{}", "fd01::{:x}"])
+def test_guests_that_the_kernel_sorts_no_more_share_the_queue_of_strangers(
+    netns_factory: MakeNetns, tmp_path: Path, caplog: pytest.LogCaptureFixture, network: str
+) -> None:
+    """The sorting program's size has a limit, net.core.optmem_max: older kernels have 20,480 bytes."""
+    netns, server = netns_factory("gateway"), DnsServer(resolv_conf=tmp_path / "resolv.conf")
+    gateway, *guests = [ip_address(network.format(number)) for number in range(1, 252)]
+    for address in (gateway, guests[0], guests[-1]):
+        prefix = f"{address}/{8 * len(address.packed)}"
+        subprocess.run(["ip", "-n", Path(netns.path).name, "addr", "add", prefix, "dev", "lo"], check=True)
+    with entered(netns), lowered(Path("/proc/sys/net/core/optmem_max"), 20_480):
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            port = server.serve("gw", netns, address=gateway)
+            for client in (*guests, *guests):  # the second time, each sees a new view
+                server.admit("gw", client, f"box {client}", view())
+            lanes = server._served["gw"].lanes
+            number = len(list(lanes))
+            assert 10 < number < len(guests)
+            assert len(os.listdir("/proc/self/fd")) == before + 2 * number
+            assert len(caplog.messages) == 1
+            assert "shares the queue of strangers at the gateway" in caplog.text
+            for client in (guests[0], guests[-1]):
+                assert answers_to(client, gateway, port)
+            server.dismiss("gw", guests[0])
+            server.admit("gw", guests[-1], "box", view())
+            assert (len(list(lanes)), lanes.find(guests[-1]) is None) == (number, False)
+            assert answers_to(guests[-1], gateway, port)
+            server.withdraw("gw")
+            assert len(os.listdir("/proc/self/fd")) == before
+        finally:
+            server.close()
+
+
+def test_a_lane_that_cannot_be_watched_is_closed(
+    netns_factory: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netns, server = netns_factory("gateway"), DnsServer(resolv_conf=tmp_path / "resolv.conf")
+    gateway, client = ip_address("127.0.0.1"), ip_address("127.0.0.2")
+    try:
+        server.serve("gw", netns, address=gateway)
+        before = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(server._loop, "watch", refuse)
+        with pytest.raises(KernelError, match="cannot watch DNS sockets"):
+            server.admit("gw", client, "box", view())
+        assert len(os.listdir("/proc/self/fd")) == before
+        server.withdraw("gw")
+    finally:
+        server.close()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")  # of epoll: fs.epoll.max_user_watches
+
+
+@contextmanager
+def lowered(setting: Path, value: int) -> Iterator[None]:
+    if not setting.exists():
+        pytest.skip("this kernel has that setting for all network namespaces at once")
+    prior = setting.read_text()
+    setting.write_text(str(value))
+    try:
+        yield
+    finally:
+        setting.write_text(prior)
+
+
+def answers_to(source: IPAddress, gateway: IPAddress, port: int) -> bool:
+    with socket.socket(socket.AF_INET if source.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5.0)
+        sock.bind((str(source), 0))
+        sock.connect((str(gateway), port))
+        sock.send(dns_load.query("web"))
+        return dns.message.from_wire(sock.recv(512)).rcode() == dns.rcode.NOERROR
 
 
 HOLDER = """
