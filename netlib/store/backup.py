@@ -10,12 +10,14 @@ from urllib.parse import quote
 
 from netlib.errors import AlreadyExists, ConfigError, NotFound, StoreError
 from netlib.folders import open_private
+from netlib.store.read_only import open_read_only
 from netlib.store.schema import MIGRATIONS
 
 __all__ = ["check_backup", "copy_store", "copy_whole", "meta_of", "put_back"]
 
 _OWN = ("netlib.db", "tags", "reserve")
 _PAGES = 1024  # at a time, so that writers wait for 4 MiB at most
+_PATIENCE = 30.0
 
 
 def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
@@ -37,7 +39,7 @@ def copy_whole(source: Path, target: Path) -> None:
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         os.close(open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        with closing(_open(source, "ro")) as live, closing(sqlite3.connect(new)) as copy:
+        with closing(_live(source)) as live, closing(sqlite3.connect(new)) as copy:
             live.backup(copy, pages=_PAGES)
             copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
         with open(new, "rb") as file:
@@ -80,7 +82,7 @@ def put_back(backup: Path, store: Path) -> None:
     """Replace all that is in *store*, which other processes may have open, by what is in *backup*, in one transaction."""
     with _as_backup(backup) as source:
         try:
-            with closing(sqlite3.connect(store, timeout=30)) as target:
+            with closing(sqlite3.connect(store, timeout=_PATIENCE)) as target:
                 source.backup(target)
                 target.execute("PRAGMA journal_mode=WAL")
         except sqlite3.Error as error:
@@ -90,11 +92,18 @@ def put_back(backup: Path, store: Path) -> None:
 @contextmanager
 def _as_backup(path: Path) -> Iterator[sqlite3.Connection]:
     try:
-        with closing(_open(path, "ro")) as db:
+        with closing(_open(path)) as db:
             yield db
     except sqlite3.Error as error:
         raise ConfigError(f"{path} is no store of netlib: {error}; name a file that `netlib system backup` wrote") from error
 
 
-def _open(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(os.fspath(path))}?mode={mode}", uri=True, timeout=30)
+def _live(path: Path) -> sqlite3.Connection:
+    try:
+        return open_read_only(path, _PATIENCE).connection
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro", uri=True, timeout=_PATIENCE)

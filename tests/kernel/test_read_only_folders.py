@@ -1,11 +1,12 @@
 """A state or a run folder on a read-only disk: it can be looked at, and every change is refused in one sentence."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from netlib.kernel.snapshot import snapshot
 from netlib.runtime.service import find_container, runtime
 from netlib.runtime.verbs import remove_all
 from netlib.store import read_only
+from netlib.store.backup import check_backup
 
 pytestmark = pytest.mark.needs_cgroups
 ROOT = Path(__file__).parents[2]
@@ -174,6 +176,31 @@ def test_one_that_was_never_written_to(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr()
     assert told.err.startswith(f"netlib: state folder {config.state_dir} is on a read-only disk, so nothing can be changed; ")
     assert told.err.count("\n") == 1
+
+
+def test_one_is_backed_up_and_put_back(lived: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether nobody has it open, or somebody who can write to it."""
+    elsewhere = Config(state_dir=tmp_path / "elsewhere", run_dir=lived.run_dir)
+    elsewhere.state_dir.mkdir()
+    subprocess.run(["mount", "--bind", lived.state_dir, elsewhere.state_dir], check=True)
+    try:
+        with read_only_folder(lived.state_dir):
+            assert netlib(lived, f"system backup {tmp_path}/closed.db") == 0
+            with Controller(elsewhere, watcher=Unwatched()) as writer:
+                writer.create_network("newest")
+                assert netlib(lived, f"system backup {tmp_path}/open.db") == 0
+    finally:
+        subprocess.run(["umount", elsewhere.state_dir], check=True)
+    assert capsys.readouterr().err == ""
+    for name, networks in (("closed.db", {"web", "spare"}), ("open.db", {"web", "spare", "newest"})):
+        check_backup(tmp_path / name)
+        with closing(sqlite3.connect(tmp_path / name)) as db:
+            (mode,) = db.execute("PRAGMA journal_mode").fetchone()
+        assert mode == "delete"
+        assert netlib(lived, f"system restore -f {tmp_path / name}") == 0
+        with Controller(lived, watcher=Unwatched()) as controller:
+            assert networks <= names(controller)
+            assert ("newest" in names(controller)) == ("newest" in networks)
 
 
 # --- what is read ------------------------------------------------------------------------------------------------------
