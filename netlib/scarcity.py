@@ -22,13 +22,15 @@ NO_PROCESS = (
 
 
 _NO_THREAD = "can't start new thread"  # Python has no class and no number for it
+_NO_EXCEPTION = "error return without exception set"  # the interpreter lacks the memory for its own one; others are defects
 _NO_MAPPING = "failed to map segment"  # nor the dynamic linker for a library that memory is lacking for
 
 
 def exhaustion(error: BaseException) -> HostExhausted | None:
     """What *error* says of the host; None for one that has another reason."""
-    # SystemError: the interpreter lacks the memory for its own exception ("error return without exception set").
-    if isinstance(error, MemoryError | SystemError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
+        return HostExhausted(NO_MEMORY)
+    if isinstance(error, SystemError) and str(error) == _NO_EXCEPTION:
         return HostExhausted(NO_MEMORY)
     if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         return HostExhausted(NO_PROCESS)
