@@ -49,9 +49,11 @@ def asked_sysctls(asked: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in asked.items():
         path = sysctl_path(name)
-        if not path.startswith("net/") or "\0" in path + value or not value:
+        if not path.startswith("net/") or "\0" in path + value:
             asking = f"{name}={value}".removesuffix("=")
             raise ConfigError(f"sysctl '{asking}' is not allowed: NAME=VALUE with a NAME of net.* is expected")
+        if not value:
+            raise ConfigError(f"sysctl '{name}': no value given; write {name}=VALUE")
         found[path] = value
     return found
 

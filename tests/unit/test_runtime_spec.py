@@ -64,9 +64,16 @@ def test_sysctls() -> None:
         "net/ipv4/ip_forward": "1",
         "net/ipv4/tcp_rmem": "1 2 3",
     }
-    for wrong in ("net.ipv4.ip_forward", "kernel.shmmax=1", "net.x=", "=1", ""):
-        with pytest.raises(ConfigError):
+    for wrong in ("kernel.shmmax=1", "kernel.shmmax"):
+        with pytest.raises(ConfigError, match=f"^sysctl '{wrong}' is not allowed: NAME=VALUE with a NAME of net.* is expected"):
             parse_sysctls([wrong])
+    for wrong in ("=1", ""):
+        with pytest.raises(ConfigError, match="^'' is no sysctl name"):
+            parse_sysctls([wrong])
+    for name in ("net.ipv4.ip_forward", "net/x"):
+        for wrong in (name, f"{name}="):
+            with pytest.raises(ConfigError, match=f"^sysctl '{name}': no value given; write {name}=VALUE$"):
+                parse_sysctls([wrong])
 
 
 @pytest.mark.parametrize(
