@@ -17,6 +17,8 @@ from netlib.errors import ConfigError
 Command = tuple[Callable[[], "Parser"], Callable[[Config, Namespace], int]]
 """How a command's arguments are read, and what it does; answers with the exit code."""
 
+_EXAMPLES = "examples:"
+_HELP_COLUMNS = 80
 _HIGHEST_NUMBER = (1 << 31) - 1
 _TRUTH = re.compile(r"(--[a-z0-9-]+)=(true|false)", re.IGNORECASE)
 
@@ -50,6 +52,21 @@ class _Place(NamedTuple):
     takes_all: bool
 
 
+class _Help(argparse.HelpFormatter):
+    """Help as wide as the terminal, up to _HELP_COLUMNS; examples are left as they are, to be copied."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._width = min(self._width, _HELP_COLUMNS)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(_EXAMPLES):
+            return text
+        import textwrap  # as argparse does it, only for help
+
+        return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """The arguments of ``netlib NAME``."""
 
@@ -59,8 +76,8 @@ class Parser(argparse.ArgumentParser):
             prog=f"netlib {name}",
             usage=f"netlib {name} {usage}",
             description=purpose,
-            epilog="\n".join(["examples:", *(f"  netlib {name} {example}".rstrip() for example in examples)]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="\n".join([_EXAMPLES, *(f"  netlib {name} {example}".rstrip() for example in examples)]),
+            formatter_class=_Help,
             allow_abbrev=False,
             add_help=False,
         )

@@ -15,7 +15,8 @@ from netlib.errors import ConfigError
 HELP = """\
 usage: netlib [--state-dir DIR] [--run-dir DIR] COMMAND …
 
-Connect containers: networks with names, published ports and isolation, on one Linux host.
+Connect containers: networks with names, published ports and isolation,
+on one Linux host.
 
 networks:
   network create   make a network             network ls        list them

@@ -140,6 +140,20 @@ def test_every_help_has_a_purpose_and_examples_that_its_parser_takes(
         parser().read(shlex.split(line.removeprefix(prog)))  # raises what it does not take
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: f"{parser.__module__}.{parser.__name__}")
+def test_every_help_fits_the_terminal(
+    parser: Callable[[], Parser], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the usage and the examples, which are to be copied; what wraps is the same text."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parser().print_help()
+    _, purpose, *options, examples = capsys.readouterr().out.split("\n\n")
+    assert purpose.split() == (parser().description or "").split()
+    assert [line for text in (purpose, *options) for line in text.splitlines() if len(line) > min(columns, 80)] == []
+    assert examples.startswith("examples:\n  netlib ")
+
+
 def test_environment_comes_from_files_then_options_then_the_callers_own(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text("# comment\n\nA=file\nB=file\n  HOME  \n")
