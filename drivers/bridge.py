@@ -126,9 +126,14 @@ class BridgeDriver:
         own = tuple(address.ip for address in endpoint.addresses)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
-            *([PortSources(port=host_ifname, addresses=own)] if _masquerades(network, options) else ()),
+            *(PortSources(port=port, addresses=own) for port in (self.checked_port(network, endpoint),) if port),
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc, filtered=True),
         )
+
+    def checked_port(self, network: Network, endpoint: Endpoint) -> str:
+        """The endpoint's bridge port, where the network masquerades."""
+        options = decoded_options(BridgeOptions, network.options, "driver bridge")
+        return veth_ifname(endpoint.id) if _masquerades(network, options) else ""
 
     def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
         """Entries of the firewall, a run of ports each; for 127.0.0.1 the bridge must take packets from there."""

@@ -28,6 +28,7 @@ __all__ = [
     "condition",
     "leave",
     "progress_observer",
+    "refuse_silent",
     "see_out_former",
     "start_daemon",
 ]
@@ -128,6 +129,16 @@ def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> b
     finally:
         connection.close()
     return True
+
+
+def refuse_silent(config: Config) -> None:
+    """Raise Stuck for a netlibd that is stopped or answers nobody; return where it answers, or is not there."""
+    try:
+        Connection(config, time.monotonic() + START_SECONDS).close()
+    except Silent as error:
+        raise Stuck(trouble(error.pid)) from error
+    except (OSError, Unsent):
+        return
 
 
 def condition(config: Config) -> str:

@@ -38,6 +38,7 @@ START_SECONDS = 20.0  # for netlibd to get ready, or to leave
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")
 _READ_SIZE = 1 << 16
+_MOST_LOOKS = 3
 
 Progress = Callable[[Any], None]
 
@@ -213,19 +214,21 @@ class Connection:
         return size
 
     def _read(self, verb: str, until: float, *, repeatable: bool) -> bytes:
+        looks = 0  # in a row that found netlibd stopped
         while True:
-            left = max(until - time.monotonic(), 0.001)
-            self._socket.settimeout(min(left, LOOK_SECONDS) if repeatable else left)
+            self._socket.settimeout(max(min(until - time.monotonic(), LOOK_SECONDS), 0.001))
             try:
                 return self._socket.recv(_READ_SIZE)
             except TimeoutError as error:
-                stopped = is_stopped(self.pid)
-                if stopped and repeatable:
+                looks = looks + 1 if is_stopped(self.pid) else 0
+                if looks and repeatable:
                     raise Stuck(trouble(self.pid)) from error
+                if looks >= _MOST_LOOKS:  # not just for the moment of a debugger
+                    raise Stuck(trouble(self.pid, f", with {verb!r} begun, which it finishes when it goes on")) from error
                 if time.monotonic() < until:
                     continue
-                how = f"; {trouble(self.pid)}" if stopped else "; see `netlib log` for how it ended"
-                raise DeadlineExceeded(f"netlibd (pid {self.pid}) did not answer {verb!r} in time{how}") from error
+                how = "see `netlib log` for how it ended"
+                raise DeadlineExceeded(f"netlibd (pid {self.pid}) did not answer {verb!r} in time; {how}") from error
 
 
 def known_pid(config: Config) -> int:

@@ -112,6 +112,15 @@ class HoldsGateways(Protocol):
 
 
 @runtime_checkable
+class ChecksSources(Protocol):
+    """A driver on whose networks members send from addresses of their own only."""
+
+    def checked_port(self, network: Network, endpoint: Endpoint) -> str:
+        """The name of the link of this host on which that is checked for *endpoint*; empty where it is not."""
+        ...
+
+
+@runtime_checkable
 class NamesLinks(Protocol):
     """A driver that chooses the prefix of links inside sandboxes (``eth`` else)."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, hosts_file, parse_resolv_conf, sandbox_resolv_conf
-from netlib.driverapi import HoldsGateways, PublishesPorts, RoutesByLink
+from netlib.driverapi import ChecksSources, HoldsGateways, PublishesPorts, RoutesByLink
+from netlib.firewall.members import PortSources
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.addresses import Address
 from netlib.kernel.files import Folder, TextFile
@@ -47,7 +48,17 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
         objects.extend(_asked_sysctls(sandbox, attachments))
     for family in (4, 6):
         objects.extend(_default_route(sandbox, attachments, family))
-    return Plan(*objects, *_published(attachments), *_files(sandbox, attachments, host))
+    return Plan(*objects, *_shared_sources(attachments), *_published(attachments), *_files(sandbox, attachments, host))
+
+
+def _shared_sources(attachments: Sequence[Attachment]) -> Iterator[PortSources]:
+    """Let a sandbox in several networks send from any of its addresses by each of its links."""
+    for network, endpoint in attachments if len(attachments) > 1 else ():
+        known = driver(network.driver)
+        port = known.checked_port(network, endpoint) if isinstance(known, ChecksSources) else ""
+        for _, other in attachments:
+            if port and other.id != endpoint.id and other.addresses:
+                yield PortSources(port=port, addresses=tuple(address.ip for address in other.addresses), by=other.id)
 
 
 def _asked_sysctls(sandbox: Sandbox, attachments: Sequence[Attachment]) -> Iterator[TunedSysctl]:

@@ -3,6 +3,7 @@
 By these a store that is new, or older than what it made, is recognised. Nothing here is changed.
 """
 
+import json
 import os
 import re
 from collections.abc import Collection
@@ -11,11 +12,11 @@ from pathlib import Path
 from netlib.config import Config
 from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import NETNS_DIR, identity_of_path, netns_dir
+from netlib.kernel.netns import NETNS_DIR, boot_id, identity_of_path, netns_dir
 from netlib.model import HOST, NetnsRef
 from netlib.store.tags import store_of
 
-__all__ = ["CONTAINER_ID", "container_folders", "minded", "minders", "traces"]
+__all__ = ["CONTAINER_ID", "container_folders", "minded", "minders", "traces", "written_minder"]
 
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _MINDER = "from netlib.runtime.shim import main"  # in the command line of every minder: netlib.runtime.launch
@@ -47,10 +48,24 @@ def container_folders(config: Config) -> set[str]:
 def minders(folder: Path) -> dict[str, int]:
     """The minders of containers with their files in *folder*, which may have been deleted: pid by container's id."""
     found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if CONTAINER_ID.fullmatch(path.name) and (pid := written_minder(path)):
+            found[path.name] = pid
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         if container_id := minded(pid, folder):
             found[container_id] = pid
     return found
+
+
+def written_minder(folder: Path) -> int:
+    """The minder that a container's ``pid.json`` names, if it lives; else 0. It is a minder before its command line says so."""
+    try:
+        ran = json.loads((folder / "pid.json").read_bytes())
+        pid, start, boot = int(ran["minder"]), int(ran["minder_start"]), ran["boot"]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError, KeyError, TypeError):  # it does not run, or its text was lost with the power
+        return 0
+    return pid if boot == boot_id() and fields[0] not in "ZX" and int(fields[19]) == start else 0
 
 
 def minded(pid: int, folder: Path) -> str:

@@ -50,6 +50,12 @@ def bring_up_to_date(lifecycle: Lifecycle) -> list[NetlibError]:
                 failures += _add_what_is_new(lifecycle, row)
             except NetlibError as error:
                 failures.append(error)
+        for sandbox in sorted({row.value.sandbox for row in endpoints}):
+            try:
+                with lifecycle.working_on([sandbox], _PURPOSE), lifecycle.engine.kernel(sandbox) as kernel:
+                    lifecycle.replan_sandbox(kernel, sandbox)
+            except NetlibError as error:
+                failures.append(error)
         with store.write() as tx:
             tx.set_meta(_FACT, REVISION)
     return failures

@@ -68,6 +68,8 @@ class Lost(Exception):
 _SILENT = "netlibd does not greet"
 _NO_MEMORY = "too little memory is left for the call", "free some, or raise the limit, and try again"
 _UNTAKEN = "netlibd did not take the call in time", "nothing was done; try again"
+_STOPPED = "netlibd is stopped, with the call begun"
+_LOOK_SECONDS, _MOST_LOOKS, _LEAST_SECONDS = 1.0, 3, 0.001  # between looks at a netlibd that says nothing
 _UNANSWERED = "netlibd did not answer in time", "it may still do the call; try again, and see `netlib log`"
 _ENDED = "netlibd ended during the call", "what it left half done is undone by the next call; try again"
 _UNREADABLE = (
@@ -170,7 +172,7 @@ class Call:
     @property
     def seconds_left(self) -> float:
         """Until the deadline; never 0, by which a socket would not wait at all."""
-        return max(self._until - time.monotonic(), 0.001)
+        return max(self._until - time.monotonic(), _LEAST_SECONDS)
 
     def _connected(self) -> socket:
         try:
@@ -280,11 +282,18 @@ class Call:
 
     def _receive(self, sock: socket, size: int) -> bytes:
         received = b""
+        looks = 0  # in a row that found netlibd stopped
         while len(received) < size:
-            sock.settimeout(self.seconds_left)
+            sock.settimeout(min(self.seconds_left, _LOOK_SECONDS))
             try:
                 data = sock.recv(size - len(received))
             except TimeoutError:
+                looks = looks + 1 if (pid := _stopped_peer(sock)) else 0
+                if looks >= _MOST_LOOKS:
+                    remedy = f"continue it by `kill -CONT {pid}`, or end it by `kill -KILL {pid}`"
+                    raise Lost(_STOPPED, f"it finishes the call when it goes on; {remedy}") from None
+                if self.seconds_left > _LEAST_SECONDS:
+                    continue
                 raise Lost(*_UNANSWERED) from None
             except ConnectionResetError:
                 if not received:
@@ -329,6 +338,22 @@ def _hold_standard_descriptors() -> None:
         posix.set_inheritable(fd, True)
         fd = posix.dup(fd)
     posix.close(fd)
+
+
+def _stopped_peer(sock: socket) -> int:
+    """The pid of the process at the other end, if it is stopped; else 0."""
+    pid = int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 3 * _INT)[:_INT], sys.byteorder)
+    try:
+        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        state = posix.read(fd, 512).rpartition(b")")[2].split()[:1]
+    except OSError:
+        state = []
+    finally:
+        posix.close(fd)
+    return pid if state and state[0] in (b"T", b"t") else 0
 
 
 def _read_stdin() -> bytes:

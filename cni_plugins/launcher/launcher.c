@@ -34,6 +34,8 @@
 #define GREETING_START "{\"netlibd\":"
 #define GREETING_MOST 256
 #define GREETING_PATIENCE 1000 /* milliseconds: netlibd greets from the loop that accepts, so a silent one is stopped */
+#define LOOK_MILLISECONDS 1000 /* between looks at a netlibd that says nothing */
+#define MOST_LOOKS 3
 
 enum { IO_FAILURE = 5, TRY_AGAIN = 11 }; /* error codes of the specification */
 
@@ -295,15 +297,53 @@ static void send_request(int fd, const struct request *request, const int *lent,
     }
 }
 
+static int is_stopped(pid_t pid)
+{
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (size <= 0)
+        return 0;
+    text[size] = 0;
+    const char *end = strrchr(text, ')');
+    return end != NULL && strlen(end) > 2 && (end[2] == 'T' || end[2] == 't');
+}
+
+/* Look at netlibd, once a second, while it says nothing: stopped for several looks, it is no use to wait for the deadline. */
+static void look_at_netlibd(int fd, int *looks)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || !is_stopped(peer.pid)) {
+        *looks = 0;
+        return;
+    }
+    if (++*looks < MOST_LOOKS)
+        return;
+    char details[160];
+    snprintf(details, sizeof details,
+             "it finishes the call when it goes on; continue it by `kill -CONT %d`, or end it by `kill -KILL %d`", (int)peer.pid,
+             (int)peer.pid);
+    fail(TRY_AGAIN, "netlibd is stopped, with the call begun", details);
+}
+
 static void receive(int fd, void *data, size_t size, int is_first)
 {
     char *at = data;
+    int looks = 0;
     while (size > 0) {
         struct pollfd waiting = {.fd = fd, .events = POLLIN};
         int64_t left = until - milliseconds();
-        int ready = left > 0 ? poll(&waiting, 1, (int)left) : 0;
+        int ready = left > 0 ? poll(&waiting, 1, left > LOOK_MILLISECONDS ? LOOK_MILLISECONDS : (int)left) : 0;
         if (ready < 0 && errno == EINTR)
             continue;
+        if (ready == 0 && left > LOOK_MILLISECONDS) {
+            look_at_netlibd(fd, &looks);
+            continue;
+        }
         if (ready == 0)
             fail(TRY_AGAIN, "netlibd did not answer in time", "it may still do the call; try again, and see `netlib log`");
         ssize_t got = recv(fd, at, size, 0);

@@ -150,30 +150,35 @@ class MemberTable(KernelObject, frozen=True, kw_only=True, tag="member_table"):
 class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
     """The only addresses that a member may send from by its bridge *port*, besides fe80::/10 and none at all.
 
-    A member has its addresses as long as its port, so none is ever taken from a port that stays.
+    With *by* (an endpoint's id) they are *addresses* of that endpoint of the same sandbox, allowed as well: an answer leaves by
+    the link with the best route, whichever address was asked. An endpoint has its addresses as long as its port, so none is
+    ever taken away from an object that stays.
     """
 
     batch = "port sources"
 
     port: str  # not called ifname: it outlives the link
     addresses: tuple[IPAddress, ...] = ()
+    by: str = ""
 
     @property
     def key(self) -> Key:
-        return Key("firewall", self.netns.path, f"sources/{self.port}")
+        return Key("firewall", self.netns.path, f"sources/{self.port}" + (f"/{self.by}" if self.by else ""))
 
     @property
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """The name of a set and the key in it, for each element."""
         port = self.port.encode().ljust(_IFNAMSIZ, b"\0")
-        yield _PORTS, port
+        if not self.by:
+            yield _PORTS, port
         for address in self.addresses:
             yield _SOURCES[address.version], port + address.packed
 
     @property
     def _spelled(self) -> Iterator[str]:
         port = f'"{checked_ifname(self.port)}"'
-        yield f"{TABLE} {_PORTS} {{ {port} }}"
+        if not self.by:
+            yield f"{TABLE} {_PORTS} {{ {port} }}"
         for address in self.addresses:
             yield f"{TABLE} {_SOURCES[address.version]} {{ {port} . {address} }}"
 

@@ -48,7 +48,7 @@ from netlib.model import HOST, NetnsRef
 from netlib.runtime.container import Runtime
 from netlib.store.generation import Generation
 from netlib.store.tags import forget_tags, known_tags, store_of
-from netlib.traces import CONTAINER_ID, minded, minders
+from netlib.traces import CONTAINER_ID, minded, minders, written_minder
 from netlib.verbs import perform
 
 __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
@@ -174,7 +174,9 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
     except ProcessLookupError:
         return
     try:
-        if minded(pid, folder) != container_id:  # looked at again: now the pid cannot be another's
+        if (
+            container_id != minded(pid, folder) and written_minder(folder / container_id) != pid
+        ):  # looked at again: now the pid cannot be another's
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:
@@ -204,7 +206,7 @@ def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failure
         if store in own:
             yield f"{what}, which no record of this state folder knows: netlib system reset --lost"
         else:
-            yield f"{what}, which this state folder has not had; if that is lost too: netlib system reset --lost --store {store}"
+            yield f"{what}, which this state folder has not had; if it is lost too: netlib system reset --lost --store {store}"
 
 
 def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:

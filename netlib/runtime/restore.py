@@ -26,8 +26,8 @@ from netlib.lifecycle import Lifecycle
 from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
-from netlib.plan import Plan
-from netlib.registry import driver
+from netlib.plan import KernelObject, Plan
+from netlib.registry import driver, ipam_driver
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
 from netlib.sandboxes import is_served
@@ -144,12 +144,15 @@ class _Present:
     def __init__(self, kernel: Kernel, config: Config, store: str) -> None:
         self.links: set[str] = {tag_of(link.alias)[1] for link in kernel.rtnl().links() if store_of(link.alias) == store}
         self.files = container_folders(config)
+        self.inside: list[tuple[int, list[IPInterface]]] = []  # of each link: the index of its other end, and its addresses
         self.netns: dict[str, NetnsRef] = {}
         for folder in {NETNS_DIR, netns_dir(config.run_dir)}:
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                 with suppress(KernelError):  # a plain file, or it has gone meanwhile
                     netns = NetnsRef(str(path), identity_of_path(str(path)))
                     inside = kernel.rtnl(netns).links()
+                    for link in inside:
+                        self.inside.append((link.peer, addresses_of(kernel, link.ifname, netns)))
                     tags = {link.ifname: tag_of(link.alias) for link in inside}
                     self.links |= {record for its_store, record in tags.values() if its_store == store}
                     if tags.get("lo", ("", ""))[0] == store:
@@ -169,9 +172,7 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
             tx.set_phase(endpoint.id, Phase.READY)
         else:
             _forget(tx, kernel, endpoint)
-    for attachment in tx.all(CniAttachment):
-        if attachment.phase is Phase.CREATING and _is_there(attachment.value.netns):
-            tx.set_phase(attachment.id, Phase.READY)
+    _settle_attachments(tx, kernel)
     is_of_this_boot = (tx.meta("netns") or "").startswith(f"{boot_id()}:")
     networks: list[Row[Any]] = [*tx.all(Network), *tx.all(CniNetwork)]
     for network in networks:
@@ -185,6 +186,29 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
         if container.value.container_id in running or container.value.container_id in present.files:
             tx.set_phase(container.id, Phase.READY)
     return forgotten
+
+
+def _settle_attachments(tx: Transaction, kernel: Kernel) -> None:
+    """The same for what CNI plugins made: that of an interface which a container has no more goes, whichever plugin made it."""
+    rows = [row for row in tx.all(CniAttachment) if _is_there(row.value.netns)]  # else GC, or DEL, is to take it away
+    made = {row.id: [item for item in tx.objects(row.id) if item.key.kind == "link"] for row in rows}
+    gone = {
+        (row.value.container, row.value.ifname, row.value.network)
+        for row in rows
+        if made[row.id] and all(_is_missing(kernel, item) for item in made[row.id])
+    }
+    for row in rows:
+        if (row.value.container, row.value.ifname, row.value.network) in gone:
+            _forget(tx, kernel, row)
+        elif row.phase is Phase.CREATING:
+            tx.set_phase(row.id, Phase.READY)
+
+
+def _is_missing(kernel: Kernel, link: KernelObject) -> bool:
+    try:
+        return kernel.rtnl(link.netns).find_link(link.key.name) is None
+    except ObjectMissing:
+        return True
 
 
 def _settle_sandboxes(
@@ -328,6 +352,7 @@ def _left(controller: Controller) -> Iterator[str]:
             ]
             present = _Present(kernel, config, controller.host.tag)
         netns = sorted(ref.label for record, ref in present.netns.items() if not tx.is_known(record))
+    _reserve(controller, present)
     for container_id in unknown:
         state = (
             "runs" if container_id in running else "does not run; its files are in " + str(config.container_dir / container_id)
@@ -338,6 +363,25 @@ def _left(controller: Controller) -> Iterator[str]:
             yield f"left: {what} that the store does not know: {_listed(names)}"
     if unknown or links or netns:
         yield "to remove what is left, with everything in the store: netlib system reset --lost"
+
+
+def _reserve(controller: Controller, present: _Present) -> None:
+    """Keep the addresses of members that no record knows from others, as long as their network is there."""
+    networks = {item.ifname: network for network in controller.networks() for item in _plan(network).of(Bridge)}
+    with Kernel() as kernel, controller.store.write() as tx:
+        outside = {link.index: link for link in kernel.rtnl().links()}
+        for peer, addresses in present.inside:
+            link = outside.get(peer)
+            network = networks.get(outside[link.master].ifname) if link is not None and link.master in outside else None
+            if link is None or network is None or not tag_of(link.alias)[1] or tx.is_known(tag_of(link.alias)[1]):
+                continue
+            for pool in network.pools:
+                for address in addresses:
+                    if address.ip in pool.subnet:
+                        with suppress(NetlibError):  # somebody has it by now
+                            ipam_driver(network.ipam_driver).request_address(
+                                tx, network.id, pool.subnet, tag_of(link.alias)[1], address.ip
+                            )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def cni(plugins: Path, config: Config, verb: str, conf: dict[str, Any], netns: s
     return outcome
 
 
-def code(outcome: Outcome) -> tuple[int, str]:
+def code_of(outcome: Outcome) -> tuple[int, str]:
     assert outcome.code == 1, outcome
     error = json.loads(outcome.stdout)
     return error["code"], error["msg"]
@@ -113,7 +113,7 @@ def test_what_netlibd_made_is_deleted_without_it(plugins: Path, daemon: Config, 
 def test_an_add_that_needs_netlibd_is_refused_and_undone(plugins: Path, daemon: Config, pod: str, conf: dict[str, Any]) -> None:
     with stopped_netlibd(daemon) as pid:
         refused = cni(plugins, daemon, "ADD", conf, pod)
-        number, msg = code(refused)
+        number, msg = code_of(refused)
         assert number == 11
         assert msg.endswith(f"netlibd (pid {pid}) is stopped{remedy(pid)}")
         assert refused.stderr == unused(pid)
@@ -142,7 +142,7 @@ def test_what_a_stopped_process_holds_is_told_with_code_11(
     with stopped_netlibd(daemon):
         attachment = "attachment:pods/c1/eth0/bridge" if verb == "DEL" else "cni-network:pods"
         with stopped_holding(daemon, what, lock_of(daemon, attachment)) as holder:
-            number, msg = code(cni(plugins, daemon, verb, PODS, pod))
+            number, msg = code_of(cni(plugins, daemon, verb, PODS, pod))
     assert number == 11
     assert f"netlibd (pid {holder}) is stopped and " in msg
     assert msg.endswith(remedy(holder))
@@ -177,3 +177,30 @@ def test_a_launcher_of_the_release_before_is_served_on_its_own_socket(config: Co
             == 0
         )
     call(config, "system.reset", {})
+
+
+def test_a_call_that_was_begun_is_told(plugins: Path, config: Config, pod: str) -> None:
+    """By a control socket whose handler stops its own process: the runtime is told in seconds, and nothing is done twice."""
+    code = """if True:
+        import os, signal, sys, threading
+        from netlib.config import Config
+        from tests.cni.launching import serving
+        def handle(request):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait(60)  # this thread may be the last one to be stopped
+        with serving(Config.from_environment(), handle):
+            print("ready", flush=True)
+            sys.stdin.read()
+    """
+    folders = {"NETLIB_STATE_DIR": str(config.state_dir), "NETLIB_RUN_DIR": str(config.run_dir), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", code, "netlib.daemon"]
+    with subprocess.Popen(command, env={**os.environ, **folders}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            refused = cni(plugins, config, "ADD", PODS, pod)
+            assert code_of(refused) == (11, "netlibd is stopped, with the call begun")
+            assert f"kill -CONT {server.pid}" in json.loads(refused.stdout)["details"]
+            assert not (config.state_dir / "netlib.db").exists(), "it was not done here"
+        finally:
+            server.kill()

@@ -1,13 +1,14 @@
 """A client of the DNS server in some netns, and what the tests of the server have in common."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.kernel import dns_load
 SECONDS = 5.0
 UPSTREAM = "127.0.1.1"
 MEDIAN_SECONDS = 0.010  # the most that a look-up may take beside a load, in the median
-LOOKUPS = 100
+LOOKUPS = 50  # of an attempt
+ATTEMPTS = 5
 NOERROR = "0"
 MANY = tuple(ip_address(f"172.18.1.{number}") for number in range(1, 101))
 
@@ -86,14 +88,11 @@ class Loads:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._running: list[tuple[list[str], subprocess.Popen[bytes]]] = []
 
     def begin(self, mode: Callable[..., None], name: str, number: int, *targets: str) -> None:
         """Start a load and wait until it has begun."""
-        process = subprocess.Popen(self._command(mode, name, number, *targets), stdout=subprocess.PIPE)
-        self._stack.enter_context(process)
-        self._stack.callback(process.kill)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"\n", f"{mode.__name__} did not begin"
+        self._start(self._command(mode, name, number, *targets))
 
     def ask(self, name: str, target: str, lookups: int = LOOKUPS) -> dict[str, Any]:
         """What a client is answered, and in what time."""
@@ -103,20 +102,41 @@ class Loads:
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
-    def look_up_quickly(self, name: str, target: str) -> None:
+    def look_up_quickly(self, name: str, target: str, lookups: int = LOOKUPS) -> None:
         """See that a client is answered, each time, in less than MEDIAN_SECONDS in the median.
 
-        One of three attempts has to do: a machine with other work on its processors is as slow as that now and then, and a
-        server that is unfair always.
+        One of ATTEMPTS has to do, beside loads that last longer: a machine with other work on its processors is as slow as that
+        now and then, and a server that is unfair always.
         """
-        medians: list[float] = []
-        while not medians or medians[-1] >= MEDIAN_SECONDS:
-            assert len(medians) < 3, f"a look-up takes {medians} seconds in the median"
-            found = self.ask(name, target)
+        found: list[dict[str, Any]] = []
+        for _ in range(ATTEMPTS):
+            self._start_what_has_ended()
+            found.append(self.ask(name, target, lookups))
+            outcomes = found[-1]["outcomes"]
+            assert outcomes.keys() <= {NOERROR, "none"}
             # In a flood the kernel may drop a datagram on its way: its queue of a busy processor holds 1,000.
-            assert found["outcomes"].keys() <= {NOERROR, "none"}
-            assert found["outcomes"].get(NOERROR, 0) > 0.9 * LOOKUPS
-            medians.append(found["median"])
+            is_answered = outcomes.get(NOERROR, 0) > 0.9 * lookups
+            if is_answered and found[-1]["median"] < MEDIAN_SECONDS and not self._ended():
+                return
+        raise AssertionError(f"no attempt is answered in less than {MEDIAN_SECONDS} s in the median: {found}")
+
+    def _start(self, command: list[str]) -> None:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self._stack.enter_context(process)
+        self._stack.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n", f"{command} did not begin"
+        self._running.append((command, process))
+
+    def _ended(self) -> list[tuple[list[str], "subprocess.Popen[bytes]"]]:
+        return [each for each in self._running if each[1].poll() is not None]
+
+    def _start_what_has_ended(self) -> None:
+        """Start anew the loads whose time is over: an attempt beside none would say nothing."""
+        for each in self._ended():
+            self._running.remove(each)
+            assert each[1].returncode == 0, f"{each[0]} failed"
+            self._start(each[0])
 
     def close(self) -> None:
         self._stack.close()
@@ -124,6 +144,18 @@ class Loads:
     @staticmethod
     def _command(mode: Callable[..., None], name: str, number: int, *targets: str) -> list[str]:
         return [sys.executable, "-IS", dns_load.__file__, mode.__name__, name, str(number), *targets]
+
+
+@contextmanager
+def before_other_work() -> Iterator[None]:
+    """Have threads that are started in the block run before the other work of this machine, where we may ask for that."""
+    prior = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, dns_load.BEFORE_OTHERS)
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, prior)
 
 
 def resolve(netns: NetnsRef, name: str, server: str, *, tcp: bool = False) -> list[str] | str:
@@ -170,7 +202,7 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + 3 * SECONDS  # a busy machine takes its time
     pause = threading.Event()
     while not true():
         assert time.monotonic() < deadline, what

@@ -1,19 +1,23 @@
 """A backup of the store, and what is true after one was put back."""
 
+import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from netlib.attachments import Attachments
 from netlib.cli.main import main
 from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.errors import AlreadyExists, ConfigError, NetlibError, NotFound
+from netlib.errors import ConfigError, NetlibError, NotFound, PoolExhausted
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.runtime.restore import restore
 from netlib.store.backup import copy_store
 from netlib.verbs import perform
+from tests.cni.calling import Caller
 from tests.kernel.lost_world import delete, host, netlib, run, running_pids, work_files
 from tests.processes import ended
 
@@ -70,7 +74,7 @@ def test_a_backup_is_not_written_over_a_folder_or_where_nothing_can_be(used: Con
         for file, error in (
             (tmp_path, ConfigError),
             (tmp_path / "none" / "x", ConfigError),
-            (controller.store.path, AlreadyExists),
+            (controller.store.path, ConfigError),
         ):
             with pytest.raises(error):
                 perform(controller, "system.backup", {"file": str(file)})
@@ -151,3 +155,73 @@ def test_the_store_itself_as_its_backup_is_accepted_as_it_is(used: Config) -> No
     assert running_pids(used) == running
     for name in ("web", "box", "apart"):
         assert netlib(used, "check", name, code=0) == ""
+
+
+def test_a_container_that_was_half_made_in_the_backup_keeps_its_files(used: Config, tmp_path: Path) -> None:
+    """To its record it was being made; by now it has run, and ended."""
+    backup = tmp_path / "backup.db"
+    with host(used) as controller:
+        with controller.store.write() as tx:
+            tx.db.execute("UPDATE record SET phase='creating' WHERE kind='container'")
+        copy_store(controller.store.path, backup)
+        with controller.store.write() as tx:
+            tx.db.execute("UPDATE record SET phase='ready' WHERE kind='container'")
+    netlib(used, "stop", "-t", "0", "apart", code=0)
+    written = work_files(used)
+    said = netlib(used, "system", "restore", "-f", str(backup), code=0)
+    assert "left: container" not in said
+    netlib(used, "run", "--rm", "--network", "none", "true", code=0)
+    assert work_files(used) == written
+    shown = netlib(used, "ps", "-a", "--format", "{{.Names}} {{.State}}", code=0)
+    assert sorted(shown.split("\n")[:2]) == ["apart exited", "box running"]
+
+
+@pytest.mark.parametrize("name", ["netlib.db", "netlib.db-wal", "tags", "reserve", "a device"])
+def test_a_backup_replaces_no_file_of_the_store_and_no_device(used: Config, tmp_path: Path, name: str) -> None:
+    target = used.state_dir / name
+    if name == "a device":
+        target = tmp_path / "null"
+        os.mknod(target, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    said = netlib(used, "system", "backup", "-f", str(target), code=1)
+    assert str(target) in said
+    assert "NAME" in netlib(used, "network", "ls", code=0)
+
+
+def test_the_address_of_a_container_that_no_record_knows_is_given_to_nobody(used: Config, tmp_path: Path) -> None:
+    backup = tmp_path / "backup.db"
+    netlib(used, "network", "create", "--subnet", "10.9.0.0/29", "small", code=0)
+    netlib(used, "system", "backup", str(backup), code=0)
+    netlib(used, "run", "-d", "--name", "late", "--network", "small", "sleep", "600", code=0)
+    with host(used) as controller:
+        taken = controller.endpoints(network="small")[0].addresses[0]
+    netlib(used, "system", "restore", "-f", str(backup), code=0)
+    with host(used) as controller:
+        for number in range(5):
+            controller.create_sandbox(f"box{number}")
+        given = [controller.connect("small", f"box{number}").addresses[0] for number in range(4)]
+        assert taken not in given
+        with pytest.raises(PoolExhausted):
+            controller.connect("small", "box4")
+
+
+def test_what_a_cni_plugin_made_and_took_away_again_is_forgotten(used: Config, tmp_path: Path) -> None:
+    """The container goes on, and may be attached anew."""
+    pod = {"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "cni9", "isGateway": True}
+    pod["ipam"] = {"type": "host-local", "subnet": "10.8.0.0/24", "dataDir": str(tmp_path / "leases")}
+    with host(used) as controller:
+        caller = Caller(lambda: controller)
+        try:
+            caller.container("c1")
+            caller.container("c2")
+            caller.ok("ADD", pod, "c1")
+            kept = caller.ok("ADD", pod, "c2")
+            copy_store(controller.store.path, tmp_path / "backup.db")
+            caller.ok("DEL", pod, "c1")
+            list(restore(used, tmp_path / "backup.db"))
+            assert [item.container for item in Attachments(controller).attachments()] == ["c2"]
+            caller.ok("CHECK", {**pod, "prevResult": kept}, "c2")
+            caller.ok("ADD", pod, "c1")
+        finally:
+            for name in ("c1", "c2"):
+                caller.ok("DEL", pod, name)
+            caller.clear()

@@ -12,7 +12,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from netlib.dns import server, upstream
+from netlib.dns import server, turns, upstream
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View
 from netlib.model import NetnsRef
@@ -21,6 +21,7 @@ from tests.kernel.dns_client import (
     MANY,
     UPSTREAM,
     Loads,
+    before_other_work,
     client_at,
     framed,
     is_closed,
@@ -35,7 +36,8 @@ MakeNetns = Callable[[str], NetnsRef]
 
 @pytest.fixture
 def dns_server(tmp_path: Path) -> Iterator[DnsServer]:
-    made = DnsServer(resolv_conf=tmp_path / "resolv.conf")
+    with before_other_work():
+        made = DnsServer(resolv_conf=tmp_path / "resolv.conf")
     yield made
     made.close()
 
@@ -86,6 +88,19 @@ def test_a_neighbours_look_up_is_quick_beside(
     if mode not in (dns_load.half_frames, dns_load.connections):
         wait_until(lambda: dns_server.stats().queries > 2000, "the load is none")
     loads.look_up_quickly("web", neighbour)
+
+
+def test_a_server_without_turns_is_found_out(
+    dns_server: DnsServer, loads: Loads, sandbox: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same measure as above: where each socket is served to its end, no attempt does."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 60.0)
+    monkeypatch.setattr(turns, "WAKE_SECONDS", 60.0)
+    neighbour, attacker = sandbox("neighbour"), sandbox("attacker")
+    loads.begin(dns_load.sure_pipeline, "many", 15, attacker)
+    wait_until(lambda: dns_server.stats().queries > 2000, "the load is none")
+    with pytest.raises(AssertionError, match="no attempt is answered"):
+        loads.look_up_quickly("web", neighbour, 9)
 
 
 def test_who_keeps_asking_is_answered_too(dns_server: DnsServer, loads: Loads, sandbox: Callable[..., str]) -> None:

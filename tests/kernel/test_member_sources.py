@@ -5,6 +5,7 @@ before an honest one on the same way: what is heard first says whether the forge
 """
 
 import json
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -188,6 +189,23 @@ def test_a_vlan_tag_hides_no_source(controller: Controller) -> None:
         assert b"honest" in bytes(first(lambda packet: UDP in packet))
 
 
+@pytest.mark.parametrize("outer", [0x8100, 0x88A8], ids=hex)
+@pytest.mark.parametrize("inner", [0x8100, 0x88A8], ids=hex)
+def test_tags_within_tags_hide_no_source(controller: Controller, outer: int, inner: int) -> None:
+    """With priority tags (VLAN 0) the kernel takes one after another off, and would deliver what is inside."""
+    there = party(controller)
+
+    def tagged(source: str, word: str) -> Packet:
+        inside = IP(src=source, dst=address(there.victim, 4)) / UDP(sport=1, dport=PORT) / Raw(word.encode())
+        tags = Dot1Q(vlan=0, type=inner) / Dot1Q(vlan=0, type=0x0800)
+        return Ether(src=there.forger.mac, dst=there.victim.mac, type=outer) / tags / inside
+
+    honest = datagram(there.own(4), address(there.victim, 4), PORT, "honest", mac=there.victim.mac)
+    with capture(controller.sandbox("victim").netns, "eth0") as first:
+        send(there.netns, "eth0", tagged(STRANGER[4], "forged"), honest)
+        assert b"honest" in bytes(first(lambda packet: b"forged" in bytes(packet) or b"honest" in bytes(packet)))
+
+
 def test_what_has_no_address_yet_is_let_through(controller: Controller) -> None:
     """DHCP, duplicate address detection, multicast groups, ARP; and whatever is of the link alone."""
     there = party(controller)
@@ -213,7 +231,8 @@ def test_what_has_no_address_yet_is_let_through(controller: Controller) -> None:
             assert bytes(came)[: len(frame)] == bytes(frame)
 
 
-def test_a_member_of_several_networks_has_its_address_in_each(controller: Controller, ears: Ears) -> None:
+def test_a_member_of_several_networks_answers_by_any_of_its_links(controller: Controller, ears: Ears) -> None:
+    """It is asked at one address, and the best route back leads by another link. A neighbour's address is none of its own."""
     there = party(controller)
     controller.create_network("more", subnets=["10.82.0.0/24", "fd82::/64"])
     second = controller.connect("more", "forger")
@@ -222,10 +241,36 @@ def test_a_member_of_several_networks_has_its_address_in_each(controller: Contro
     hear = ears.open(HOST, PORT)
     for version in (4, 6):
         target = {4: "10.82.0.1", 6: "fd82::1"}[version]
-        forged = datagram(there.own(version), target, PORT, "of the other network", mac=mac)
-        send(there.netns, second.ifname, forged, datagram(address(second, version), target, PORT, "honest", mac=mac))
-        assert hear() == "honest"
+
+        def from_(source: str, word: str, target: str = target) -> Packet:
+            return datagram(source, target, PORT, word, mac=mac)
+
+        sent = [from_(address(there.victim, version), "forged"), from_(there.own(version), "its other address")]
+        send(there.netns, second.ifname, *sent, from_(address(second, version), "honest"))
+        assert (hear(), hear()) == ("its other address", "honest")
     assert controller.check("forger") == []
+    controller.disconnect("web", "forger")  # its address there may be another's by now
+    send(there.netns, second.ifname, from_(there.own(6), "no more its own"), from_(address(second, 6), "honest"))
+    assert hear() == "honest"
+
+
+def test_the_host_reaches_a_published_port_by_the_gateway_of_each_network(controller: Controller) -> None:
+    """The request is led to the network with the default route; the answer leaves by the link to the gateway that asked."""
+    controller.create_network("a", subnets=["10.83.0.0/24"])
+    controller.create_network("b", subnets=["10.84.0.0/24"])
+    controller.create_sandbox("box")
+    controller.connect("a", "box", ports=parse_publish(f"{PUBLISHED}:{SERVED}"))
+    controller.connect("b", "box", gw_priority=5)
+    with controller.inside("box"):
+        server = socket.create_server(("", SERVED))
+    with server:
+        for gateway in ("10.83.0.1", "10.84.0.1"):
+            with socket.create_connection((gateway, PUBLISHED), timeout=5) as connection:
+                accepted, _ = server.accept()
+                accepted.sendall(b"served")
+                accepted.close()
+                assert connection.recv(10) == b"served"
+    assert controller.check("box") == []
 
 
 def test_internal_networks_members_may_be_routers(controller: Controller) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,18 @@ def test_wait_has_a_deadline(world: World, runtime: Runtime) -> None:
     runtime.launch(container)
     with pytest.raises(DeadlineExceeded):
         runtime.wait(container, 0.05)
+
+
+def test_without_its_socket_a_container_is_waited_for_and_stopped_all_the_same(world: World, runtime: Runtime) -> None:
+    """The run folder was deleted; its minder goes on."""
+    container = world.living("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    world.ready(container)
+    shutil.rmtree(runtime.run_folder(container))
+    with pytest.raises(DeadlineExceeded):
+        runtime.wait(container, 0.05)
+    assert runtime.stop(container, 0.2) == 137
+    assert [entry.log for entry in runtime.logs(container, follows=True)] == ["ready\n"]
+    assert not runtime.state(container).running
 
 
 def test_a_running_container_is_not_started_again_nor_removed(world: World, runtime: Runtime) -> None:

@@ -340,6 +340,10 @@ def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest
     _killed_at(controller, target, name, monkeypatch, when, lambda: service.run_container(controller, spec))
     service.finish(controller)
     controller.recover()
+    if (step, when) == ("processes", "after"):  # its command has begun, and may have written something: it is kept
+        assert [container.name for container in service.containers(controller)] == ["box"]
+        assert service.runtime(controller).state(service.find_container(controller, "box")).running
+        service.remove_container(controller, "box", force=True)
     assert _everything(controller) == before
 
 
