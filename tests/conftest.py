@@ -34,6 +34,8 @@ _BASE_TABLE = ("nftables", "table inet netlib")
 _SWITCHES = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding"))
 _FORWARDING = tuple(path for path in _SWITCHES if path.exists())  # a kernel may have no IPv6
 
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
 _outcomes: dict[str, str] = {}
 _set_apart: dict[str, list[Any]] = {"without_cgroups": [], "left_to_vm": []}
 
@@ -225,11 +227,20 @@ def _snapshot() -> set[tuple[str, str]]:
         *(("link", ifname) for _, ifname in socket.if_nameindex()),
         *(("netns", name) for name in os.listdir(NETNS_DIR)),
         *(("folder", str(path)) for path in Path("/etc/netns").glob("*")),
+        *(("device", _device(name)) for name in _DEVICES),
         *(("nftables", table) for table in tables.splitlines()),
     }
 
 
+def _device(name: str) -> str:
+    """A node of the machine's own, which a test host shares, with what a container could change of it."""
+    found = os.stat(f"/dev/{name}")
+    return f"/dev/{name} of user {found.st_uid} with mode {found.st_mode:o}"
+
+
 def _clear_away(kind: str, name: str) -> None:
+    if kind == "device":
+        return
     if kind == "netns":
         delete_netns(NETNS_DIR / name)
     elif kind == "folder":

@@ -250,7 +250,8 @@ def test_a_member_of_several_networks_answers_by_any_of_its_links(controller: Co
         assert (hear(), hear()) == ("its other address", "honest")
     assert controller.check("forger") == []
     controller.disconnect("web", "forger")  # its address there may be another's by now
-    send(there.netns, second.ifname, from_(there.own(6), "no more its own"), from_(address(second, 6), "honest"))
+    forged = datagram(there.own(6), "fd82::1", PORT, "no more its own", mac=mac)
+    send(there.netns, second.ifname, forged, datagram(address(second, 6), "fd82::1", PORT, "honest", mac=mac))
     assert hear() == "honest"
 
 
