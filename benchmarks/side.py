@@ -6,6 +6,9 @@ It runs in a test host of its own and uses what every commit since 11f308c has. 
 
 import json
 import os
+import socket
+import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -20,13 +23,16 @@ from cni_plugins.install import install
 from netlib.client import call, leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
-from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
+from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered
+from netlib.model import NetnsRef
 from netlib.ports import parse_publish
 from netlib.runtime.verbs import remove_all
 
 Sample = Callable[[], float]
 _SANDBOXES = 20
 _QUERIES = 2000
+_CONNECTIONS = 100
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # no TIME-WAIT, which would slow the next ones
 _SLEEP = ("sleep", "1000")
 
 
@@ -114,6 +120,7 @@ def _served(folder: Path) -> Iterator[dict[str, Sample]]:
             return _QUERIES / float(_run("nsenter", f"--net={netns}", *words)) * 1000
 
         yield {
+            **stack.enter_context(_traffic(controller)),
             "connect, through netlibd": lambda: cycle(True),
             "disconnect, through netlibd": lambda: cycle(False),
             "1,000 ports held by netlibd": held,
@@ -128,6 +135,50 @@ def _served(folder: Path) -> Iterator[dict[str, Sample]]:
         remove_all(controller)
         controller.reset()
     leave(config)
+
+
+@contextmanager
+def _traffic(controller: Controller) -> Iterator[dict[str, Sample]]:
+    """TCP connections to a server in a sandbox: by a published port from a neighbour machine, and from another sandbox."""
+    for name in ("server", "client"):
+        controller.create_sandbox(name)
+    server = controller.connect("net", "server", ports=parse_publish("9998:80"))
+    controller.connect("net", "client")
+    neighbour = NETNS_DIR / "neighbour"
+    create_netns(neighbour)
+    for command in (
+        "ip link add uplink type veth peer name eth0 netns neighbour",
+        "ip address add 192.0.2.1/24 dev uplink",
+        "ip link set uplink up",
+        "ip -n neighbour address add 192.0.2.2/24 dev eth0",
+        "ip -n neighbour link set eth0 up",
+    ):
+        _run(*command.split())
+    with controller.inside("server"):
+        listener = socket.create_server(("", 80), backlog=64)
+
+    def connected(netns: NetnsRef, address: str, port: int) -> float:
+        """The median of some connections, in milliseconds."""
+        figures = []
+        with entered(netns):
+            for _ in range(_CONNECTIONS):
+                with socket.socket() as sock:
+                    figures.append(_took(sock.connect, (address, port)))
+                    accepted, _ = listener.accept()
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+                    accepted.close()
+        return statistics.median(figures)
+
+    own = str(server.addresses[0].ip)
+    try:
+        yield {
+            "TCP connect, published port": lambda: connected(NetnsRef(str(neighbour)), "192.0.2.1", 9998),
+            "TCP connect, between sandboxes": lambda: connected(controller.sandbox("client").netns, own, 80),
+        }
+    finally:
+        listener.close()
+        _run("ip", "link", "del", "uplink")
+        delete_netns(neighbour)
 
 
 @contextmanager
