@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import dns.message
@@ -25,7 +25,7 @@ from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
-from netlib.firewall.objects import DnsRedirect, FirewallBase, PublishedPort
+from netlib.firewall.objects import DnsRedirect, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, entered
 from netlib.kernel.sockets import probe_port
@@ -280,16 +280,22 @@ def test_names_answer_to_the_names_command_as_well(controller: Controller) -> No
 # --- the firewall ------------------------------------------------------------------------------------------------------
 
 
-def _after_a_restoration(ports: tuple[PublishedPort, ...], act: Callable[[], None]) -> None:
-    """Do *act*, then wait on nftables' events until our static rules and *ports* are in the kernel again."""
+def _nft(command: str) -> None:
+    subprocess.run(["nft", *command.split()], check=True)
+
+
+def _after_a_restoration(controller: Controller, names: Sequence[str], act: Callable[[], None]) -> None:
+    """Do *act*, then wait on nftables' events until all that *names* have in the host's firewall is in the kernel again.
+
+    That is more than one transaction: the bridges' tables and their elements come after the table ``inet netlib``.
+    """
     events = FirewallEvents()
     try:
         act()
         deadline = time.monotonic() + SECONDS
         while True:
-            with Kernel() as kernel:
-                missing = [item.drift(kernel) for item in (FirewallBase(), *ports)]
-            if not any(missing):
+            missing = [drift for name in names for drift in controller.check(name) if "firewall/host" in drift[0]]
+            if not missing:
                 return
             assert time.monotonic() < deadline, missing
             select.select([events.fileno()], [], [], 1)
@@ -305,11 +311,8 @@ def test_a_flushed_firewall_is_put_back(controller: Controller, command: str) ->
     controller.create_sandbox("one")
     some = [item for number in range(8080, 8120, 2) for item in parse_publish(f"{number}:80")]
     controller.connect("web", "one", ports=[*some, *parse_publish("8000-8019:8000-8019")])
-    ports = controller.plan_of("one").of(PublishedPort)
-    assert len(ports) == 21
-    _after_a_restoration(ports, lambda: subprocess.run(["nft", *command.split()], check=True).check_returncode())
-    for name in ("web", "second", "one"):
-        assert [drift for drift in controller.check(name) if "firewall/host" in drift[0]] == []
+    assert len(controller.plan_of("one").of(PublishedPort)) == 21
+    _after_a_restoration(controller, ("web", "second", "one"), lambda: _nft(command))
     controller.disconnect("web", "one")
     with Kernel() as kernel:
         assert [found for found in kernel.firewall().list_ours() if re.search(r"\b8080\b", found.what)] == []
@@ -320,8 +323,7 @@ def test_a_thousand_held_ports_leave_libnftables_its_descriptor(controller: Cont
     controller.create_sandbox("one")
     controller.connect("web", "one", ports=parse_publish("20000-20999:20000-20999"))
     assert held(20999)
-    ports = controller.plan_of("one").of(PublishedPort)
-    _after_a_restoration(ports, lambda: subprocess.run(["nft", "flush", "ruleset"], check=True).check_returncode())
+    _after_a_restoration(controller, ("web", "one"), lambda: _nft("flush ruleset"))
     controller.disconnect("web", "one")
     assert not held(20999)
 
@@ -333,15 +335,15 @@ def test_a_firewall_that_was_flushed_while_no_daemon_was_there_is_put_back_at_it
     controller.create_sandbox("one")
     controller.connect("web", "one", ports=parse_publish("8080:80"))
     leave(config)
-    subprocess.run(["nft", "flush", "ruleset"], check=True)
-    _after_a_restoration(controller.plan_of("one").of(PublishedPort), lambda: start_daemon(config))
+    _nft("flush ruleset")
+    _after_a_restoration(controller, ("web", "one"), lambda: start_daemon(config))
 
 
 def test_nothing_is_restored_that_nobody_has(controller: Controller, config: Config) -> None:
     controller.create_network("web")
     start_daemon(config)
     controller.remove_network("web")
-    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    _nft("flush ruleset")
     call(config, "network.ls", {})
     log = (config.run_dir / "netlibd.log").read_text()
     assert "Traceback" not in log
