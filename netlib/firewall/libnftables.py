@@ -1,7 +1,8 @@
 """libnftables by ctypes: text in, text or JSON out, one context per netns.
 
-One rule: a context belongs to the netns it was opened in and to one thread at a time. The library has no error codes, only
-text; it is read back into errno here and nowhere else.
+Two rules: a context belongs to the netns it was opened in and to one thread at a time; and one thread of a process writes JSON
+at a time, whatever the context, for the library (1.0.6) takes types apart with strtok(3), whose place is the process's. The
+library has no error codes, only text; it is read back into errno here and nowhere else.
 """
 
 import ctypes
@@ -12,8 +13,9 @@ import os
 import resource
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -55,6 +57,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+_writing_json = threading.Lock()
+os.register_at_fork(before=_writing_json.acquire, after_in_parent=_writing_json.release, after_in_child=_writing_json.release)
 _KEPT_MOST = 4  # of a kind
 _T = TypeVar("_T", bound="Closable")
 
@@ -182,7 +186,8 @@ class Nft:
         library = _library()
         _require_memory(len(commands))
         library.nft_ctx_output_set_flags(self._context, flags)
-        failed = library.nft_run_cmd_from_buffer(self._context, commands.encode())
+        with _writing_json if flags & _OUTPUT_JSON else nullcontext():
+            failed = library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: str = library.nft_ctx_get_output_buffer(self._context).decode()
         problem: str = library.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
         if failed:
