@@ -25,6 +25,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.model import Protocol
 from netlib.plan import KernelObject
+from tests.kernel.dns_client import wait_until
 from tests.kernel.firewall_world import SILENCE, Probe, World, probes
 
 TAG = "netlib:test:record"
@@ -208,10 +209,15 @@ def test_port_on_an_address_that_moved_away_is_its_new_owners(world: World, kern
 
 @contextmanager
 def held(world: World, name: str, ifname: str, addresses: Iterable[str]) -> Iterator[None]:
-    """Give a link more addresses, for the block."""
+    """Give a link more addresses, for the block. It begins when they are local: an IPv6 address is so only a moment later."""
     for address in addresses:
         world.run("ip", "address", "add", address, "dev", ifname, "nodad", name=name)
     try:
+        asked = [address.split("/")[0] for address in addresses]
+        wait_until(
+            lambda: all(world.run("ip", "route", "get", address, name=name).startswith("local ") for address in asked),
+            f"{asked} are not local",
+        )
         yield
     finally:
         for address in addresses:
