@@ -13,7 +13,7 @@ from pathlib import Path
 from netlib.config import Config
 from netlib.waiting import is_stopped
 
-__all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding", "stopped_netlibd"]
+__all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding", "stopped_netlibd", "stopping_itself"]
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 15.0
@@ -36,6 +36,32 @@ HOLDING = {
     "the store": "db = sqlite3.connect(config.state_dir / 'netlib.db', isolation_level=None)\ndb.execute('BEGIN IMMEDIATE')\n",
 }
 _END = "print('holding', flush=True)\nsignal.pause()\n"
+
+_STOPPING_ITSELF = """
+import os, signal, sys, threading
+from netlib.config import Config
+from tests.cni.launching import serving
+def handle(request):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    threading.Event().wait(60)  # this thread may be the last one to be stopped
+with serving(Config.from_environment(), handle):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def stopping_itself(config: Config) -> Iterator[int]:
+    """A control socket of *config* whose handler stops its own process, as a netlibd that is stopped with a request begun."""
+    folders = {"NETLIB_STATE_DIR": str(config.state_dir), "NETLIB_RUN_DIR": str(config.run_dir), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", _STOPPING_ITSELF, "netlib.daemon"]
+    with subprocess.Popen(command, env={**os.environ, **folders}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield server.pid
+        finally:
+            server.kill()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from enum import Flag, auto
 
 from netlib.controller import Controller
+from netlib.firewall.expressions import NETFILTER, NFTABLES
 from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
 from netlib.firewall.spoofing import PortMacs
@@ -22,9 +23,7 @@ from netlib.plan import KernelObject, Plan
 
 __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
 
-_NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 7
-_NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE = 1  # the name of the table has this number in the messages of tables, chains and rules alike
 _NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE = 3, 2, 5, 8
 _FORWARDING = {1, 2, 10}  # inet, ipv4, ipv6
@@ -50,7 +49,7 @@ class FirewallEvents:
 
     def __init__(self) -> None:
         with doing("listen to nftables' events"):
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
             try:
                 self._socket.setblocking(False)
                 self._enlarge()
@@ -101,7 +100,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         length, kind, *_ = _HEADER.unpack_from(data, at)
         if length < _HEADER.size:
             return
-        if kind >> 8 == _NFNL_SUBSYS_NFTABLES:
+        if kind >> 8 == NFTABLES:
             body = at + _HEADER.size
             yield kind & 0xFF, data[body], attributes_of(data[body + _GENERIC_SIZE : at + length]).get(_NFTA_TABLE, b"")
         at += (length + 3) & ~3

@@ -20,14 +20,14 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from netlib.errors import FeatureMissing, HostExhausted, KernelError, NotPermitted
+from netlib.firewall.expressions import NETFILTER, NFTABLES
 from netlib.kernel.descriptors import has_low
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 from netlib.scarcity import NO_MEMORY, exhaustion
 
-_NETLINK_NETFILTER = 12
 _ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # its buffers, and what it makes of a command
-_NFT_MSG_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES in the upper byte
+_NFT_MSG_GETGEN = NFTABLES << 8 | 16
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 # <nftables/libnftables.h>: protocols as numbers, for their names come from a file that a small system may lack
@@ -130,7 +130,7 @@ class Nft:
         library = _library()
         with entered(), doing(f"open nftables in {netns.label}"):
             # nft_ctx_new ends the whole process when the kernel has no NETLINK_NETFILTER: this socket finds out first.
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
             try:
                 self.generation()
                 _require_memory(0)

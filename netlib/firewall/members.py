@@ -20,7 +20,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.libnftables import Nft, keep, kept
+from netlib.firewall.bridgetable import BridgeTable
+from netlib.firewall.expressions import DELSETELEM, NETFILTER, NEWSETELEM, NFTABLES
+from netlib.firewall.libnftables import keep, kept
 from netlib.firewall.ruleset import checked_ifname
 from netlib.kernel.netlink import CREATE, NetlinkSocket, attribute, nest, text
 from netlib.kernel.netns import command_in
@@ -54,19 +56,6 @@ _RULES = (
     # The kernel takes off the inner tags later on, and would find an address that was not looked at here.
     ("meta protocol { 8021q, 8021ad } drop", "a tag within a tag"),
 )
-_BASE = (
-    f"add table {TABLE}",
-    f"add set {TABLE} {_PORTS} {{ type ifname; }}",
-    f"add set {TABLE} {_SOURCES[4]} {{ type ifname . ipv4_addr; }}",
-    f"add set {TABLE} {_SOURCES[6]} {{ type ifname . ipv6_addr; }}",
-    f"add chain {TABLE} prerouting {{ type filter hook prerouting priority -300; policy accept; }}",
-    f"flush chain {TABLE} prerouting",
-    *(f'add rule {TABLE} prerouting {rule} comment "{comment}"' for rule, comment in _RULES),
-)
-
-_NETLINK_NETFILTER = 12
-_NFNL_SUBSYS_NFTABLES = 10
-_NEWSETELEM, _DELSETELEM = (_NFNL_SUBSYS_NFTABLES << 8 | number for number in (12, 14))
 _HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
 _IFNAMSIZ = 16
 _AT_ONCE = 256  # ports in one transaction: 60 KiB of messages
@@ -86,11 +75,11 @@ class MemberConversation:
             self._socket = kept(NetlinkSocket) if self.netns.is_host else None
         if self._socket is None:
             with kernel.entered(self.netns), doing(action):
-                self._socket = NetlinkSocket(_NETLINK_NETFILTER)
+                self._socket = NetlinkSocket(NETFILTER)
         holders = _by_set(ports)
-        messages = [(verb, CREATE if verb == _NEWSETELEM else 0, payload) for verb in verbs for payload in holders]
+        messages = [(verb, CREATE if verb == NEWSETELEM else 0, payload) for verb in verbs for payload in holders]
         with doing(action):
-            self._socket.transact(_NFNL_SUBSYS_NFTABLES, messages)
+            self._socket.transact(NFTABLES, messages)
 
     def close(self) -> None:
         if self._socket is not None and not (self.netns.is_host and keep(self._socket)):
@@ -110,41 +99,16 @@ def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
     ]
 
 
-class MemberTable(KernelObject, frozen=True, kw_only=True, tag="member_table"):
+class MemberTable(BridgeTable, frozen=True, kw_only=True, tag="member_table"):
     """The table; every :class:`PortSources` is elements in it."""
 
-    @property
-    def key(self) -> Key:
-        return Key("firewall", self.netns.path, "member table")
-
-    @property
-    def shared(self) -> bool:
-        return True
-
-    def ensure(self, kernel: "Kernel") -> None:
-        self._nft(kernel).run("\n".join(_BASE), f"set up {TABLE}")
-
-    def remove(self, kernel: "Kernel") -> None:
-        with suppress(ObjectMissing):  # added first, so that one which is gone is no error
-            self._nft(kernel).run(f"add table {TABLE}\ndelete table {TABLE}", f"remove {TABLE}")
+    table = TABLE
+    part = "member table"
+    sets = ((_PORTS, "ifname"), (_SOURCES[4], "ifname . ipv4_addr"), (_SOURCES[6], "ifname . ipv6_addr"))
+    rules = _RULES
 
     def carries(self, other: KernelObject) -> bool:
         return isinstance(other, PortSources) and other.netns.path == self.netns.path
-
-    def _nft(self, kernel: "Kernel") -> Nft:
-        return kernel.firewall(self.netns).nft
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        try:
-            listing = self._nft(kernel).listing(f"list chain {TABLE} prerouting")
-        except ObjectMissing:
-            return f"nftables table {TABLE} is gone"
-        found = [entry["rule"].get("comment") for entry in listing if "rule" in entry]
-        wanted = [comment for _, comment in _RULES]
-        return None if found == wanted else f"nftables chain {TABLE} prerouting has other rules than ours"
-
-    def commands(self) -> Iterator[str]:
-        return (command_in(self.netns, f"nft {shlex.quote(line)}") for line in _BASE)
 
 
 class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
@@ -193,16 +157,16 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
         """Make the run so, with the table where that is missing: a network of an older netlib has none."""
         for some in _parts(run):
             try:
-                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM,), some)
+                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM,), some)
             except ObjectMissing:
                 MemberTable(netns=run[0].netns).ensure(kernel)
-                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM,), some)
+                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM,), some)
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
         for some in _parts(run):
             with suppress(ObjectMissing):  # no table, or no netns
-                kernel.firewall(run[0].netns).members.change(kernel, (_NEWSETELEM, _DELSETELEM), some)
+                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM, DELSETELEM), some)
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.libnftables import Nft
+from netlib.firewall.bridgetable import BridgeTable
 from netlib.firewall.ruleset import checked_ifname
 from netlib.names import check_mac
 from netlib.plan import KernelObject, Key
@@ -21,54 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["PortMac", "PortMacs", "remove_reference_check"]
 
 TABLE = "bridge netlib"
-_BASE = (
-    f"add table {TABLE}",
-    f"add set {TABLE} watched {{ type ifname; }}",
-    f"add set {TABLE} macs {{ type ifname . ether_addr; }}",
-    f"add chain {TABLE} prerouting {{ type filter hook prerouting priority -300; policy accept; }}",
-    f"flush chain {TABLE} prerouting",
-    f'add rule {TABLE} prerouting iifname @watched iifname . ether saddr != @macs drop comment "another MAC address"',
-)
-_RULES = 1
 _SPELLABLE = re.compile(r"[A-Za-z0-9_.-]+")
 _REFERENCE_TABLE, _REFERENCE_CHAIN = "bridge nat", "PREROUTING"
 
 
-class PortMacs(KernelObject, frozen=True, kw_only=True, tag="port_macs"):
+class PortMacs(BridgeTable, frozen=True, kw_only=True, tag="port_macs"):
     """The table; every :class:`PortMac` is an entry in it."""
 
-    @property
-    def key(self) -> Key:
-        return Key("firewall", self.netns.path, "port macs")
-
-    @property
-    def shared(self) -> bool:
-        return True
-
-    def ensure(self, kernel: "Kernel") -> None:
-        self._nft(kernel).run("\n".join(_BASE), f"set up {TABLE}")
-
-    def remove(self, kernel: "Kernel") -> None:
-        with suppress(ObjectMissing):
-            self._nft(kernel).run("\n".join(self._removal), f"remove {TABLE}")
-
-    @property
-    def _removal(self) -> tuple[str, str]:
-        return f"add table {TABLE}", f"delete table {TABLE}"  # so that one which is gone is no error
-
-    def _nft(self, kernel: "Kernel") -> Nft:
-        return kernel.firewall(self.netns).nft
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        try:
-            listing = self._nft(kernel).listing(f"list chain {TABLE} prerouting")
-        except ObjectMissing:
-            return f"nftables table {TABLE} is gone"
-        rules = [entry for entry in listing if "rule" in entry]
-        return None if len(rules) == _RULES else f"nftables chain {TABLE} prerouting has other rules than ours"
-
-    def commands(self) -> Iterable[str]:
-        return (f"nft '{line}'" for line in _BASE)
+    table = TABLE
+    part = "port macs"
+    sets = (("watched", "ifname"), ("macs", "ifname . ether_addr"))
+    rules = (("iifname @watched iifname . ether saddr != @macs drop", "another MAC address"),)
 
 
 class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):

@@ -19,7 +19,7 @@ from netlib.controller import Controller, Unwatched
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import CniAttachment, NetnsRef
 from tests.cni.launching import environment, run
-from tests.stopping import LIMIT, remedy, stopped_holding, stopped_netlibd
+from tests.stopping import LIMIT, remedy, stopped_holding, stopped_netlibd, stopping_itself
 
 ROOT = Path(__file__).parents[2]
 TYPES = ["bridge", "static", "netlib", "dhcp", "portmap"]
@@ -181,26 +181,8 @@ def test_a_launcher_of_the_release_before_is_served_on_its_own_socket(config: Co
 
 def test_a_call_that_was_begun_is_told(plugins: Path, config: Config, pod: str) -> None:
     """By a control socket whose handler stops its own process: the runtime is told in seconds, and nothing is done twice."""
-    code = """if True:
-        import os, signal, sys, threading
-        from netlib.config import Config
-        from tests.cni.launching import serving
-        def handle(request):
-            os.kill(os.getpid(), signal.SIGSTOP)
-            threading.Event().wait(60)  # this thread may be the last one to be stopped
-        with serving(Config.from_environment(), handle):
-            print("ready", flush=True)
-            sys.stdin.read()
-    """
-    folders = {"NETLIB_STATE_DIR": str(config.state_dir), "NETLIB_RUN_DIR": str(config.run_dir), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-c", code, "netlib.daemon"]
-    with subprocess.Popen(command, env={**os.environ, **folders}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"ready\n"
-            refused = cni(plugins, config, "ADD", PODS, pod)
-            assert code_of(refused) == (11, "netlibd is stopped, with the call begun")
-            assert f"kill -CONT {server.pid}" in json.loads(refused.stdout)["details"]
-            assert not (config.state_dir / "netlib.db").exists(), "it was not done here"
-        finally:
-            server.kill()
+    with stopping_itself(config) as pid:
+        refused = cni(plugins, config, "ADD", PODS, pod)
+        assert code_of(refused) == (11, "netlibd is stopped, with the call begun")
+        assert f"kill -CONT {pid}" in json.loads(refused.stdout)["details"]
+        assert not (config.state_dir / "netlib.db").exists(), "it was not done here"

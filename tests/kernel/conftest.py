@@ -13,9 +13,21 @@ from netlib.model import NetnsRef
 from netlib.runtime.lost import reset_lost
 from netlib.store.backup import copy_store
 from tests.kernel.dns_client import Loads
+from tests.kernel.firewall_world import BRIDGE_NF
 from tests.kernel.lost_world import LOSSES, host, run
 from tests.kernel.runtime_world import World
 from tests.kernel.upstream_world import Asker, Behaviour, Server, Serving
+
+
+@pytest.fixture(params=["0", "1"], ids=["bridge_nf_0", "bridge_nf_1"])
+def bridge_nf(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whether bridged frames pass the host's rules; as it was afterwards."""
+    before = [path.read_text() for path in BRIDGE_NF]
+    for path in BRIDGE_NF:
+        path.write_text(request.param)
+    yield request.param
+    for path, value in zip(BRIDGE_NF, before, strict=True):
+        path.write_text(value)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ MEMBERS = {
     "i2": ("brI", 3, 3),
 }
 BRIDGES = {"brA": 1, "brB": 2, "brI": 3}
+BRIDGE_NF = tuple(Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables"))
 SILENCE = 0.4  # seconds after which what did not answer is taken to be closed
 _ICMP6_FILTER, _ECHO_REPLY_6 = 1, 129
 PATIENCE = 5.0  # seconds for what must answer
@@ -59,8 +60,8 @@ class World:
             self._stack.callback(delete_netns, Path(ref.path))
         self._wire()
         with entered(self.refs["host"]):
-            for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
-                Path(f"/proc/sys/net/bridge/{name}").write_text(str(bridge_nf))
+            for path in BRIDGE_NF:
+                path.write_text(str(bridge_nf))
             for name in (
                 "ipv4/ip_forward",
                 "ipv6/conf/all/forwarding",

@@ -20,10 +20,10 @@ from netlib.model import HOST, NetnsRef
 from netlib.names import bridge_ifname
 from netlib.ports import parse_publish
 from tests.kernel.frames import Ears, datagram, send
-from tests.kernel.test_member_sources import LAN, UPLINK, bridge_nf, controller, ears, lan
+from tests.kernel.test_member_sources import LAN, UPLINK, controller, ears, lan
 from tests.kernel.test_on_the_wire import capture
 
-__all__ = ["bridge_nf", "controller", "ears", "lan"]
+__all__ = ["controller", "ears", "lan"]
 
 OWN = {4: "10.83.0.1", 6: "fd83::1"}
 OTHERS = {4: (UPLINK[4], "10.81.0.1", "127.0.0.1", "10.81.0.255", "10.81.0.0"), 6: (UPLINK[6], "fd81::1", "::1", "fd81::")}

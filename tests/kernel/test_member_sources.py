@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -30,21 +29,10 @@ from netlib.ports import parse_publish
 from tests.kernel.frames import Ears, datagram, send
 from tests.kernel.test_on_the_wire import capture
 
-_SWITCHES = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")]
 UPLINK = {4: "192.0.2.1", 6: "2001:db8::1"}
 LAN = {4: "192.0.2.2", 6: "2001:db8::2"}
 STRANGER = {4: "198.51.100.7", 6: "2001:db8:7::7"}
 PORT, PUBLISHED, SERVED = 9000, 8080, 80
-
-
-@pytest.fixture(params=["0", "1"], ids=["bridge_nf_0", "bridge_nf_1"])
-def bridge_nf(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = [path.read_text() for path in _SWITCHES]
-    for path in _SWITCHES:
-        path.write_text(request.param)
-    yield request.param
-    for path, value in zip(_SWITCHES, before, strict=True):
-        path.write_text(value)
 
 
 @pytest.fixture

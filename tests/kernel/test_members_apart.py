@@ -19,19 +19,9 @@ from netlib.controller import Controller, Unwatched
 from netlib.kernel import bridges
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish
+from tests.kernel.firewall_world import BRIDGE_NF
 
-_SWITCHES = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")]
 _SECONDS = 2.5  # on an adopted bridge the first IPv6 packet is lost now and then, and sent again after one second
-
-
-@pytest.fixture(params=["0", "1"], ids=["bridge_nf_0", "bridge_nf_1"])
-def bridge_nf(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = [path.read_text() for path in _SWITCHES]
-    for path in _SWITCHES:
-        path.write_text(request.param)
-    yield request.param
-    for path, value in zip(_SWITCHES, before, strict=True):
-        path.write_text(value)
 
 
 @pytest.fixture
@@ -89,7 +79,7 @@ def _assert_apart(controller: Controller) -> None:
 def test_members_reach_published_ports_only(controller: Controller, servers: list[socket.socket]) -> None:
     _populate(controller, servers)
     _assert_apart(controller)
-    for path in _SWITCHES:  # what another program does with the host's switch changes nothing
+    for path in BRIDGE_NF:  # what another program does with the host's switch changes nothing
         path.write_text("0" if path.read_text() == "1\n" else "1")
     _assert_apart(controller)
 

@@ -25,7 +25,7 @@ from netlib.locks import record_lock
 from netlib.plan import KernelObject
 from tests.kernel.dns_client import wait_until
 from tests.processes import ended
-from tests.stopping import HOLDING, LIMIT, remedy, stopped_holding, stopped_netlibd
+from tests.stopping import HOLDING, LIMIT, remedy, stopped_holding, stopped_netlibd, stopping_itself
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,34 +220,12 @@ def test_a_reset_is_refused_before_anything_is_removed(config: Config, needed: b
 
 def test_an_operation_that_was_sent_is_told_and_not_done_twice(config: Config) -> None:
     """It was at work by then, so it must not be done a second time: a control socket whose handler stops its own process."""
-    code = """if True:
-        import os, signal, sys, threading
-        from netlib.config import Config
-        from tests.cni.launching import serving
-        def handle(request):
-            os.kill(os.getpid(), signal.SIGSTOP)
-            threading.Event().wait(60)  # this thread may be the last one to be stopped
-        with serving(Config.from_environment(), handle):
-            print("ready", flush=True)
-            sys.stdin.read()
-    """
-    folders = {"NETLIB_STATE_DIR": str(config.state_dir), "NETLIB_RUN_DIR": str(config.run_dir)}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "netlib.daemon"],
-        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"ready\n"
-            says = "is stopped, with 'network.create' begun, which it finishes when it goes on"
-            with in_time(), pytest.raises(Stuck, match=says) as refusal:
-                call(config, "network.create", {"name": "web"})
-            assert str(refusal.value).endswith(remedy(server.pid))
-            assert not (config.state_dir / "netlib.db").exists(), "it was not done here"
-        finally:
-            server.kill()
+    with stopping_itself(config) as pid:
+        says = "is stopped, with 'network.create' begun, which it finishes when it goes on"
+        with in_time(), pytest.raises(Stuck, match=says) as refusal:
+            call(config, "network.create", {"name": "web"})
+        assert str(refusal.value).endswith(remedy(pid))
+        assert not (config.state_dir / "netlib.db").exists(), "it was not done here"
 
 
 def test_a_busy_netlibd_greets_all_the_same(config: Config) -> None:

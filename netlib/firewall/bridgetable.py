@@ -1,0 +1,68 @@
+"""What our small tables of the bridge family have in common: sets, and one chain that never changes and looks into them.
+
+The chain sees a frame as it comes in by a port, before the bridge and br_netfilter do.
+"""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar
+
+from netlib.errors import ObjectMissing
+from netlib.firewall.libnftables import Nft
+from netlib.kernel.netns import command_in
+from netlib.plan import KernelObject, Key
+
+if TYPE_CHECKING:
+    from netlib.kernel.handle import Kernel
+
+__all__ = ["BridgeTable"]
+
+
+class BridgeTable(KernelObject, frozen=True, kw_only=True):
+    """One such table; subclasses say what is in it."""
+
+    table: ClassVar[str]
+    part: ClassVar[str]  # the last part of its key
+    sets: ClassVar[tuple[tuple[str, str], ...]]  # name and type of each
+    rules: ClassVar[tuple[tuple[str, str], ...]]  # rule and comment, which tells the rule from others
+
+    @property
+    def key(self) -> Key:
+        return Key("firewall", self.netns.path, self.part)
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def _lines(self) -> Iterator[str]:
+        yield f"add table {self.table}"
+        for name, kind in self.sets:
+            yield f"add set {self.table} {name} {{ type {kind}; }}"
+        yield f"add chain {self.table} prerouting {{ type filter hook prerouting priority -300; policy accept; }}"
+        yield f"flush chain {self.table} prerouting"
+        for rule, comment in self.rules:
+            yield f'add rule {self.table} prerouting {rule} comment "{comment}"'
+
+    def ensure(self, kernel: "Kernel") -> None:
+        self._nft(kernel).run("\n".join(self._lines), f"set up {self.table}")
+
+    def remove(self, kernel: "Kernel") -> None:
+        with suppress(ObjectMissing):  # no netns; the table is added first, so that one which is gone is no error
+            self._nft(kernel).run(f"add table {self.table}\ndelete table {self.table}", f"remove {self.table}")
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        try:
+            listing = self._nft(kernel).listing(f"list chain {self.table} prerouting")
+        except ObjectMissing:
+            return f"nftables table {self.table} is gone"
+        found = [entry["rule"].get("comment") for entry in listing if "rule" in entry]
+        wanted = [comment for _, comment in self.rules]
+        return None if found == wanted else f"nftables chain {self.table} prerouting has other rules than ours"
+
+    def commands(self) -> Iterator[str]:
+        return (command_in(self.netns, f"nft {shlex.quote(line)}") for line in self._lines)
+
+    def _nft(self, kernel: "Kernel") -> Nft:
+        return kernel.firewall(self.netns).nft
