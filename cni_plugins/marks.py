@@ -16,7 +16,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
 from netlib.kernel.netns import identity_of
 from netlib.model import NetnsRef
-from netlib.store.tags import known_tags, store_of, tag_of
+from netlib.store.tags import store_of, tag_of, tags_of
 
 __all__ = ["cleared_by_tag"]
 
@@ -31,7 +31,7 @@ def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
     if host.lost is None:
         yield
         return
-    tags = {*known_tags(host.config.state_dir), *known_tags(host.config.memory_dir), host.tag}
+    tags = {*tags_of(host.config), host.tag}
     with Kernel() as kernel:
         records, addresses = _found(kernel, node, call)
         yield

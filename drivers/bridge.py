@@ -126,7 +126,7 @@ class BridgeDriver:
         own = tuple(address.ip for address in endpoint.addresses)
         return Plan(
             Veth(ifname=host_ifname, peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac, mtu=options.mtu),
-            *(PortSources(port=port, addresses=own) for port in (self.checked_port(network, endpoint),) if port),
+            *([PortSources(port=host_ifname, addresses=own)] if _masquerades(network, options) else ()),
             BridgePort(ifname=host_ifname, bridge=bridge, hairpin=options.hairpin, isolated=not options.icc, filtered=True),
         )
 

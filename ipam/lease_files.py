@@ -163,14 +163,7 @@ class LeaseFolder:
     @staticmethod
     def _wait_for(fd: int, path: str) -> None:
         late = f"waited {_DEADLINE:.0f} s for {path}, which another process keeps locked"
-        waiting = Waiting(path, "leasing an address", _DEADLINE, lambda: late)
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting.pause()
-            else:
-                return
+        Waiting(path, "leasing an address", _DEADLINE, lambda: late).flock(fd)
 
 
 def _write(path: str, text: str, how: int) -> None:

@@ -20,7 +20,7 @@ from netlib.names import new_id
 from netlib.requests import NetworkRequest, network_record, surroundings
 from netlib.store.generation import Generation
 from netlib.store.sqlite import Store
-from netlib.store.tags import known_tags, remember_tag
+from netlib.store.tags import remember_tag, tags_of
 from netlib.traces import traces
 
 DEFAULT_SUBNET = "172.17.0.0/16"
@@ -86,7 +86,7 @@ class Host:
         known = self.generation.known()  # read first: by the time the store is read, it can only be further
         if (what := self._doubt(known)) is None:
             return None
-        tags = {*known_tags(self.config.state_dir), *known_tags(self._memory)}
+        tags = set(tags_of(self.config))
         with self.store.read() as tx:
             tags |= {tag} if (tag := tx.meta("tag")) else set()
         found = traces(self.config, tags)

@@ -6,18 +6,20 @@ By these a store that is new, or older than what it made, is recognised. Nothing
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
 from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import NETNS_DIR, boot_id, identity_of_path, netns_dir
+from netlib.kernel.netns import boot_id, pinned_netns
 from netlib.model import HOST, NetnsRef
 from netlib.store.tags import store_of
 
-__all__ = ["CONTAINER_ID", "container_folders", "minded", "minders", "traces", "written_minder"]
+__all__ = ["CONTAINER_ID", "container_folders", "listed", "minded", "minders", "traces", "written_minder"]
 
+_MOST_NAMES = 10
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _MINDER = "from netlib.runtime.shim import main"  # in the command line of every minder: netlib.runtime.launch
 
@@ -82,6 +84,12 @@ def minded(pid: int, folder: Path) -> str:
     return container_id if facts.get("folder") == str(folder / container_id) else ""
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a sentence: the first ten, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
 def _tagged_links(kernel: Kernel, netns: NetnsRef, tags: Collection[str]) -> int:
     return sum(store_of(link.alias) in tags for link in kernel.rtnl(netns).links()) if tags else 0
 
@@ -89,12 +97,8 @@ def _tagged_links(kernel: Kernel, netns: NetnsRef, tags: Collection[str]) -> int
 def _tagged_netns(kernel: Kernel, config: Config, tags: Collection[str]) -> int:
     """How many netns where ours are pinned have a ``lo`` that carries one of *tags*."""
     count = 0
-    for folder in {NETNS_DIR, netns_dir(config.run_dir)} if tags else ():
-        for path in folder.iterdir() if folder.is_dir() else ():
-            try:
-                netns = NetnsRef(str(path), identity_of_path(str(path)))
-                count += store_of(kernel.rtnl(netns).get_link("lo").alias) in tags
-            except KernelError:  # a plain file, or it has gone meanwhile
-                continue
+    for netns in pinned_netns(config.run_dir) if tags else ():
+        with suppress(KernelError):  # it has gone meanwhile
+            count += store_of(kernel.rtnl(netns).get_link("lo").alias) in tags
             kernel.forget(netns)
     return count

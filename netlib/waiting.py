@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from netlib.errors import DeadlineExceeded, Stuck
 
-__all__ = ["LOOK_SECONDS", "Waiting", "holders", "is_stopped", "meet", "patience", "stopped_holder", "trouble"]
+__all__ = ["LOOK_SECONDS", "Waiting", "holders", "is_stopped", "meet", "patience", "stopped_holder", "trouble", "try_flock"]
 
 LOOK_SECONDS = 1.0
 _SOON = 0.05
@@ -110,6 +110,17 @@ def _has_open(pid: int, path: "os.PathLike[str] | str") -> bool:
     return False
 
 
+def try_flock(fd: int) -> bool:
+    """Lock the file behind *fd* for this process alone, by flock(2); False while another process has it."""
+    import fcntl  # most commands take no lock
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Waiting:
     """One wait for a lock on a file, to which the kernel gives no deadline: longer and longer pauses, a look at the holder."""
 
@@ -121,6 +132,11 @@ class Waiting:
         self._until = time.monotonic() + seconds
         self._look = time.monotonic() + patience()
         self._pause = _SHORTEST_PAUSE
+
+    def flock(self, fd: int) -> None:
+        """Take the lock by :func:`try_flock`, however often that is tried; raises as :meth:`pause`."""
+        while not try_flock(fd):
+            self.pause()
 
     def pause(self) -> None:
         """Sleep for a moment. Raises Stuck when a stopped process holds the lock, DeadlineExceeded when it is too late."""

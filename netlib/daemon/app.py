@@ -5,7 +5,6 @@ one who comes second costs little; the service itself is :mod:`netlib.daemon.ser
 """
 
 import argparse
-import fcntl
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from netlib.errors import NetlibError, NotPermitted, Stuck
 from netlib.folders import own_folder
 from netlib.locks import run_folder_refusal
 from netlib.scarcity import exhaustion
-from netlib.waiting import Waiting, stopped_holder, trouble
+from netlib.waiting import Waiting, stopped_holder, trouble, try_flock
 from netlib.wire import error_to_json
 
 _REPORT_FD = 3
@@ -103,7 +102,7 @@ class Place:
         except OSError as error:
             raise run_folder_refusal(config.run_dir, error) from error
         _take(starting, config.starting_file, "another netlibd is still starting")
-        if not _is_taken(pid):
+        if not try_flock(pid):
             if stopped := stopped_holder(config.pid_file):
                 raise Stuck(f"netlibd cannot start: {trouble(stopped)}")
             if config.socket_path.exists() or config.former_socket_path.exists():
@@ -133,19 +132,9 @@ class Place:
         self._pid = self._starting = -1
 
 
-def _is_taken(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _take(fd: int, path: Path, otherwise: str) -> None:
     """Lock a file of the run folder; DeadlineExceeded says *otherwise* when another process keeps it."""
-    waiting = Waiting(path, "netlibd cannot start", START_SECONDS, lambda: f"{otherwise} ({path}); try again")
-    while not _is_taken(fd):
-        waiting.pause()
+    Waiting(path, "netlibd cannot start", START_SECONDS, lambda: f"{otherwise} ({path}); try again").flock(fd)
 
 
 def detach() -> None:

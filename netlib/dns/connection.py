@@ -80,7 +80,7 @@ class Connection:
         try:
             if events & _BROKEN:
                 self.close()
-            elif events & READABLE and self._may_read():
+            elif events & READABLE and not self._cut_off and self._wants_more():
                 data = self._sock.recv(MAX_DATAGRAM)
                 self._finished = not data
                 self._received += data
@@ -101,8 +101,8 @@ class Connection:
     def _has_room(self) -> bool:
         return self._pending < _MAX_PENDING and len(self._unsent) < _MAX_UNSENT
 
-    def _may_read(self) -> bool:
-        return not self._finished and not self._cut_off and self._has_room()
+    def _wants_more(self) -> bool:
+        return not self._finished and self._has_room()
 
     def _take_queries(self) -> bool:
         """Hand on the whole queries that are here, as far as time and limits allow; whether there were any."""
@@ -153,8 +153,8 @@ class Connection:
         if self._finished and not self._unsent and not self._pending and not self._cut_off:
             self.close()
             return
-        wants_more = not self._finished and self._has_room()  # also where it is cut off: two system calls a turn saved
-        events = (READABLE if wants_more else 0) | (WRITABLE if self._unsent else 0)
+        # Also where its turn was cut off: two system calls a turn saved.
+        events = (READABLE if self._wants_more() else 0) | (WRITABLE if self._unsent else 0)
         if events != self._events:
             self._events = events
             self._loop.rewatch(self._sock.fileno(), events)

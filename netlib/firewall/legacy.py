@@ -4,7 +4,6 @@ One rule: python-iptables takes no lock and replaces whole tables, so every chan
 takes, from the reading to the commit.
 """
 
-import fcntl
 import os
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
@@ -170,16 +169,7 @@ def _xtables_lock() -> Iterator[None]:
     waiting = Waiting(_XTABLES_LOCK, "changing foreign rules", _LOCK_SECONDS, lambda: late)
     fd = os.open(_XTABLES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        while not _locked(fd):
-            waiting.pause()
+        waiting.flock(fd)
         yield
     finally:
         os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

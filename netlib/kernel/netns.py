@@ -141,6 +141,17 @@ def netns_dir(run_dir: Path) -> Path:
     return NETNS_DIR if is_ours(str(NETNS_DIR)) and is_ours(str(NETNS_FILES_DIR)) else run_dir / "netns"
 
 
+def pinned_netns(run_dir: Path) -> Iterator[NetnsRef]:
+    """Every netns that is pinned where ours may be, by name: where ``ip netns`` looks, and in the run folder."""
+    folders = {NETNS_DIR, netns_dir(run_dir)}
+    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+        try:
+            identity = identity_of_path(str(path))
+        except KernelError:  # a plain file, or it has gone meanwhile
+            continue
+        yield NetnsRef(str(path), identity)
+
+
 def new_netns(prepare: Callable[[], None] = lambda: None) -> int:
     """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed.
 

@@ -40,22 +40,20 @@ from netlib.kernel.netns import (
     OwnedNetns,
     boot_id,
     current_identity,
-    identity_of_path,
-    netns_dir,
+    pinned_netns,
 )
 from netlib.kernel.sysctl import read_sysctl
 from netlib.model import HOST, NetnsRef
 from netlib.runtime.container import Runtime
 from netlib.store.generation import Generation
-from netlib.store.tags import forget_tags, known_tags, store_of
-from netlib.traces import CONTAINER_ID, minded, minders, written_minder
+from netlib.store.tags import forget_tags, store_of, tags_of
+from netlib.traces import CONTAINER_ID, listed, minded, minders, written_minder
 from netlib.verbs import perform
 
 __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
 
 _TAG = re.compile(r"[0-9a-f]{6}")
 _KILL_SECONDS = 10.0
-_MOST_NAMES = 10
 _SEEN_BY_IP = ("resolv.conf", "hosts")
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
@@ -72,7 +70,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
             raise ConfigError(f"--store {store!r} is no store's tag: six hexadecimal digits, as in an alias netlib:1a2b3c:…")
     if os.geteuid() != 0:
         raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
-    tags, here = {**known_tags(config.memory_dir), **known_tags(config.state_dir)}, current_identity()
+    tags, here = tags_of(config), current_identity()
     if any(place != here for place in tags.values()):
         raise WrongHost(
             f"the stores of {config.state_dir} described another network namespace than this one; "
@@ -174,9 +172,8 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
     except ProcessLookupError:
         return
     try:
-        if (
-            container_id != minded(pid, folder) and written_minder(folder / container_id) != pid
-        ):  # looked at again: now the pid cannot be another's
+        # Looked at again: now the pid cannot be another's.
+        if container_id != minded(pid, folder) and written_minder(folder / container_id) != pid:
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:
@@ -193,14 +190,14 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
 def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failures: list[NetlibError]) -> Iterator[str]:
     """Remove firewall entries, links and netns by their tags; tell what other stores have."""
     others: Counter[str] = Counter()
-    for clear in (_clear_firewall, _clear_links, partial(_clear_netns, {NETNS_DIR, netns_dir(config.run_dir)})):
+    for clear in (_clear_firewall, _clear_links, partial(_clear_netns, config.run_dir)):
         try:
             yield from clear(kernel, tags, others)
         except TeardownError as error:
             failures.extend(error.failures)
         except NetlibError as error:
             failures.append(error)
-    own = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}
+    own = tags_of(config)
     for store, count in sorted(others.items()):
         what = f"left: links, namespaces and firewall entries ({count}) of the store {store}"
         if store in own:
@@ -237,21 +234,19 @@ def _clear_links_of(kernel: Kernel, netns: NetnsRef, tags: Collection[str], othe
     others.update(store for _, store in tagged if store and store not in tags)
     if mine:
         remove_links(kernel, mine, netns)
-        more = f" and {len(mine) - _MOST_NAMES} more" if len(mine) > _MOST_NAMES else ""
-        yield f"removed: links {', '.join(mine[:_MOST_NAMES])}{more}{'' if netns.is_host else f' in {netns.label}'}"
+        yield f"removed: links {listed(mine)}{'' if netns.is_host else f' in {netns.label}'}"
 
 
-def _clear_netns(folders: Collection[Path], kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
+def _clear_netns(run_dir: Path, kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
     """Remove the netns whose ``lo`` carries a tag; in all others (a CNI runtime's, say) only links that do."""
-    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+    for netns in pinned_netns(run_dir):
         try:
-            netns = NetnsRef(str(path), identity_of_path(str(path)))
             store = store_of(kernel.rtnl(netns).get_link("lo").alias)
-        except KernelError:  # a plain file, or it has gone meanwhile
+        except KernelError:  # it has gone meanwhile
             continue
         if store in tags:
             OwnedNetns(path=netns.path, identity=netns.identity).remove(kernel)
-            yield f"removed: network namespace {path.name}"
+            yield f"removed: network namespace {Path(netns.path).name}"
             continue
         if store:
             others[store] += 1

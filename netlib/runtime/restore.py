@@ -7,7 +7,7 @@ tag with its id; where its things are gone, it is forgotten as after a boot; wha
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing,
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import NETNS_DIR, boot_id, current_identity, identity_of_path, netns_dir, opened
+from netlib.kernel.netns import boot_id, current_identity, opened, pinned_netns
 from netlib.lifecycle import Lifecycle
 from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
-from netlib.plan import KernelObject, Plan
+from netlib.plan import KernelObject
 from netlib.registry import driver, ipam_driver
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
@@ -34,12 +34,10 @@ from netlib.sandboxes import is_served
 from netlib.store.backup import check_backup, copy_whole, meta_of, put_back
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
-from netlib.store.tags import TAG_DIGITS, known_tags, store_of, tag_of
-from netlib.traces import container_folders, minders
+from netlib.store.tags import TAG_DIGITS, store_of, tag_of, tags_of
+from netlib.traces import container_folders, listed, minders
 
 __all__ = ["restore"]
-
-_MOST_NAMES = 10
 
 
 def restore(config: Config, backup: Path | None) -> Iterator[str]:
@@ -131,7 +129,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
         controller.host.generation.settle(number)
     controller.host.lost = None
     if forgotten:
-        yield f"forgotten, because nothing of them exists any more: {_listed(forgotten)}"
+        yield f"forgotten, because nothing of them exists any more: {listed(forgotten)}"
     controller.recover()
     controller.host.prepare()
     yield from _adopt_sandboxes(controller, present, running)
@@ -146,18 +144,16 @@ class _Present:
         self.files = container_folders(config)
         self.inside: list[tuple[int, list[IPInterface]]] = []  # of each link: the index of its other end, and its addresses
         self.netns: dict[str, NetnsRef] = {}
-        for folder in {NETNS_DIR, netns_dir(config.run_dir)}:
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                with suppress(KernelError):  # a plain file, or it has gone meanwhile
-                    netns = NetnsRef(str(path), identity_of_path(str(path)))
-                    inside = kernel.rtnl(netns).links()
-                    for link in inside:
-                        self.inside.append((link.peer, addresses_of(kernel, link.ifname, netns)))
-                    tags = {link.ifname: tag_of(link.alias) for link in inside}
-                    self.links |= {record for its_store, record in tags.values() if its_store == store}
-                    if tags.get("lo", ("", ""))[0] == store:
-                        self.netns[tags["lo"][1]] = netns
-                    kernel.forget(netns)
+        for netns in pinned_netns(config.run_dir):
+            with suppress(KernelError):  # it has gone meanwhile
+                inside = kernel.rtnl(netns).links()
+                for link in inside:
+                    self.inside.append((link.peer, addresses_of(kernel, link.ifname, netns)))
+                tags = {link.ifname: tag_of(link.alias) for link in inside}
+                self.links |= {record for its_store, record in tags.values() if its_store == store}
+                if tags.get("lo", ("", ""))[0] == store:
+                    self.netns[tags["lo"][1]] = netns
+                kernel.forget(netns)
 
     def netns_of(self, record: str) -> NetnsRef | None:
         """The netns whose tag names *record*, a whole id."""
@@ -310,7 +306,7 @@ class _Seen(NamedTuple):
 def _unknown_endpoints(controller: Controller, box: Sandbox) -> list[_Seen]:
     """The veth pairs from *box* to bridges of networks of ours whose tag names an endpoint that has no record."""
     found = []
-    networks = {item.ifname: network.id for network in controller.networks() for item in _plan(network).of(Bridge)}
+    networks = _by_bridge(controller)
     with Kernel() as kernel, controller.store.read() as tx:
         outside = {link.index: link for link in kernel.rtnl().links()}
         for link in kernel.rtnl(box.netns).links():
@@ -323,12 +319,17 @@ def _unknown_endpoints(controller: Controller, box: Sandbox) -> list[_Seen]:
                 addresses = [
                     address for address in addresses_of(kernel, link.ifname, box.netns) if not address.ip.is_link_local
                 ]
-                found.append(_Seen(record + new_id()[TAG_DIGITS:], network, link.ifname, link.mac, addresses))
+                found.append(_Seen(record + new_id()[TAG_DIGITS:], network.id, link.ifname, link.mac, addresses))
     return found
 
 
-def _plan(network: Network) -> Plan:
-    return driver(network.driver).network_plan(network)
+def _by_bridge(controller: Controller) -> dict[str, Network]:
+    """The networks that have a bridge, by the name of that."""
+    return {
+        bridge.ifname: network
+        for network in controller.networks()
+        for bridge in driver(network.driver).network_plan(network).of(Bridge)
+    }
 
 
 # --- what is left --------------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def _left(controller: Controller) -> Iterator[str]:
         unknown = sorted((container_folders(config) | running.keys()) - known)
         tx.set_meta(ACCEPTED, " ".join(unknown))
     with controller.store.read() as tx:
-        tags = {*known_tags(config.state_dir), *known_tags(config.memory_dir)}
+        tags = tags_of(config)
         with Kernel() as kernel:
             links = [
                 link.ifname
@@ -360,14 +361,14 @@ def _left(controller: Controller) -> Iterator[str]:
         yield f"left: container {container_id[:12]}, which the store does not know, {state}"
     for what, names in (("links", links), ("network namespaces", netns)):
         if names:
-            yield f"left: {what} that the store does not know: {_listed(names)}"
+            yield f"left: {what} that the store does not know: {listed(names)}"
     if unknown or links or netns:
         yield "to remove what is left, with everything in the store: netlib system reset --lost"
 
 
 def _reserve(controller: Controller, present: _Present) -> None:
     """Keep the addresses of members that no record knows from others, as long as their network is there."""
-    networks = {item.ifname: network for network in controller.networks() for item in _plan(network).of(Bridge)}
+    networks = _by_bridge(controller)
     with Kernel() as kernel, controller.store.write() as tx:
         outside = {link.index: link for link in kernel.rtnl().links()}
         for peer, addresses in present.inside:
@@ -382,8 +383,3 @@ def _reserve(controller: Controller, present: _Present) -> None:
                             ipam_driver(network.ipam_driver).request_address(
                                 tx, network.id, pool.subnet, tag_of(link.alias)[1], address.ip
                             )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

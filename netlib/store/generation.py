@@ -57,10 +57,8 @@ class Generation:
                 make_folder(self._path.parent, PRIVATE)
                 fd = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
-                if not goes_back:
-                    fcntl.flock(
-                        fd, fcntl.LOCK_EX | fcntl.LOCK_NB
-                    )  # who is busy with it writes a later number, or the next does
+                if not goes_back:  # who is busy with it writes a later number, or the next does
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if goes_back or self._read(fd) < number:
                     text = f"{self._boot} {number:020d}\n".encode()  # of one length, so that it is never seen half cut off
                     os.pwrite(fd, text, 0)

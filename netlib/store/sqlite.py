@@ -5,7 +5,6 @@ contention (673 of 1,000 times with 50 processes); an immediate one waits its tu
 """
 
 import errno
-import fcntl
 import os
 import sqlite3
 import stat
@@ -55,15 +54,6 @@ os.register_at_fork(after_in_child=_forget_writers)
 def _is_busy(error: Exception) -> bool:
     """Whether others keep the file locked."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _is_locked(folder: int) -> bool:
-    """Lock *folder* unless another process has."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Rehearsed(Exception):
@@ -262,9 +252,7 @@ class Store:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             late = f"{self.path}: another process takes more than {BUSY_SECONDS:.0f} s to open it; try again"
-            waiting = Waiting(self.path.parent, "opening the store", BUSY_SECONDS, lambda: late)
-            while not _is_locked(folder):
-                waiting.pause()
+            Waiting(self.path.parent, "opening the store", BUSY_SECONDS, lambda: late).flock(folder)
             connection.execute("PRAGMA journal_mode=WAL")
         finally:
             os.close(folder)

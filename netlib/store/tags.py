@@ -7,10 +7,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from netlib.config import Config
 from netlib.folders import open_private
 from netlib.kernel.netns import boot_id
 
-__all__ = ["TAG_DIGITS", "forget_tags", "known_tags", "remember_tag", "store_of", "tag_of"]
+__all__ = ["TAG_DIGITS", "forget_tags", "known_tags", "remember_tag", "store_of", "tag_of", "tags_of"]
 
 TAG_DIGITS = 12  # of a record's id
 _NAME = "tags"
@@ -27,8 +28,13 @@ def store_of(text: str) -> str:
     return tag_of(text)[0]
 
 
+def tags_of(config: Config) -> dict[str, str]:
+    """Every tag that this state folder has used since the boot, with the netns in which it was, by both places."""
+    return {**known_tags(config.memory_dir), **known_tags(config.state_dir)}
+
+
 def known_tags(folder: Path) -> dict[str, str]:
-    """Every tag that was used since the boot, with the netns in which it was."""
+    """The same, as it is written down in one *folder*."""
     try:
         lines = (folder / _NAME).read_text(errors="replace").splitlines()
     except OSError:  # none, or something else has its name
