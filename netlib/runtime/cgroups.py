@@ -42,7 +42,8 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
             while True:
                 try:
                     _create_one(f"{mountpoint}/{PARENT}")
-                    _create_one(path)
+                    if not _create_one(path):
+                        os.close(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # it may be root's
                 except OSError as error:
                     if error.errno not in _GONE or not os.path.isdir(mountpoint):
                         raise
@@ -54,23 +55,25 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
     return made
 
 
-def _create_one(path: str) -> None:
+def _create_one(path: str) -> bool:
+    """Make a group; False where it was there."""
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:
-        return
+        return False
     os.chmod(path, 0o755)  # noqa: S103 - as groups are, whatever the umask: it is seen inside
     for name in ("cpuset.cpus", "cpuset.mems"):  # v1: a new group has none, and takes no process before it has
         try:
             fd = os.open(f"{path}/{name}", os.O_RDWR)
         except OSError:
-            return
+            break
         try:
             if not os.read(fd, 4096).strip():
                 with open(f"{os.path.dirname(path)}/{name}", "rb") as parent:
                     os.write(fd, parent.read())
         finally:
             os.close(fd)
+    return True
 
 
 def join(pid: int, group: dict[str, str]) -> None:

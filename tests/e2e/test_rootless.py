@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netlib import config
+from netlib import config as config_module
 from netlib.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,18 @@ def test_an_ordinary_user_needs_nothing_but_a_user_namespace(home: Path) -> None
 
 
 @pytest.mark.needs_cgroups
+def test_a_user_has_containers_beside_those_of_root(home: Path, config: Config) -> None:
+    """Root's minders have a control group by then, in which the user's have no place."""
+    netlib = [sys.executable, "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}"]
+    subprocess.run([*netlib, "run", "-d", "--network", "none", "sleep", "60"], check=True, capture_output=True)
+    try:
+        script = '"$PYTHON" -m netlib run --rm --network none echo here; "$PYTHON" -m netlib system reset -f'
+        assert _as_user(home, script) == "here\n"
+    finally:
+        subprocess.run([*netlib, "system", "reset", "-f"], check=True, capture_output=True)
+
+
+@pytest.mark.needs_cgroups
 def test_a_lost_store_is_no_dead_end(home: Path) -> None:
     script = """
     netlib() { "$PYTHON" -m netlib "$@"; }
@@ -140,5 +152,5 @@ def test_the_machines_own_root_keeps_the_machines_folders(monkeypatch: pytest.Mo
     """Also where they cannot be written: records must not be looked for elsewhere because a disk went read-only."""
     for name in ("NETLIB_STATE_DIR", "NETLIB_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "is_ours", lambda path: False)
+    monkeypatch.setattr(config_module, "is_ours", lambda path: False)
     assert Config.from_environment() == Config("/var/lib/netlib", "/run/netlib")
