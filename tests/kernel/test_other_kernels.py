@@ -19,6 +19,7 @@ from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.errors import FeatureMissing
+from netlib.kernel.links import kernel_has_ipv6
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
@@ -44,6 +45,7 @@ def lan(netns_factory: Callable[[str], NetnsRef]) -> NetnsRef:
     name = Path(netns.path).name
     for line in (
         f"ip link add uplink type veth peer name eth0 netns {name}",
+        *(["ip link set uplink addrgenmode none"] if kernel_has_ipv6() else []),  # one made up would come when it likes
         f"ip address add {_HOST}/24 dev uplink",
         "ip link set uplink up",
         f"ip -n {name} address add {_LAN}/24 dev eth0",
