@@ -4,6 +4,7 @@ Containers and networks go on over an upgrade, and are to be protected as new on
 earlier plans have besides stays written down, and goes with its record. After a boot there is nothing to do but to say so.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan
 from netlib.registry import driver
 from netlib.sandboxes import inside_plan
-from netlib.store.records import Row, Transaction
+from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.tags import store_of
 
 __all__ = ["bring_up_to_date"]
@@ -28,18 +29,19 @@ _FACT = "plans"
 _PURPOSE = "bringing what an earlier netlib made up to date"
 
 
-def bring_up_to_date(lifecycle: Lifecycle) -> list[NetlibError]:
-    """Do so where it was not done yet; return what could not be done. One read of one row where there is nothing to do."""
+def bring_up_to_date(lifecycle: Lifecycle) -> None:
+    """Do so where it was not done yet; the journal tells what could not be done. One read of one row where nothing is to do."""
     store = lifecycle.store
     with store.read() as tx:
         if tx.meta(_FACT) == REVISION:
-            return []
+            return
     if store.is_read_only:
-        return []
+        return
+    started, clock = time.time(), time.perf_counter()
     with lifecycle.engine.locks.hold("upgrade", _PURPOSE):
         with store.read() as tx:
             if tx.meta(_FACT) == REVISION:
-                return []
+                return
             networks: list[Row[Any]] = [
                 row for row in tx.all(Network) if row.phase is Phase.READY and lifecycle.is_materialised(row)
             ]
@@ -58,7 +60,9 @@ def bring_up_to_date(lifecycle: Lifecycle) -> list[NetlibError]:
                 failures.append(error)
         with store.write() as tx:
             tx.set_meta(_FACT, REVISION)
-    return failures
+            if failures:
+                outcome = "; ".join(f"{type(error).__name__}: {error}" for error in failures)
+                tx.log(JournalEntry(started, "upgrade", "", outcome, time.perf_counter() - clock, []))
 
 
 def _deafen(lifecycle: Lifecycle) -> Iterator[NetlibError]:

@@ -87,16 +87,16 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
     _hold_standard_descriptors()
     environ = posix.environ
     with_stdin = environ.get(b"CNI_COMMAND", b"") not in (b"", b"VERSION")
-    call = Call(
-        kind,
-        dict(environ),
-        _read_stdin() if with_stdin else None,
-        _open_netns(environ.get(b"CNI_NETNS", b"")),
-        state_dir=environ.get(b"NETLIB_STATE_DIR") or _encoded(state_dir),
-        run_dir=environ.get(b"NETLIB_RUN_DIR") or _encoded(run_dir),
-        until=time.monotonic() + deadline,
-    )
     try:
+        call = Call(
+            kind,
+            dict(environ),
+            _read_stdin() if with_stdin else None,
+            _open_netns(environ.get(b"CNI_NETNS", b"")),
+            state_dir=environ.get(b"NETLIB_STATE_DIR") or _encoded(state_dir),
+            run_dir=environ.get(b"NETLIB_RUN_DIR") or _encoded(run_dir),
+            until=time.monotonic() + deadline,
+        )
         stdout, code, stderr = _answer(call, is_silent=sys.argv[2:] == ["silent"])
     except (MemoryError, SystemError):  # the interpreter may lack the memory for its own exception
         stdout, code, stderr = lost_answer(Lost(*_NO_MEMORY))
@@ -212,7 +212,9 @@ class Call:
                 raise Undone("netlibd closed the connection", is_absent=True)
             heard += data
             if len(heard) == _LENGTH:
-                size += min(int.from_bytes(heard, "big"), _LONGEST_GREETING)
+                size += int.from_bytes(heard, "big")
+                if size > _LENGTH + _LONGEST_GREETING:  # what is left of it would be taken for the answer
+                    break
         if not heard.startswith(_GREETING, _LENGTH):
             raise Undone(f"{_decoded(self.run_dir)}/control.sock is not netlibd's")
 

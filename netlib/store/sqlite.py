@@ -204,10 +204,11 @@ class Store:
         # A connection inherited over a fork is dropped without closing it: closing would release the parent's locks.
         self._local.inherited = connection
         try:
-            connection = self._patiently(self._open)
-        except DiskFull:  # even to read takes 32 KiB, which SQLite shares among processes
-            self._reserve.spend()
-            connection = self._patiently(self._open)
+            try:
+                connection = self._patiently(self._open)
+            except DiskFull:  # even to read takes 32 KiB, which SQLite shares among processes
+                self._reserve.spend()
+                connection = self._patiently(self._open)
         except sqlite3.OperationalError as error:
             raise self._translated(error) from error
         self._local.connection, self._local.pid, self._local.is_short = connection, os.getpid(), False

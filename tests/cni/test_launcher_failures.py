@@ -258,7 +258,11 @@ def test_without_a_greeting_not_a_byte_is_sent(static: Path, config: Config, sai
     assert outcome.stderr == b"netlibd is not used: netlibd does not greet\n"
 
 
-@pytest.mark.parametrize("said", [framed(b"{}"), framed(b"{" * 300), b"HTTP/1.1 400\r\n"], ids=["short", "long", "text"])
+@pytest.mark.parametrize(
+    "said",
+    [framed(b"{}"), framed(b"{" * 300), framed(b'{"netlibd":' + b" " * 300), b"HTTP/1.1 400\r\n"],
+    ids=["short", "long", "long beginning as ours", "text"],
+)
 def test_who_greets_otherwise_is_not_spoken_to(static: Path, config: Config, said: bytes) -> None:
     sent: list[bytes] = []
 

@@ -9,6 +9,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
+from netlib.errors import ObjectMissing
 from netlib.firewall.members import MemberTable, PortSources
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
@@ -79,4 +80,16 @@ def test_it_is_done_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("netlib.upgrade._deafen", never)
         with Controller(config, watcher=Unwatched()) as again:
             again.remove_network("web")
+        controller.reset()
+
+
+def test_what_could_not_be_done_is_in_the_journal(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Controller(config, watcher=Unwatched()) as controller:
+        controller.create_network("web", subnets=["10.1.0.0/24"])
+        _make_former(controller)
+        monkeypatch.setattr("netlib.upgrade._deafen", lambda _: [ObjectMissing("there is no link veth1")])
+        with Controller(config, watcher=Unwatched()) as upgraded:
+            (told,) = [entry for entry in upgraded.journal() if entry.operation == "upgrade"]
+            assert upgraded.check("web") != []  # the rest was done, and this is not
+        assert told.outcome == "ObjectMissing: there is no link veth1"
         controller.reset()

@@ -1,10 +1,14 @@
 """Connections of several threads to one store: what one of them does never takes the locks of another away."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from netlib.errors import DeadlineExceeded, DiskFull
 from netlib.store.sqlite import Store
 
 READER = "import sys; from pathlib import Path; from netlib.store.sqlite import Store; s = Store(Path(sys.argv[1]), boot='b')\n"
@@ -40,3 +44,21 @@ def test_a_second_threads_connection_leaves_the_firsts_locks_alone(tmp_path: Pat
         done.set()
         thread.join(30)
         store.close()
+
+
+def test_a_store_that_is_busy_when_its_disk_was_full_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, tries = Store(tmp_path, boot="b"), []
+
+    def busy() -> sqlite3.Connection:
+        tries.append(1)
+        if len(tries) == 1:
+            raise DiskFull("no space is left")
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+    monkeypatch.setattr("netlib.store.sqlite.BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(store, "_open", busy)
+    with pytest.raises(DeadlineExceeded), store.read():
+        pass
+    assert len(tries) >= 2
