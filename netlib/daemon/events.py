@@ -11,9 +11,10 @@ from contextlib import ExitStack
 from enum import Flag, auto
 
 from netlib.controller import Controller
-from netlib.firewall.expressions import NETFILTER, NFTABLES
+from netlib.firewall.expressions import DELCHAIN, DELRULE, DELTABLE, NETFILTER, NEWCHAIN, NFTABLES
 from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
+from netlib.firewall.ruleset import TABLE
 from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netlink import attributes_of
@@ -25,10 +26,13 @@ __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
 
 _GROUP_NFTABLES = 7
 _NFTA_TABLE = 1  # the name of the table has this number in the messages of tables, chains and rules alike
-_NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE = 3, 2, 5, 8
 _FORWARDING = {1, 2, 10}  # inet, ipv4, ipv6
 _TABLES = (FirewallBase(), MemberTable(), PortMacs())
-_TABLE_NAMES = {(1, b"netlib\0"), (7, b"netlib_members\0"), (7, b"netlib\0")}  # theirs, in inet and in bridge
+_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_*
+_TABLE_NAMES = {
+    (_FAMILIES[family], f"{name}\0".encode())
+    for family, name in (table.split() for table in (TABLE, MemberTable.table, PortMacs.table))
+}
 _HEADER = struct.Struct("=IHHII")
 _GENERIC_SIZE = 4  # nfgenmsg: family, version, resource
 _RECEIVE_BUFFER = 4 << 20  # `nft flush ruleset` on a big host is one burst of events
@@ -87,9 +91,9 @@ def meaning(data: bytes) -> Notice:
     notice = Notice.NOTHING
     for kind, family, table in _messages(data):
         if (family, table) in _TABLE_NAMES:
-            if kind in (_DELTABLE, _DELCHAIN, _DELRULE):
+            if kind in (DELTABLE, DELCHAIN, DELRULE):
                 notice |= Notice.TABLE
-        elif family in _FORWARDING and kind in (_NEWCHAIN, _DELTABLE, _DELCHAIN, _DELRULE):
+        elif family in _FORWARDING and kind in (NEWCHAIN, DELTABLE, DELCHAIN, DELRULE):
             notice |= Notice.FOREIGN
     return notice
 
@@ -102,7 +106,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         if kind >> 8 == NFTABLES:
             body = at + _HEADER.size
-            yield kind & 0xFF, data[body], attributes_of(data[body + _GENERIC_SIZE : at + length]).get(_NFTA_TABLE, b"")
+            yield kind, data[body], attributes_of(data[body + _GENERIC_SIZE : at + length]).get(_NFTA_TABLE, b"")
         at += (length + 3) & ~3
 
 

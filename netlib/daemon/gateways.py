@@ -64,7 +64,7 @@ class Gateways:
         for seat in old - new:
             self._leave(sandbox, seat)
         self._holders.update(((_place(seat), seat.client), sandbox) for seat in new)
-        self._tell_apart(old - new, new)
+        self._tell_apart(set(map(_guest, old - new)), set(map(_guest, new)))
         failures: list[NetlibError] = []
         for seat in new:
             try:
@@ -92,7 +92,8 @@ class Gateways:
         for place in self._users:
             with suppress(NetlibError):  # it was told when it failed first
                 self._serve(place)
-        self._tell_apart((), (seat for seats, _ in self._seats.values() for seat in seats))
+        guests = {_guest(seat) for seats, _ in self._seats.values() for seat in seats}
+        self._tell_apart(self._table.guests - guests, guests)
 
     def close(self) -> None:
         """Remove what the kernel compares; who asks is answered as long as the server is."""
@@ -112,10 +113,10 @@ class Gateways:
             del self._users[place]
             self._close(place)
 
-    def _tell_apart(self, leaving: Iterable[Seat], joining: Iterable[Seat]) -> None:
+    def _tell_apart(self, leaving: Collection[Guest], joining: Collection[Guest]) -> None:
         """Have the kernel drop questions from a guest's address by another port; where it cannot, names are served anyway."""
         try:
-            self._table.change(map(_guest, leaving), map(_guest, joining))
+            self._table.change(leaving, joining)
         except NetlibError as error:
             if not self._is_told:
                 logger.warning("a member can spend another's share of questions at a gateway, by its address: %s", error)

@@ -74,12 +74,11 @@ class Lanes:
         lane = open_lane(self.address, self.port, self._device, joining=True)
         try:
             self._sort([*self._guests, guest])
-        except OSError as error:
+        except OSError:
             lane.close()  # the last of its groups, so the numbers of the others stay
             with suppress(OSError):  # one of the two groups may have the new program
                 self._sort(self._guests)
-            if error.errno == errno.ENOMEM:  # net.core.optmem_max: not tried again until a guest leaves
-                self._most = len(self._guests)
+            self._most = len(self._guests)  # the kernel refuses more (net.core.optmem_max): not tried before a guest leaves
             raise
         self._lanes.append(lane)
         self._guests.append(guest)

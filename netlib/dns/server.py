@@ -157,11 +157,14 @@ class DnsServer:
         served = self._served.get(gateway)
         if served is None:
             return
-        party = self._parties.setdefault(sandbox, Party(sandbox))
-        known = served.guests.get(str(client))
+        party = self._parties.get(sandbox)
+        if party is None:
+            party = self._parties[sandbox] = Party(sandbox)
+        name = str(client)
+        known = served.guests.get(name)
         if known is not None and known.party is not party:
             self.dismiss(gateway, client)
-        served.guests[str(client)] = _Snapshot(view, party)
+        served.guests[name] = _Snapshot(view, party)
         try:
             with entered(served.netns):
                 lane = served.lanes.add(client)
@@ -318,8 +321,7 @@ class DnsServer:
             self._dropped += 1
             return
         if len(self._connections) >= _CONNECTIONS:
-            most = max(connection.party.connections for connection in self._connections)
-            next(connection for connection in self._connections if connection.party.connections == most).close()
+            max(self._connections, key=lambda connection: connection.party.connections).close()  # the first: its oldest
         respond, ended = partial(self._on_message, served, client), partial(self._on_ended, served)
         connection = Connection(self._loop, sock, party, respond, ended)
         party.connections += 1

@@ -13,7 +13,6 @@ from functools import cache
 
 from netlib.errors import FeatureMissing, ObjectMissing
 from netlib.firewall.expressions import (
-    APPEND,
     DELRULE,
     DELTABLE,
     NETFILTER,
@@ -31,7 +30,7 @@ from netlib.firewall.expressions import (
 )
 from netlib.firewall.objects import DnsRedirect
 from netlib.firewall.ruleset import DNS_CHAIN, DNS_TABLE, check_redirect
-from netlib.kernel.netlink import CREATE, NetlinkSocket, attribute, nest, text
+from netlib.kernel.netlink import APPEND, CREATE, NetlinkSocket, attribute, nest, text
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
 

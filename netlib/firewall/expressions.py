@@ -4,14 +4,18 @@ For tables that are small and always the same. Numbers: ``linux/netfilter/nf_tab
 """
 
 import struct
+from collections.abc import Iterable
 
 from netlib.kernel.netlink import attribute, nest, text
 
 __all__ = [
-    "APPEND",
+    "AT_ONCE",
+    "BRIDGE_HEADER",
+    "DELCHAIN",
     "DELRULE",
     "DELSETELEM",
     "DELTABLE",
+    "IFNAME_SIZE",
     "NETFILTER",
     "NETWORK_HEADER",
     "NEWCHAIN",
@@ -24,15 +28,19 @@ __all__ = [
     "compare",
     "expression",
     "hooked_chain",
+    "ifname_key",
     "load",
     "number",
+    "set_elements",
 ]
 
 NETFILTER = 12  # NETLINK_NETFILTER
 NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
-NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, DELRULE = (NFTABLES << 8 | number for number in (0, 2, 3, 6, 8))
+NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = (NFTABLES << 8 | number for number in (0, 2, 3, 5, 6, 8))
 NEWSET, NEWSETELEM, DELSETELEM = (NFTABLES << 8 | number for number in (9, 12, 14))
-APPEND = 0x800  # NLM_F_APPEND
+BRIDGE_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
+IFNAME_SIZE = 16
+AT_ONCE = 256  # things that a message is of: an attribute is 64 KiB long at most
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2  # NFT_PAYLOAD_*
 _EQUAL = 0  # NFT_CMP_EQ
 
@@ -61,3 +69,14 @@ def expression(name: str, *attributes: bytes) -> bytes:
 def number(kind: int, value: int) -> bytes:
     """An attribute of 32 bits, in the network's byte order."""
     return attribute(kind, struct.pack("!I", value))
+
+
+def ifname_key(ifname: str) -> bytes:
+    """The name of a link as (part of) a set's key."""
+    return ifname.encode().ljust(IFNAME_SIZE, b"\0")
+
+
+def set_elements(table: str, holder: str, keys: Iterable[bytes]) -> bytes:
+    """What a message about elements of a set says of them: the set (NFTA_SET_ELEM_LIST_*), and a key for each."""
+    elements = (nest(1, nest(1, attribute(1, key))) for key in keys)  # list element, its key, the value
+    return text(1, table) + text(2, holder) + nest(3, *elements)

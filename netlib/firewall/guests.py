@@ -17,9 +17,11 @@ from itertools import product
 from typing import NamedTuple
 
 from netlib.firewall.expressions import (
-    APPEND,
+    AT_ONCE,
+    BRIDGE_HEADER,
     DELSETELEM,
     DELTABLE,
+    IFNAME_SIZE,
     NETFILTER,
     NETWORK_HEADER,
     NEWCHAIN,
@@ -32,21 +34,21 @@ from netlib.firewall.expressions import (
     compare,
     expression,
     hooked_chain,
+    ifname_key,
     load,
     number,
+    set_elements,
 )
 from netlib.firewall.ruleset import checked_ifname
-from netlib.kernel.netlink import CREATE, NetlinkSocket, attribute, nest, text
+from netlib.kernel.netlink import APPEND, CREATE, NetlinkSocket, nest, text
 from netlib.kernel.translate import doing
 from netlib.model import IPAddress
 
 __all__ = ["Guest", "GuestTable"]
 
-_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg: NFPROTO_BRIDGE
 _OWNER = 2  # NFT_TABLE_F_OWNER
 _CHAIN = "prerouting"
 _PREROUTING, _FIRST = 0, -300  # NF_BR_PRE_ROUTING; before the bridge learns the sender's MAC address
-_IFNAME_SIZE = 16
 _META_L4PROTO, _META_PROTOCOL, _META_IIFNAME = 16, 1, 6  # NFT_META_*
 _INVERTED = 1  # NFT_LOOKUP_F_INV
 _DROP = 0  # NF_DROP
@@ -66,7 +68,7 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = {4: _Family(0x0800, 4, 12, 16, 7), 6: _Family(0x86DD, 16, 8, 24, 8)}
-_IFNAME = _TYPE_OF_IFNAME, _IFNAME_SIZE
+_IFNAME = _TYPE_OF_IFNAME, IFNAME_SIZE
 _SETS = {
     f"{name}{version}": (address, address, *more)
     for version, family in _FAMILIES.items()
@@ -91,60 +93,59 @@ class GuestTable:
         # Two netlibds in PID namespaces of their own may have the same number.
         self._name = f"netlib-guests-{os.getpid()}-{os.urandom(2).hex()}"
         self._socket: NetlinkSocket | None = None
-        self._guests: frozenset[Guest] = frozenset()
+        self.guests: frozenset[Guest] = frozenset()  # that the kernel was told of
 
     def change(self, leaving: Iterable[Guest], joining: Iterable[Guest]) -> None:
         """Let guests leave and others join, in one transaction; what is so already is no error.
 
         Raises NetlibError where the kernel cannot do it or nothing may be changed; all is as before then.
         """
-        guests = self._guests.difference(leaving).union(joining)
+        guests = self.guests.difference(leaving).union(joining)
         messages: list[tuple[int, int, bytes]] = []
-        if guests and not self._guests:
+        if guests and not self.guests:
             messages += self._whole_table()
         if guests:
-            gone = self._guests - guests
-            shared = {(guest.gateway, guest.client) for guest in gone}  # perhaps with one who has the address by now
-            kept = _elements(guest for guest in guests if (guest.gateway, guest.client) in shared)
-            messages += self._element_messages(
-                DELSETELEM, 0, {name: keys - kept[name] for name, keys in _elements(gone).items()}
-            )
-            messages += self._element_messages(NEWSETELEM, CREATE, _elements(guests - self._guests))
-        elif self._guests:
-            messages.append((DELTABLE, 0, _HEADER + text(1, self._name)))
+            if gone := self.guests - guests:
+                shared = {(guest.gateway, guest.client) for guest in gone}  # perhaps with one who has the address by now
+                kept = _elements(guest for guest in guests if (guest.gateway, guest.client) in shared)
+                leaving_keys = {name: keys - kept[name] for name, keys in _elements(gone).items()}
+                messages += self._element_messages(DELSETELEM, 0, leaving_keys)
+            messages += self._element_messages(NEWSETELEM, CREATE, _elements(guests - self.guests))
+        elif self.guests:
+            messages.append((DELTABLE, 0, BRIDGE_HEADER + text(1, self._name)))
         if messages:
             with doing("tell the guests of gateways apart by bridge port"):
                 if self._socket is None:
                     self._socket = NetlinkSocket(NETFILTER)
                 self._socket.transact(NFTABLES, messages)
-        self._guests = guests
+        self.guests = guests
 
     def close(self) -> None:
         """Remove the table."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self._guests = frozenset()
+        self.guests = frozenset()
 
     def _whole_table(self) -> Iterator[tuple[int, int, bytes]]:
-        yield NEWTABLE, CREATE, _HEADER + text(1, self._name) + number(2, _OWNER)
+        yield NEWTABLE, CREATE, BRIDGE_HEADER + text(1, self._name) + number(2, _OWNER)
         for set_number, (name, types) in enumerate(_SETS.items(), 1):
             size = sum(length for _, length in types)
             code = 0
             for nft_type, _ in types:
                 code = code << _TYPE_BITS | nft_type
             described = text(1, self._name) + text(2, name) + number(4, code) + number(5, size) + number(10, set_number)
-            yield NEWSET, CREATE, _HEADER + described
-        yield NEWCHAIN, CREATE, _HEADER + hooked_chain(self._name, _CHAIN, "filter", _PREROUTING, _FIRST)
+            yield NEWSET, CREATE, BRIDGE_HEADER + described
+        yield NEWCHAIN, CREATE, BRIDGE_HEADER + hooked_chain(self._name, _CHAIN, "filter", _PREROUTING, _FIRST)
         for version, protocol in product(_FAMILIES, (socket.IPPROTO_UDP, socket.IPPROTO_TCP)):
             rule = nest(4, _rule(version, protocol))
-            yield NEWRULE, CREATE | APPEND, _HEADER + text(1, self._name) + text(2, _CHAIN) + rule
+            yield NEWRULE, CREATE | APPEND, BRIDGE_HEADER + text(1, self._name) + text(2, _CHAIN) + rule
 
     def _element_messages(self, kind: int, flags: int, sets: dict[str, set[bytes]]) -> Iterator[tuple[int, int, bytes]]:
         for name, keys in sets.items():
-            if keys:
-                elements = b"".join(nest(1, nest(1, attribute(1, key))) for key in sorted(keys))
-                yield kind, flags, _HEADER + text(1, self._name) + text(2, name) + nest(3, elements)
+            ordered = sorted(keys)
+            for start in range(0, len(ordered), AT_ONCE):
+                yield kind, flags, BRIDGE_HEADER + set_elements(self._name, name, ordered[start : start + AT_ONCE])
 
 
 def _elements(guests: Iterable[Guest]) -> dict[str, set[bytes]]:
@@ -153,7 +154,7 @@ def _elements(guests: Iterable[Guest]) -> dict[str, set[bytes]]:
     for guest in guests:
         pair = guest.gateway.packed + guest.client.packed
         found[f"guests{guest.client.version}"].add(pair)
-        port = checked_ifname(guest.port).encode().ljust(_IFNAME_SIZE, b"\0")
+        port = ifname_key(checked_ifname(guest.port))
         found[f"ports{guest.client.version}"].add(pair + port)
     return found
 

@@ -14,17 +14,25 @@ connect. Not checked: ARP, and within fe80::/10 whose address it is, for the ker
 """
 
 import shlex
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
 from netlib.firewall.bridgetable import BridgeTable
-from netlib.firewall.expressions import DELSETELEM, NETFILTER, NEWSETELEM, NFTABLES
+from netlib.firewall.expressions import (
+    AT_ONCE,
+    BRIDGE_HEADER,
+    DELSETELEM,
+    NETFILTER,
+    NEWSETELEM,
+    NFTABLES,
+    ifname_key,
+    set_elements,
+)
 from netlib.firewall.libnftables import keep, kept
 from netlib.firewall.ruleset import checked_ifname
-from netlib.kernel.netlink import CREATE, NetlinkSocket, attribute, nest, text
+from netlib.kernel.netlink import CREATE, NetlinkSocket
 from netlib.kernel.netns import command_in
 from netlib.kernel.translate import doing
 from netlib.model import IPAddress, NetnsRef
@@ -56,9 +64,6 @@ _RULES = (
     # The kernel takes off the inner tags later on, and would find an address that was not looked at here.
     ("meta protocol { 8021q, 8021ad } drop", "a tag within a tag"),
 )
-_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
-_IFNAMSIZ = 16
-_AT_ONCE = 256  # ports in one transaction: 60 KiB of messages
 
 
 class MemberConversation:
@@ -92,11 +97,8 @@ def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
     found: dict[str, list[bytes]] = {}
     for item in ports:
         for holder, key in item.entries:
-            found.setdefault(holder, []).append(nest(1, nest(1, attribute(1, key))))  # list element, its key, the value
-    return [
-        _HEADER + text(1, TABLE_NAME) + text(2, holder) + nest(3, *entries)  # NFTA_SET_ELEM_LIST_*
-        for holder, entries in found.items()
-    ]
+            found.setdefault(holder, []).append(key)
+    return [BRIDGE_HEADER + set_elements(TABLE_NAME, holder, keys) for holder, keys in found.items()]
 
 
 class MemberTable(BridgeTable, frozen=True, kw_only=True, tag="member_table"):
@@ -132,7 +134,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
     @property
     def entries(self) -> Iterator[tuple[str, bytes]]:
         """The name of a set and the key in it, for each element."""
-        port = self.port.encode().ljust(_IFNAMSIZ, b"\0")
+        port = ifname_key(self.port)
         if not self.by:
             yield _PORTS, port
         for address in self.addresses:
@@ -182,6 +184,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
 
 
 def _parts(run: Sequence[KernelObject]) -> Iterator[list[PortSources]]:
+    """Of so many ports that each message about them has room: 60 KiB of messages in one transaction."""
     ports = [item for item in run if isinstance(item, PortSources)]
-    for start in range(0, len(ports), _AT_ONCE):
-        yield ports[start : start + _AT_ONCE]
+    for start in range(0, len(ports), AT_ONCE):
+        yield ports[start : start + AT_ONCE]

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -27,7 +27,7 @@ from netlib.daemon import gateways
 from netlib.daemon.gateways import Gateways
 from netlib.dns.lanes import Lanes, open_lane
 from netlib.dns.server import DnsServer
-from netlib.errors import FeatureMissing, KernelError
+from netlib.errors import FeatureMissing, HostExhausted, KernelError
 from netlib.firewall.guests import Guest, GuestTable
 from netlib.kernel.netns import entered
 from netlib.model import IPAddress, NetnsRef, ResolverConfig
@@ -399,6 +399,41 @@ def test_the_table_of_guests_outlives_a_flush_and_ends_with_its_process() -> Non
         assert "guests" in tables()
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: "guests" not in tables(), "the table is still there")
+
+
+def test_who_could_not_leave_leaves_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[frozenset[Guest]] = []
+
+    def change(self: GuestTable, leaving: Collection[Guest], joining: Collection[Guest]) -> None:
+        if leaving and len(told) == 1:
+            told.append(self.guests)
+            raise HostExhausted("too little memory")
+        self.guests = self.guests.difference(leaving).union(joining)
+        told.append(self.guests)
+
+    monkeypatch.setattr(GuestTable, "change", change)
+    monkeypatch.setattr(gateways, "PORT", 5300)
+    server = DnsServer(resolv_conf=tmp_path / "resolv.conf")
+    try:
+        places = Gateways(server)
+        places.seat("box", [Seat("net", ip_address("127.0.0.1"), "lo", ip_address("127.0.0.2"), "veth")], view())
+        places.unseat("box")
+        places.retry()
+    finally:
+        server.close()
+    assert [len(guests) for guests in told] == [1, 1, 0]
+
+
+@pytest.mark.vm
+def test_two_thousand_guests_join_and_leave_at_once() -> None:
+    table = GuestTable()
+    gateway, number = ip_address("172.28.0.1"), 2000  # elements of more than the 64 KiB that one attribute may be long
+    many = [Guest(gateway, gateway + 256 + at, f"v{at}") for at in range(number)]
+    table.change([], many)
+    assert f"bridge netlib-guests-{os.getpid()}" in tables()
+    table.change(many, [])
+    assert "guests" not in tables()
+    table.close()
 
 
 def test_a_kernel_that_cannot_tell_ports_apart_is_told_of_once(
