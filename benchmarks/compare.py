@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from math import comb
 from pathlib import Path
 from typing import NamedTuple
@@ -132,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ExitStack() as stack,
     ):
         before = stack.enter_context(_checkout(given.commit, Path(name)))
-        sides = Side(before), Side(ROOT)
-        for side in sides:
-            stack.callback(side.close)
+        sides = stack.enter_context(closing(Side(before))), stack.enter_context(closing(Side(ROOT)))
         wanted = [row for row in sides[0].rows if not given.rows or any(word in row for word in given.rows)]
         rows = list(measure(sides, wanted, given.pairs))
     print(table(rows, given.limit))

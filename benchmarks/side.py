@@ -84,11 +84,25 @@ def _alone(config: Config, command: list[str]) -> Iterator[dict[str, Sample]]:
 
 
 @contextmanager
+def _host(config: Config) -> Iterator[Controller]:
+    """A host with a netlibd; all that was made on it goes, whatever ends the block."""
+    start_daemon(config)
+    try:
+        with Controller(config) as controller:
+            try:
+                yield controller
+            finally:
+                remove_all(controller)
+                controller.reset()
+    finally:
+        leave(config)
+
+
+@contextmanager
 def _served(folder: Path) -> Iterator[dict[str, Sample]]:
     """A host with a warm netlibd."""
     config = Config(state_dir=folder / "served" / "state", run_dir=folder / "served" / "run")
-    start_daemon(config)
-    with Controller(config) as controller, ExitStack() as stack:
+    with _host(config) as controller, ExitStack() as stack:
         controller.create_network("net")
         controller.create_sandbox("box")
         controller.create_sandbox("asker")
@@ -132,9 +146,6 @@ def _served(folder: Path) -> Iterator[dict[str, Sample]]:
             **stack.enter_context(_cni(folder, config)),
             **stack.enter_context(_alone(config, command)),
         }
-        remove_all(controller)
-        controller.reset()
-    leave(config)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of the kernel is in ``tests/needs.py``.
 """
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from netlib.config import Config
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered, identity_of
 from netlib.model import NetnsRef
+from netlib.runtime import cgroups
 from tests import needs
 
 _TESTS = Path(__file__).parent
@@ -35,6 +38,8 @@ _SWITCHES = (Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/con
 _FORWARDING = tuple(path for path in _SWITCHES if path.exists())  # a kernel may have no IPv6
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+_GROUP = re.compile(rf"/{cgroups.PARENT}/([0-9a-f]{{64}})$", re.MULTILINE)
 
 _outcomes: dict[str, str] = {}
 _set_apart: dict[str, list[Any]] = {"without_cgroups": [], "left_to_vm": []}
@@ -267,7 +272,7 @@ def _processes() -> dict[int, str]:
 def _end_leftovers(pids: set[int]) -> list[str]:
     """Give processes that are about to end the time for it; name and kill the others, and name children nobody waited for."""
     deadline = time.monotonic() + _EXIT_SECONDS
-    names = []
+    names, groups = [], _groups_of(pids)
     for pid in sorted(pids):
         try:
             fd = os.pidfd_open(pid)
@@ -282,7 +287,18 @@ def _end_leftovers(pids: set[int]) -> list[str]:
             os.close(fd)
         if command and (not ended or _parent(pid) == os.getpid()):
             names.append(f"{pid} {command}")
+    for group in groups:  # of containers whose minders were killed: nobody else removes them
+        cgroups.remove(group, cgroups.own_hierarchies())
     return names
+
+
+def _groups_of(pids: set[int]) -> set[str]:
+    """The containers' control groups that processes are in."""
+    found: set[str] = set()
+    for pid in pids:
+        with suppress(OSError):  # it ended meanwhile
+            found.update(_GROUP.findall(Path(f"/proc/{pid}/cgroup").read_text()))
+    return found
 
 
 def _parent(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from typing import Any
 
 from netlib.config import Config
@@ -75,9 +76,10 @@ class World:
 
     def clear(self) -> None:
         """End and remove every container."""
-        for container in self._made:
-            self.runtime.stop(container, 0)
-            self.runtime.remove(container)
+        with ExitStack() as stack:  # what one of them meets keeps no other one
+            for container in self._made:
+                stack.callback(self.runtime.remove, container)
+                stack.callback(self.runtime.stop, container, 0)
 
 
 class _Pipes:
