@@ -80,9 +80,7 @@ def _do_without(call: Call, undone: Undone, told: list[str]) -> Answer:
         return lost_answer(lost)
     except (Undone, Unsent):  # it is not this call's after all
         pass
-    except Silent as error:
-        told.append(f"netlibd is not used: {error}")
-    except (NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
+    except (Silent, NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
         told.append(f"netlibd is not used: {error}")
     silent = known_pid(config) if undone.is_silent else 0
     if undone.is_silent:

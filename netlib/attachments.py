@@ -19,10 +19,9 @@ from netlib.errors import (
     InUse,
     NetlibError,
     NotFound,
-    ObjectMissing,
     TeardownError,
 )
-from netlib.kernel.netns import opened
+from netlib.kernel.netns import is_alive
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject, Plan
@@ -90,7 +89,7 @@ class Attachments:
         with self.store.read() as tx:
             rows = [row for row in tx.attachments_in(netns.path) if row.value.netns.identity != netns.identity]
             same = tx.find_named(CniAttachment, key.name)
-        if same is not None and same.value.netns.identity != netns.identity and not self.is_alive(same.value.netns):
+        if same is not None and same.value.netns.identity != netns.identity and not is_alive(same.value.netns):
             rows = [*(row for row in rows if row.id != same.id), same]
             same = None
         if rows:
@@ -168,7 +167,7 @@ class Attachments:
         with self.store.read() as tx:
             row = tx.find_named(CniNetwork, network)
             present = tx.attachments_of(row.id) if row is not None else []
-        rows = [row for row in present if row.phase is Phase.READY and not self.is_alive(row.value.netns)]
+        rows = [row for row in present if row.phase is Phase.READY and not is_alive(row.value.netns)]
         return self._collect("cni reclaim", network, rows)
 
     def clear_ports(self, ports: Iterable[PortMapping]) -> None:
@@ -183,7 +182,7 @@ class Attachments:
         rows = {
             row.id: row for item, row in beside if (row.value.netns, row.value.plugin) == (item.netns, item.plugin)
         }.values()
-        dead = [row for row in rows if row.phase is Phase.READY and not self.is_alive(row.value.netns)]
+        dead = [row for row in rows if row.phase is Phase.READY and not is_alive(row.value.netns)]
         self._collect("cni reclaim", "published ports", dead)
 
     def _collect(self, verb: str, network: str, rows: Sequence[Row[CniAttachment]]) -> list[CniAttachment]:
@@ -305,15 +304,6 @@ class Attachments:
     def drift_of(self, records: Iterable[str]) -> list[tuple[str, str]]:
         """The same for networks and attachments by id."""
         return drift(self._lifecycle, records)
-
-    @staticmethod
-    def is_alive(netns: NetnsRef) -> bool:
-        """Whether the netns that an attachment was made in is still there."""
-        try:
-            with opened(netns):
-                return True
-        except ObjectMissing:
-            return False
 
 
 def _is_same(present: KernelObject | None, wanted: KernelObject) -> bool:

@@ -71,7 +71,7 @@ def call(
         except Silent as error:
             silent = error.pid
             if verb.startswith(ABOUT_ITSELF):
-                raise Stuck(trouble(silent)) from error
+                raise Stuck(str(error)) from error
             notice(trouble(silent, _WITHOUT))
             break
         if connection is None:
@@ -123,7 +123,7 @@ def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> b
     except (OSError, Unsent):
         return False
     except Silent as error:
-        raise Stuck(trouble(error.pid)) from error
+        raise Stuck(str(error)) from error
     try:
         connection.see_out(until)
     finally:
@@ -136,7 +136,7 @@ def refuse_silent(config: Config) -> None:
     try:
         Connection(config, time.monotonic() + START_SECONDS).close()
     except Silent as error:
-        raise Stuck(trouble(error.pid)) from error
+        raise Stuck(str(error)) from error
     except (OSError, Unsent):
         return
 

@@ -14,6 +14,7 @@ from netlib.attachments import PREFIX, Attachments
 from netlib.controller import Controller
 from netlib.errors import NotFound
 from netlib.inspect import duration, network_details, timestamp
+from netlib.kernel.netns import is_alive
 from netlib.model import AddressPool, CniAttachment, CniNetwork, IPInterface, IPNetwork, Network
 from netlib.plan import Plan
 
@@ -221,7 +222,7 @@ def _of_container(controller: Controller, reference: str) -> list[Attached]:
 def _drift(controller: Controller, item: Attached) -> list[tuple[str, str]]:
     attachments = Attachments(controller)
     netns = item.parts[0].netns
-    if not attachments.is_alive(netns):
+    if not is_alive(netns):
         return [(f"netns/{netns.path}", "gone")]
     return list(dict.fromkeys(found for part in item.parts for found in attachments.drift(part)))
 
@@ -236,7 +237,7 @@ def cni_ls(controller: Controller) -> list[dict[str, str]]:
     items = attached(found, attachments.attachments())
     used = {item.network.id for item in items}
     return [
-        *(row(item, stale=not attachments.is_alive(item.parts[0].netns), now=now) for item in items),
+        *(row(item, stale=not is_alive(item.parts[0].netns), now=now) for item in items),
         *(unused_row(network, now) for network in found if network.id not in used),
     ]
 
@@ -252,7 +253,7 @@ def cni_inspect(controller: Controller, *, name: str) -> list[dict[str, Any]]:
             "Interface": item.ifname,
             "Netns": item.parts[0].netns.path,
             "Created": timestamp(item.parts[0].created),
-            "Status": "attached" if attachments.is_alive(item.parts[0].netns) else "stale",
+            "Status": "attached" if is_alive(item.parts[0].netns) else "stale",
             "Plugins": [
                 {"Type": part.plugin, "ID": part.id, "Objects": _keys(attachments.plan_of(part.id))} for part in item.parts
             ],

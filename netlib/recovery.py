@@ -107,15 +107,20 @@ def forget_former_boot(store: Store, config: Config) -> None:
             if isinstance(row.value, Network | CniNetwork) and row.phase is Phase.READY:
                 tx.write_objects(row.id, ())
             else:
-                for item in reversed(tx.objects(row.id)):
-                    if item.survives_boot:
-                        item.remove(kernel)
-                Lifecycle.forget(tx, row)
+                forget(tx, kernel, row)
         if config.sandbox_dir.is_dir():
             for folder in config.sandbox_dir.iterdir():
                 if tx.by_id(folder.name) is None:
                     shutil.rmtree(folder)
         tx.set_meta("netns", current_identity())  # last: a death before is a boot still to be forgotten
+
+
+def forget(tx: Transaction, kernel: Kernel, row: Row[Any], *, keeps_files: bool = False) -> None:
+    """Delete a record whose things in the kernel are gone, with what it has on the disk unless that is kept."""
+    for item in reversed(tx.objects(row.id)):
+        if item.survives_boot and not keeps_files:
+            item.remove(kernel)
+    Lifecycle.forget(tx, row)
 
 
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 from netlib.driverapi import Addressless
 from netlib.errors import NetlibError
 from netlib.kernel.handle import Kernel
-from netlib.kernel.links import set_link
-from netlib.kernel.routers import NO_REDIRECTS, heard, refuse_routers
+from netlib.kernel.links import deafen
+from netlib.kernel.routers import heard
 from netlib.lifecycle import Lifecycle
 from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan
@@ -68,12 +68,10 @@ def bring_up_to_date(lifecycle: Lifecycle) -> None:
 def _deafen(lifecycle: Lifecycle) -> Iterator[NetlibError]:
     """Have the links that carry the store's tag on the host take nothing from routers; adopted links carry none."""
     with Kernel() as kernel:
-        rtnl = kernel.rtnl()
-        for link in rtnl.links():
+        for link in kernel.rtnl().links():
             if store_of(link.alias) == lifecycle.engine.store_tag and heard(link):
                 try:
-                    refuse_routers(kernel, HOST, link.ifname)
-                    set_link(rtnl, f"set up link {link.ifname}", link.ifname, NO_REDIRECTS, change=0)
+                    deafen(kernel, HOST, link.ifname)
                 except NetlibError as error:
                     yield error
 

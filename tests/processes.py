@@ -3,6 +3,13 @@
 import os
 import select
 
+from netlib.config import Config
+
+
+def pid_of(config: Config) -> int:
+    """The netlibd of *config*, as it wrote down."""
+    return int(config.pid_file.read_text())
+
 
 def ended(pid: int) -> bool:
     """Wait until a process has ended, whoever takes its exit code."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from netlib.config import Config
 from netlib.waiting import is_stopped
+from tests.processes import pid_of
 
 __all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding", "stopped_netlibd", "stopping_itself"]
 
@@ -83,7 +84,7 @@ def stopped(pid: int) -> Iterator[int]:
 @contextmanager
 def stopped_netlibd(config: Config) -> Iterator[int]:
     """Have the netlibd of *config* stopped during the block, at a moment when it holds nothing that others wait for."""
-    pid = int(config.pid_file.read_text())
+    pid = pid_of(config)
     pause = threading.Event()
     deadline = time.monotonic() + 10
     while True:

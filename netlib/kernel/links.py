@@ -112,6 +112,12 @@ def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more:
     )
 
 
+def deafen(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
+    """Have a link that is there take nothing from routers."""
+    set_link(kernel.rtnl(netns), f"set up link {ifname}", ifname, NO_REDIRECTS, change=0)
+    refuse_routers(kernel, netns, ifname)
+
+
 def refusals(netns: NetnsRef, ifname: str, mtu: int) -> Iterator[str]:
     """The commands that have a link of that MTU take nothing from routers."""
     for name in settings(ifname, ipv6=may_have_ipv6(mtu)):
@@ -207,8 +213,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
         if self.peer_netns.is_host:
-            set_link(kernel.rtnl(), f"set up link {self.peer}", self.peer, NO_REDIRECTS, change=0)
-            refuse_routers(kernel, self.peer_netns, self.peer)
+            deafen(kernel, self.peer_netns, self.peer)
         finish_host_end(kernel, rtnl, self.ifname, self.mtu, more)
 
     def _create(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:

@@ -141,6 +141,15 @@ def netns_dir(run_dir: Path) -> Path:
     return NETNS_DIR if is_ours(str(NETNS_DIR)) and is_ours(str(NETNS_FILES_DIR)) else run_dir / "netns"
 
 
+def is_alive(netns: NetnsRef) -> bool:
+    """Whether that netns is still there."""
+    try:
+        with opened(netns):
+            return True
+    except ObjectMissing:
+        return False
+
+
 def pinned_netns(run_dir: Path) -> Iterator[NetnsRef]:
     """Every netns that is pinned where ours may be, by name: where ``ip netns`` looks, and in the run folder."""
     folders = {NETNS_DIR, netns_dir(run_dir)}

@@ -283,11 +283,6 @@ class Runtime:
             for parent in (self.config.container_dir, self.config.run_dir / "containers"):
                 Folder(path=str(parent / container_id)).remove(kernel)
 
-    def leftovers(self, known: set[str]) -> list[str]:
-        """Ids of folders that belong to none of the *known* containers."""
-        folder = self.config.container_dir
-        return sorted(item.name for item in folder.iterdir() if item.name not in known) if folder.is_dir() else []
-
     # --- entering ------------------------------------------------------------------------------------------------------
 
     @contextmanager

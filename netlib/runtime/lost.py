@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -45,9 +44,10 @@ from netlib.kernel.netns import (
 from netlib.kernel.sysctl import read_sysctl
 from netlib.model import HOST, NetnsRef
 from netlib.runtime.container import Runtime
+from netlib.store.backup import set_aside
 from netlib.store.generation import Generation
 from netlib.store.tags import forget_tags, store_of, tags_of
-from netlib.traces import CONTAINER_ID, listed, minded, minders, written_minder
+from netlib.traces import CONTAINER_ID, container_folders, listed, minded, minders, written_minder
 from netlib.verbs import perform
 
 __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
@@ -83,7 +83,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
         is_stuck = True
     leave(config)
     if is_damaged:
-        yield f"set aside: {_set_aside(config.state_dir / 'netlib.db')}"
+        yield f"set aside: {set_aside(config.state_dir / 'netlib.db', 'damaged')}"
     failures: list[NetlibError] = []
     ended = _remove_containers(config, failures)
     if ended:
@@ -106,7 +106,7 @@ def strays(config: Config) -> Iterator[str]:
     """Say what stores that are not this one have in the kernel, after a reset as ever, and how that is removed."""
     with Kernel() as kernel:
         yield from _clear_kernel(kernel, config, (), [])
-    if folders := Runtime(config).leftovers(set()):
+    if folders := container_folders(config):
         yield (
             f"left: the files of containers ({len(folders)}) that the store does not know, in {config.container_dir}; "
             "if nobody needs them any more: netlib system reset --lost"
@@ -133,16 +133,6 @@ def _reset(config: Config) -> bool:
     except StoreDamaged:
         return False
     return True
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a store with its log, which SQLite's tools find by their names; return the new name."""
-    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-    for suffix in ("-wal", "-shm", ""):
-        source = Path(f"{path}{suffix}")
-        if os.path.lexists(source):
-            source.rename(f"{kept}{suffix}")
-    return kept
 
 
 # --- containers ----------------------------------------------------------------------------------------------------------

@@ -21,17 +21,17 @@ from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing,
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import boot_id, current_identity, opened, pinned_netns
-from netlib.lifecycle import Lifecycle
+from netlib.kernel.netns import boot_id, current_identity, is_alive, pinned_netns
 from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject
+from netlib.recovery import forget
 from netlib.registry import driver, ipam_driver
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
 from netlib.sandboxes import is_served
-from netlib.store.backup import check_backup, copy_whole, meta_of, put_back
+from netlib.store.backup import check_backup, copy_whole, kept_beside, meta_of, put_back, set_aside
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS, store_of, tag_of, tags_of
@@ -91,7 +91,6 @@ def _check_place(backup: Path) -> None:
 
 def _keep(store: Store) -> Path | None:
     """Copy the present store beside itself, or set a damaged one aside; None where there is none."""
-    kept = store.path.with_name(f"{store.path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
     if not store.exists:
         with store.read():  # makes it
             pass
@@ -101,12 +100,10 @@ def _keep(store: Store) -> Path | None:
         with store.read() as tx:
             tx.all(Network)
     except StoreDamaged:
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                Path(f"{store.path}{suffix}").rename(f"{kept}{suffix}")
-        return kept
+        return set_aside(store.path, "before")
     finally:
         store.close()
+    kept = kept_beside(store.path, "before")
     copy_whole(store.path, kept)
     return kept
 
@@ -167,7 +164,7 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
         if endpoint.value.sandbox in kept and (endpoint.id[:TAG_DIGITS] in present.links or not endpoint.value.ifname):
             tx.set_phase(endpoint.id, Phase.READY)
         else:
-            _forget(tx, kernel, endpoint)
+            forget(tx, kernel, endpoint)
     _settle_attachments(tx, kernel)
     is_of_this_boot = (tx.meta("netns") or "").startswith(f"{boot_id()}:")
     networks: list[Row[Any]] = [*tx.all(Network), *tx.all(CniNetwork)]
@@ -186,7 +183,7 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
 
 def _settle_attachments(tx: Transaction, kernel: Kernel) -> None:
     """The same for what CNI plugins made: that of an interface which a container has no more goes, whichever plugin made it."""
-    rows = [row for row in tx.all(CniAttachment) if _is_there(row.value.netns)]  # else GC, or DEL, is to take it away
+    rows = [row for row in tx.all(CniAttachment) if is_alive(row.value.netns)]  # else GC, or DEL, is to take it away
     made = {row.id: [item for item in tx.objects(row.id) if item.key.kind == "link"] for row in rows}
     gone = {
         (row.value.container, row.value.ifname, row.value.network)
@@ -195,7 +192,7 @@ def _settle_attachments(tx: Transaction, kernel: Kernel) -> None:
     }
     for row in rows:
         if (row.value.container, row.value.ifname, row.value.network) in gone:
-            _forget(tx, kernel, row)
+            forget(tx, kernel, row)
         elif row.phase is Phase.CREATING:
             tx.set_phase(row.id, Phase.READY)
 
@@ -213,30 +210,15 @@ def _settle_sandboxes(
     """The same for sandboxes; return the names of those forgotten, and the ids of those kept."""
     forgotten, kept = [], set()
     for row in tx.all(Sandbox):
-        netns = present.netns_of(row.id) or (row.value.netns if _is_there(row.value.netns) else None)
+        netns = present.netns_of(row.id) or (row.value.netns if is_alive(row.value.netns) else None)
         if row.value.owned and netns is None:
             forgotten.append(row.name)
-            _forget(tx, kernel, row, keeps_files=row.id in running)
+            forget(tx, kernel, row, keeps_files=row.id in running)
         else:
             kept.add(row.id)
             tx.replace(replace(row.value, netns=netns or row.value.netns))
             tx.set_phase(row.id, Phase.READY)
     return forgotten, kept
-
-
-def _forget(tx: Transaction, kernel: Kernel, row: Row[Any], *, keeps_files: bool = False) -> None:
-    for item in reversed(tx.objects(row.id)):
-        if item.survives_boot and not keeps_files:
-            item.remove(kernel)
-    Lifecycle.forget(tx, row)
-
-
-def _is_there(netns: NetnsRef) -> bool:
-    try:
-        with opened(netns):
-            return True
-    except ObjectMissing:
-        return False
 
 
 def _adopt_sandboxes(controller: Controller, present: _Present, running: dict[str, int]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from netlib.folders import open_private
 from netlib.store.read_only import open_read_only
 from netlib.store.schema import MIGRATIONS
 
-__all__ = ["check_backup", "copy_store", "copy_whole", "meta_of", "put_back"]
+__all__ = ["check_backup", "copy_store", "copy_whole", "kept_beside", "meta_of", "put_back", "set_aside"]
 
 _OWN = ("netlib.db", "tags", "reserve")
 _PAGES = 1024  # at a time, so that writers wait for 4 MiB at most
@@ -87,6 +88,21 @@ def put_back(backup: Path, store: Path) -> None:
                 target.execute("PRAGMA journal_mode=WAL")
         except sqlite3.Error as error:
             raise StoreError(f"{backup} cannot be put in the place of {store}: {error}; nothing was changed") from error
+
+
+def set_aside(store: Path, why: str) -> Path:
+    """Rename a store, with *why* and the time in its name, and its log, which SQLite's tools find by their names."""
+    kept = kept_beside(store, why)
+    for suffix in ("-wal", "-shm", ""):
+        source = Path(f"{store}{suffix}")
+        if os.path.lexists(source):
+            source.rename(f"{kept}{suffix}")
+    return kept
+
+
+def kept_beside(store: Path, why: str) -> Path:
+    """The name beside a store under which it is kept."""
+    return store.with_name(f"{store.name}.{why}-{time.strftime('%Y%m%dT%H%M%S')}")
 
 
 @contextmanager

@@ -79,10 +79,6 @@ def unused(pid: int) -> bytes:
     return f"netlibd is not used: netlibd (pid {pid}) is stopped{remedy(pid)}\n".encode()
 
 
-def pid_of(config: Config) -> int:
-    return int(config.pid_file.read_text())
-
-
 def test_add_and_del_are_done_in_process(plugins: Path, daemon: Config, pod: str) -> None:
     with stopped_netlibd(daemon) as pid:
         added = cni(plugins, daemon, "ADD", PODS, pod)

@@ -6,13 +6,11 @@ import random
 import shutil
 import signal
 import socket
-import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from netlib.model import NetnsRef
 from netlib.wire import LENGTH, at_socket, frame
 from tests.folders import take_away
 from tests.kernel.dns_client import wait_until
-from tests.processes import ended
+from tests.processes import ended, pid_of
+from tests.stopping import stopped_netlibd
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,10 +35,6 @@ ROOT = Path(__file__).parents[2]
 def ping(config: Config) -> dict[str, Any]:
     answer: dict[str, Any] = call(config, "daemon.ping", {})
     return answer
-
-
-def pid_of(config: Config) -> int:
-    return int(config.pid_file.read_text())
 
 
 def kill(config: Config) -> None:
@@ -239,29 +234,12 @@ def test_it_ends_when_its_run_folder_is_taken_away(daemon: Config, end: Callable
 
 def test_one_that_comes_late_leaves_the_socket_of_its_successor(daemon: Config) -> None:
     """It has not seen yet that its run folder was taken away, as when it is stopped (by SIGSTOP) meanwhile."""
-    first = pid_of(daemon)
-    wait_until(lambda: _is_stopped_idle(daemon, first), "a moment at which netlibd holds nothing that others wait for")
-    take_away(daemon.run_dir)
-    start_daemon(daemon)
-    os.kill(first, signal.SIGCONT)
+    with stopped_netlibd(daemon) as first:
+        take_away(daemon.run_dir)
+        start_daemon(daemon)
     os.kill(first, signal.SIGTERM)
     assert ended(first)
     assert ping(daemon)["pid"] == pid_of(daemon) != first
-
-
-def _is_stopped_idle(daemon: Config, pid: int) -> bool:
-    """Stop netlibd; let it go on when it was at work, with a lock or in a transaction that a successor would wait for."""
-    os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "netlibd to stop")
-    is_idle = not any(daemon.lock_dir.glob("*"))
-    with closing(sqlite3.connect(daemon.state_dir / "netlib.db", timeout=0)) as store:
-        try:
-            store.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            is_idle = False
-    if not is_idle:
-        os.kill(pid, signal.SIGCONT)
-    return is_idle
 
 
 def test_it_ends_when_its_socket_is_deleted(daemon: Config) -> None:

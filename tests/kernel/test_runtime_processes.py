@@ -18,6 +18,7 @@ from netlib.errors import CommandNotRun, Conflict, DeadlineExceeded, NotFound
 from netlib.runtime import attach, cgroups
 from netlib.runtime.container import LOST_CODE, Runtime
 from netlib.runtime.spec import Container, ExecSpec, Volume
+from netlib.traces import container_folders
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups
@@ -444,11 +445,10 @@ def test_leftovers_are_found_and_swept(world: World, runtime: Runtime) -> None:
     container = world.box("true")
     runtime.launch(container)
     runtime.wait(container, 10)
-    assert runtime.leftovers(set()) == [container.container_id]
-    assert runtime.leftovers({container.container_id}) == []
+    assert container_folders(runtime.config) == {container.container_id}
     runtime.sweep(container.container_id)
     runtime.sweep(container.container_id)
-    assert runtime.leftovers(set()) == []
+    assert container_folders(runtime.config) == set()
 
 
 @pytest.mark.vm

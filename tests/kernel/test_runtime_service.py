@@ -25,6 +25,7 @@ from netlib.runtime.container import Runtime
 from netlib.runtime.lost import reset_lost, strays
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
 from netlib.runtime.verbs import VERBS, remove_all
+from netlib.traces import container_folders
 from netlib.verbs import perform
 
 pytestmark = pytest.mark.needs_cgroups
@@ -61,10 +62,9 @@ def _everything(controller: Controller) -> dict[str, object]:
     """What a failed verb must leave as it was."""
     with controller.store.read() as tx:
         records = sorted(row[0] for row in tx.db.execute("SELECT id FROM record"))
-    own = service.runtime(controller)
     return {
         "records": records,
-        "folders": own.leftovers(set()),
+        "folders": container_folders(controller.config),
         "netns": sorted(path.name for path in NETNS_DIR.iterdir()),
         "links": subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.count("veth"),
         "groups": _groups(),
@@ -192,7 +192,7 @@ def test_stop_start_and_remove(controller: Controller) -> None:
     perform(controller, "container.rm", {"names": ["box"], "force": True})
     with pytest.raises(NotFound):
         service.find_container(controller, "box")
-    assert service.runtime(controller).leftovers(set()) == []
+    assert container_folders(controller.config) == set()
 
 
 def test_inspect(controller: Controller) -> None:

@@ -25,6 +25,7 @@ from netlib.scarcity import NO_MEMORY, NO_PROCESS
 from tests.cni.launching import serving
 from tests.kernel.dns_client import wait_until
 from tests.kernel.runtime_world import World
+from tests.processes import pid_of
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -43,10 +44,6 @@ def netlib(config: Config, *words: str, address_space: int = 0) -> "subprocess.C
 def state_of(config: Config) -> Any:
     with Controller(config, watcher=Unwatched()) as controller, controller.store.read() as tx:
         return sorted(tx.ready_ids()), tx.in_flight()
-
-
-def pid_of(config: Config) -> int:
-    return int(config.pid_file.read_text())
 
 
 @pytest.fixture

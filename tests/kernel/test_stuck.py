@@ -24,7 +24,7 @@ from netlib.kernel.snapshot import snapshot
 from netlib.locks import record_lock
 from netlib.plan import KernelObject
 from tests.kernel.dns_client import wait_until
-from tests.processes import ended
+from tests.processes import ended, pid_of
 from tests.stopping import HOLDING, LIMIT, remedy, stopped_holding, stopped_netlibd, stopping_itself
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +45,6 @@ def daemon(config: Config) -> Iterator[Config]:
     call(config, "container.run", {"command": ["sleep", "600"], "name": "alone", "networks": ["bridge"]})
     yield config
     call(config, "system.reset", {})
-
-
-def pid_of(config: Config) -> int:
-    return int(config.pid_file.read_text())
 
 
 def netlib(config: Config, *words: str) -> subprocess.CompletedProcess[str]:
