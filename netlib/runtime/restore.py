@@ -7,7 +7,7 @@ tag with its id; where its things are gone, it is forgotten as after a boot; wha
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing,
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
+from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.netns import boot_id, current_identity, is_alive, pinned_netns
 from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
@@ -256,23 +257,30 @@ def _adopt_sandboxes(controller: Controller, present: _Present, running: dict[st
 
 def _adopt_endpoints(controller: Controller) -> Iterator[str]:
     """Connect sandboxes to the networks that they are in already: each link is there, and is taken as it is."""
-    for box in controller.sandboxes():
-        for seen in _unknown_endpoints(controller, box) if box.owned else ():
-            families = {address.version: address for address in seen.addresses}
-            try:
-                controller.connect(
-                    seen.network,
-                    box.id,
-                    endpoint_id=seen.record,
-                    ifname=seen.ifname,
-                    mac=seen.mac,
-                    ip=families[4].ip if 4 in families else None,
-                    ip6=families[6].ip if 6 in families else None,
-                )
-            except NetlibError as error:
-                yield f"left: {seen.ifname} of {box.name}: {error}"
-            else:
-                yield f"adopted: {seen.ifname} of {box.name}, without aliases and published ports: start it anew to have them"
+    with Kernel() as kernel:
+        outside, networks = {link.index: link for link in kernel.rtnl().links()}, _by_bridge(controller)
+        found = [
+            (box, seen)
+            for box in controller.sandboxes()
+            if box.owned
+            for seen in _unknown_endpoints(controller, kernel, box, outside, networks)
+        ]
+    for box, seen in found:
+        families = {address.version: address for address in seen.addresses}
+        try:
+            controller.connect(
+                seen.network,
+                box.id,
+                endpoint_id=seen.record,
+                ifname=seen.ifname,
+                mac=seen.mac,
+                ip=families[4].ip if 4 in families else None,
+                ip6=families[6].ip if 6 in families else None,
+            )
+        except NetlibError as error:
+            yield f"left: {seen.ifname} of {box.name}: {error}"
+        else:
+            yield f"adopted: {seen.ifname} of {box.name}, without aliases and published ports: start it anew to have them"
 
 
 class _Seen(NamedTuple):
@@ -285,12 +293,15 @@ class _Seen(NamedTuple):
     addresses: list[IPInterface]
 
 
-def _unknown_endpoints(controller: Controller, box: Sandbox) -> list[_Seen]:
-    """The veth pairs from *box* to bridges of networks of ours whose tag names an endpoint that has no record."""
+def _unknown_endpoints(
+    controller: Controller, kernel: Kernel, box: Sandbox, outside: Mapping[int, LinkInfo], networks: Mapping[str, Network]
+) -> list[_Seen]:
+    """The veth pairs from *box* to bridges of networks of ours whose tag names an endpoint that has no record.
+
+    *outside* are the host's links by number, *networks* ours by their bridges.
+    """
     found = []
-    networks = _by_bridge(controller)
-    with Kernel() as kernel, controller.store.read() as tx:
-        outside = {link.index: link for link in kernel.rtnl().links()}
+    with controller.store.read() as tx:
         for link in kernel.rtnl(box.netns).links():
             other = outside.get(link.peer)
             if link.kind != "veth" or other is None or other.kind != "veth" or other.master not in outside:
@@ -302,6 +313,7 @@ def _unknown_endpoints(controller: Controller, box: Sandbox) -> list[_Seen]:
                     address for address in addresses_of(kernel, link.ifname, box.netns) if not address.ip.is_link_local
                 ]
                 found.append(_Seen(record + new_id()[TAG_DIGITS:], network.id, link.ifname, link.mac, addresses))
+    kernel.forget(box.netns)
     return found
 
 
