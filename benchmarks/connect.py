@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, Target, milliseconds, series
 from benchmarks.world import World
-from netlib.client import call
+from netlib.call import call
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 
 _CONNECT, _DISCONNECT = Target(5, "ms"), Target(30, "ms")

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.measure import Row, series
 from benchmarks.peers import IMAGE
 from benchmarks.world import World
-from netlib.client import call
+from netlib.call import call
 from netlib.config import Config
 
 _CONTAINERS, _SANDBOXES = 20, 100

@@ -13,20 +13,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 sys.path.pop(0)  # this file's own folder: netlib is to be found by PYTHONPATH
 
 from cni_plugins.install import install
-from netlib.client import call, leave, start_daemon
-from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib import Config, Controller
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered
 from netlib.model import NetnsRef
 from netlib.ports import parse_publish
-from netlib.runtime.verbs import remove_all
+
+
+def _found(name: str, *modules: str) -> Any:
+    """*name* in the first of *modules* that has it: the newest home first, then those of earlier commits."""
+    for module in modules:
+        with suppress(ImportError, AttributeError):
+            return getattr(import_module(module), name)
+    raise SystemExit(f"none of {', '.join(modules)} has {name}")
+
+
+call = _found("call", "netlib.verbs.call", "netlib.client")
+leave = _found("leave", "netlib.wire.client", "netlib.client")
+start_daemon = _found("start_daemon", "netlib.wire.client", "netlib.client")
+Unwatched = _found("Unwatched", "netlib.core.controller", "netlib.controller")
+remove_all = _found("remove_all", "netlib.verbs.container", "netlib.runtime.verbs")
 
 Sample = Callable[[], float]
 _SANDBOXES = 20

@@ -15,6 +15,7 @@ from cni_plugins.reference import forget_allowance
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.adding import Adding, Wanted
+from netlib.firewall.backend import firewall
 from netlib.firewall.foreign import has_firewalld
 from netlib.firewall.objects import AddressAllowance, ApartBridge, FirewallBase, ForwardedAddress
 from netlib.kernel.handle import Kernel
@@ -76,7 +77,7 @@ class FirewallPlugin:
     def status(self, call: Call[FirewallConf]) -> None:
         _check(call.config)
         with Kernel() as kernel:
-            kernel.firewall().listing()
+            firewall(kernel).listing()
 
 
 def _check(config: FirewallConf) -> None:
@@ -95,7 +96,7 @@ def _remark(call: Call[FirewallConf], kernel: Kernel) -> None:
         call.stderr.append(f'firewall: backend "{config.backend}" is not known; nftables is used')
     if chain := config.iptables_admin_chain_name:
         call.stderr.append(f"firewall: chain {chain} is not used; rules of yours go into chain user of table inet netlib")
-    if call.prev_result is not None and has_firewalld(kernel.firewall().nft):
+    if call.prev_result is not None and has_firewalld(kernel):
         subnets = dict.fromkeys(str(ip.address.network) for ip in call.prev_result.ips)
         sources = " ".join(f"--add-source={subnet}" for subnet in subnets)
         call.stderr.append(f"firewall: firewalld decides what it forwards; type: firewall-cmd --zone=trusted {sources}")

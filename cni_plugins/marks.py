@@ -11,6 +11,7 @@ from typing import Any
 from cni_plugins.node import Node
 from cni_plugins.skel import Call
 from netlib.errors import ObjectMissing
+from netlib.firewall.backend import firewall
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
@@ -35,10 +36,10 @@ def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
     with Kernel() as kernel:
         records, addresses = _found(kernel, node, call)
         yield
-        firewall = kernel.firewall()
-        firewall.discard(
+        rules = firewall(kernel)
+        rules.discard(
             item
-            for item in firewall.list_ours()
+            for item in rules.list_ours()
             if store_of(item.tag) in tags and (tag_of(item.tag)[1] in records or not addresses.isdisjoint(item.words))
         )
         marked = [(link.ifname, *tag_of(link.alias)) for link in kernel.rtnl().links()]

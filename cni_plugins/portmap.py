@@ -23,6 +23,7 @@ from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.adding import Adding, Wanted
+from netlib.firewall.backend import firewall
 from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort, published_ports
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import route_link
@@ -130,7 +131,7 @@ class PortmapPlugin:
     def status(self, call: Call[PortmapConf]) -> None:
         _check(call.config)
         with Kernel() as kernel:
-            kernel.firewall().listing()
+            firewall(kernel).listing()
 
 
 # --- what the configuration asks for -------------------------------------------------------------------------------------

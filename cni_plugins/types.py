@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from cni_plugins.skel import Plugin
 
-__all__ = ["find_plugin_class", "plugin_types", "preload"]
+__all__ = ["find_plugin_class", "plugin_types"]
 
 _TYPES = {
     "bandwidth": "cni_plugins.bandwidth:BandwidthPlugin",
@@ -29,8 +29,6 @@ _TYPES = {
     "vrf": "cni_plugins.vrf:VrfPlugin",
 }
 
-_COMMON = ("bridge", "host-local", "portmap", "firewall", "bandwidth", "tuning", "loopback")
-
 
 def plugin_types() -> tuple[str, ...]:
     """Every type that we answer for, which is the name of its executable."""
@@ -44,10 +42,3 @@ def find_plugin_class(kind: str) -> type[Plugin[Any]] | None:
         return None
     module, _, name = target.partition(":")
     return cast(type[Plugin[Any]], getattr(import_module(module), name))
-
-
-def preload() -> None:
-    """Import what most calls need, before the first of them comes: 40 ms less of it."""
-    import_module("cni_plugins.run")
-    for kind in _COMMON:
-        find_plugin_class(kind)

@@ -1,104 +1,37 @@
-"""netlibd from the caller's side: ask it, start it, or do the work in this process where it is not there.
+"""netlibd from the caller's side: reach it, have it leave, replace it, and tell it which records changed.
 
-One rule: the work is done here only when the daemon certainly has not begun it (nobody listens, nobody greets, the request did
-not reach it whole, it answered "not mine"). Every command imports this module, so it imports the standard library's small
-modules only. One conversation is :mod:`netlib.conversation`, a start is :mod:`netlib.starting`.
+It knows the wire and no verb: a verb is asked for by :func:`netlib.call.call`. Every command imports this module, so it
+imports the standard library's small modules only. One conversation is :mod:`netlib.conversation`, a start is
+:mod:`netlib.starting`.
 """
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Collection
+from typing import Any, Self
 
 from netlib.config import Config
-from netlib.conversation import START_SECONDS, BrokenOff, Connection, NotMine, Progress, Silent, Unsent, known_pid
-from netlib.errors import ConfigError, DaemonError, NetlibError, Stuck
+from netlib.conversation import START_SECONDS, BrokenOff, Connection, NotMine, Silent, Unsent, known_pid
+from netlib.errors import DaemonError, NetlibError, Stuck
 from netlib.notices import notice
 from netlib.waiting import is_stopped, trouble
-from netlib.wire import ABOUT_ITSELF, GREETING_SECONDS
-
-if TYPE_CHECKING:
-    from netlib.plan import KernelObject
+from netlib.wire import GREETING_SECONDS
 
 __all__ = [
-    "DEADLINE_SECONDS",
+    "WITHOUT",
     "DaemonWatcher",
-    "Progress",
-    "call",
     "condition",
     "leave",
-    "progress_observer",
+    "reach",
     "refuse_silent",
+    "replace",
     "see_out_former",
     "start_daemon",
 ]
 
-DEADLINE_SECONDS = 120.0  # two locks of 60 s, the longest that a verb may wait
 TELL_SECONDS = 30.0
 _NEEDED_SECONDS = 3.0  # for the greeting of a netlibd that is needed and only slow
-_WITHOUT = ", so names and held ports stay as they were"
-
-
-def call(
-    config: Config | None,
-    verb: str,
-    args: dict[str, Any],
-    *,
-    fds: Sequence[int] = (),
-    start: bool = False,
-    deadline: float = DEADLINE_SECONDS,
-    progress: Progress | None = None,
-) -> Any:
-    """Have *verb* done by netlibd, or here where netlibd is not there or not ours, and return its JSON result.
-
-    *config* None means the environment's. *fds* are lent to the verb, which finds their numbers in ``args["fds"]``. *start*
-    starts netlibd first when it is not there; one that was killed is started again in any case. *deadline* is in seconds
-    for all of it. *progress* is told ``{"moment": "ensured" | "removed", "object": key}`` as the kernel changes.
-
-    Raises what the verb raises; DeadlineExceeded when no answer came in time (the work may still be done); DaemonError when
-    netlibd broke off (what it left half done is undone by the next command); Stuck when a netlibd that is stopped holds, or
-    must serve, what the verb needs.
-    """
-    config = config or Config.from_environment()
-    _check_text([str(config.state_dir), str(config.run_dir), args])
-    until = time.monotonic() + deadline
-    silent = 0
-    for _ in range(2):  # twice: an older netlibd is replaced and asked again
-        try:
-            connection = _reach(config, until, start=start)
-        except Unsent:
-            continue
-        except Silent as error:
-            silent = error.pid
-            if verb.startswith(ABOUT_ITSELF):
-                raise Stuck(str(error)) from error
-            notice(trouble(silent, _WITHOUT))
-            break
-        if connection is None:
-            break
-        try:
-            return connection.ask(verb, args, until, fds=fds, progress=progress)
-        except Unsent:
-            continue
-        except NotMine as answer:
-            if not answer.is_older:
-                break
-            _replace(connection, config, until)
-        finally:
-            connection.close()
-    return _perform_here(config, verb, args, fds, progress, silent)
-
-
-def _check_text(value: Any) -> None:
-    """Raise ConfigError for a text that came in bytes which are no UTF-8: neither the store nor JSON can keep it."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ConfigError(f"{value!r} is no UTF-8 text, and nothing else can be kept; spell it in UTF-8")
-    elif isinstance(value, dict):
-        _check_text([*value, *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_text(item)
+WITHOUT = ", so names and held ports stay as they were"
 
 
 def start_daemon(config: Config | None = None, *, deadline: float = START_SECONDS) -> None:
@@ -152,7 +85,7 @@ def condition(config: Config) -> str:
 # --- reaching it -------------------------------------------------------------------------------------------------------
 
 
-def _reach(config: Config, until: float, *, start: bool, patience: float = GREETING_SECONDS) -> Connection | None:
+def reach(config: Config, until: float, *, start: bool, patience: float = GREETING_SECONDS) -> Connection | None:
     """A connection, or None where there is no netlibd and *start* does not ask for one. Raises Silent, Unsent."""
     was_killed = False
     try:
@@ -205,39 +138,10 @@ def _is_newer(config: Config, until: float) -> bool:
     return True
 
 
-def _replace(connection: Connection, config: Config, until: float) -> None:
+def replace(connection: Connection, config: Config, until: float) -> None:
     """Let the older netlibd at the other end leave, and start this version's."""
     connection.see_out(until)
     start_daemon(config, deadline=until - time.monotonic())
-
-
-def _perform_here(
-    config: Config, verb: str, args: dict[str, Any], fds: Sequence[int], progress: Progress | None, silent: int
-) -> Any:
-    from netlib.controller import Controller
-    from netlib.kernel.descriptors import raise_limit
-    from netlib.scarcity import translated_scarcity
-    from netlib.verbs import perform
-
-    raise_limit()
-    observer = progress_observer(progress) if progress else None
-    with (
-        translated_scarcity(),
-        DaemonWatcher(config, silent=silent) as watcher,
-        Controller(config, watcher=watcher, observer=observer) as controller,
-        controller.undoing_on_scarcity(),
-    ):
-        return perform(controller, verb, {**args, "fds": list(fds)} if fds else args)
-
-
-def progress_observer(progress: Progress) -> "Callable[[str, KernelObject], None]":
-    """An observer for a Controller that tells *progress* what :func:`call` promises."""
-
-    def observe(moment: str, item: "KernelObject") -> None:
-        if moment in ("ensured", "removed"):
-            progress({"moment": moment, "object": str(item.key)})
-
-    return observe
 
 
 # --- telling it what changed -------------------------------------------------------------------------------------------
@@ -275,7 +179,7 @@ class DaemonWatcher:
                 raise Stuck(f"names and ports are not served: {error}") from error
             if pid != self._told:  # else an error has said it
                 kept = f"names and held ports stay as they were: {error}"
-                notice(trouble(pid, _WITHOUT) if isinstance(error, Silent) else kept)
+                notice(trouble(pid, WITHOUT) if isinstance(error, Silent) else kept)
         except NetlibError:
             self.close()
             if needed:
@@ -314,7 +218,7 @@ class DaemonWatcher:
                     raise DaemonError(
                         f"names and ports are not served: netlibd (pid {connection.pid}) says: {answer}"
                     ) from answer
-                _replace(connection, self._config, until)
+                replace(connection, self._config, until)
                 self.close()
         raise DaemonError(f"names and ports are not served: netlibd broke off three times; see {self._config.log_file}")
 
@@ -326,6 +230,6 @@ class DaemonWatcher:
             if self._silent and is_stopped(self._silent):
                 raise Silent(self._silent)
             patience = _NEEDED_SECONDS if needed else GREETING_SECONDS
-            self._connection = _reach(self._config, until, start=needed, patience=patience)
+            self._connection = reach(self._config, until, start=needed, patience=patience)
             self._silent = 0
         return self._connection

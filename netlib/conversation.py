@@ -135,7 +135,7 @@ class Connection:
         progress: Progress | None = None,
         repeatable: bool = False,
     ) -> Any:
-        """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.client.call` says.
+        """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.call.call` says.
 
         What is *repeatable* may be done once more without harm, so a netlibd that is stopped meanwhile is not waited for, but
         Stuck raised.

@@ -16,7 +16,8 @@ from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.addresses import Address
 from netlib.kernel.files import Folder, TextFile
 from netlib.kernel.links import LinkUp
-from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, OwnedNetns
+from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl, sysctl_ifname
 from netlib.kernel.tuning import TunedSysctl

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from netlib.config import Config
 from netlib.errors import KernelError
+from netlib.firewall.backend import firewall
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, pinned_netns
 from netlib.model import HOST, NetnsRef
@@ -36,7 +37,7 @@ def traces(config: Config, tags: Collection[str]) -> list[str]:
             found.append(f"{count} link{'' if count == 1 else 's'}")
         if count := _tagged_netns(kernel, config, tags):
             found.append(f"{count} network namespace{'' if count == 1 else 's'}")
-        if count := sum(store_of(item.tag) in tags for item in kernel.firewall().list_ours()) if tags else 0:
+        if count := sum(store_of(item.tag) in tags for item in firewall(kernel).list_ours()) if tags else 0:
             found.append(f"{count} firewall entr{'y' if count == 1 else 'ies'}")
     return found
 

@@ -17,8 +17,8 @@ from netlib.client import condition
 from netlib.controller import Controller
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.inspect import Member, journal_row, network_details, network_row
-from netlib.model import Link, Network, Sandbox
-from netlib.names import parse_labels, parse_options
+from netlib.model import Network, Sandbox
+from netlib.names import parse_labels, parse_link, parse_options
 from netlib.store.backup import copy_store
 
 Verb = Callable[..., Any]
@@ -257,14 +257,6 @@ def version(_: Controller) -> dict[str, str]:
 
 
 # --- reading arguments -------------------------------------------------------------------------------------------------
-
-
-def parse_link(text: str) -> Link:
-    """Read ``--link NAME[:ALIAS]``; without an alias the name is its own."""
-    name, _, alias = text.partition(":")
-    if not name or ":" in alias:
-        raise ConfigError(f"--link {text!r} is malformed; write it like NAME or NAME:ALIAS")
-    return Link(name, alias or name)
 
 
 def _auxiliary(texts: Sequence[str]) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from argparse import Namespace
 
+from netlib.call import call
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
-from netlib.client import call
 from netlib.config import Config
 from netlib.errors import NotFound
 

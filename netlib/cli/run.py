@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from netlib.call import call
 from netlib.cli.arguments import Parser, environment
 from netlib.cli.outcome import complain, each, refusals_apart
-from netlib.client import call
 from netlib.config import Config, whole_path
 from netlib.errors import CommandNotRun, ConfigError, Conflict, NetlibError
 

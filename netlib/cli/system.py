@@ -4,10 +4,11 @@ import re
 from argparse import Namespace
 from typing import Any
 
+from netlib.call import call
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
-from netlib.client import call, leave, refuse_silent
+from netlib.client import leave, refuse_silent
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
 

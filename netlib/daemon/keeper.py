@@ -20,6 +20,7 @@ from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, res
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.serving import Mover, Serving
 from netlib.errors import NetlibError
+from netlib.firewall.backend import firewall
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel import inotify
 from netlib.model import Phase
@@ -144,11 +145,11 @@ class Keeper:
         import_module("netlib.verbs")
         with self._controller.engine.kernel("") as kernel:
             kernel.rtnl()
-            kernel.firewall().close()
+            firewall(kernel)
 
     def _warm_plugins(self) -> None:
         """The same for the first CNI call."""
-        from cni_plugins.types import preload
+        from cni_plugins.run import preload
 
         preload()
 

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from netlib import __version__
-from netlib.client import Progress, progress_observer
+from netlib.call import Progress, progress_observer
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request

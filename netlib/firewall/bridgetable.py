@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.libnftables import Nft
+from netlib.firewall.libnftables import nft
 from netlib.kernel.netns import command_in
 from netlib.plan import KernelObject, Key
 
@@ -46,15 +46,15 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
             yield f'add rule {self.table} prerouting {rule} comment "{comment}"'
 
     def ensure(self, kernel: "Kernel") -> None:
-        self._nft(kernel).run("\n".join(self._lines), f"set up {self.table}")
+        nft(kernel, self.netns).run("\n".join(self._lines), f"set up {self.table}")
 
     def remove(self, kernel: "Kernel") -> None:
         with suppress(ObjectMissing):  # no netns; the table is added first, so that one which is gone is no error
-            self._nft(kernel).run(f"add table {self.table}\ndelete table {self.table}", f"remove {self.table}")
+            nft(kernel, self.netns).run(f"add table {self.table}\ndelete table {self.table}", f"remove {self.table}")
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:
-            listing = self._nft(kernel).listing(f"list chain {self.table} prerouting")
+            listing = nft(kernel, self.netns).listing(f"list chain {self.table} prerouting")
         except ObjectMissing:
             return f"nftables table {self.table} is gone"
         found = [entry["rule"].get("comment") for entry in listing if "rule" in entry]
@@ -63,6 +63,3 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
 
     def commands(self) -> Iterator[str]:
         return (command_in(self.netns, f"nft {shlex.quote(line)}") for line in self._lines)
-
-    def _nft(self, kernel: "Kernel") -> Nft:
-        return kernel.firewall(self.netns).nft

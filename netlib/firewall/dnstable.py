@@ -7,8 +7,6 @@ person would type for the same is :func:`netlib.firewall.ruleset.dns_commands`. 
 
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 
 from netlib.errors import FeatureMissing, ObjectMissing
@@ -30,14 +28,12 @@ from netlib.firewall.expressions import (
 )
 from netlib.firewall.objects import DnsRedirect
 from netlib.firewall.ruleset import DNS_CHAIN, DNS_TABLE, check_redirect
+from netlib.kernel.handle import Kernel
 from netlib.kernel.netlink import APPEND, CREATE, NetlinkSocket, attribute, nest, text
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
 
 __all__ = ["DnsTable"]
-
-Entered = Callable[[], AbstractContextManager[None]]
-"""Enters the sandbox's netns."""
 
 _HEADER = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
 _TABLE_NAME = DNS_TABLE.removeprefix("ip ")
@@ -55,9 +51,9 @@ class DnsTable:
     has gone for good, 10 ms later, while other work can be done.
     """
 
-    def __init__(self, netns: NetnsRef, entered: Entered) -> None:
+    def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
         self.netns = netns
-        self._entered = entered
+        self._kernel = kernel
         self._socket: NetlinkSocket | None = None
 
     def ensure(self, redirect: DnsRedirect) -> None:
@@ -85,7 +81,7 @@ class DnsTable:
     def _change(self, verb: str, *messages: tuple[int, int, bytes]) -> None:
         action = f"{verb} the way to the resolver in {self.netns.label}"
         if self._socket is None:
-            with self._entered(), doing(action):
+            with self._kernel.entered(self.netns), doing(action):
                 self._socket = NetlinkSocket(NETFILTER)
         try:
             with doing(action):

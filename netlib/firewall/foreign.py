@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.libnftables import Nft
+from netlib.firewall.libnftables import Nft, nft
 from netlib.firewall.objects import MARKED
 from netlib.firewall.ruleset import TABLE, allowance_rules
+from netlib.kernel.handle import Kernel
 
 _NEUTRAL = {"counter", "log"}
 _DROPS = {"drop", "reject"}
@@ -46,22 +47,22 @@ class _Chain(NamedTuple):
     rules: tuple[dict[str, Any], ...]
 
 
-def foreign_tables(nft: Nft) -> dict[str, list[dict[str, Any]]]:
+def foreign_tables(conversation: Nft) -> dict[str, list[dict[str, Any]]]:
     """Every foreign table with a filter chain in the forward hook, listed; keys as ``"ip filter"``."""
-    chains = [item["chain"] for item in nft.listing("list chains") if "chain" in item]
+    chains = [item["chain"] for item in conversation.listing("list chains") if "chain" in item]
     names = {f"{chain['family']} {chain['table']}" for chain in chains if chain.get("hook") == "forward"}
     found = {}
     for name in sorted(names - {TABLE}):
         if _ADDRESSABLE.fullmatch(name):
             with suppress(ObjectMissing):  # its owner deleted it meanwhile
-                found[name] = nft.listing(f"list table {name}", elements=False)
+                found[name] = conversation.listing(f"list table {name}", elements=False)
     return found
 
 
-def has_firewalld(nft: Nft) -> bool:
+def has_firewalld(kernel: Kernel) -> bool:
     """Whether firewalld has its table here. One table that may not be there costs 0.1 ms to ask for, a list of all 10."""
     try:
-        nft.listing("list table inet firewalld", elements=False)
+        nft(kernel).listing("list table inet firewalld", elements=False)
     except ObjectMissing:
         return False
     return True

@@ -9,9 +9,9 @@ from typing import Any
 
 from netlib.errors import ObjectMissing
 from netlib.firewall.legacy import LegacyTables
-from netlib.firewall.libnftables import Nft
+from netlib.firewall.libnftables import Nft, nft
 from netlib.kernel.handle import Kernel
-from netlib.model import IPAddress
+from netlib.model import HOST, IPAddress
 
 _ATTEMPTS = 4  # each later one lost to another writer in between
 _FAMILIES = ("ip", "ip6")
@@ -22,10 +22,9 @@ Listing = list[dict[str, Any]]
 
 def forget_chains(kernel: Kernel, table: str, names: Collection[str]) -> None:
     """Remove iptables' chains *names* and the rules that lead to them from a *table* (``nat``), of both families."""
-    nft = kernel.firewall().nft
     for family in _FAMILIES:
-        _change(nft, f"{family} {table}", lambda place, listing: _without_chains(place, listing, names))
-    LegacyTables(kernel.firewall().netns).forget_chains(table, names)
+        _change(nft(kernel), f"{family} {table}", lambda place, listing: _without_chains(place, listing, names))
+    LegacyTables(HOST).forget_chains(table, names)
 
 
 def forget_rules(kernel: Kernel, table: str, chains: Collection[str], is_meant: Callable[[str], bool]) -> None:
@@ -36,7 +35,7 @@ def forget_rules(kernel: Kernel, table: str, chains: Collection[str], is_meant: 
             if rule["chain"] in chains and is_meant(rule.get("comment", "")):
                 yield f"delete rule {place} {rule['chain']} handle {rule['handle']}"
 
-    _change(kernel.firewall().nft, table, commands)
+    _change(nft(kernel), table, commands)
 
 
 def forget_accepts(kernel: Kernel, chain: str, addresses: Collection[IPAddress]) -> None:
@@ -49,23 +48,23 @@ def forget_accepts(kernel: Kernel, chain: str, addresses: Collection[IPAddress])
                 yield f"delete rule {place} {chain} handle {rule['handle']}"
 
     for family in _FAMILIES:
-        _change(kernel.firewall().nft, f"{family} filter", commands)
+        _change(nft(kernel), f"{family} filter", commands)
     hosts = [f"{address}/{address.max_prefixlen}" for address in addresses]
     answers = [f"{chain} -d {host} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT" for host in hosts]
-    LegacyTables(kernel.firewall().netns).forget_rules({*answers, *(f"{chain} -s {host} -j ACCEPT" for host in hosts)})
+    LegacyTables(HOST).forget_rules({*answers, *(f"{chain} -s {host} -j ACCEPT" for host in hosts)})
 
 
-def _change(nft: Nft, place: str, commands: Callable[[str, Listing], Iterator[str]]) -> None:
+def _change(conversation: Nft, place: str, commands: Callable[[str, Listing], Iterator[str]]) -> None:
     for _ in range(_ATTEMPTS):
         try:
-            listing = nft.listing(f"list table {place}", elements=False)
+            listing = conversation.listing(f"list table {place}", elements=False)
         except ObjectMissing:
             return
         found = list(commands(place, listing))
         if not found:
             return
         try:
-            nft.run("\n".join(found), f"clear table {place}")
+            conversation.run("\n".join(found), f"clear table {place}")
         except ObjectMissing:  # somebody else was quicker: look again
             continue
 

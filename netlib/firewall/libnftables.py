@@ -14,16 +14,17 @@ import resource
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from netlib.errors import FeatureMissing, HostExhausted, KernelError, NotPermitted
 from netlib.firewall.expressions import NETFILTER, NFTABLES
 from netlib.kernel.descriptors import has_low
+from netlib.kernel.handle import Closable, Kernel
 from netlib.kernel.translate import doing, kernel_error
-from netlib.model import NetnsRef
+from netlib.model import HOST, NetnsRef
 from netlib.scarcity import NO_MEMORY, exhaustion
 
 _ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # its buffers, and what it makes of a command
@@ -60,14 +61,7 @@ def _library() -> ctypes.CDLL:
 _writing_json = threading.Lock()
 os.register_at_fork(before=_writing_json.acquire, after_in_parent=_writing_json.release, after_in_child=_writing_json.release)
 _KEPT_MOST = 4  # of a kind
-_T = TypeVar("_T", bound="Closable")
-
-
-class Closable(Protocol):
-    """A conversation with netfilter."""
-
-    def close(self) -> None: ...
-
+_T = TypeVar("_T", bound=Closable)
 
 _kept: dict[type[Closable], list[Any]] | None = None  # idle ones with this process's own netns, where they are kept
 
@@ -91,7 +85,7 @@ def keeping() -> Iterator[None]:
                 conversation.close()
 
 
-def kept(kind: type[_T]) -> _T | None:
+def take_idle(kind: type[_T]) -> _T | None:
     """An idle conversation of that kind with this process's own netns, or None."""
     with suppress(IndexError):  # another thread took the last one
         if _kept is not None and (idle := _kept.get(kind)):
@@ -100,7 +94,7 @@ def kept(kind: type[_T]) -> _T | None:
     return None
 
 
-def keep(conversation: Closable) -> bool:
+def leave_idle(conversation: Closable) -> bool:
     """Keep one with this process's own netns for the next operation; False where it is to be closed."""
     if _kept is None:
         return False
@@ -116,19 +110,24 @@ def _leave_to_parent() -> None:
     _kept = None
 
 
-def opened_nft(netns: NetnsRef, entered: Callable[[], AbstractContextManager[None]]) -> "Nft":
-    """A conversation with *netns*: one that was kept, or a new one, as :class:`Nft` says."""
-    return (kept(Nft) if netns.is_host else None) or Nft(netns, entered)
+def nft(kernel: Kernel, netns: NetnsRef = HOST) -> "Nft":
+    """The conversation of *kernel* with the nftables of *netns*, opened as :class:`Nft` says at its first use."""
+    return kernel.kept(netns, opened_nft)
+
+
+def opened_nft(kernel: Kernel, netns: NetnsRef) -> "Nft":
+    """A conversation with *netns*: an idle one of this process, or a new one, as :class:`Nft` says."""
+    return (take_idle(Nft) if netns.is_host else None) or Nft(kernel, netns)
 
 
 class Nft:
     """A conversation with the nftables of one netns."""
 
-    def __init__(self, netns: NetnsRef, entered: Callable[[], AbstractContextManager[None]]) -> None:
-        """Open it; *entered* gets into *netns*. Raises what that raises, FeatureMissing without libnftables or nf_tables."""
+    def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
+        """Open it. Raises ObjectMissing when *netns* is gone, FeatureMissing without libnftables or nf_tables."""
         self.netns = netns
         library = _library()
-        with entered(), doing(f"open nftables in {netns.label}"):
+        with kernel.entered(netns), doing(f"open nftables in {netns.label}"):
             # nft_ctx_new ends the whole process when the kernel has no NETLINK_NETFILTER: this socket finds out first.
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
             try:
@@ -177,7 +176,7 @@ class Nft:
 
     def close(self) -> None:
         """Free the context; the netns is no longer pinned by it. Where they are kept, it waits for the next operation."""
-        if self.netns.is_host and keep(self):
+        if self.netns.is_host and leave_idle(self):
             return
         _library().nft_ctx_free(self._context)
         self._socket.close()

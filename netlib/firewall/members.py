@@ -30,7 +30,7 @@ from netlib.firewall.expressions import (
     ifname_key,
     set_elements,
 )
-from netlib.firewall.libnftables import keep, kept
+from netlib.firewall.libnftables import leave_idle, nft, take_idle
 from netlib.firewall.ruleset import checked_ifname
 from netlib.kernel.netlink import CREATE, NetlinkSocket
 from netlib.kernel.netns import command_in
@@ -69,17 +69,18 @@ _RULES = (
 class MemberConversation:
     """What is said to nftables about members in one netns; opened at first use, and kept where libnftables' are."""
 
-    def __init__(self, netns: NetnsRef) -> None:
+    def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
         self.netns = netns
+        self._kernel = kernel
         self._socket: NetlinkSocket | None = None
 
-    def change(self, kernel: "Kernel", verbs: Sequence[int], ports: Sequence["PortSources"]) -> None:
+    def change(self, verbs: Sequence[int], ports: Sequence["PortSources"]) -> None:
         """Do each of *verbs* (add, delete) with the elements of *ports* in one transaction; ObjectMissing without a table."""
         action = f"change whose addresses {', '.join(item.port for item in ports[:3])} may send from in {self.netns.label}"
         if self._socket is None:
-            self._socket = kept(NetlinkSocket) if self.netns.is_host else None
+            self._socket = take_idle(NetlinkSocket) if self.netns.is_host else None
         if self._socket is None:
-            with kernel.entered(self.netns), doing(action):
+            with self._kernel.entered(self.netns), doing(action):
                 self._socket = NetlinkSocket(NETFILTER)
         holders = _by_set(ports)
         messages = [(verb, CREATE if verb == NEWSETELEM else 0, payload) for verb in verbs for payload in holders]
@@ -87,7 +88,7 @@ class MemberConversation:
             self._socket.transact(NFTABLES, messages)
 
     def close(self) -> None:
-        if self._socket is not None and not (self.netns.is_host and keep(self._socket)):
+        if self._socket is not None and not (self.netns.is_host and leave_idle(self._socket)):
             self._socket.close()
         self._socket = None
 
@@ -157,23 +158,25 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
     @classmethod
     def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
         """Make the run so, with the table where that is missing: a network of an older netlib has none."""
+        conversation = kernel.kept(run[0].netns, MemberConversation)
         for some in _parts(run):
             try:
-                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM,), some)
+                conversation.change((NEWSETELEM,), some)
             except ObjectMissing:
                 MemberTable(netns=run[0].netns).ensure(kernel)
-                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM,), some)
+                conversation.change((NEWSETELEM,), some)
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
+        conversation = kernel.kept(run[0].netns, MemberConversation)
         for some in _parts(run):
             with suppress(ObjectMissing):  # no table, or no netns
-                kernel.firewall(run[0].netns).members.change(kernel, (NEWSETELEM, DELSETELEM), some)
+                conversation.change((NEWSETELEM, DELSETELEM), some)
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:
             for element in self._spelled:
-                kernel.firewall(self.netns).nft.text(f"get element {element}")
+                nft(kernel, self.netns).text(f"get element {element}")
         except ObjectMissing:
             own = ", ".join(map(str, self.addresses)) or "none"
             return f"whether bridge port {self.port} sends from its own addresses ({own}) is not checked, or it has others"

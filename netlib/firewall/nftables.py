@@ -7,14 +7,14 @@ reading again.
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
-from netlib.firewall.dnstable import DnsTable, Entered
+from netlib.firewall.backend import Tagged
+from netlib.firewall.dnstable import DnsTable
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
-from netlib.firewall.libnftables import Nft, opened_nft
-from netlib.firewall.members import MemberConversation
+from netlib.firewall.libnftables import Nft, nft
 from netlib.firewall.objects import (
     Allowance,
     ApartBridge,
@@ -36,10 +36,12 @@ from netlib.firewall.ruleset import (
     base_commands,
     base_comments,
     chain_commands,
+    commands,
     delete_elements,
     elements,
     own_chains,
 )
+from netlib.kernel.handle import Kernel
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 
@@ -50,41 +52,33 @@ Held = dict[tuple[str, ...], tuple[tuple[str, ...], str]]
 """The entries of one set or map: value and comment by key."""
 
 
-class Tagged(NamedTuple):
-    """Something of ours in the kernel: whose it says it is, what it is, the command that deletes it, and all that is in it."""
-
-    tag: str
-    what: str
-    removal: str
-    words: tuple[str, ...] = ()
-
-
 class Nftables:
     """The firewall of one netns."""
 
-    def __init__(self, netns: NetnsRef, entered: Entered) -> None:
-        """*entered* is how to get into *netns*; it raises ObjectMissing when that is gone."""
+    name = "nftables"
+
+    def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
         self.netns = netns
-        self._entered = entered
-        self._nft: Nft | None = None
-        self._dns = DnsTable(netns, entered)
-        self.members = MemberConversation(netns)
+        self._kernel = kernel
         self._held: dict[str, Held] = {}
         self._held_generation = -1
 
     @property
     def nft(self) -> Nft:
         """The conversation, opened at first use; ObjectMissing when the netns is gone."""
-        if self._nft is None:
-            self._nft = opened_nft(self.netns, self._entered)
-        return self._nft
+        return nft(self._kernel, self.netns)
+
+    @property
+    def _dns(self) -> DnsTable:
+        return self._kernel.kept(self.netns, DnsTable)
 
     def close(self) -> None:
-        self._dns.close()
-        self.members.close()
-        if self._nft is not None:
-            self._nft.close()
-            self._nft = None
+        """Nothing to close: the conversations are the handle's."""
+
+    @staticmethod
+    def commands(item: KernelObject) -> Sequence[str]:
+        """The ``nft`` command lines that amount to *item*."""
+        return commands(item)
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
         """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag.
@@ -109,7 +103,7 @@ class Nftables:
     def remove(self, objects: Sequence[KernelObject]) -> None:
         """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
         try:
-            with self._entered():
+            with self._kernel.entered(self.netns):
                 pass
         except ObjectMissing:
             return

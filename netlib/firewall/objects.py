@@ -1,7 +1,7 @@
 """The firewall's kernel objects: what a network and its ports need, in words that no backend is part of.
 
-One rule: an object only says what it is. How that looks in the kernel is the backend's affair (``Kernel.firewall``), which
-takes a whole run of objects as one transaction.
+One rule: an object only says what it is. How that looks in the kernel is known to the backend (:mod:`netlib.firewall.backend`),
+which takes a whole run of objects as one transaction.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from msgspec import Struct
 
 from netlib.errors import ConfigError
+from netlib.firewall.backend import backend, firewall
 from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.plan import KernelObject, Key
 from netlib.ports import port_runs
@@ -68,22 +69,20 @@ class FirewallObject(KernelObject, frozen=True, kw_only=True):
     def ensure_tagged(kernel: "Kernel", groups: Mapping[str, Sequence[KernelObject]]) -> None:
         """As :meth:`ensure_many` for several records at once: the objects of one netns, by the tag of their record."""
         run = [item for group in groups.values() for item in group]
-        kernel.firewall(run[0].netns).ensure(groups)
+        firewall(kernel, run[0].netns).ensure(groups)
         _flush_udp(kernel, run)
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
         """Make the run gone in one transaction; what is gone already is no error."""
-        kernel.firewall(run[0].netns).remove(run)
+        firewall(kernel, run[0].netns).remove(run)
         _flush_udp(kernel, run)
 
     def drift(self, kernel: "Kernel") -> str | None:
-        return kernel.firewall(self.netns).drift(self)
+        return firewall(kernel, self.netns).drift(self)
 
     def commands(self) -> Iterable[str]:
-        from netlib.firewall.ruleset import commands
-
-        return commands(self)
+        return backend().commands(self)
 
     def _named(self, name: str) -> Key:
         return Key("firewall", self.netns.path, name)
@@ -106,7 +105,7 @@ class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base
 
     def observed(self, kernel: "Kernel") -> Self:
         """See that no other store's networks are in the table; Conflict names that store."""
-        kernel.firewall(self.netns).refuse_other_store(kernel.tag)
+        firewall(kernel, self.netns).refuse_other_store(kernel.tag)
         return self
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
 from netlib.firewall.bridgetable import BridgeTable
+from netlib.firewall.libnftables import nft
 from netlib.firewall.ruleset import checked_ifname
 from netlib.names import check_mac
 from netlib.plan import KernelObject, Key
@@ -58,13 +59,12 @@ class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
 
     def _run(self, kernel: "Kernel", *verbs: str) -> None:
         lines = [f"{verb} element {element}" for verb in verbs for element in self._elements]
-        kernel.firewall(self.netns).nft.run("\n".join(lines), f"{verbs[-1]} the MAC address of bridge port {self.port}")
+        nft(kernel, self.netns).run("\n".join(lines), f"{verbs[-1]} the MAC address of bridge port {self.port}")
 
     def drift(self, kernel: "Kernel") -> str | None:
-        nft = kernel.firewall(self.netns).nft
         try:
             for element in self._elements:
-                nft.text(f"get element {element}")
+                nft(kernel, self.netns).text(f"get element {element}")
         except ObjectMissing:
             return f"bridge port {self.port} may send from other MAC addresses than {self.mac}"
         return None
@@ -75,11 +75,11 @@ class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
 
 def remove_reference_check(kernel: "Kernel", container: str, ifname: str) -> None:
     """Remove what the reference bridge plugin's ``macspoofchk`` made for an interface; a no-op where there is nothing."""
-    nft, name = kernel.firewall().nft, f"{container}-{ifname}"
+    name = f"{container}-{ifname}"
     if not _SPELLABLE.fullmatch(name):
         return
     try:
-        listing = nft.listing(f"list table {_REFERENCE_TABLE}")
+        listing = nft(kernel).listing(f"list table {_REFERENCE_TABLE}")
     except ObjectMissing:
         return
     chains = {entry["chain"]["name"] for entry in listing if "chain" in entry}
@@ -93,4 +93,4 @@ def remove_reference_check(kernel: "Kernel", container: str, ifname: str) -> Non
         if chain in chains:
             lines += [f"flush chain {_REFERENCE_TABLE} {chain}", f"delete chain {_REFERENCE_TABLE} {chain}"]
     if lines:
-        nft.run("\n".join(lines), f"remove the reference plugin's check of {name}")
+        nft(kernel).run("\n".join(lines), f"remove the reference plugin's check of {name}")

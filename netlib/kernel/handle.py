@@ -8,11 +8,11 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
@@ -24,9 +24,16 @@ from netlib.model import HOST, NetnsRef
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-    from netlib.firewall.nftables import Nftables
+__all__ = ["HOST", "Closable", "Kernel", "Rtnl"]
 
-__all__ = ["HOST", "Kernel", "Rtnl"]
+
+class Closable(Protocol):
+    """A conversation with the kernel."""
+
+    def close(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=Closable)
 
 
 _SIOCGIFFLAGS, _SIOCGIFINDEX, _IFF_UP = 0x8913, 0x8933, 1
@@ -107,8 +114,7 @@ class Kernel:
 
     def __init__(self, tag: str = "") -> None:
         self.tag = tag
-        self._conversations: dict[NetnsRef, Rtnl] = {}
-        self._firewalls: dict[NetnsRef, Nftables] = {}
+        self._kept: dict[NetnsRef, dict[Any, Closable]] = {}
         self._fds: dict[NetnsRef, int] = {}
 
     @contextmanager
@@ -122,10 +128,17 @@ class Kernel:
 
     def rtnl(self, netns: NetnsRef = HOST) -> Rtnl:
         """The route conversation with *netns*; ObjectMissing when that netns is gone."""
-        conversation = self._conversations.get(netns)
-        if conversation is None:
-            conversation = self._conversations[netns] = Rtnl(self, netns)
-        return conversation
+        return self.kept(netns, Rtnl)
+
+    def kept(self, netns: NetnsRef, make: "Callable[[Kernel, NetnsRef], _T]") -> _T:
+        """What *make* makes for *netns*, made once and kept for the life of the handle, which closes it."""
+        kept = self._kept.get(netns)
+        if kept is None:
+            kept = self._kept[netns] = {}
+        found: Any = kept.get(make)
+        if found is None:
+            found = kept[make] = make(self, netns)
+        return cast("_T", found)
 
     @contextmanager
     def entered(self, netns: NetnsRef) -> Iterator[None]:
@@ -135,15 +148,6 @@ class Kernel:
             return
         with entered_fd(self.netns_fd(netns)):
             yield
-
-    def firewall(self, netns: NetnsRef = HOST) -> "Nftables":
-        """The firewall backend of *netns*; a libnftables context belongs to the netns it is opened in."""
-        firewall = self._firewalls.get(netns)
-        if firewall is None:
-            from netlib.firewall.nftables import Nftables
-
-            firewall = self._firewalls[netns] = Nftables(netns, partial(self.entered, netns))
-        return firewall
 
     def netns_fd(self, netns: NetnsRef) -> int:
         """A descriptor of *netns* for netlink attributes; it lives as long as the handle."""
@@ -173,17 +177,15 @@ class Kernel:
 
     def forget(self, netns: NetnsRef) -> None:
         """Close what is open into the netns at that path, whatever its identity, so that it can end."""
-        for key in [key for key in {*self._conversations, *self._firewalls, *self._fds} if key.path == netns.path]:
-            if key in self._conversations:
-                self._conversations.pop(key).close()
-            if key in self._firewalls:
-                self._firewalls.pop(key).close()
+        for key in [key for key in {*self._kept, *self._fds} if key.path == netns.path]:
+            for conversation in self._kept.pop(key, {}).values():
+                conversation.close()
             if key in self._fds:
                 os.close(self._fds.pop(key))
 
     def close(self) -> None:
         """Close every socket; the handle can be used again and opens new ones."""
-        for netns in {*self._conversations, *self._firewalls, *self._fds}:
+        for netns in {*self._kept, *self._fds}:
             self.forget(netns)
 
     def __enter__(self) -> Self:

@@ -1,31 +1,25 @@
-"""Network namespaces: entering, recognising, making and removing them.
+"""Network namespaces: entering, recognising, making and removing them (as a kernel object: :mod:`netlib.kernel.owned_netns`).
 
 One rule: a thread that entered a netns comes home on every path. ``os.setns`` is new in Python 3.12, so the calls go through
 ctypes, here and nowhere else.
 """
 
 import ctypes
-import errno
 import os
 import shlex
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from netlib.config import is_ours
-from netlib.errors import AlreadyExists, KernelError, NetlibError, ObjectMissing
+from netlib.errors import KernelError, NetlibError, ObjectMissing
 from netlib.folders import make_folder
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
-from netlib.plan import KernelObject, Key
-
-if TYPE_CHECKING:
-    from netlib.kernel.handle import Kernel
 
 NETNS_DIR = Path("/run/netns")
 NETNS_FILES_DIR = Path("/etc/netns")  # what is in here by a netns' name, `ip netns exec` binds over /etc
@@ -34,7 +28,7 @@ _MS_BIND, _MS_SHARED, _MS_REC, _MNT_DETACH = 4096, 1 << 20, 16384, 2
 _SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_REFUSED_BY_NEW_LINKS = (
+REFUSED_BY_NEW_LINKS = (
     "net/ipv4/conf/all/accept_redirects",  # where a link does not forward, its own 0 is not enough
     "net/ipv4/conf/default/accept_redirects",
     "net/ipv6/conf/default/accept_ra",  # "all" of IPv6 changes neither
@@ -191,7 +185,7 @@ def refuse_routers_here() -> None:
 
     A process inside, the CNI plugin tuning or ``--sysctl`` may change this later.
     """
-    for path in _REFUSED_BY_NEW_LINKS:
+    for path in REFUSED_BY_NEW_LINKS:
         with suppress(FileNotFoundError):  # a kernel without IPv6
             Path("/proc/sys", path).write_text("0")
 
@@ -241,71 +235,3 @@ def delete_netns(path: Path) -> None:
         pass
     with doing(f"delete network namespace {path}"):
         path.unlink(missing_ok=True)
-
-
-class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
-    """A netns that we made, pinned at a path of ours (:func:`netns_dir`); it goes with its sandbox.
-
-    It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: what is
-    at the path and not it is somebody else's, also after a crash. Links made in it take nothing from routers, unless somebody
-    changes that inside.
-    """
-
-    path: str
-    identity: str
-
-    @property
-    def key(self) -> Key:
-        return Key("netns", self.path, "self")
-
-    def ensure(self, kernel: "Kernel") -> None:
-        """Pin it. AlreadyExists when another one is at the path, ObjectMissing when it has ended."""
-        found = self._found()
-        if found is None:
-            fd = kernel.netns_fd(NetnsRef(self.path, self.identity))
-            with doing(f"create network namespace {self.path}"):
-                Path(self.path).unlink(missing_ok=True)  # an empty file: left by a crash between its creation and the mount
-            pin_netns(fd, Path(self.path))
-        elif found != self.identity:
-            raise AlreadyExists(f"another network namespace is at {self.path}; `ip netns del` it, or choose another name")
-
-    def remove(self, kernel: "Kernel") -> None:
-        kernel.forget(NetnsRef(self.path))
-        if self._found() in (None, self.identity):
-            delete_netns(Path(self.path))
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        found = self._found()
-        if found is None:
-            return f"network namespace {self.path} is missing"
-        return None if found == self.identity else f"another network namespace is at {self.path}"
-
-    @property
-    def carries_in(self) -> tuple[str, ...]:
-        return (self.path,)
-
-    def carries(self, other: KernelObject) -> bool:
-        """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own.
-
-        So is what reaches out: an ipvlan link would hold its address on the parent until then.
-        """
-        return other.netns.path == self.path and not other.reaches_out
-
-    def commands(self) -> Iterable[str]:
-        path = Path(self.path)
-        if path.parent == NETNS_DIR:
-            yield f"ip netns add {path.name}"
-        else:
-            yield f"install -D /dev/null {shlex.quote(self.path)}"
-            yield f"unshare --net={shlex.quote(self.path)} true"
-        for name in _REFUSED_BY_NEW_LINKS:
-            yield command_in(NetnsRef(self.path), f"sysctl -w {name}=0")
-
-    def _found(self) -> str | None:
-        """Who is at the path; None when nothing is, or a plain file."""
-        try:
-            return identity_of_path(self.path)
-        except KernelError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):
-                raise
-            return None

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from netlib.client import call, leave
+from netlib.call import call
+from netlib.client import leave
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import (
@@ -27,20 +28,15 @@ from netlib.errors import (
     TeardownError,
     WrongHost,
 )
+from netlib.firewall.backend import firewall
 from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import FirewallBase, ForwardAllowance
 from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
-from netlib.kernel.netns import (
-    NETNS_DIR,
-    NETNS_FILES_DIR,
-    OwnedNetns,
-    boot_id,
-    current_identity,
-    pinned_netns,
-)
+from netlib.kernel.netns import NETNS_DIR, NETNS_FILES_DIR, boot_id, current_identity, pinned_netns
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.sysctl import read_sysctl
 from netlib.model import HOST, NetnsRef
 from netlib.runtime.container import Runtime
@@ -197,20 +193,20 @@ def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failure
 
 
 def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
-    firewall = kernel.firewall()
-    present = firewall.list_ours()
+    rules = firewall(kernel)
+    present = rules.list_ours()
     mine = [item for item in present if store_of(item.tag) in tags]
     others.update(store_of(item.tag) for item in present if item not in mine)
-    bridges = [bridge for bridge, tag in firewall.bridges().items() if store_of(tag) in tags]
-    firewall.discard(mine)
-    firewall.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
+    bridges = [bridge for bridge, tag in rules.bridges().items() if store_of(tag) in tags]
+    rules.discard(mine)
+    rules.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
     if mine:
         yield f"removed: firewall entries ({len(mine)})"
     if tags and len(mine) == len(present):  # without any it is only looked at: a table without entries may be another's
-        firewall.remove([FirewallBase()])
+        rules.remove([FirewallBase()])
         PortMacs().remove(kernel)
         MemberTable().remove(kernel)
-        if firewall.listing():
+        if rules.listing():
             yield "left: the nftables table inet netlib, for you have rules in its chain user"
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from netlib.client import call
+from netlib.call import call
 from netlib.config import Config
 from netlib.errors import NetlibError
 

@@ -17,11 +17,10 @@ from netlib.controller import Controller
 from netlib.errors import ConfigError, NotFound, TeardownError
 from netlib.inspect import network_settings, ports
 from netlib.model import Endpoint, IPAddress, ResolverConfig
-from netlib.names import parse_address, parse_labels, parse_options
+from netlib.names import parse_address, parse_labels, parse_link, parse_options
 from netlib.runtime import service
 from netlib.runtime.inspect import container_details, container_row
 from netlib.runtime.spec import Container, ContainerSpec, NetworkAttachment, parse_signal, parse_sysctls, parse_volume
-from netlib.verbs import parse_link
 
 
 def container_run(

@@ -13,8 +13,8 @@ from msgspec import Struct
 from netlib.codec import decode, encode
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import new_id
+from netlib.objects import object_class
 from netlib.plan import KernelObject, Key, Plan
-from netlib.registry import object_class
 
 _R = TypeVar("_R", bound=Struct)
 

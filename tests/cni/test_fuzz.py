@@ -25,7 +25,8 @@ from cni_plugins.run import perform
 from cni_plugins.skel import Outcome
 from cni_plugins.types import plugin_types
 from netlib.attachments import Attachments
-from netlib.client import call, leave, start_daemon
+from netlib.call import call
+from netlib.client import leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns

@@ -24,7 +24,8 @@ from cni_plugins.install import Kind, install
 from cni_plugins.launcher import wire
 from cni_plugins.skel import Outcome
 from netlib import __version__
-from netlib.client import call, start_daemon
+from netlib.call import call
+from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.daemon.fastpath import Refused, Request
 from netlib.wire import LENGTH, MAX_ANSWER, greeting

@@ -25,7 +25,8 @@ from cni_plugins.run import perform
 from cni_plugins.skel import Outcome
 from cni_plugins.types import plugin_types
 from netlib import __version__
-from netlib.client import call, start_daemon
+from netlib.call import call
+from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.model import NetnsRef

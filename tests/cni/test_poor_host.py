@@ -12,7 +12,8 @@ import pytest
 
 from cni_plugins.install import Kind, install
 from cni_plugins.skel import Outcome
-from netlib.client import call, start_daemon
+from netlib.call import call
+from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.kernel.snapshot import differences, snapshot

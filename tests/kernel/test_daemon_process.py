@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from netlib import __version__
-from netlib.client import DaemonWatcher, call, leave, start_daemon
+from netlib.call import call
+from netlib.client import DaemonWatcher, leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller
 from netlib.errors import DaemonError, DeadlineExceeded, WrongHost

@@ -17,7 +17,8 @@ import dns.query
 import dns.rcode
 import pytest
 
-from netlib.client import call, leave, start_daemon
+from netlib.call import call
+from netlib.client import leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.daemon.events import FirewallEvents
@@ -25,6 +26,7 @@ from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
+from netlib.firewall.backend import firewall
 from netlib.firewall.objects import DnsRedirect, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, entered
@@ -315,7 +317,7 @@ def test_a_flushed_firewall_is_put_back(controller: Controller, command: str) ->
     _after_a_restoration(controller, ("web", "second", "one"), lambda: _nft(command))
     controller.disconnect("web", "one")
     with Kernel() as kernel:
-        assert [found for found in kernel.firewall().list_ours() if re.search(r"\b8080\b", found.what)] == []
+        assert [found for found in firewall(kernel).list_ours() if re.search(r"\b8080\b", found.what)] == []
 
 
 def test_a_thousand_held_ports_leave_libnftables_its_descriptor(controller: Controller) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from netlib.client import call
+from netlib.call import call
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import Conflict, NotFound

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from netlib.firewall.backend import firewall
 from netlib.firewall.objects import (
     BridgedNetwork,
     FirewallBase,
@@ -100,7 +101,7 @@ def ensured(kernel: Kernel, objects: list[FirewallObject]) -> Iterator[None]:
     FirewallObject.ensure_many(kernel, objects)
     yield
     FirewallObject.remove_many(kernel, objects[::-1])
-    assert kernel.firewall().listing() == ""
+    assert firewall(kernel).listing() == ""
 
 
 @pytest.fixture
@@ -268,11 +269,11 @@ def test_user_chain_runs_first_and_is_kept(world: World, kernel: Kernel) -> None
     assert FirewallBase().drift(kernel) is None
     world.closed(Probe("lan", "tcp", "192.168.9.1", 8080), Probe("lan", "tcp", "10.1.0.2", 80))
     FirewallObject.remove_many(kernel, objects[::-1])
-    assert "ip saddr 192.168.9.2 tcp dport 80 drop" in kernel.firewall().listing()
+    assert "ip saddr 192.168.9.2 tcp dport 80 drop" in firewall(kernel).listing()
     world.reached(Probe("lan", "udp", "10.2.0.2", 80))  # without entries the table stands in nobody's way
     world.run("nft", "flush chain inet netlib user")
     FirewallBase().remove(kernel)
-    assert kernel.firewall().listing() == ""
+    assert firewall(kernel).listing() == ""
 
 
 def test_members_kept_apart_still_reach_published_ports(world: World, kernel: Kernel) -> None:

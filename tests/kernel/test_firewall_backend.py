@@ -4,20 +4,21 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from netlib.errors import ConfigError, FeatureMissing, NetlibError, ObjectMissing
+from netlib.firewall import libnftables
+from netlib.firewall.backend import firewall
 from netlib.firewall.libnftables import Nft, keeping, opened_nft
 from netlib.firewall.members import MemberTable, PortSources
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, FirewallObject, ForwardAllowance, PublishedPort
 from netlib.firewall.ruleset import base_commands
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
-from netlib.model import NetnsRef, Protocol
+from netlib.model import HOST, NetnsRef, Protocol
 from tests.descriptors import open_descriptors
 from tests.unit.test_firewall import STANDARD
 
@@ -48,7 +49,7 @@ def nft(command: str) -> str:
 
 def test_the_whole_listing(kernel: Kernel) -> None:
     FirewallObject.ensure_many(kernel, STANDARD)
-    assert kernel.firewall().listing() == GOLDEN.read_text()
+    assert firewall(kernel).listing() == GOLDEN.read_text()
 
 
 def test_the_whole_listing_of_members(kernel: Kernel) -> None:
@@ -88,7 +89,7 @@ def test_removal_forgives_what_is_gone(kernel: Kernel) -> None:
     FirewallObject.ensure_many(kernel, [port(number) for number in (80, 81, 82)])
     port(81).remove(kernel)
     FirewallObject.remove_many(kernel, [port(number) for number in (80, 81, 82, 83)])
-    assert kernel.firewall().list_ours() == ()
+    assert firewall(kernel).list_ours() == ()
     nft("delete table inet netlib")
     FirewallObject.remove_many(kernel, [port(80), FirewallBase()])
 
@@ -97,7 +98,7 @@ def test_all_or_nothing(kernel: Kernel) -> None:
     """A name that nft would take for something else stops the whole plan before the kernel sees any of it."""
     with pytest.raises(ConfigError, match="cannot be used in firewall rules"):
         FirewallObject.ensure_many(kernel, [port(80), BridgedNetwork(bridge="br*", subnets=())])
-    assert kernel.firewall().list_ours() == ()
+    assert firewall(kernel).list_ours() == ()
 
 
 def test_without_the_table_a_port_is_refused_and_a_plan_with_the_base_is_not(kernel: Kernel) -> None:
@@ -117,7 +118,7 @@ def test_a_kernel_without_what_the_base_needs_is_told_from_a_lost_table(
     monkeypatch.setattr("netlib.firewall.nftables.base_commands", lambda: broken)
     with pytest.raises(FeatureMissing, match="lacks a part of nf_tables"):
         FirewallBase().ensure(kernel)
-    assert kernel.firewall().listing() == ""
+    assert firewall(kernel).listing() == ""
 
 
 def test_an_older_versions_rules_are_replaced_and_entries_kept(kernel: Kernel) -> None:
@@ -132,22 +133,22 @@ def test_an_older_versions_rules_are_replaced_and_entries_kept(kernel: Kernel) -
 def test_what_is_ours_is_listed_with_its_tag_and_can_be_discarded(kernel: Kernel) -> None:
     nft("add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
     FirewallObject.ensure_many(kernel, [*STANDARD, ForwardAllowance(bridge="br-web")])
-    found = kernel.firewall().list_ours()
+    found = firewall(kernel).list_ours()
     assert {item.tag for item in found} == {TAG}
     assert "inet netlib ports4 tcp . 8080" in {item.what for item in found}
     assert sum(item.what.startswith("ip filter FORWARD rule") for item in found) == 2
-    kernel.firewall().discard(found)
-    kernel.firewall().discard(found)
-    assert kernel.firewall().list_ours() == ()
+    firewall(kernel).discard(found)
+    firewall(kernel).discard(found)
+    assert firewall(kernel).list_ours() == ()
 
 
 def test_a_thousand_ports_are_one_transaction(kernel: Kernel) -> None:
     ports = [port(number, protocol=Protocol.UDP) for number in range(20000, 21000)]
-    before = kernel.firewall().nft.generation()
+    before = libnftables.nft(kernel).generation()
     FirewallObject.ensure_many(kernel, ports)
-    assert kernel.firewall().nft.generation() == before + 1
+    assert libnftables.nft(kernel).generation() == before + 1
     FirewallObject.remove_many(kernel, ports)
-    assert kernel.firewall().nft.generation() == before + 2
+    assert libnftables.nft(kernel).generation() == before + 2
 
 
 def test_writers_at_once_lose_nothing(kernel: Kernel, host: NetnsRef) -> None:
@@ -171,18 +172,18 @@ def test_writers_at_once_lose_nothing(kernel: Kernel, host: NetnsRef) -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(kernel.firewall().list_ours()) == 8 * 6
+    assert len(firewall(kernel).list_ours()) == 8 * 6
 
 
 def test_a_handle_keeps_to_the_netns_it_was_opened_in(host: NetnsRef, netns_factory: Callable[[str], NetnsRef]) -> None:
     """Opened inside, used from home."""
     other = netns_factory("other")
     with Kernel(TAG) as kernel:
-        firewall = kernel.firewall(other)
+        inside = firewall(kernel, other)
         port = PublishedPort(netns=other, bridge="b", address=ip_address("10.0.0.2"), container_port=1, host_port=2)
-        firewall.ensure({TAG: [FirewallBase(netns=other), port]})
-        assert "10.0.0.2 . 1" in firewall.listing()
-        assert kernel.firewall().listing() == ""
+        inside.ensure({TAG: [FirewallBase(netns=other), port]})
+        assert "10.0.0.2 . 1" in inside.listing()
+        assert firewall(kernel).listing() == ""
         with entered(other):
             assert "tcp . 2" in nft("list table inet netlib")
 
@@ -192,7 +193,7 @@ def test_a_process_that_stays_keeps_its_conversations() -> None:
     before = open_descriptors()
 
     def opened() -> Nft:
-        return opened_nft(NetnsRef(""), nullcontext)
+        return opened_nft(Kernel(), HOST)
 
     with keeping():
         first, second = opened(), opened()

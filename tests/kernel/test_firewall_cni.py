@@ -10,6 +10,7 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
+from netlib.firewall.backend import firewall
 from netlib.firewall.objects import (
     BridgedNetwork,
     ContainerSubnet,
@@ -90,5 +91,5 @@ def test_what_is_altered_by_hand_is_told_and_made_whole(world: World, kernel: Ke
     assert A1[0].drift(kernel) == "outward4 10.1.0.2 is missing"
     FirewallObject.remove_many(kernel, [*A1, *SUBNETS])
     FirewallObject.remove_many(kernel, [*A1, *SUBNETS])
-    assert "outward_" not in kernel.firewall().listing()
+    assert "outward_" not in firewall(kernel).listing()
     assert SUBNETS[1].drift(kernel) == "nftables chain inet netlib outward_fd01__/64 is missing"

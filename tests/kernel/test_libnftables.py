@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from netlib.firewall import libnftables
 from netlib.firewall.libnftables import Nft
+from netlib.kernel.handle import Kernel
 from netlib.model import HOST
 
 SECONDS = 10.0
@@ -46,7 +47,7 @@ def test_one_thread_writes_json_at_a_time(monkeypatch: pytest.MonkeyPatch, json:
 
     members = ("nft_ctx_output_set_flags", "nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer")
     watched = SimpleNamespace(nft_run_cmd_from_buffer=run, **{name: getattr(library, name) for name in members})
-    conversations = [Nft(HOST, nullcontext) for _ in range(2)]
+    conversations = [Nft(Kernel(), HOST) for _ in range(2)]
     try:
         monkeypatch.setattr(libnftables, "_library", lambda: watched)
         with ThreadPoolExecutor() as pool:

@@ -13,8 +13,8 @@ import pytest
 
 from netlib.adding import Wanted
 from netlib.attachments import Attachments
+from netlib.call import call
 from netlib.cli.main import main
-from netlib.client import call
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import ConfigError, Conflict, StoreDamaged, StoreLost, TeardownError, WrongHost

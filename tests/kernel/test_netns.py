@@ -10,16 +10,8 @@ import pytest
 
 from netlib.errors import AlreadyExists, NetlibError, ObjectMissing
 from netlib.kernel.handle import Kernel
-from netlib.kernel.netns import (
-    NETNS_DIR,
-    OwnedNetns,
-    command_in,
-    create_netns,
-    current_identity,
-    delete_netns,
-    entered,
-    identity_of_path,
-)
+from netlib.kernel.netns import NETNS_DIR, command_in, create_netns, current_identity, delete_netns, entered, identity_of_path
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.model import HOST, NetnsRef
 from tests.descriptors import open_descriptors
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from netlib.call import call
 from netlib.cli.main import main
-from netlib.client import call, start_daemon
+from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import StoreError

@@ -16,8 +16,11 @@ from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.daemon.events import restore_table
 from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
+from netlib.firewall.backend import firewall
+from netlib.firewall.libnftables import nft
 from netlib.firewall.objects import FirewallBase
-from netlib.kernel.netns import OwnedNetns, create_netns, delete_netns
+from netlib.kernel.netns import create_netns, delete_netns
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
@@ -191,13 +194,13 @@ def test_a_flushed_table_is_put_back_in_one_transaction_each_entry_with_its_reco
         controller.create_sandbox(f"box{number}")
         controller.connect("one", f"box{number}", ports=parse_publish(f"{8080 + number}:80"))
     with controller.engine.kernel("") as kernel:
-        before = set(kernel.firewall().list_ours())
+        before = set(firewall(kernel).list_ours())
         assert len({item.tag for item in before}) == 5  # two networks, three endpoints
         _run("nft flush ruleset")
-        generation = kernel.firewall().nft.generation()
+        generation = nft(kernel).generation()
         assert restore_table(controller) > 0
-        assert kernel.firewall().nft.generation() == generation + 3  # then the table of members, and these
-        assert set(kernel.firewall().list_ours()) == before
+        assert nft(kernel).generation() == generation + 3  # then the table of members, and these
+        assert set(firewall(kernel).list_ours()) == before
         assert restore_table(controller, thorough=True) == 0
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from netlib.client import call, start_daemon
+from netlib.call import call
+from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.daemon.fastpath import Request

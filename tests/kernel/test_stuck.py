@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from netlib import notices
-from netlib.client import DaemonWatcher, call, leave, start_daemon
+from netlib.call import call
+from netlib.client import DaemonWatcher, leave, start_daemon
 from netlib.config import Config
 from netlib.controller import Controller, Unwatched
 from netlib.errors import DeadlineExceeded, NetlibError, Stuck

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from netlib import __version__, client, errors
-from netlib.client import DaemonWatcher, call
+from netlib import __version__, errors
+from netlib.call import call
+from netlib.client import DaemonWatcher
 from netlib.config import Config
 from netlib.daemon.fastpath import ControlServer, Refused, Request
 from netlib.errors import DaemonError, DeadlineExceeded, KernelError, NetlibError, NotFound, TeardownError
@@ -55,7 +56,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(verb)
         return "done here"
 
-    monkeypatch.setattr(client, "_perform_here", perform)
+    monkeypatch.setattr("netlib.call._perform_here", perform)
     return done
 
 
@@ -68,7 +69,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         attempts.append(config)
         raise DaemonError("not in this test")
 
-    monkeypatch.setattr(client, "start_daemon", start)
+    monkeypatch.setattr("netlib.client.start_daemon", start)
     return attempts
 
 
@@ -99,7 +100,7 @@ def test_an_error_of_a_newer_version_is_one_of_ours_all_the_same() -> None:
 
 def test_the_light_path_stays_light() -> None:
     heavy = {"msgspec", "logging", "pyroute2", "subprocess", "sqlite3", "ctypes", "asyncio", "argparse"}
-    code = f"import netlib.client, sys; print(*sorted({heavy!r} & set(sys.modules)))"
+    code = f"import netlib.call, sys; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

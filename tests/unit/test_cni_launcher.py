@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_plugins.decode import MAX_BYTES
-from cni_plugins.launcher import launch, wire
+from cni_plugins.launcher import call, wire
 from cni_plugins.skel import Outcome
 from netlib import wire as netlib_wire
 from netlib.config import Config
@@ -56,9 +56,9 @@ def test_limits_are_those_of_the_other_side() -> None:
         ("MAX_ANSWER", netlib_wire.MAX_ANSWER),
     ):
         assert f"#define {name} ({value >> 20} << 20)" in source
-    assert (launch.MAX_REQUEST, launch.MAX_ANSWER) == (netlib_wire.MAX_REQUEST, netlib_wire.MAX_ANSWER)
-    assert launch.NAMESPACES == netlib_wire.NAMESPACES
-    for texts in (launch._UNTAKEN, launch._UNANSWERED, launch._ENDED, launch._UNREADABLE):
+    assert (call.MAX_REQUEST, call.MAX_ANSWER) == (netlib_wire.MAX_REQUEST, netlib_wire.MAX_ANSWER)
+    assert call.NAMESPACES == netlib_wire.NAMESPACES
+    for texts in (call._UNTAKEN, call._UNANSWERED, call._ENDED, call._UNREADABLE):
         assert all(f'"{text}"' in source for text in texts), texts
 
 
@@ -69,7 +69,8 @@ def test_the_python_launcher_imports_next_to_nothing() -> None:
         "print(*(name for name in sys.modules if name not in before))"
     )
     run = subprocess.run([sys.executable, "-ISXutf8", "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
-    own = {"cni_plugins", "cni_plugins.launcher", "cni_plugins.launcher.launch", "cni_plugins.launcher.wire", "netlib"}
+    ours = {f"cni_plugins.launcher.{name}" for name in ("call", "launch", "wire")}
+    own = {"cni_plugins", "cni_plugins.launcher", "netlib"} | ours
     assert set(run.stdout.split()) == {"_socket"} | own
 
 
@@ -78,7 +79,7 @@ def test_the_python_launcher_imports_next_to_nothing() -> None:
 
 def exchange(config: Config, handle: Callable[[Request], Any], body: bytes) -> bytes:
     """Send one body, with our namespaces and a file, to a control server; what it answers before it closes or rests."""
-    paths = [*(f"/proc/self/ns/{kind}" for kind in launch.NAMESPACES), __file__]
+    paths = [*(f"/proc/self/ns/{kind}" for kind in call.NAMESPACES), __file__]
     files = [os.open(path, os.O_RDONLY) for path in paths]
     try:
         with serving(config, handle, RELEASE.decode()), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:

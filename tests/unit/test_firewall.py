@@ -42,7 +42,7 @@ from netlib.firewall.ruleset import (
     elements,
 )
 from netlib.model import NetnsRef, Protocol
-from netlib.registry import object_class
+from netlib.objects import object_class
 
 GOLDEN = Path(__file__).parent / "golden"
 

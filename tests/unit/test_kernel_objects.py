@@ -18,7 +18,7 @@ from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.moved import DeviceBefore, MovedDevice
 from netlib.kernel.netlink import attribute, attributes_of, nest, number, text
-from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.qdiscs import IngressRedirect, TokenBucket
 from netlib.kernel.routes import RouteAway, RouteEntry
 from netlib.kernel.rules import PolicyRule
@@ -31,8 +31,8 @@ from netlib.kernel.tuning import LinkSetting, TunedSysctl
 from netlib.kernel.vlans import PortVlans
 from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import HOST, NetnsRef
+from netlib.objects import object_class
 from netlib.plan import KernelObject
-from netlib.registry import object_class
 
 WEB = NetnsRef("/run/netns/web", "123456789abc:7")
 FAR = NetnsRef("/proc/4711/ns/net")

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from netlib.client import DaemonWatcher, call, condition
+from netlib.call import call
+from netlib.client import DaemonWatcher, condition
 from netlib.config import Config
 from netlib.conversation import known_pid
 from netlib.errors import Stuck

@@ -8,7 +8,7 @@ import pytest
 from netlib.kernel.addresses import Address
 from netlib.kernel.handle import Kernel, Rtnl
 from netlib.kernel.links import LinkUp, Veth
-from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.locks import Locks
 from netlib.model import HOST, NetnsRef
 from netlib.operations import Engine

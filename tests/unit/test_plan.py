@@ -9,8 +9,8 @@ from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import Veth
 from netlib.model import NetnsRef
+from netlib.objects import object_class, object_tags
 from netlib.plan import Key, Plan, plan_change
-from netlib.registry import object_class, object_tags
 from netlib.store.records import decode_object
 
 WEB = NetnsRef("/run/netns/web", "b00t:42")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import netlib
-from netlib import registry
+from netlib import objects, registry
 from netlib.plan import KernelObject
 
 ROOT = Path(__file__).parents[2]
@@ -56,9 +56,9 @@ def test_ipam_driver_is_found_by_its_name(name: str) -> None:
     assert registry.ipam_driver(name).name == name
 
 
-@pytest.mark.parametrize("tag", registry.object_tags())
+@pytest.mark.parametrize("tag", objects.object_tags())
 def test_stored_tag_leads_to_its_class(tag: str) -> None:
-    kind = registry.object_class(tag)
+    kind = objects.object_class(tag)
     assert issubclass(kind, KernelObject)
     assert kind.__struct_config__.tag == tag
 

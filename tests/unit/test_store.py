@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from netlib.errors import StoreDamaged, StoreError
-from netlib.kernel.netns import OwnedNetns
+from netlib.kernel.owned_netns import OwnedNetns
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.store.records import JOURNAL_ROWS, JournalEntry
 from netlib.store.reserve import RESERVE_BYTES

@@ -1,0 +1,91 @@
+"""The contract of a firewall backend: what turns firewall objects into rules of the kernel, found by name.
+
+Nothing outside of a backend's own modules names it. Objects ask :func:`firewall` for that of their netns.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import ClassVar, NamedTuple, Protocol, cast
+
+from netlib.kernel.handle import Kernel
+from netlib.model import HOST, NetnsRef
+from netlib.objects import load
+from netlib.plan import KernelObject
+
+__all__ = ["BACKEND", "Backend", "Tagged", "backend", "firewall"]
+
+BACKEND = "nftables"
+_BACKENDS = {"nftables": "netlib.firewall.nftables:Nftables"}
+
+
+class Tagged(NamedTuple):
+    """Something of ours in the kernel: whose it says it is, what it is, the command that deletes it, and all that is in it."""
+
+    tag: str
+    what: str
+    removal: str
+    words: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """The firewall of one netns. A backend is made for a handle and a netns, and its conversations are the handle's."""
+
+    name: ClassVar[str]
+
+    def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
+        """Ask the kernel nothing yet."""
+
+    def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
+        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag.
+
+        Raises FeatureMissing where the kernel lacks what it takes, ObjectMissing where our table or the netns is gone.
+        """
+        ...
+
+    def remove(self, objects: Sequence[KernelObject]) -> None:
+        """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
+        ...
+
+    def drift(self, item: KernelObject) -> str | None:
+        """Say how the kernel differs from *item*, or None."""
+        ...
+
+    @staticmethod
+    def commands(item: KernelObject) -> Sequence[str]:
+        """The command lines that amount to *item*, for a person; the kernel is not asked."""
+        ...
+
+    def listing(self) -> str:
+        """All rules of ours, as the backend's own tool shows them to a person; empty where there are none."""
+        ...
+
+    def bridges(self) -> dict[str, str]:
+        """The bridges that rules of ours are for, each with the tag of whose network it is."""
+        ...
+
+    def refuse_other_store(self, tag: str) -> None:
+        """Raise Conflict when there are rules for a bridge of another store than *tag*'s."""
+        ...
+
+    def list_ours(self) -> tuple[Tagged, ...]:
+        """Everything in the kernel that carries a tag of netlib's, in tables of ours and of others."""
+        ...
+
+    def discard(self, found: Iterable[Tagged]) -> None:
+        """Delete what :meth:`list_ours` found; what is gone by now is no error."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the handle does not close."""
+        ...
+
+
+@cache
+def backend(name: str = BACKEND) -> type[Backend]:
+    """The class of the backend called *name*."""
+    return cast(type[Backend], load(_BACKENDS[name]))
+
+
+def firewall(kernel: Kernel, netns: NetnsRef = HOST) -> Backend:
+    """The backend of *netns*, as long as *kernel* is open."""
+    return kernel.kept(netns, backend())

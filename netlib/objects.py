@@ -1,0 +1,79 @@
+"""Classes of kernel objects by the name that the store has for them, imported at first use."""
+
+from functools import cache
+from importlib import import_module
+from typing import Any, cast
+
+from netlib.errors import StoreError
+from netlib.plan import KernelObject
+
+_OBJECTS = {
+    "netns": "netlib.kernel.owned_netns:OwnedNetns",
+    "bridge": "netlib.kernel.bridges:Bridge",
+    "veth": "netlib.kernel.links:Veth",
+    "bridge_port": "netlib.kernel.bridges:BridgePort",
+    "link_up": "netlib.kernel.links:LinkUp",
+    "macvlan": "netlib.kernel.sublinks:Macvlan",
+    "ipvlan": "netlib.kernel.sublinks:Ipvlan",
+    "vlan": "netlib.kernel.sublinks:Vlan",
+    "dummy": "netlib.kernel.sublinks:Dummy",
+    "ifb": "netlib.kernel.sublinks:Ifb",
+    "parent_link": "netlib.kernel.parents:ParentLink",
+    "vrf": "netlib.kernel.vrfs:Vrf",
+    "enslaved": "netlib.kernel.vrfs:Enslaved",
+    "port_vlans": "netlib.kernel.vlans:PortVlans",
+    "tap": "netlib.kernel.taps:Tap",
+    "moved_device": "netlib.kernel.moved:MovedDevice",
+    "link_setting": "netlib.kernel.tuning:LinkSetting",
+    "tuned_sysctl": "netlib.kernel.tuning:TunedSysctl",
+    "token_bucket": "netlib.kernel.qdiscs:TokenBucket",
+    "ingress_redirect": "netlib.kernel.qdiscs:IngressRedirect",
+    "address": "netlib.kernel.addresses:Address",
+    "route": "netlib.kernel.routes:RouteEntry",
+    "route_away": "netlib.kernel.routes:RouteAway",
+    "policy_rule": "netlib.kernel.rules:PolicyRule",
+    "sysctl": "netlib.kernel.sysctl:Sysctl",
+    "router_advertisements": "netlib.kernel.sysctl:RouterAdvertisements",
+    "file": "netlib.kernel.files:TextFile",
+    "folder": "netlib.kernel.files:Folder",
+    "firewall_base": "netlib.firewall.objects:FirewallBase",
+    "firewall_network": "netlib.firewall.objects:BridgedNetwork",
+    "masquerade": "netlib.firewall.objects:Masquerade",
+    "container_subnet": "netlib.firewall.objects:ContainerSubnet",
+    "masqueraded_address": "netlib.firewall.objects:MasqueradedAddress",
+    "port_condition": "netlib.firewall.objects:PortCondition",
+    "published_port": "netlib.firewall.objects:PublishedPort",
+    "awaited_port": "netlib.firewall.objects:AwaitedPort",
+    "address_allowance": "netlib.firewall.objects:AddressAllowance",
+    "apart_bridge": "netlib.firewall.objects:ApartBridge",
+    "forwarded_address": "netlib.firewall.objects:ForwardedAddress",
+    "port_macs": "netlib.firewall.spoofing:PortMacs",
+    "port_mac": "netlib.firewall.spoofing:PortMac",
+    "member_table": "netlib.firewall.members:MemberTable",
+    "port_sources": "netlib.firewall.members:PortSources",
+    "forward_allowance": "netlib.firewall.objects:ForwardAllowance",
+    "dns_redirect": "netlib.firewall.objects:DnsRedirect",
+    "foreign_lease": "cni_plugins.delegate:ForeignLease",
+    "lease_file": "ipam.lease_files:LeaseFile",
+    "dhcp_lease": "ipam.dhcp_client:DhcpLease",
+}
+
+
+@cache
+def object_class(tag: str) -> type[KernelObject]:
+    """The class of kernel object that the store calls *tag*; StoreError for a name that no class has."""
+    target = _OBJECTS.get(tag)
+    if target is None:
+        raise StoreError(f"the store holds an object of type {tag!r}, which this netlib does not know; upgrade netlib")
+    return cast(type[KernelObject], load(target))
+
+
+def object_tags() -> tuple[str, ...]:
+    """Every name that the store may have for a class of kernel object."""
+    return tuple(_OBJECTS)
+
+
+def load(target: str) -> Any:
+    """What *target* (``module:attribute``) names, its module imported."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
