@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.measure import Row, Target, milliseconds, series
 from benchmarks.world import World
-from netlib.call import call
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
+from netlib.verbs.call import call
 
 _CONNECT, _DISCONNECT = Target(5, "ms"), Target(30, "ms")
 _CNI_FOLDER = Path("/usr/lib/cni")

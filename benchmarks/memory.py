@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.measure import Row, series
 from benchmarks.peers import IMAGE
 from benchmarks.world import World
-from netlib.call import call
 from netlib.config import Config
+from netlib.verbs.call import call
 
 _CONTAINERS, _SANDBOXES = 20, 100
 _NETWORK = "bench-memory"

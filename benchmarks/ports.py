@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from benchmarks.measure import Row, Target, milliseconds, series
 from benchmarks.world import World
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered
 from netlib.kernel.sockets import probe_port

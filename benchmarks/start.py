@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.measure import Row, Target, milliseconds, series
 from benchmarks.peers import IMAGE
 from benchmarks.world import World, netlib
-from netlib.call import call
+from netlib.verbs.call import call
 
 _NETWORK, _NAME = "bench-start", "bench-start"
 _COMMAND = ("sleep", "1000")

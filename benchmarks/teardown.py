@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchmarks.measure import Row, Target, milliseconds, series
 from benchmarks.world import World
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 
 _ENDPOINTS = 100
 _TARGET = Target(0.1, "x")

@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.peers import Docker, PeerError, missing
-from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
-from netlib.operations import Observer
-from netlib.runtime.verbs import remove_all
+from netlib.core.controller import Controller, Unwatched
+from netlib.core.engine import Observer
+from netlib.verbs.container import remove_all
+from netlib.wire.client import leave, start_daemon
 
 
 class World:

@@ -11,7 +11,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call, Plugin, reread
 from cni_plugins.types import find_plugin_class
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.plan import Plan
 from netlib.store.records import Transaction
 

@@ -9,8 +9,8 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, AttachmentKey
-from netlib.attachments import Attachments
+from netlib.core.adding import Adding, AttachmentKey
+from netlib.core.attachments import Attachments
 from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import identity_of

@@ -17,7 +17,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_bandwidth
 from cni_plugins.result import Interface, Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.kernel.handle import HOST, Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.qdiscs import IngressRedirect, TokenBucket

@@ -32,7 +32,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.firewall.spoofing import PortMac, PortMacs, remove_reference_check
 from netlib.kernel.addresses import Address, addresses_of
 from netlib.kernel.bridges import Bridge, BridgePort

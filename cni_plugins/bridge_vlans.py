@@ -11,7 +11,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from cni_plugins.protocol import CniError, Code
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.bridges import BridgePort
 from netlib.kernel.links import LinkUp, Veth, is_ours
 from netlib.kernel.sysctl import Sysctl

@@ -23,7 +23,9 @@ from cni_plugins.portmap import PortEntry, published_beside
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
+from netlib.core.requests import ConnectRequest, endpoint_record
+from netlib.core.sandboxes import resolver_address
 from netlib.driverapi import Addressless
 from netlib.errors import AddressTaken, ConfigError, PoolExhausted, PortTaken
 from netlib.kernel.links import Veth
@@ -34,8 +36,6 @@ from netlib.names import NAME_LENGTH, check_alias, new_id
 from netlib.plan import Plan
 from netlib.ports import PortRequest
 from netlib.registry import driver
-from netlib.requests import ConnectRequest, endpoint_record
-from netlib.sandboxes import resolver_address
 
 __all__ = ["CnmConf", "CnmPlugin", "sandbox_name"]
 

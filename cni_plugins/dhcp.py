@@ -18,7 +18,7 @@ from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.dhcp import Option, Terms
 from ipam.dhcp_client import Conversation, DhcpLease, lease_key, now
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.errors import DaemonError, Stuck
 from netlib.kernel.links import LinkUp
 from netlib.plan import Plan

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from cni_plugins.netconf import NetConf
 from cni_plugins.single import Given, SingleLink
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Dummy
 from netlib.model import NetnsRef
 

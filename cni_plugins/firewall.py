@@ -14,7 +14,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_allowance
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.firewall.backend import firewall
 from netlib.firewall.foreign import has_firewalld
 from netlib.firewall.objects import AddressAllowance, ApartBridge, FirewallBase, ForwardedAddress

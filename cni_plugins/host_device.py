@@ -12,7 +12,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import Given, SingleLink
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.errors import ObjectMissing
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo

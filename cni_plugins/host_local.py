@@ -2,7 +2,7 @@
 
 A host may go from the reference to us and back with containers running: what either left is honoured and freed by the other.
 Addresses are chosen in the transaction that writes their holder down, and the file is made after it: where the reference was
-quicker, another one is chosen (see :class:`netlib.attachments.Adding`).
+quicker, another one is chosen (see :class:`netlib.core.attachments.Adding`).
 """
 
 import os
@@ -24,7 +24,7 @@ from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.host_local import RangeSet, RangeSpec, parse_range_sets
 from ipam.lease_files import LeaseFile, LeaseFolder, lease_text, parse_lease
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.errors import AddressTaken, AlreadyExists, ConfigError, PoolExhausted
 from netlib.kernel.handle import Kernel
 from netlib.model import HOST, IPAddress

@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple
 from cni_plugins.protocol import NEWEST, CniError, Code, error_json
 from cni_plugins.types import plugin_types
 from netlib import __version__
-from netlib.call import DEADLINE_SECONDS
 from netlib.config import Config
 from netlib.errors import ConfigError
-from netlib.folders import make_folder
+from netlib.kernel.folders import make_folder
+from netlib.wire.client import DEADLINE_SECONDS
 
 __all__ = ["KEPT", "Entry", "Installed", "install", "uninstall"]
 

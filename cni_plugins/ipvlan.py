@@ -9,7 +9,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.single import Given, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Ipvlan
 from netlib.model import NetnsRef
 

@@ -7,7 +7,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
-from netlib.adding import Wanted
+from netlib.core.adding import Wanted
 from netlib.kernel.links import LinkUp
 from netlib.kernel.sysctl import read_sysctl
 from netlib.plan import Plan

@@ -8,7 +8,7 @@ from msgspec import Meta, field
 from cni_plugins.interface import requested_mac
 from cni_plugins.single import Given, MacRequest, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Macvlan
 from netlib.model import NetnsRef
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cni_plugins.protocol import CniError, Code
 
 if TYPE_CHECKING:
-    from netlib.controller import Controller
+    from netlib.core.controller import Controller
 
 __all__ = ["Node"]
 

@@ -22,7 +22,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.firewall.backend import firewall
 from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort, published_ports
 from netlib.kernel.handle import Kernel

@@ -27,7 +27,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.routes import RouteEntry

@@ -15,14 +15,14 @@ from cni_plugins.skel import Outcome, answer
 from cni_plugins.types import find_plugin_class, plugin_types
 from netlib import __version__
 from netlib.config import Config
-from netlib.conversation import Silent, Unsent, known_pid
 from netlib.errors import NetlibError
-from netlib.notices import notice, shown_by
-from netlib.waiting import meet, trouble
-from netlib.wire import release
+from netlib.kernel.waiting import meet, trouble
+from netlib.wire.conversation import Silent, Unsent, known_pid
+from netlib.wire.notices import notice, shown_by
+from netlib.wire.protocol import release
 
 if TYPE_CHECKING:
-    from netlib.controller import Controller
+    from netlib.core.controller import Controller
 
 __all__ = ["do_without", "failed", "perform", "preload", "serve"]
 
@@ -100,8 +100,8 @@ def _do_without(call: Call, undone: Undone, told: list[str]) -> Answer:
 
 def _bring_up(call: Call, undone: Undone, config: Config) -> bool:
     """Start netlibd where there is none, or in the place of an older one; whether it is worth asking then."""
-    from netlib.client import leave, see_out_former, start_daemon
-    from netlib.conversation import START_SECONDS
+    from netlib.wire.client import leave, see_out_former, start_daemon
+    from netlib.wire.conversation import START_SECONDS
 
     is_older = bool(undone.release) and release(undone.release) < release(__version__)
     if call.stdin is None or os.geteuid() != 0 or not (undone.is_absent or is_older):
@@ -119,8 +119,8 @@ def _do_here(call: Call, config: Config, silent: int) -> Outcome:
     with ExitStack() as stack:
 
         def open_controller() -> "Controller":
-            from netlib.client import DaemonWatcher
-            from netlib.controller import Controller
+            from netlib.core.controller import Controller
+            from netlib.wire.client import DaemonWatcher
 
             watcher = stack.enter_context(DaemonWatcher(config, silent=silent))
             is_leaving = environ.get("CNI_COMMAND") == "DEL"  # a DEL works without records: it finds things by their tags

@@ -20,7 +20,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.routes import RouteAway, RouteEntry, routes_by, tables_with_routes
 from netlib.kernel.rules import PolicyRule, rules_from, tables_of_rules

@@ -19,7 +19,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Interface, Result
 from cni_plugins.skel import Call
-from netlib.adding import Adding, Wanted
+from netlib.core.adding import Adding, Wanted
 from netlib.errors import ObjectMissing
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo

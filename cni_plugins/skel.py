@@ -18,8 +18,8 @@ from cni_plugins.protocol import NEWEST, VERSIONS, CniError, Code, Command, as_c
 from cni_plugins.result import Result, Versioned, parse_result, render_result
 from netlib import __version__
 from netlib.errors import ConfigError, NetlibError
+from netlib.kernel.scarcity import exhaustion
 from netlib.names import check_ifname
-from netlib.scarcity import exhaustion
 
 __all__ = ["Call", "Outcome", "Plugin", "answer", "reread"]
 

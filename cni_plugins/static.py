@@ -17,7 +17,7 @@ from ipam.static import Assignment, assignments, drift
 
 if TYPE_CHECKING:
     from cni_plugins.addressing import Lease
-    from netlib.adding import Adding
+    from netlib.core.adding import Adding
     from netlib.store.records import Transaction
 
 __all__ = ["StaticConf", "StaticPlugin"]

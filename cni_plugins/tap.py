@@ -10,7 +10,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import Given, MacRequest, SingleLink
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.bridges import BridgePort
 from netlib.kernel.taps import Tap
 from netlib.model import NetnsRef

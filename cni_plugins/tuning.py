@@ -22,7 +22,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.single import MacRequest
 from cni_plugins.skel import Call
-from netlib.adding import Wanted
+from netlib.core.adding import Wanted
 from netlib.errors import NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.sysctl import sysctl_path
 from netlib.kernel.translate import doing

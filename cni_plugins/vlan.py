@@ -7,7 +7,7 @@ from msgspec import field
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import Given, ParentConf, SingleLink, find_parent
 from cni_plugins.skel import Call
-from netlib.adding import Adding
+from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Vlan
 from netlib.model import NetnsRef
 

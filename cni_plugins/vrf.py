@@ -14,7 +14,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.adding import Wanted
+from netlib.core.adding import Wanted
 from netlib.kernel.links import delete_link
 from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import NetnsRef

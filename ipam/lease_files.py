@@ -14,11 +14,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from netlib.errors import AddressTaken, ConfigError
-from netlib.folders import PRIVATE_FILE, check_owner, make_folder
+from netlib.kernel.folders import PRIVATE_FILE, check_owner, make_folder
 from netlib.kernel.translate import doing
+from netlib.kernel.waiting import Waiting
 from netlib.model import IPAddress
 from netlib.plan import KernelObject, Key
-from netlib.waiting import Waiting
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel

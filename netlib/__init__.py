@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from netlib.config import Config
-    from netlib.controller import Controller
+    from netlib.core.controller import Controller
     from netlib.errors import NetlibError
     from netlib.model import AddressPool, Endpoint, Network, PortMapping, Sandbox
 
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AddressPool": "netlib.model",
     "Config": "netlib.config",
-    "Controller": "netlib.controller",
+    "Controller": "netlib.core.controller",
     "Endpoint": "netlib.model",
     "NetlibError": "netlib.errors",
     "Network": "netlib.model",

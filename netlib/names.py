@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from netlib.errors import ConfigError
-from netlib.model import IPAddress, IPNetwork, Network
+from netlib.model import IPAddress, IPNetwork, Link, Network
 
 __all__ = [
     "BRIDGE_NAME_OPTION",
@@ -29,6 +29,7 @@ __all__ = [
     "new_id",
     "parse_address",
     "parse_labels",
+    "parse_link",
     "parse_options",
     "parse_subnet",
     "veth_ifname",
@@ -143,6 +144,14 @@ def check_mtu(value: int | str, *, ipv6: bool) -> int:
         reason = " because IPv6 needs 1280" if ipv6 and 68 <= mtu < lowest else ""
         raise ConfigError(f"MTU {mtu} is not possible{reason}; choose one between {lowest} and {_HIGHEST_MTU}")
     return mtu
+
+
+def parse_link(text: str) -> Link:
+    """Read ``--link NAME[:ALIAS]``; without an alias the name is its own."""
+    name, _, alias = text.partition(":")
+    if not name or ":" in alias:
+        raise ConfigError(f"--link {text!r} is malformed; write it like NAME or NAME:ALIAS")
+    return Link(name, alias or name)
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import KernelError
 from netlib.plan import KernelObject
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.config import Config
-from netlib.waiting import is_stopped
+from netlib.kernel.waiting import is_stopped
 from tests.processes import pid_of
 
 __all__ = ["HOLDING", "LIMIT", "remedy", "stopped", "stopped_holding", "stopped_netlibd", "stopping_itself"]
@@ -28,7 +28,7 @@ _START = """
 import signal, sqlite3, sys
 from pathlib import Path
 from netlib.config import Config
-from netlib.locks import Locks
+from netlib.store.locks import Locks
 config = Config(sys.argv[2], sys.argv[3])
 """
 HOLDING = {

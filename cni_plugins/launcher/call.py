@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_MEMORY", "SILENT", "Answer", "Call", "Lost", "Undone", "encoded", "error_object", "lost_answer", "write_all"]
 
 NAMESPACES = ("net", "mnt", "user")
-MAX_REQUEST = 4 << 20  # netlib.wire's
+MAX_REQUEST = 4 << 20  # netlib.wire.protocol's
 MAX_ANSWER = 64 << 20
 GREETING_SECONDS = 1.0
 _GREETING, _LONGEST_GREETING = b'{"netlibd":', 256

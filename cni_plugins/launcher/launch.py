@@ -1,8 +1,8 @@
 """The Python launcher, which takes the C launcher's place where netlibd will not do: one call, done by netlibd or here.
 
 Runs under ``python -IS`` and imports next to nothing (a test says what), for a runtime waits for it. Its rule is that of
-:mod:`netlib.call`: the call is done here only when netlibd certainly has not begun it. Once the request has reached netlibd
-whole, only its answer counts; without one the call ends with the code 11, "try again later".
+:mod:`netlib.verbs.call`: the call is done here only when netlibd certainly has not begun it. Once the request has reached
+netlibd whole, only its answer counts; without one the call ends with the code 11, "try again later".
 """
 
 import posix  # os itself, which -S leaves out, takes longer than all the rest

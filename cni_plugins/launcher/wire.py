@@ -1,4 +1,4 @@
-"""How a launcher and netlibd speak: frames as in :mod:`netlib.wire`, their bodies fields instead of JSON, for C writes them.
+"""How a launcher and netlibd speak: in frames (:mod:`netlib.wire.protocol`) of fields instead of JSON, for C writes them.
 
 A body is MAGIC, whose last byte counts the protocol's versions, and fields: four bytes of length (network order) and that many
 bytes, whichever. A request has the launcher's release, the store (``device:inode``, empty before there is one), what is lent

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netlib.call import DEADLINE_SECONDS, call
 from netlib.cli.arguments import Command, Parser, WrongOption
 from netlib.cli.outcome import complain, each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError
+from netlib.verbs.call import call
+from netlib.wire.client import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from cni_plugins.install import Entry

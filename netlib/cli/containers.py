@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from netlib.call import DEADLINE_SECONDS, call
 from netlib.cli import run
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, print_objects, print_rows
 from netlib.config import Config
 from netlib.errors import ConfigError, NetlibError, NotFound
+from netlib.verbs.call import call
+from netlib.wire.client import DEADLINE_SECONDS
 
 _COLUMNS = (
     Column("CONTAINER ID", "ID"),

@@ -1,6 +1,6 @@
 """``netlib``: finds the command's module by its first word, before anything heavy is imported.
 
-Nothing here touches records or the kernel: a command asks :func:`netlib.call.call`, which asks netlibd where that is there.
+Nothing here touches records or the kernel: a command asks :func:`netlib.verbs.call.call`, which asks netlibd if it runs.
 """
 
 import sys

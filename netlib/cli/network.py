@@ -2,12 +2,12 @@
 
 from argparse import Namespace
 
-from netlib.call import call
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
 from netlib.config import Config
 from netlib.errors import NotFound
+from netlib.verbs.call import call
 
 HELP = """\
 usage: netlib network COMMAND …

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from netlib.config import Config
 from netlib.errors import NetlibError
-from netlib.folders import PRIVATE, make_folder, open_private
-from netlib.notices import shown_by
+from netlib.kernel.folders import PRIVATE, make_folder, open_private
+from netlib.wire.notices import shown_by
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str
             complain("the output cannot be written: no space left on device")
             return OURS
         try:
-            from netlib.scarcity import exhaustion
+            from netlib.kernel.scarcity import exhaustion
 
             scarce = exhaustion(error)
             complain(str(scarce or f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}"))

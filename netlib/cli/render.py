@@ -77,7 +77,7 @@ def coloured(stream: Any) -> bool:
 def progress(what: str) -> Iterator[Callable[[Any], None] | None]:
     """Show *what*, a spinner and the object changed last on standard error while the work takes longer than a moment.
 
-    On a terminal only; else it yields None. What it yields is to be told of every object, as ``netlib.call.call`` does.
+    On a terminal only; else it yields None. What it yields is to be told of every object, as ``netlib.verbs.call.call`` does.
     """
     if not coloured(sys.stderr):
         yield None

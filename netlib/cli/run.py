@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from netlib.call import call
 from netlib.cli.arguments import Parser, environment
 from netlib.cli.outcome import complain, each, refusals_apart
 from netlib.config import Config, whole_path
 from netlib.errors import CommandNotRun, ConfigError, Conflict, NetlibError
+from netlib.verbs.call import call
 
 
 def run_parser() -> Parser:

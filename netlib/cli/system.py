@@ -4,13 +4,13 @@ import re
 from argparse import Namespace
 from typing import Any
 
-from netlib.call import call
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
-from netlib.client import leave, refuse_silent
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
+from netlib.verbs.call import call
+from netlib.wire.client import leave, refuse_silent
 
 HELP = """\
 usage: netlib system COMMAND …
@@ -153,7 +153,7 @@ def reset_parser() -> Parser:
 
 def reset(config: Config, given: Namespace) -> int:
     """Remove all that is ours, once confirmed."""
-    from netlib.runtime.lost import reset_lost, reset_on_full_disk, strays
+    from netlib.verbs.lost import reset_lost, reset_on_full_disk, strays
 
     if given.store and not given.lost:
         raise ConfigError("--store goes with --lost")
@@ -215,7 +215,7 @@ def restore(config: Config, given: Namespace) -> int:
     """Restore, once confirmed; print what was done and what is left."""
     from pathlib import Path
 
-    from netlib.runtime.restore import restore as put_back
+    from netlib.verbs.restore import restore as put_back
 
     path = Path(whole_path(given.file)) if given.file else None
     if not given.force:

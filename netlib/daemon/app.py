@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
-from netlib.conversation import START_SECONDS
 from netlib.errors import NetlibError, NotPermitted, Stuck
-from netlib.folders import own_folder
-from netlib.locks import run_folder_refusal
-from netlib.scarcity import exhaustion
-from netlib.waiting import Waiting, stopped_holder, trouble, try_flock
-from netlib.wire import error_to_json
+from netlib.kernel.folders import own_folder
+from netlib.kernel.scarcity import exhaustion
+from netlib.kernel.waiting import Waiting, stopped_holder, trouble, try_flock
+from netlib.store.locks import run_folder_refusal
+from netlib.wire.conversation import START_SECONDS
+from netlib.wire.protocol import error_to_json
 
 _REPORT_FD = 3
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="netlibd", description="Serves names, holds published ports, answers commands.")
     parser.add_argument("--state-dir", help="folder of the store (NETLIB_STATE_DIR, else /var/lib/netlib)")
     parser.add_argument("--run-dir", help="folder of the socket and of the log (NETLIB_RUN_DIR, else /run/netlib)")
-    parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)  # by netlib.client, with a socket to report to
+    parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)  # by netlib.wire.starting
     options = parser.parse_args(argv)
     config = Config.from_environment(state_dir=options.state_dir, run_dir=options.run_dir)
     if options.detach:

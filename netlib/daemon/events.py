@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import Flag, auto
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.firewall.expressions import DELCHAIN, DELRULE, DELTABLE, NETFILTER, NEWCHAIN, NFTABLES
 from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import Allowance, FirewallBase, FirewallObject
@@ -19,8 +19,8 @@ from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netlink import attributes_of
 from netlib.kernel.translate import doing
-from netlib.locks import record_lock
 from netlib.plan import KernelObject, Plan
+from netlib.store.locks import record_lock
 
 __all__ = ["FirewallEvents", "Notice", "restore_allowances", "restore_table"]
 

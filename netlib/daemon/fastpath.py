@@ -3,7 +3,7 @@
 One thread waits for all connections (:meth:`ControlServer.run`) and greets each at once, so a client that hears nothing knows
 that netlibd is stopped; that thread never does a verb. A whole request goes to a bounded pool of workers, and its connection is
 not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
-with the request. The frames are described in :mod:`netlib.wire`.
+with the request. The frames are described in :mod:`netlib.wire.protocol`.
 """
 
 import array
@@ -25,8 +25,8 @@ from cni_plugins.launcher import wire as launchers
 from netlib.daemon.workers import Workers
 from netlib.errors import ConfigError, DaemonError, NetlibError
 from netlib.kernel.descriptors import lifted
-from netlib.scarcity import exhaustion
-from netlib.wire import (
+from netlib.kernel.scarcity import exhaustion
+from netlib.wire.protocol import (
     ABOUT_ITSELF,
     LENGTH,
     MAX_FDS,

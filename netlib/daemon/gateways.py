@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
+from netlib.core.sandboxes import Seat
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View
 from netlib.errors import Conflict, NetlibError
 from netlib.firewall.guests import Guest, GuestTable
 from netlib.model import HOST, IPAddress
-from netlib.sandboxes import Seat
 
 __all__ = ["Gateways"]
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.serving import Mover, Serving
@@ -142,7 +142,7 @@ class Keeper:
 
     def _warm(self) -> None:
         """Load what the first verb will need, before it needs it: 150 ms of imports."""
-        import_module("netlib.verbs")
+        import_module("netlib.verbs.perform")
         with self._controller.engine.kernel("") as kernel:
             kernel.rtnl()
             firewall(kernel)

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from ipam.dhcp import Kind, Message, terms_of
 from ipam.dhcp_client import Conversation, DhcpLease, now
-from netlib.attachments import Attachments
-from netlib.controller import Controller
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller
 from netlib.dns.loop import Loop, Timer
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.kernel.links import LinkUp

@@ -18,9 +18,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from netlib import __version__
-from netlib.call import Progress, progress_observer
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
 from netlib.daemon.keeper import Keeper
 from netlib.daemon.leases import DhcpLeases
@@ -28,13 +27,14 @@ from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import ConfigError, StoreError, StoreLost
-from netlib.folders import open_private
 from netlib.kernel.descriptors import raise_limit
+from netlib.kernel.folders import open_private
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
-from netlib.wire import PROTOCOL, at_socket, release, store_identity
+from netlib.verbs.call import Progress, progress_observer
+from netlib.wire.protocol import PROTOCOL, at_socket, release, store_identity
 
 __all__ = ["Service"]
 
@@ -153,7 +153,7 @@ class Service:
             from cni_plugins.run import serve
 
             return serve(open_controller=self._controller, is_awaited=request.is_awaited, **request.args)
-        from netlib.verbs import perform  # the keeper has imported it; a start need not wait for it
+        from netlib.verbs.perform import perform  # the keeper has imported it; a start need not wait for it
 
         self._local.tell = request.tell
         args = {**request.args, "fds": list(request.fds)} if request.fds else request.args

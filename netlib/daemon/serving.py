@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from netlib.core.sandboxes import Attachment, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
 from netlib.errors import NetlibError, StoreError
 from netlib.model import Endpoint, IPAddress, Network, Phase, Sandbox
-from netlib.sandboxes import Attachment, is_served, resolver_seats
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
 
@@ -81,7 +81,7 @@ _Views = dict[tuple[tuple[str, ...], tuple[IPAddress, ...]], View]
 
 
 class Serving:
-    """Publishes names and holds ports; a :class:`netlib.controller.Watcher` for controllers inside the daemon."""
+    """Publishes names and holds ports; a :class:`netlib.core.controller.Watcher` for controllers inside the daemon."""
 
     def __init__(self, store: Store, dns: DnsServer, ports: HeldPorts, moved: Mover) -> None:
         self._store = store

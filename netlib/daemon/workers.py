@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from netlib.errors import HostExhausted
-from netlib.scarcity import NO_PROCESS
+from netlib.kernel.scarcity import NO_PROCESS
 
 __all__ = ["Workers"]
 

@@ -17,8 +17,8 @@ from netlib.firewall.objects import MARK, MARKED
 from netlib.firewall.ruleset import allowance_comment
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
+from netlib.kernel.waiting import Waiting
 from netlib.model import NetnsRef
-from netlib.waiting import Waiting
 
 _XTABLES_LOCK = Path("/run/xtables.lock")
 _LOCK_SECONDS = 10.0

@@ -23,9 +23,9 @@ from netlib.errors import FeatureMissing, HostExhausted, KernelError, NotPermitt
 from netlib.firewall.expressions import NETFILTER, NFTABLES
 from netlib.kernel.descriptors import has_low
 from netlib.kernel.handle import Closable, Kernel
+from netlib.kernel.scarcity import NO_MEMORY, exhaustion
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import HOST, NetnsRef
-from netlib.scarcity import NO_MEMORY, exhaustion
 
 _ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # its buffers, and what it makes of a command
 _NFT_MSG_GETGEN = NFTABLES << 8 | 16

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
-from netlib.folders import make_folder
+from netlib.kernel.folders import make_folder
 from netlib.kernel.translate import doing
 from netlib.plan import KernelObject, Key
 

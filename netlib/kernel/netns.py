@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netlib.config import is_ours
 from netlib.errors import KernelError, NetlibError, ObjectMissing
-from netlib.folders import make_folder
+from netlib.kernel.folders import make_folder
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 

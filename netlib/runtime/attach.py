@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NotFound
-from netlib.folders import PRIVATE, PRIVATE_FILE, make_folder
+from netlib.kernel.folders import PRIVATE, PRIVATE_FILE, make_folder
 from netlib.runtime.shim import ATTACH, CHUNK, END_OF_INPUT, ERROR, EXITED, INPUT, OUTPUT, RESIZE
 from netlib.runtime.terminal import DetachKeys, Raw, size
 

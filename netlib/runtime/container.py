@@ -23,8 +23,8 @@ from msgspec import Struct
 import netlib
 from netlib.config import Config
 from netlib.errors import CommandNotRun, ConfigError, Conflict, DeadlineExceeded, KernelError, NotFound
-from netlib.folders import make_folder, own_folder
 from netlib.kernel.files import Folder
+from netlib.kernel.folders import make_folder, own_folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, opened
 from netlib.kernel.translate import doing
@@ -57,9 +57,9 @@ class Runtime:
     """Containers of one host, each in ``<state_dir>/containers/<id>``."""
 
     def __init__(self, config: Config, *, reap: Callable[[str], Sequence[str]] | None = None) -> None:
-        """*reap* gives the command by which a minder has its ended container cleared away; default: ``netlib.runtime.reap``."""
+        """*reap* gives the command by which a minder has its ended container cleared away; default: ``netlib.verbs.reap``."""
         self.config = config
-        self._reap = reap or (lambda container_id: [sys.executable, "-m", "netlib.runtime.reap", container_id])
+        self._reap = reap or (lambda container_id: [sys.executable, "-m", "netlib.verbs.reap", container_id])
 
     # --- where things are ----------------------------------------------------------------------------------------------
 

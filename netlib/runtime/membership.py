@@ -4,16 +4,16 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.driverapi import PublishesPorts
 from netlib.errors import AlreadyExists, Conflict, NotFound
-from netlib.locks import record_lock
 from netlib.model import Endpoint, Network
 from netlib.names import check_alias, parse_address
 from netlib.ports import PortRequest
 from netlib.registry import driver
 from netlib.runtime.service import find_again, find_container, join_network, port_requests, runtime
 from netlib.runtime.spec import Container, NetworkAttachment, check_spec
+from netlib.store.locks import record_lock
 
 
 def connect_container(controller: Controller, reference: str, wanted: NetworkAttachment) -> Endpoint | None:

@@ -1,21 +1,6 @@
-"""What a minder runs when its container has ended: ``python -m netlib.runtime.reap ID``; netlibd does the work if it can."""
+"""Where the minders of an earlier netlib, which still run, look for :mod:`netlib.verbs.reap`."""
 
-import sys
-
-from netlib.call import call
-from netlib.config import Config
-from netlib.errors import NetlibError
-
-
-def main() -> int:
-    """Clear the container away; say on standard error (the container's minder.log) what would not go."""
-    try:
-        call(Config.from_environment(), "container.reap", {"name": sys.argv[1]})
-    except NetlibError as error:
-        sys.stderr.write(f"netlib: {error}\n")
-        return error.exit_code
-    return 0
-
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("netlib.verbs.reap", run_name="__main__")

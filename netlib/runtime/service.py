@@ -15,18 +15,18 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
+from netlib.core.traces import container_folders
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound, StoreLost
-from netlib.locks import record_lock
 from netlib.model import Endpoint, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.ports import PortRequest, parse_publish
 from netlib.registry import driver
 from netlib.runtime.container import Runtime, State
 from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, NetworkAttachment, check_spec, generate_name
+from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction, register_kind
-from netlib.traces import container_folders
 
 register_kind("container", Container)
 

@@ -38,7 +38,7 @@ class Volume(Struct, frozen=True):
 
 
 class NetworkAttachment(Struct, frozen=True, kw_only=True):
-    """One ``--network``: what :meth:`netlib.controller.Controller.connect` is to be asked."""
+    """One ``--network``: what :meth:`netlib.core.controller.Controller.connect` is to be asked."""
 
     network: str
     aliases: tuple[str, ...] = ()

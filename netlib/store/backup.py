@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from netlib.errors import AlreadyExists, ConfigError, NotFound, StoreError
-from netlib.folders import open_private
+from netlib.kernel.folders import open_private
 from netlib.store.read_only import open_read_only
 from netlib.store.schema import MIGRATIONS
 

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from netlib.folders import PRIVATE, make_folder, open_private
+from netlib.kernel.folders import PRIVATE, make_folder, open_private
 
 __all__ = ["Generation"]
 

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from netlib.folders import open_private
+from netlib.kernel.folders import open_private
 
 __all__ = ["Reserve"]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError, Stuck
-from netlib.folders import PRIVATE_FILE, own_folder
+from netlib.kernel.folders import PRIVATE_FILE, own_folder
+from netlib.kernel.waiting import LOOK_SECONDS, Waiting, meet, patience, stopped_holder, trouble
 from netlib.store import read_only
 from netlib.store.generation import Generation
 from netlib.store.read_only import open_read_only
 from netlib.store.records import Transaction
 from netlib.store.reserve import Reserve
 from netlib.store.schema import MIGRATIONS
-from netlib.waiting import LOOK_SECONDS, Waiting, meet, patience, stopped_holder, trouble
 
 _T = TypeVar("_T")
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from netlib.config import Config
-from netlib.folders import open_private
+from netlib.kernel.folders import open_private
 from netlib.kernel.netns import boot_id
 
 __all__ = ["TAG_DIGITS", "forget_tags", "known_tags", "remember_tag", "store_of", "tag_of", "tags_of"]

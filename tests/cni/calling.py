@@ -10,7 +10,7 @@ import msgspec
 from cni_plugins.node import Node
 from cni_plugins.skel import Outcome, answer
 from cni_plugins.types import find_plugin_class
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 
 __all__ = ["Caller", "run"]
 

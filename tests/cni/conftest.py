@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.model import NetnsRef
 from tests.cni.calling import Caller, run
 from tests.cni.dhcp_server import ADDRESS

@@ -13,7 +13,7 @@ from typing import Any
 from cni_plugins.skel import Outcome
 from netlib.config import Config
 from netlib.daemon.fastpath import ControlServer, Request
-from netlib.wire import at_socket
+from netlib.wire.protocol import at_socket
 
 PATIENCE = 60.0
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef

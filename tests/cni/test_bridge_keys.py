@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import KernelError
 from netlib.kernel.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run

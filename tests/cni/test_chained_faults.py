@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 from tests.faults import interrupted

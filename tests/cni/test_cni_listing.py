@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from netlib.attachments import Attachments
-from netlib.controller import Controller
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller
 from netlib.errors import InUse, NotFound
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.verbs import perform
+from netlib.verbs.perform import perform
 from tests.cni.calling import Caller, run
 
 

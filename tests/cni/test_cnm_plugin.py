@@ -9,14 +9,14 @@ import pytest
 from cni_plugins import attaching
 from cni_plugins.cnm import sandbox_name
 from cni_plugins.protocol import CniError, Code
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.names import check_sandbox_name
-from netlib.verbs import perform
+from netlib.verbs.perform import perform
+from netlib.wire.client import leave
 from tests.cni.calling import Caller, run
 from tests.faults import interrupted
 from tests.kernel.dns_client import resolve

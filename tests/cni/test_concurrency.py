@@ -20,13 +20,13 @@ from cni_plugins.protocol import Code
 from cni_plugins.run import serve
 from cni_plugins.skel import Outcome
 from netlib import __version__
-from netlib.attachments import Attachments
-from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.fastpath import Request
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 from netlib.kernel.snapshot import differences, snapshot
+from netlib.wire.client import leave, start_daemon
 from tests.cni.launching import environment, run, serving
 from tests.locks import abandoned
 from tests.processes import ended

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from cni_plugins import dhcp
 from cni_plugins.protocol import Code
 from ipam.dhcp_client import DhcpLease, now
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon import leases
 from netlib.daemon.leases import DhcpLeases
 from netlib.errors import DaemonError

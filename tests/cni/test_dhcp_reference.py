@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from ipam.dhcp_client import DhcpLease, now
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.leases import DhcpLeases
 from netlib.model import NetnsRef
 from tests.cni.calling import Caller, run

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 from netlib.model import HOST, NetnsRef
 from tests.cni.calling import run

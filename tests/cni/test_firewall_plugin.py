@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
 from tests.cni.calling import Caller
 from tests.kernel.firewall_world import World, probes

@@ -24,14 +24,14 @@ from cni_plugins.protocol import VERSIONS, Code
 from cni_plugins.run import perform
 from cni_plugins.skel import Outcome
 from cni_plugins.types import plugin_types
-from netlib.attachments import Attachments
-from netlib.call import call
-from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
+from netlib.verbs.call import call
+from netlib.wire.client import leave, start_daemon
 from tests.unit.test_cni_fuzz import check_error, mutated
 
 pytestmark = pytest.mark.soak

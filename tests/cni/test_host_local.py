@@ -20,7 +20,7 @@ from cni_plugins.node import Node
 from cni_plugins.skel import answer
 from ipam.lease_files import LeaseFolder
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 
 pytestmark = pytest.mark.peers
 

@@ -24,11 +24,11 @@ from cni_plugins.install import Kind, install
 from cni_plugins.launcher import wire
 from cni_plugins.skel import Outcome
 from netlib import __version__
-from netlib.call import call
-from netlib.client import start_daemon
 from netlib.config import Config
 from netlib.daemon.fastpath import Refused, Request
-from netlib.wire import LENGTH, MAX_ANSWER, greeting
+from netlib.verbs.call import call
+from netlib.wire.client import start_daemon
+from netlib.wire.protocol import LENGTH, MAX_ANSWER, greeting
 from tests.cni.launching import check_at_once, environment, listening, run, serving
 from tests.processes import ended
 

@@ -25,11 +25,11 @@ from cni_plugins.run import perform
 from cni_plugins.skel import Outcome
 from cni_plugins.types import plugin_types
 from netlib import __version__
-from netlib.call import call
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.model import NetnsRef
+from netlib.verbs.call import call
+from netlib.wire.client import start_daemon
 from tests.cni.launching import check_at_once, environment, run
 from tests.processes import ended
 

@@ -12,12 +12,12 @@ import pytest
 
 from cni_plugins.install import Kind, install
 from cni_plugins.skel import Outcome
-from netlib.call import call
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import CniAttachment, NetnsRef
+from netlib.verbs.call import call
+from netlib.wire.client import start_daemon
 from tests.cni.launching import environment, run, serving
 
 ELSEWHERE = ("unshare", "--mount")  # another mount namespace than netlibd's: the call is done in-process

@@ -13,7 +13,7 @@ import pytest
 
 from cni_plugins.protocol import Code
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import PortTaken
 from netlib.kernel.netns import entered
 from netlib.ports import parse_publish

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.firewall.objects import PublishedPort
 from tests.cni.calling import Caller
 

@@ -15,7 +15,7 @@ import pytest
 
 from cni_plugins.skel import Outcome
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.conntrack import flush_udp
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered

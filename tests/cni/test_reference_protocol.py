@@ -16,7 +16,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import VERSIONS
 from cni_plugins.skel import Outcome, answer
 from cni_plugins.static import StaticPlugin
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 
 pytestmark = pytest.mark.peers
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.routers import heard

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.attachments import Attachments
-from netlib.controller import Controller
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller
 from netlib.kernel.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 

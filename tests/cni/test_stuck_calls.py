@@ -13,12 +13,12 @@ import pytest
 
 from cni_plugins.install import Kind, install
 from cni_plugins.skel import Outcome
-from netlib.call import call
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import CniAttachment, NetnsRef
+from netlib.verbs.call import call
+from netlib.wire.client import start_daemon
 from tests.cni.launching import environment, run
 from tests.stopping import LIMIT, remedy, stopped_holding, stopped_netlibd, stopping_itself
 

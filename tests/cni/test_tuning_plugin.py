@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import KernelError
 from netlib.kernel.netns import identity_of_path
 from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
-from netlib.verbs import perform
+from netlib.verbs.perform import perform
 from tests.cni.calling import Caller, run
 
 ADDRESSES = [{"address": "10.22.0.2/16"}, {"address": "fd00:22::2/64"}]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import KernelError
 from netlib.kernel.netns import identity_of_path
 from netlib.kernel.snapshot import Snapshot, differences, snapshot

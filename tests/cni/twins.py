@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cni_plugins.skel import Outcome
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import Snapshot, snapshot
 from netlib.model import NetnsRef

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from netlib.cli.main import main
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.kernel.snapshot import snapshot
 from netlib.ports import parse_publish
+from netlib.wire.client import leave
 
 HELD_PORT = 8099
 # Neither the journal nor what an attempt may leave: when a predefined network was first used, which address was given last.

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from netlib.client import start_daemon
 from netlib.config import Config
+from netlib.wire.client import start_daemon
 from tests.cni.calling import run as output
 
 pytestmark = [pytest.mark.needs_cgroups, pytest.mark.usefixtures("attacked")]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from netlib.client import leave
 from netlib.config import Config
 from netlib.dns import upstream
 from netlib.model import NetnsRef
-from netlib.runtime.lost import reset_lost
 from netlib.store.backup import copy_store
+from netlib.verbs.lost import reset_lost
+from netlib.wire.client import leave
 from tests.kernel.dns_client import Loads
 from tests.kernel.firewall_world import BRIDGE_NF
 from tests.kernel.lost_world import LOSSES, host, run

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.runtime.service import containers, runtime
-from netlib.verbs import perform
+from netlib.verbs.perform import perform
 
 MARK = "echo mine > /srv/work; echo ready; exec sleep 600"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import AddressTaken, Conflict
 from netlib.kernel.snapshot import differences, snapshot
 

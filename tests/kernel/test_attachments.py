@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from netlib.adding import Adding, AttachmentKey, Wanted
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.adding import Adding, AttachmentKey, Wanted
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
+from netlib.core.repair import repair_network
 from netlib.errors import AlreadyExists, NetlibError
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
@@ -23,7 +24,6 @@ from netlib.kernel.sysctl import Sysctl
 from netlib.model import CniNetwork, NetnsRef
 from netlib.names import veth_ifname
 from netlib.plan import Plan
-from netlib.repair import repair_network
 from netlib.store.records import Transaction
 from tests.faults import interrupted
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from netlib.attachments import Attachments
 from netlib.cli.main import main
-from netlib.client import leave, start_daemon
 from netlib.config import Config
+from netlib.core.attachments import Attachments
 from netlib.errors import ConfigError, NetlibError, NotFound, PoolExhausted
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.runtime.restore import restore
 from netlib.store.backup import copy_store
-from netlib.verbs import perform
+from netlib.verbs.perform import perform
+from netlib.verbs.restore import restore
+from netlib.wire.client import leave, start_daemon
 from tests.cni.calling import Caller
 from tests.kernel.lost_world import delete, host, netlib, run, running_pids, work_files
 from tests.processes import ended

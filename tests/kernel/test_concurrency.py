@@ -11,7 +11,7 @@ from threading import BrokenBarrierError
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import NetlibError, NotFound
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish

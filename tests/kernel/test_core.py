@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import (
     AddressTaken,
     AlreadyExists,

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from netlib import __version__
-from netlib.call import call
-from netlib.client import DaemonWatcher, leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import DaemonError, DeadlineExceeded, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
-from netlib.wire import LENGTH, at_socket, frame
+from netlib.verbs.call import call
+from netlib.wire.client import DaemonWatcher, leave, start_daemon
+from netlib.wire.protocol import LENGTH, at_socket, frame
 from tests.folders import take_away
 from tests.kernel.dns_client import wait_until
 from tests.processes import ended, pid_of
@@ -157,7 +157,7 @@ def test_why_it_cannot_start_reaches_the_caller(config: Config, netns_factory: C
 
 
 def test_an_interpreter_that_cannot_begin_says_why(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netlib.starting._environment", lambda: {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr("netlib.wire.starting._environment", lambda: {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
     with pytest.raises(DaemonError, match="netlibd did not start: "):
         start_daemon(config)
 
@@ -190,7 +190,7 @@ def test_from_another_netns_it_is_not_asked_and_the_store_refuses(
 
 
 def test_from_another_mount_namespace_the_work_is_done_there(daemon: Config) -> None:
-    code = "import os, sys; from netlib.client import call; print(call(None, 'system.info', {})['ServedBy'] == os.getpid())"
+    code = "import os, sys; from netlib.verbs.call import call; print(call(None, 'system.info', {})['ServedBy'] == os.getpid())"
     assert _python(code, daemon, prefix=["unshare", "--mount"]) == "True"
     assert _python(code, daemon) == "False"
 
@@ -279,7 +279,7 @@ def other_version(tmp_path: Path) -> Callable[[str], Path]:
     return copy
 
 
-_ASK = "from netlib.client import call; info = call(None, 'system.info', {}); print(info['Version'], info['ServedBy'])"
+_ASK = "from netlib.verbs.call import call; info = call(None, 'system.info', {}); print(info['Version'], info['ServedBy'])"
 
 
 def test_after_an_upgrade_the_next_client_replaces_the_older_daemon(

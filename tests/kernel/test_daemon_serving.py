@@ -17,10 +17,8 @@ import dns.query
 import dns.rcode
 import pytest
 
-from netlib.call import call
-from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.events import FirewallEvents
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.serving import Serving
@@ -34,6 +32,8 @@ from netlib.kernel.sockets import probe_port
 from netlib.model import Endpoint, Link, NetnsRef, PortMapping, Sandbox
 from netlib.ports import parse_publish
 from netlib.store.sqlite import Store
+from netlib.verbs.call import call
+from netlib.wire.client import leave, start_daemon
 
 SECONDS = 10.0
 

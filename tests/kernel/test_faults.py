@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import KernelError, NetlibError
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import Protocol

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ipam.lease_files import LeaseFolder
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError, NetlibError, NotPermitted, StoreError
 from netlib.runtime.spec import Volume
+from netlib.wire.client import start_daemon
 from tests.kernel.runtime_world import World
 
 SOMEBODY = 12345

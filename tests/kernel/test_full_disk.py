@@ -10,11 +10,11 @@ import pytest
 
 from netlib.cli.main import main
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import DiskFull
 from netlib.runtime.service import find_container, runtime
-from netlib.runtime.verbs import remove_all
-from netlib.verbs import perform
+from netlib.verbs.container import remove_all
+from netlib.verbs.perform import perform
 
 pytestmark = pytest.mark.needs_cgroups
 

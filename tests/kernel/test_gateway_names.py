@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import Conflict
 from netlib.model import Endpoint, NetnsRef, Sandbox
+from netlib.wire.client import leave
 from tests.kernel.dns_client import resolve
 
 MakeNetns = Callable[[str], NetnsRef]

@@ -20,9 +20,9 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
+from netlib.core.sandboxes import Seat
 from netlib.daemon import gateways
 from netlib.daemon.gateways import Gateways
 from netlib.dns.lanes import Lanes, open_lane
@@ -32,7 +32,7 @@ from netlib.firewall.guests import Guest, GuestTable
 from netlib.kernel.netns import entered
 from netlib.model import IPAddress, NetnsRef, ResolverConfig
 from netlib.names import bridge_ifname
-from netlib.sandboxes import Seat
+from netlib.wire.client import leave
 from tests.kernel import dns_load
 from tests.kernel.dns_client import (
     NOERROR,

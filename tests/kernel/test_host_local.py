@@ -15,10 +15,10 @@ from cni_plugins.host_local import HostLocalPlugin
 from cni_plugins.node import Node
 from cni_plugins.skel import Plugin, answer
 from ipam.lease_files import LeaseFile
-from netlib.attachments import Attachments
 from netlib.codec import decode, encode
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import delete_netns
 from netlib.model import NetnsRef

@@ -13,7 +13,7 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import entered
 from netlib.model import HOST, NetnsRef

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import AddressTaken, ConfigError, Conflict, KernelError
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from netlib.adding import Wanted
-from netlib.attachments import Attachments
-from netlib.call import call
 from netlib.cli.main import main
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.adding import Wanted
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError, Conflict, StoreDamaged, StoreLost, TeardownError, WrongHost
 from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.plan import Plan
-from netlib.runtime.lost import reset_lost, strays
-from netlib.runtime.restore import restore
 from netlib.runtime.service import find_container, runtime
 from netlib.store.tags import known_tags
-from netlib.verbs import perform
+from netlib.verbs.call import call
+from netlib.verbs.lost import reset_lost, strays
+from netlib.verbs.perform import perform
+from netlib.verbs.restore import restore
 from tests.cni.calling import Caller
 from tests.folders import take_away
 from tests.processes import ended
@@ -229,7 +229,7 @@ def test_rules_of_the_administrator_keep_the_table(used: Config) -> None:
 
 def test_from_another_network_namespace_nothing_is_touched(used: Config) -> None:
     _spoil(used.state_dir / "netlib.db")
-    code = "import sys; from pathlib import Path; from netlib.config import Config; from netlib.runtime.lost import reset_lost;"
+    code = "import sys; from pathlib import Path; from netlib.config import Config; from netlib.verbs.lost import reset_lost;"
     code += "list(reset_lost(Config(Path(sys.argv[1]), Path(sys.argv[2]))))"
     command = ["unshare", "--net", sys.executable, "-c", code, str(used.state_dir), str(used.run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

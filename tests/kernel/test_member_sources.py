@@ -19,7 +19,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.events import restore_table
 from netlib.firewall.members import MemberTable, PortSources
 from netlib.kernel.handle import Kernel

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel import bridges
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish

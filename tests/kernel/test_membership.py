@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError, NotFound
 from netlib.firewall.objects import PublishedPort
 from netlib.names import bridge_ifname
 from netlib.runtime import service
 from netlib.runtime.spec import NetworkAttachment
-from netlib.runtime.verbs import remove_all
-from netlib.verbs import perform
+from netlib.verbs.container import remove_all
+from netlib.verbs.perform import perform
 
 pytestmark = pytest.mark.needs_cgroups
 

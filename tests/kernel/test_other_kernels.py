@@ -15,15 +15,15 @@ import dns.message
 import dns.query
 import pytest
 
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import FeatureMissing
 from netlib.kernel.links import kernel_has_ipv6
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.ports import parse_publish
+from netlib.wire.client import leave
 from tests.kernel.frames import Ears, datagram, send
 
 _HOST, _LAN = "192.0.2.1", "192.0.2.2"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import KernelError, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.snapshot import differences, snapshot

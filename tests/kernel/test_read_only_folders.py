@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from netlib.call import call
 from netlib.cli.main import main
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import StoreError
 from netlib.kernel.snapshot import snapshot
 from netlib.runtime.service import find_container, runtime
-from netlib.runtime.verbs import remove_all
 from netlib.store import read_only
 from netlib.store.backup import check_backup
+from netlib.verbs.call import call
+from netlib.verbs.container import remove_all
+from netlib.wire.client import start_daemon
 
 pytestmark = pytest.mark.needs_cgroups
 ROOT = Path(__file__).parents[2]
@@ -231,7 +231,7 @@ def test_one_that_another_writes_by_another_mount_is_followed(lived: Config, tmp
 
 
 def test_one_whose_writer_was_killed_is_read_with_its_log(lived: Config) -> None:
-    code = "import os, signal; from netlib.controller import *; from netlib.config import Config; import sys\n"
+    code = "import os, signal; from netlib.core.controller import *; from netlib.config import Config; import sys\n"
     code += "controller = Controller(Config(sys.argv[1], sys.argv[2]), watcher=Unwatched())\n"
     code += "controller.create_network('last')\nos.kill(os.getpid(), signal.SIGKILL)\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ _LIFE = """
 import sys
 from pathlib import Path
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 
 with Controller(Config(state_dir=Path(sys.argv[1]), run_dir=Path(sys.argv[2])), watcher=Unwatched()) as controller:
     controller.create_network("web")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from netlib import recovery
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core import recovery
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.events import restore_table
 from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
 from netlib.firewall.backend import firewall

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.names import bridge_ifname
 from netlib.ports import parse_publish

@@ -8,7 +8,7 @@ import pytest
 from scapy.packet import Packet
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from netlib.core.traces import container_folders
 from netlib.errors import CommandNotRun, Conflict, DeadlineExceeded, NotFound
 from netlib.runtime import attach, cgroups
 from netlib.runtime.container import LOST_CODE, Runtime
 from netlib.runtime.spec import Container, ExecSpec, Volume
-from netlib.traces import container_folders
 from tests.kernel.runtime_world import World
 
 pytestmark = pytest.mark.needs_cgroups

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
+from netlib.core.traces import container_folders
 from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, InUse, NetlibError, NotFound, PortTaken
 from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
@@ -22,11 +23,10 @@ from netlib.model import Phase, Sandbox
 from netlib.names import new_id
 from netlib.runtime import attach, cgroups, service
 from netlib.runtime.container import Runtime
-from netlib.runtime.lost import reset_lost, strays
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
-from netlib.runtime.verbs import VERBS, remove_all
-from netlib.traces import container_folders
-from netlib.verbs import perform
+from netlib.verbs.container import VERBS, remove_all
+from netlib.verbs.lost import reset_lost, strays
+from netlib.verbs.perform import perform
 
 pytestmark = pytest.mark.needs_cgroups
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from netlib.call import call
-from netlib.client import start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.fastpath import Request
 from netlib.errors import HostExhausted, KernelError, NetlibError
+from netlib.kernel.scarcity import NO_MEMORY, NO_PROCESS
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.names import new_id
 from netlib.plan import KernelObject
 from netlib.runtime import cgroups
-from netlib.scarcity import NO_MEMORY, NO_PROCESS
+from netlib.verbs.call import call
+from netlib.wire.client import start_daemon
 from tests.cni.launching import serving
 from tests.kernel.dns_client import wait_until
 from tests.kernel.runtime_world import World
@@ -299,7 +299,7 @@ def test_exec_into_a_container_that_may_have_no_more(world: World) -> None:
 
 @pytest.mark.needs_cgroups
 def test_starting_netlibd_where_no_process_can_be_made(host: Config) -> None:
-    code = "import sys; from netlib.client import start_daemon; from netlib.config import Config; from netlib.errors import *\n"
+    code = "import sys; from netlib import Config; from netlib.errors import *; from netlib.wire.client import start_daemon\n"
     code += "input()\ntry: start_daemon(Config(*sys.argv[1:]))\nexcept NetlibError as error: print(type(error).__name__, error)"
     command = [sys.executable, "-P", "-c", code, str(host.state_dir), str(host.run_dir)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from cni_plugins.protocol import Code
-from netlib.client import leave, start_daemon
 from netlib.config import Config
 from netlib.errors import StoreLost
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.runtime.restore import restore
 from netlib.runtime.service import finish
 from netlib.store.backup import copy_store
+from netlib.verbs.restore import restore
+from netlib.wire.client import leave, start_daemon
 from tests.kernel.lost_world import LOSSES, delete_rows, host, netlib, put_older, run, running_pids, work_files
 from tests.processes import ended
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from netlib import notices
-from netlib.call import call
-from netlib.client import DaemonWatcher, leave, start_daemon
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import DeadlineExceeded, NetlibError, Stuck
 from netlib.kernel.snapshot import snapshot
-from netlib.locks import record_lock
 from netlib.plan import KernelObject
+from netlib.store.locks import record_lock
+from netlib.verbs.call import call
+from netlib.wire import notices
+from netlib.wire.client import DaemonWatcher, leave, start_daemon
 from tests.kernel.dns_client import wait_until
 from tests.processes import ended, pid_of
 from tests.stopping import HOLDING, LIMIT, remedy, stopped_holding, stopped_netlibd, stopping_itself
@@ -416,5 +416,5 @@ def test_a_client_from_before_the_greeting_is_served(config: Config) -> None:
     start_daemon(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "socket_path", Config.former_socket_path)
-        patch.setattr("netlib.conversation.Connection._hear_greeting", lambda *_: None)
+        patch.setattr("netlib.wire.conversation.Connection._hear_greeting", lambda *_: None)
         assert call(config, "system.info", {})["ServedBy"] == pid_of(config)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from netlib import requests
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core import requests
+from netlib.core.controller import Controller, Unwatched
 from netlib.errors import FeatureMissing
 from netlib.kernel.snapshot import differences, snapshot
 

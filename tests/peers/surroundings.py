@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from netlib.attachments import Attachments
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.attachments import Attachments
+from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
 from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import HOST, NetnsRef

@@ -7,6 +7,7 @@ import pytest
 
 from drivers.bridge import BridgeDriver
 from netlib.codec import decode, encode
+from netlib.core.sandboxes import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.errors import ConfigError
 from netlib.firewall.members import MemberTable, PortSources
@@ -16,7 +17,6 @@ from netlib.kernel.links import Veth
 from netlib.kernel.sysctl import Sysctl, asked_sysctls, sysctl_name, sysctl_path
 from netlib.kernel.tuning import TunedSysctl
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Sandbox
-from netlib.sandboxes import sandbox_plan
 
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 BOX = Sandbox(id="b" * 64, name="box", created=0, netns=NetnsRef("/run/netns/box", "boot:7"), owned=True)

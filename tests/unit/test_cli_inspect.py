@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from netlib.errors import ConfigError
-from netlib.inspect import network_details, network_row, network_settings, ports, timestamp
 from netlib.model import AddressPool, Endpoint, Link, NetnsRef, Network, PortMapping, Protocol, Sandbox
-from netlib.verbs import parse_link, select_networks
+from netlib.names import parse_link
+from netlib.verbs.inspect import network_details, network_row, network_settings, ports, timestamp
+from netlib.verbs.network import select_networks
 
 NETWORK = Network(
     id="a" * 64,

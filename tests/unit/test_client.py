@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from netlib import __version__, errors
-from netlib.call import call
-from netlib.client import DaemonWatcher
 from netlib.config import Config
 from netlib.daemon.fastpath import ControlServer, Refused, Request
 from netlib.errors import DaemonError, DeadlineExceeded, KernelError, NetlibError, NotFound, TeardownError
-from netlib.wire import LENGTH, MAX_REQUEST, at_socket, error_from_json, error_to_json, frame, greeting
+from netlib.verbs.call import call
+from netlib.wire.client import DaemonWatcher
+from netlib.wire.protocol import LENGTH, MAX_REQUEST, at_socket, error_from_json, error_to_json, frame, greeting
 
 VERSION = "0.0.1"
 
@@ -56,7 +56,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(verb)
         return "done here"
 
-    monkeypatch.setattr("netlib.call._perform_here", perform)
+    monkeypatch.setattr("netlib.verbs.call._perform_here", perform)
     return done
 
 
@@ -69,7 +69,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         attempts.append(config)
         raise DaemonError("not in this test")
 
-    monkeypatch.setattr("netlib.client.start_daemon", start)
+    monkeypatch.setattr("netlib.wire.client.start_daemon", start)
     return attempts
 
 
@@ -100,7 +100,7 @@ def test_an_error_of_a_newer_version_is_one_of_ours_all_the_same() -> None:
 
 def test_the_light_path_stays_light() -> None:
     heavy = {"msgspec", "logging", "pyroute2", "subprocess", "sqlite3", "ctypes", "asyncio", "argparse"}
-    code = f"import netlib.call, sys; print(*sorted({heavy!r} & set(sys.modules)))"
+    code = f"import netlib.verbs.call, sys; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

@@ -12,7 +12,7 @@ from cni_plugins.protocol import VERSIONS, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call, Outcome, answer
 from cni_plugins.static import StaticConf, StaticPlugin
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 
 NODE = Node(Controller)  # static asks nothing of it
 VALID: dict[str, Any] = {

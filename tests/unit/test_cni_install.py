@@ -19,7 +19,7 @@ from netlib.cli.main import main
 from netlib.config import Config
 from netlib.daemon.fastpath import Request
 from netlib.errors import ConfigError
-from netlib.wire import store_identity
+from netlib.wire.protocol import store_identity
 from tests.cni.launching import run, serving
 
 KINDS: tuple[Kind, ...] = ("c", "python")

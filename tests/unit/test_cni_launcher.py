@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from cni_plugins.decode import MAX_BYTES
 from cni_plugins.launcher import call, wire
 from cni_plugins.skel import Outcome
-from netlib import wire as netlib_wire
 from netlib.config import Config
 from netlib.daemon.fastpath import Refused, Request
 from netlib.errors import StoreError
-from netlib.wire import LENGTH, at_socket, greeting
+from netlib.wire import protocol as netlib_wire
+from netlib.wire.protocol import LENGTH, at_socket, greeting
 from tests.cni.launching import serving
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from cni_plugins.node import Node
 from cni_plugins.skel import answer
 from cni_plugins.static import StaticPlugin
 from ipam.static import Assignment, assignments, drift
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 
 NODE = Node(Controller)  # static asks nothing of it
 CONFIGURED = {"address": "10.0.0.2/24", "gateway": "10.0.0.1"}

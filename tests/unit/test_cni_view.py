@@ -10,11 +10,11 @@ import pytest
 from netlib.cli import cni as command
 from netlib.cli import system
 from netlib.cli.main import main
-from netlib.cni import Attached, as_network, attached, details, row, unused_row
 from netlib.config import Config
-from netlib.inspect import journal_row, network_row
 from netlib.model import CniAttachment, CniNetwork, NetnsRef
 from netlib.store.records import JournalEntry
+from netlib.verbs.cni import Attached, as_network, attached, details, row, unused_row
+from netlib.verbs.inspect import journal_row, network_row
 
 PODS = CniNetwork(id="a" * 64, name="pods", created=1700000000.0)
 IDLE = CniNetwork(id="b" * 64, name="idle", created=1700000000.0)

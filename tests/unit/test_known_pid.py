@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from netlib.call import call
-from netlib.client import DaemonWatcher, condition
 from netlib.config import Config
-from netlib.conversation import known_pid
 from netlib.errors import Stuck
-from netlib.wire import at_socket
+from netlib.verbs.call import call
+from netlib.wire.client import DaemonWatcher, condition
+from netlib.wire.conversation import known_pid
+from netlib.wire.protocol import at_socket
 
 
 def test_a_pid_that_was_left_behind_is_nobodys(config: Config) -> None:

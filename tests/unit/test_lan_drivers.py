@@ -8,6 +8,8 @@ from msgspec.structs import replace
 
 from drivers.ipvlan import IpvlanDriver
 from drivers.macvlan import MacvlanDriver
+from netlib.core.requests import NetworkRequest, Surroundings, pool_requests
+from netlib.core.sandboxes import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.errors import ConfigError
 from netlib.kernel.links import LinkUp
@@ -17,8 +19,6 @@ from netlib.kernel.sublinks import Dummy, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, PortMapping, Sandbox
 from netlib.plan import Plan
-from netlib.requests import NetworkRequest, Surroundings, pool_requests
-from netlib.sandboxes import sandbox_plan
 
 BOX = Sandbox(id="b" * 64, name="box", created=0.0, netns=NetnsRef("/run/netns/box", "1:2"), owned=True, files_dir="/f")
 MAC = "02:42:c0:a8:01:40"

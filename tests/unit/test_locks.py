@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netlib.errors import DeadlineExceeded
-from netlib.locks import Locks
+from netlib.store.locks import Locks
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from netlib.core.engine import Engine
 from netlib.kernel.addresses import Address
 from netlib.kernel.handle import Kernel, Rtnl
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.owned_netns import OwnedNetns
-from netlib.locks import Locks
 from netlib.model import HOST, NetnsRef
-from netlib.operations import Engine
 from netlib.plan import KernelObject, Plan
+from netlib.store.locks import Locks
 from netlib.store.sqlite import Store
 
 BOX = NetnsRef("/run/netns/box", "boot:7")

@@ -9,10 +9,10 @@ import pytest
 from msgspec import Struct
 
 from netlib.config import Config
+from netlib.core.requests import ConnectRequest, NetworkRequest, SandboxRequest, checked
 from netlib.errors import ConfigError
 from netlib.model import Link, ResolverConfig
 from netlib.ports import parse_publish
-from netlib.requests import ConnectRequest, NetworkRequest, SandboxRequest, checked
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 import pytest
 
 from netlib.errors import ConfigError
-from netlib.inspect import duration
 from netlib.runtime.container import State
-from netlib.runtime.inspect import status_text
 from netlib.runtime.spec import (
     ContainerSpec,
     NetworkAttachment,
@@ -17,7 +15,9 @@ from netlib.runtime.spec import (
     parse_sysctls,
     parse_volume,
 )
-from netlib.runtime.verbs import read_spec
+from netlib.verbs.container import read_spec
+from netlib.verbs.inspect import duration
+from netlib.verbs.inspect_container import status_text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from netlib.errors import HostExhausted
-from netlib.scarcity import NO_MEMORY, NO_PROCESS, exhaustion, translated_scarcity
+from netlib.kernel.scarcity import NO_MEMORY, NO_PROCESS, exhaustion, translated_scarcity
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import Kernel
-from netlib.locks import Locks
 from netlib.plan import KernelObject, Key, Plan, plan_change
+from netlib.store.locks import Locks
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
+from netlib.core.lifecycle import Lifecycle
+from netlib.core.repair import with_repair
+from netlib.core.requests import port_publisher
 from netlib.errors import AddressTaken, Conflict, PoolExhausted, PortTaken, TeardownError
 from netlib.kernel.handle import Kernel
-from netlib.lifecycle import Lifecycle
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
 from netlib.plan import KernelObject, Key, Plan
-from netlib.repair import with_repair
-from netlib.requests import port_publisher
 from netlib.store.records import Transaction
 
 if TYPE_CHECKING:
-    from netlib.attachments import Attachments
+    from netlib.core.attachments import Attachments
 
 __all__ = ["Adding", "AttachmentKey", "Wanted"]
 

@@ -1,4 +1,4 @@
-"""The verbs of containers by name, JSON in and JSON out, beside those of :mod:`netlib.verbs`.
+"""The verbs of containers by name, JSON in and JSON out, beside those of :mod:`netlib.verbs.perform`.
 
 Arguments are the texts that people type. What passes a container's input and output (``logs``, ``exec``, ``attach``, ``wait``)
 is no verb: it changes nothing, so the command line asks :class:`netlib.runtime.container.Runtime` itself.
@@ -13,14 +13,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from netlib.codec import to_builtins
-from netlib.controller import Controller
+from netlib.core.controller import Controller
 from netlib.errors import ConfigError, NotFound, TeardownError
-from netlib.inspect import network_settings, ports
 from netlib.model import Endpoint, IPAddress, ResolverConfig
 from netlib.names import parse_address, parse_labels, parse_link, parse_options
 from netlib.runtime import service
-from netlib.runtime.inspect import container_details, container_row
 from netlib.runtime.spec import Container, ContainerSpec, NetworkAttachment, parse_signal, parse_sysctls, parse_volume
+from netlib.verbs.inspect import network_settings, ports
+from netlib.verbs.inspect_container import container_details, container_row
 
 
 def container_run(

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 
 from msgspec.structs import replace
 
+from netlib.core.engine import Engine
+from netlib.core.sandboxes import publishing_attachment
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.firewall.objects import AwaitedPort, PublishedPort
-from netlib.locks import record_lock
 from netlib.model import CniAttachment, Phase, PortMapping
-from netlib.operations import Engine
 from netlib.plan import Plan
-from netlib.sandboxes import publishing_attachment
+from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 
 __all__ = ["hand_on_ports", "publish_awaited"]

@@ -8,16 +8,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from netlib.core.engine import Engine
+from netlib.core.succession import hand_on_ports, publish_awaited
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
-from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
-from netlib.operations import Engine
 from netlib.plan import KernelObject, Key, Plan, plan_change
 from netlib.registry import driver, ipam_driver
+from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
-from netlib.succession import hand_on_ports, publish_awaited
 
 SandboxPlanner = Callable[[Transaction, Sandbox], Plan]
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netlib.core.sandboxes import Attachment, publishing_attachment
 from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
-from netlib.sandboxes import Attachment, publishing_attachment
 from netlib.store.records import JournalEntry
 
 Member = tuple[Endpoint, Sandbox]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
+from netlib.core.lifecycle import Lifecycle
 from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
-from netlib.lifecycle import Lifecycle
-from netlib.locks import record_lock
 from netlib.model import Endpoint, Phase
 from netlib.plan import KernelObject, Plan
+from netlib.store.locks import record_lock
 from netlib.store.records import JournalEntry
 
 __all__ = ["Repair", "leave_with_repair", "repair_network", "with_repair"]

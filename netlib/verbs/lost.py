@@ -13,10 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from netlib.call import call
-from netlib.client import leave
 from netlib.config import Config
-from netlib.controller import Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
+from netlib.core.traces import CONTAINER_ID, container_folders, listed, minded, minders, written_minder
 from netlib.errors import (
     ConfigError,
     DiskFull,
@@ -43,8 +42,9 @@ from netlib.runtime.container import Runtime
 from netlib.store.backup import set_aside
 from netlib.store.generation import Generation
 from netlib.store.tags import forget_tags, store_of, tags_of
-from netlib.traces import CONTAINER_ID, container_folders, listed, minded, minders, written_minder
-from netlib.verbs import perform
+from netlib.verbs.call import call
+from netlib.verbs.perform import perform
+from netlib.wire.client import leave
 
 __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netlib.errors import NotPermitted, StoreError
-from netlib.folders import check_owner, own_folder
-from netlib.waiting import Waiting
+from netlib.kernel.folders import check_owner, own_folder
+from netlib.kernel.waiting import Waiting
 
 DEADLINE_SECONDS = 60.0
 _held: dict[Path, int] = {}  # what this process holds, and through which descriptor

@@ -1,6 +1,6 @@
 """The verbs of the Container Network Model: networks, sandboxes and endpoints made, joined, looked at and removed.
 
-A controller serves one thread. Every verb checks the whole request first, then works through :mod:`netlib.lifecycle`; it
+A controller serves one thread. Every verb checks the whole request first, then works through :mod:`netlib.core.lifecycle`; it
 leaves the kernel as asked or as it was. Verbs that only look change nothing in the kernel.
 """
 
@@ -15,23 +15,13 @@ from typing import Any, Protocol, Self
 
 from msgspec.structs import asdict
 
-from netlib import recovery
-from netlib.client import DaemonWatcher
 from netlib.config import Config
-from netlib.dns.resolvconf import check_resolver
-from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, Stuck, TeardownError
-from netlib.host import Host
-from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
-from netlib.kernel.sysctl import asked_sysctls
-from netlib.lifecycle import Lifecycle
-from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
-from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
-from netlib.operations import Engine, Observer
-from netlib.plan import KernelObject, Plan
-from netlib.registry import driver
-from netlib.repair import leave_with_repair, with_repair
-from netlib.requests import (
+from netlib.core import recovery
+from netlib.core.engine import Engine, Observer
+from netlib.core.host import Host
+from netlib.core.lifecycle import Lifecycle
+from netlib.core.repair import leave_with_repair, with_repair
+from netlib.core.requests import (
     ConnectRequest,
     NetworkRequest,
     SandboxRequest,
@@ -40,10 +30,20 @@ from netlib.requests import (
     network_record,
     surroundings,
 )
-from netlib.sandboxes import host_resolver, inside_plan, is_served, sandbox_plan
-from netlib.scarcity import exhaustion
+from netlib.core.sandboxes import host_resolver, inside_plan, is_served, sandbox_plan
+from netlib.core.upgrade import bring_up_to_date
+from netlib.dns.resolvconf import check_resolver
+from netlib.driverapi import Addressless
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, StoreError, Stuck, TeardownError
+from netlib.kernel.netns import current_identity, entered, identity_of_path, netns_dir
+from netlib.kernel.scarcity import exhaustion
+from netlib.kernel.sysctl import asked_sysctls
+from netlib.model import CniAttachment, CniNetwork, Endpoint, NetnsRef, Network, Phase, ResolverConfig, Sandbox
+from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
+from netlib.plan import KernelObject, Plan
+from netlib.registry import driver
 from netlib.store.records import JournalEntry, Row, Transaction
-from netlib.upgrade import bring_up_to_date
+from netlib.wire.client import DaemonWatcher
 
 _AT_ONCE = 200  # how many records are removed together
 DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
@@ -135,7 +135,7 @@ class Controller:
             return self._network(tx, reference).value
 
     def create_network(self, name: str, *, driver: str = "bridge", **wanted: Any) -> Network:
-        """Create a network; the keywords are the fields of :class:`netlib.requests.NetworkRequest`.
+        """Create a network; the keywords are the fields of :class:`netlib.core.requests.NetworkRequest`.
 
         Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError; after any of them nothing is changed.
         """
@@ -269,7 +269,7 @@ class Controller:
             return [row.value for row in rows if row.phase is Phase.READY]
 
     def connect(self, network: str, sandbox: str, *, endpoint_id: str = "", **wanted: Any) -> Endpoint:
-        """Join a sandbox to a network; the keywords are the fields of :class:`netlib.requests.ConnectRequest`.
+        """Join a sandbox to a network; the keywords are the fields of :class:`netlib.core.requests.ConnectRequest`.
 
         Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError; after
         any of them nothing is changed.

@@ -1,8 +1,8 @@
 """netlibd from the caller's side: reach it, have it leave, replace it, and tell it which records changed.
 
-It knows the wire and no verb: a verb is asked for by :func:`netlib.call.call`. Every command imports this module, so it
-imports the standard library's small modules only. One conversation is :mod:`netlib.conversation`, a start is
-:mod:`netlib.starting`.
+It knows the wire and no verb: a verb is asked for by :func:`netlib.verbs.call.call`. Every command imports this module, so it
+imports the standard library's small modules only. One conversation is :mod:`netlib.wire.conversation`, a start is
+:mod:`netlib.wire.starting`.
 """
 
 import os
@@ -11,13 +11,14 @@ from collections.abc import Collection
 from typing import Any, Self
 
 from netlib.config import Config
-from netlib.conversation import START_SECONDS, BrokenOff, Connection, NotMine, Silent, Unsent, known_pid
 from netlib.errors import DaemonError, NetlibError, Stuck
-from netlib.notices import notice
-from netlib.waiting import is_stopped, trouble
-from netlib.wire import GREETING_SECONDS
+from netlib.kernel.waiting import is_stopped, trouble
+from netlib.wire.conversation import START_SECONDS, BrokenOff, Connection, NotMine, Silent, Unsent, known_pid
+from netlib.wire.notices import notice
+from netlib.wire.protocol import GREETING_SECONDS
 
 __all__ = [
+    "DEADLINE_SECONDS",
     "WITHOUT",
     "DaemonWatcher",
     "condition",
@@ -29,13 +30,14 @@ __all__ = [
     "start_daemon",
 ]
 
+DEADLINE_SECONDS = 120.0  # two locks of 60 s, the longest that a verb may wait
 TELL_SECONDS = 30.0
 _NEEDED_SECONDS = 3.0  # for the greeting of a netlibd that is needed and only slow
 WITHOUT = ", so names and held ports stay as they were"
 
 
 def start_daemon(config: Config | None = None, *, deadline: float = START_SECONDS) -> None:
-    """See :func:`netlib.starting.start_daemon`."""
+    """See :func:`netlib.wire.starting.start_daemon`."""
     from netlib import starting  # few commands start one
 
     starting.start_daemon(config, deadline=deadline)
@@ -148,7 +150,7 @@ def replace(connection: Connection, config: Config, until: float) -> None:
 
 
 class DaemonWatcher:
-    """Tells netlibd which records changed, and comes back when it serves them: :class:`netlib.controller.Watcher`.
+    """Tells netlibd which records changed, and comes back when it serves them: :class:`netlib.core.controller.Watcher`.
 
     One connection is kept open. It belongs to the thread and the process that made it; a forked child makes its own.
     """

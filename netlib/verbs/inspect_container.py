@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netlib.inspect import duration, timestamp
 from netlib.kernel.sysctl import sysctl_name
 from netlib.runtime.container import State
 from netlib.runtime.spec import Container
+from netlib.verbs.inspect import duration, timestamp
 
 _NEVER = "0001-01-01T00:00:00Z"
 

@@ -8,20 +8,20 @@ import errno
 import os
 import time
 
-from netlib import recovery
 from netlib.config import Config
+from netlib.core import recovery
+from netlib.core.requests import NetworkRequest, network_record, surroundings
+from netlib.core.traces import traces
 from netlib.errors import ConfigError, Conflict, NotPermitted, StoreLost
-from netlib.folders import PRIVATE, make_folder
+from netlib.kernel.folders import PRIVATE, make_folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
-from netlib.locks import Locks, run_folder_refusal
 from netlib.model import Network, Phase
 from netlib.names import new_id
-from netlib.requests import NetworkRequest, network_record, surroundings
 from netlib.store.generation import Generation
+from netlib.store.locks import Locks, run_folder_refusal
 from netlib.store.sqlite import Store
 from netlib.store.tags import remember_tag, tags_of
-from netlib.traces import traces
 
 DEFAULT_SUBNET = "172.17.0.0/16"
 DEFAULT_BRIDGE = "netlib0"

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from netlib.core.lifecycle import Lifecycle
+from netlib.core.sandboxes import inside_plan
 from netlib.driverapi import Addressless
 from netlib.errors import NetlibError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import deafen
 from netlib.kernel.routers import heard
-from netlib.lifecycle import Lifecycle
 from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan
 from netlib.registry import driver
-from netlib.sandboxes import inside_plan
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.tags import store_of
 

@@ -14,29 +14,29 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from netlib.client import leave, start_daemon
 from netlib.config import Config
-from netlib.controller import DNS_PORTS, Controller, Unwatched
+from netlib.core.controller import DNS_PORTS, Controller, Unwatched
+from netlib.core.recovery import forget
+from netlib.core.sandboxes import is_served
+from netlib.core.traces import container_folders, listed, minders
 from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing, StoreDamaged, WrongHost
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.netns import boot_id, current_identity, is_alive, pinned_netns
-from netlib.locks import Locks
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject
-from netlib.recovery import forget
 from netlib.registry import driver, ipam_driver
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
-from netlib.sandboxes import is_served
 from netlib.store.backup import check_backup, copy_whole, kept_beside, meta_of, put_back, set_aside
+from netlib.store.locks import Locks
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS, store_of, tag_of, tags_of
-from netlib.traces import container_folders, listed, minders
+from netlib.wire.client import leave, start_daemon
 
 __all__ = ["restore"]
 

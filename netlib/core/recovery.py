@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from netlib.config import Config
+from netlib.core.lifecycle import Lifecycle
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.kernel.tuning import TunedSysctl
-from netlib.lifecycle import Lifecycle
-from netlib.locks import record_lock
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Plan
+from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 

@@ -1,44 +1,25 @@
-"""Every verb by name, JSON in and JSON out: what netlibd answers and what the command line does in its own process.
+"""The verbs of networks."""
 
-Its one rule: arguments are the texts that people type, checked here or below, and answers are Docker's JSON. The verbs of
-containers are :mod:`netlib.runtime.service`'s, and loaded when the first of them is asked for.
-"""
-
-import os
-import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from netlib import __version__, cni
-from netlib.client import condition
-from netlib.controller import Controller
-from netlib.errors import ConfigError, Conflict, NotFound
-from netlib.inspect import Member, journal_row, network_details, network_row
-from netlib.model import Network, Sandbox
+from netlib.core.controller import Controller
+from netlib.errors import ConfigError, NotFound
+from netlib.model import Network
 from netlib.names import parse_labels, parse_link, parse_options
-from netlib.store.backup import copy_store
+from netlib.verbs import cni
+from netlib.verbs.inspect import Member, network_details, network_row
 
-Verb = Callable[..., Any]
-
-
-def perform(controller: Controller, verb: str, args: Mapping[str, Any]) -> Any:
-    """Do *verb* with *args* and answer with what JSON can hold; raises ConfigError for a verb that does not exist."""
-    function = _VERBS.get(verb)
-    if function is None and verb.startswith("container."):
-        from netlib.runtime.verbs import VERBS
-
-        function = VERBS.get(verb)
-    if function is None:
-        function = cni.VERBS.get(verb)
-    if function is None:
-        raise ConfigError(f"unknown verb {verb!r}; is the other side of the connection a newer netlib?")
-    return function(controller, **args)
-
-
-# --- networks ----------------------------------------------------------------------------------------------------------
+__all__ = [
+    "network_connect",
+    "network_create",
+    "network_disconnect",
+    "network_inspect",
+    "network_ls",
+    "network_prune",
+    "network_rm",
+    "select_networks",
+]
 
 
 def network_create(
@@ -171,91 +152,6 @@ def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dic
     return {"NetworksDeleted": removed}
 
 
-# --- telling -----------------------------------------------------------------------------------------------------------
-
-
-def explain(controller: Controller, *, name: str) -> list[dict[str, Any]]:
-    """The objects of a network or a container, each with the commands that amount to it."""
-    record = _in_kernel(controller, name)
-    plan = controller.plan_of(record) if record else cni.plan(controller, name)
-    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
-
-
-def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
-    """How the kernel differs from what was written down for a network or a container; empty when it does not."""
-    record = _in_kernel(controller, name)
-    found = controller.check(record) if record else cni.drift(controller, name)
-    return [{"Object": key, "Drift": difference} for key, difference in found]
-
-
-def _in_kernel(controller: Controller, name: str) -> str:
-    """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares.
-
-    Whole names and ids come before beginnings of ids. Empty where only CNI may know it.
-    """
-    from netlib.runtime.service import find_container
-    from netlib.runtime.spec import Container
-
-    found: list[Network | Sandbox | Container] = []
-    for find in (controller.network, controller.sandbox, partial(find_container, controller)):
-        with suppress(NotFound):
-            found.append(find(name))
-    whole = [record for record in found if name in (record.name, record.id)]
-    if not found or (not whole and name in cni.names(controller)):
-        return ""
-    record = (whole or found)[0]
-    if not isinstance(record, Container):
-        return record.id
-    if record.spec.netns_of:
-        return _in_kernel(controller, record.spec.netns_of)
-    raise Conflict(f"container {record.name!r} is not running, so there is nothing of it in the kernel; start it first")
-
-
-def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:
-    """The last operations, oldest first."""
-    if limit < 1:
-        raise ConfigError(f"-n {limit} asks for no operation at all; give a number from 1 on")
-    return [journal_row(entry) for entry in controller.journal(limit)]
-
-
-# --- the system --------------------------------------------------------------------------------------------------------
-
-
-def system_reset(controller: Controller) -> None:
-    """Remove all that is ours: containers first, then everything else, and put changed sysctls back."""
-    from netlib.runtime.verbs import remove_all
-
-    remove_all(controller)
-    controller.reset()
-
-
-def system_backup(controller: Controller, *, file: str, replace: bool = False) -> None:
-    """Copy the store into *file*, a whole path, as it is at one moment; other verbs go on meanwhile."""
-    copy_store(controller.store.path, Path(file), replace=replace)
-
-
-def system_info(controller: Controller) -> dict[str, Any]:
-    """What there is, and where."""
-    return {
-        "Version": __version__,
-        "Networks": len(controller.networks()),
-        "Sandboxes": len(controller.sandboxes()),
-        "Endpoints": len(controller.endpoints()),
-        "StateDir": str(controller.config.state_dir),
-        "RunDir": str(controller.config.run_dir),
-        "FirewallBackend": "nftables",
-        "KernelVersion": platform.release(),
-        "Architecture": platform.machine(),
-        "ServedBy": os.getpid(),
-        "Netlibd": condition(controller.config),
-    }
-
-
-def version(_: Controller) -> dict[str, str]:
-    """The version of the netlib that answers."""
-    return {"Version": __version__, "Python": platform.python_version(), "KernelVersion": platform.release()}
-
-
 # --- reading arguments -------------------------------------------------------------------------------------------------
 
 
@@ -325,21 +221,3 @@ def _has_label(network: Network, text: str) -> bool:
 
 def _used(controller: Controller) -> set[str]:
     return {endpoint.network for endpoint in controller.endpoints()}
-
-
-_VERBS: dict[str, Verb] = {
-    "network.create": network_create,
-    "network.ls": network_ls,
-    "network.inspect": network_inspect,
-    "network.connect": network_connect,
-    "network.disconnect": network_disconnect,
-    "network.rm": network_rm,
-    "network.prune": network_prune,
-    "explain": explain,
-    "check": check,
-    "log": log,
-    "system.backup": system_backup,
-    "system.reset": system_reset,
-    "system.info": system_info,
-    "version": version,
-}

@@ -10,13 +10,13 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
-from netlib.attachments import PREFIX, Attachments
-from netlib.controller import Controller
+from netlib.core.attachments import PREFIX, Attachments
+from netlib.core.controller import Controller
 from netlib.errors import NotFound
-from netlib.inspect import duration, network_details, timestamp
 from netlib.kernel.netns import is_alive
 from netlib.model import AddressPool, CniAttachment, CniNetwork, IPInterface, IPNetwork, Network
 from netlib.plan import Plan
+from netlib.verbs.inspect import duration, network_details, timestamp
 
 __all__ = [
     "VERBS",

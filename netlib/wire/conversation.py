@@ -1,8 +1,8 @@
 """One conversation with netlibd, from the caller's side: connected, greeted, one request at a time.
 
 One rule: nothing is sent before netlibd has greeted, so whoever hears no greeting knows that netlibd has not begun anything.
-How requests and answers look is :mod:`netlib.wire`'s. Every command imports this module: the standard library's small modules
-only.
+How requests and answers look is :mod:`netlib.wire.protocol`'s. Every command imports this module: the standard library's small
+modules only.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 from netlib import __version__
 from netlib.config import Config
 from netlib.errors import DaemonError, DeadlineExceeded, Stuck
-from netlib.waiting import LOOK_SECONDS, holders, is_stopped, meet, trouble
-from netlib.wire import (
+from netlib.kernel.waiting import LOOK_SECONDS, holders, is_stopped, meet, trouble
+from netlib.wire.protocol import (
     ABOUT_ITSELF,
     GREETING_SECONDS,
     LENGTH,
@@ -135,7 +135,7 @@ class Connection:
         progress: Progress | None = None,
         repeatable: bool = False,
     ) -> Any:
-        """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.call.call` says.
+        """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.verbs.call.call` says.
 
         What is *repeatable* may be done once more without harm, so a netlibd that is stopped meanwhile is not waited for, but
         Stuck raised.

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from netlib.adding import Adding, AttachmentKey, Wanted
-from netlib.controller import Controller
+from netlib.core.adding import Adding, AttachmentKey, Wanted
+from netlib.core.controller import Controller
+from netlib.core.recovery import drift
 from netlib.errors import (
     AlreadyExists,
     Conflict,
@@ -25,7 +26,6 @@ from netlib.kernel.netns import is_alive
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject, Plan
-from netlib.recovery import drift
 from netlib.store.records import Row
 
 __all__ = ["PREFIX", "Attachments"]

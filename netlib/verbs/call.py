@@ -9,20 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from netlib.client import WITHOUT, DaemonWatcher, reach, replace
 from netlib.config import Config
-from netlib.conversation import NotMine, Progress, Silent, Unsent
 from netlib.errors import ConfigError, Stuck
-from netlib.notices import notice
-from netlib.waiting import trouble
-from netlib.wire import ABOUT_ITSELF
+from netlib.kernel.waiting import trouble
+from netlib.wire.client import DEADLINE_SECONDS, WITHOUT, DaemonWatcher, reach, replace
+from netlib.wire.conversation import NotMine, Progress, Silent, Unsent
+from netlib.wire.notices import notice
+from netlib.wire.protocol import ABOUT_ITSELF
 
 if TYPE_CHECKING:
     from netlib.plan import KernelObject
 
-__all__ = ["DEADLINE_SECONDS", "Progress", "call", "progress_observer"]
-
-DEADLINE_SECONDS = 120.0  # two locks of 60 s, the longest that a verb may wait
+__all__ = ["Progress", "call", "progress_observer"]
 
 
 def call(
@@ -90,10 +88,10 @@ def _check_text(value: Any) -> None:
 def _perform_here(
     config: Config, verb: str, args: dict[str, Any], fds: Sequence[int], progress: Progress | None, silent: int
 ) -> Any:
-    from netlib.controller import Controller
+    from netlib.core.controller import Controller
     from netlib.kernel.descriptors import raise_limit
-    from netlib.scarcity import translated_scarcity
-    from netlib.verbs import perform
+    from netlib.kernel.scarcity import translated_scarcity
+    from netlib.verbs.perform import perform
 
     raise_limit()
     observer = progress_observer(progress) if progress else None

@@ -11,11 +11,11 @@ import time
 from contextlib import suppress
 
 from netlib.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Config
-from netlib.conversation import START_SECONDS
 from netlib.errors import DaemonError, DeadlineExceeded, NotPermitted, Stuck
-from netlib.scarcity import translated_scarcity
-from netlib.waiting import LOOK_SECONDS, stopped_holder, trouble
-from netlib.wire import NAMESPACES, error_from_json
+from netlib.kernel.scarcity import translated_scarcity
+from netlib.kernel.waiting import LOOK_SECONDS, stopped_holder, trouble
+from netlib.wire.conversation import START_SECONDS
+from netlib.wire.protocol import NAMESPACES, error_from_json
 
 __all__ = ["start_daemon"]
 

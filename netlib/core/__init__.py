@@ -1,0 +1,1 @@
+"""The core of the Container Network Model: records, and what the kernel holds for them."""

@@ -1,0 +1,1 @@
+"""Verbs by name, JSON in and JSON out."""

@@ -1,0 +1,1 @@
+"""How netlibd and its clients speak."""
