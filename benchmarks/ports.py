@@ -16,7 +16,7 @@ from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered
 from netlib.kernel.sockets import probe_port
 from netlib.model import NetnsRef, PortMapping
 from netlib.plan import KernelObject
-from netlib.ports import parse_publish
+from netlib.ports import PortRequest, parse_publish
 
 _FLAT = Target(1.2, "x")
 _RANGE = Target(50, "ms")
@@ -97,7 +97,7 @@ def _publish_others(controller: Controller, number: int) -> list[str]:
     return names
 
 
-def _ports(first: int, number: int) -> Sequence[object]:
+def _ports(first: int, number: int) -> Sequence[PortRequest]:
     return parse_publish(f"{first}-{first + number - 1}:1-{number}" if number > 1 else f"{first}:1")
 
 

@@ -7,7 +7,6 @@ goes with the last of them.
 import hashlib
 import re
 import time
-from collections.abc import Mapping
 from ipaddress import ip_interface
 from typing import Any
 
@@ -24,8 +23,9 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding, Wanted
-from netlib.core.requests import ConnectRequest, endpoint_record
-from netlib.core.sandboxes import resolver_address
+from netlib.core.endpoint_record import endpoint_record
+from netlib.core.endpoints import connect
+from netlib.core.sandbox_plan import resolver_address
 from netlib.driverapi import Addressless
 from netlib.errors import AddressTaken, ConfigError, PoolExhausted, PortTaken
 from netlib.kernel.links import Veth
@@ -36,6 +36,7 @@ from netlib.names import NAME_LENGTH, check_alias, new_id
 from netlib.plan import Plan
 from netlib.ports import PortRequest
 from netlib.registry import driver
+from netlib.requests import ConnectRequest
 
 __all__ = ["CnmConf", "CnmPlugin", "sandbox_name"]
 
@@ -110,8 +111,9 @@ class CnmPlugin:
                 for holder in (*(item.ports for item in others), *(port.mappings for port in beside))
                 for mapping in holder
             ]
-            ports = [port for port in wanted["ports"] if not any(_is_met(port, mapping) for mapping in published)]
-            endpoint = self._connect(call, network, adding, {**wanted, "ports": ports, "gw_priority": priority})
+            ports = tuple(port for port in wanted.ports if not any(_is_met(port, mapping) for mapping in published))
+            request = replace(wanted, network=network.id, container=adding.sandbox, ports=ports, gw_priority=priority)
+            endpoint = self._connect(call, adding, request)
             return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
 
     def check(self, call: Call[CnmConf]) -> None:
@@ -161,15 +163,15 @@ class CnmPlugin:
         sandbox_id = container if is_free and _FULL_ID.fullmatch(container) else new_id()
         return Sandbox(id=sandbox_id, name=name, created=0, netns=netns, owned=False)
 
-    def _connect(self, call: Call[CnmConf], network: Network, adding: Adding, wanted: Mapping[str, Any]) -> Endpoint:
+    def _connect(self, call: Call[CnmConf], adding: Adding, request: ConnectRequest) -> Endpoint:
         """Join; where nothing is free but what containers hold that are gone, these leave first."""
         controller = self._node.controller
         try:
-            return controller.connect(network.id, adding.sandbox, endpoint_id=adding.endpoint, **wanted)
+            return connect(controller, request, endpoint_id=adding.endpoint)
         except (AddressTaken, PoolExhausted, PortTaken):
             if not attaching.attachments_of(self._node).reclaim(call.network):
                 raise
-        return controller.connect(network.id, adding.sandbox, endpoint_id=adding.endpoint, **wanted)
+        return connect(controller, request, endpoint_id=adding.endpoint)
 
     def _result(self, call: Call[CnmConf], network: Network, box: Sandbox, endpoint: Endpoint) -> Result:
         with self._node.controller.store.read() as tx:
@@ -209,21 +211,21 @@ def _is_met(port: PortRequest, mapping: PortMapping) -> bool:
     )
 
 
-def _request(call: Call[CnmConf]) -> dict[str, Any]:
-    """The keywords of a connect."""
+def _request(call: Call[CnmConf]) -> ConnectRequest:
+    """What the call asks for, as far as that is known without the network."""
     config, given = call.config, call.arguments(*_ARGS)
     asked, by_args = config.runtime_config, config.args.cni
     ips = {
         address.version: address for address in _addresses(asked.ips or by_args.ips or tuple(filter(None, [given.get("IP")])))
     }
-    return {
-        "ifname": call.ifname,
-        "ip": ips.get(4),
-        "ip6": ips.get(6),
-        "mac": asked.mac or by_args.mac or given.get("MAC", ""),
-        "aliases": [*_aliases(call, asked), *_aliases(call, by_args), *_pod_name(call, given.get("K8S_POD_NAME", ""))],
-        "ports": [_port(entry) for entry in (*asked.port_mappings, *by_args.port_mappings)],
-    }
+    return ConnectRequest(
+        ifname=call.ifname,
+        ip=ips.get(4),
+        ip6=ips.get(6),
+        mac=asked.mac or by_args.mac or given.get("MAC", ""),
+        aliases=(*_aliases(call, asked), *_aliases(call, by_args), *_pod_name(call, given.get("K8S_POD_NAME", ""))),
+        ports=tuple(_port(entry) for entry in (*asked.port_mappings, *by_args.port_mappings)),
+    )
 
 
 def _addresses(texts: tuple[str, ...]) -> list[Any]:

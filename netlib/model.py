@@ -6,9 +6,11 @@ in here reads the kernel, the store or the clock.
 
 import ipaddress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Struct
+
+from netlib.structs import Asked
 
 if TYPE_CHECKING:
     IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -172,10 +174,12 @@ class Link(Struct, frozen=True):
 class ResolverConfig(Struct, frozen=True, kw_only=True):
     """What a sandbox asked of its resolver; empty means: as on the host."""
 
-    servers: tuple[IPAddress, ...] = ()
-    search: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    extra_hosts: tuple[tuple[str, IPAddress], ...] = ()
+    servers: Annotated[tuple[IPAddress, ...], Asked("a list or tuple of IP addresses")] = ()
+    search: Annotated[tuple[str, ...], Asked("a list or tuple of texts")] = ()
+    options: Annotated[tuple[str, ...], Asked("a list or tuple of texts")] = ()
+    extra_hosts: Annotated[
+        tuple[tuple[str, IPAddress], ...], Asked("a list or tuple of pairs of a name and an IP address")
+    ] = ()
 
 
 class Sandbox(Struct, frozen=True, kw_only=True):

@@ -6,14 +6,22 @@ the process (seen with 0.22.0). So a type, and all that it is made of, is read u
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["convert", "decoder"]
+__all__ = ["Asked", "convert", "decoder"]
 
 _T = TypeVar("_T")
 _Hook = Callable[[type, Any], Any]
+
+
+class Asked(NamedTuple):
+    """What a field of a request takes: in words, and how *read* makes its value of what came, where msgspec alone cannot."""
+
+    words: str
+    read: Callable[[Any], Any] | None = None
+
 
 _reading = threading.Lock()
 _read: set[Any] = set()

@@ -82,11 +82,15 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.add_argument(*(["-h"] if short_help else []), "--help", action="help", help="show this")
+        self._fields: list[str] = []
         self._places: list[_Place] = []
         self._ends_options = False
 
     def read(self, words: list[str]) -> Namespace:
-        """The arguments in *words*; raises ConfigError, or HelpShown."""
+        """The arguments in *words*, and under ``asked`` those that are fields of the verb's request. ConfigError, HelpShown.
+
+        A field with a dot (``resolver.servers``) is one of a struct in the request.
+        """
         options, rest = self._split(words)
         given = self.parse_args(options)
         for place in self._places:
@@ -97,7 +101,17 @@ class Parser(argparse.ArgumentParser):
             rest = [] if place.takes_all else rest[1:]
         if rest:
             raise self._refusal(f"unrecognized arguments: {' '.join(rest)}")
+        given.asked = self._asked(given)
         return given
+
+    def _asked(self, given: Namespace) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
+        for field in self._fields:
+            if (value := getattr(given, field)) is None:  # not given: the request's own default
+                continue
+            struct, _, name = field.rpartition(".")
+            (asked.setdefault(struct, {}) if struct else asked)[name] = value
+        return asked
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:  # argparse would drop this value
@@ -117,36 +131,43 @@ class Parser(argparse.ArgumentParser):
 
     # --- what there is to read -----------------------------------------------------------------------------------------
 
-    def switch(self, *flags: str, purpose: str, on: bool = False) -> None:
-        """Add an option without a value; one that is *on* gets a ``--no-…`` too."""
+    def switch(self, *flags: str, purpose: str, on: bool = False, field: str = "") -> None:
+        """Add an option without a value; one that is *on* gets a ``--no-…`` too. *field* is that of the verb's request."""
         if on:
-            self.add_argument(*flags, action=argparse.BooleanOptionalAction, default=True, help=purpose)
+            self._add(flags, field, action=argparse.BooleanOptionalAction, default=True, help=purpose)
         else:
-            self.add_argument(*flags, action="store_true", help=purpose)
+            self._add(flags, field, action="store_true", help=purpose)
 
-    def value(self, *flags: str, purpose: str, metavar: str, default: str = "") -> None:
+    def value(self, *flags: str, purpose: str, metavar: str, default: str = "", field: str = "") -> None:
         """Add an option with one value."""
-        self.add_argument(*flags, default=default, metavar=metavar, help=purpose)
+        self._add(flags, field, default=default, metavar=metavar, help=purpose)
 
-    def values(self, *flags: str, purpose: str, metavar: str) -> None:
+    def values(self, *flags: str, purpose: str, metavar: str, field: str = "") -> None:
         """Add an option that may be repeated."""
-        self.add_argument(*flags, action="append", default=[], metavar=metavar, help=purpose)
+        self._add(flags, field, action="append", default=[], metavar=metavar, help=purpose)
 
-    def number(self, *flags: str, purpose: str, default: int = 0) -> None:
+    def number(self, *flags: str, purpose: str, default: int = 0, field: str = "") -> None:
         """Add an option whose value is a whole number."""
-        self.add_argument(*flags, type=_number, default=default, metavar="N", help=purpose)
+        self._add(flags, field, type=_number, default=default, metavar="N", help=purpose)
 
-    def seconds(self, *flags: str, purpose: str) -> None:
+    def seconds(self, *flags: str, purpose: str, field: str = "") -> None:
         """Add an option whose value is a number of seconds; None without it."""
-        self.add_argument(*flags, type=_seconds, metavar="SECONDS", help=purpose)
+        self._add(flags, field, type=_seconds, metavar="SECONDS", help=purpose)
+
+    def _add(self, flags: Sequence[str], field: str, **how: Any) -> None:
+        if field:
+            how["dest"] = field
+            self._fields.append(field)
+        self.add_argument(*flags, **how)
 
     def format_option(self) -> None:
         """Add ``--format``, as ``template``."""
         self.add_argument("-f", "--format", dest="template", default="", metavar="FORMAT", help="json, or a template")
 
-    def positional(self, name: str, metavar: str, *, is_needed: bool = True) -> None:
-        """Add one argument without a flag; empty where it is not given and not needed."""
+    def positional(self, name: str, metavar: str, *, is_needed: bool = True, field: bool = False) -> None:
+        """Add one argument without a flag; empty where it is not given and not needed. It may be a *field* of the request."""
         self._places.append(_Place(name, metavar, is_needed, takes_all=False))
+        self._fields += [name] if field else []
 
     def names(self, metavar: str) -> None:
         """Add one name or more, as ``names``."""

@@ -37,44 +37,30 @@ def create_parser() -> Parser:
         "--internal -o com.docker.network.driver.mtu=1400 backend",
         usage="[OPTION …] NETWORK",
     )
-    parser.value("-d", "--driver", metavar="NAME", default="bridge", purpose="bridge, or another installed driver")
-    parser.values("--subnet", metavar="CIDR", purpose="subnet, repeatable (a free one)")
-    parser.values("--gateway", metavar="IP", purpose="gateway of a subnet (its first address)")
-    parser.values("--ip-range", metavar="CIDR", purpose="where in a subnet containers get addresses")
-    parser.values("--aux-address", metavar="NAME=IP", purpose="address that no container is to get")
-    parser.switch("--internal", purpose="no way out, and none in")
-    parser.switch("--ipv4", on=True, purpose="IPv4 addresses")
-    parser.switch("--ipv6", purpose="IPv6 addresses")
-    parser.values("-o", "--opt", metavar="KEY=VALUE", purpose="option of the driver")
-    parser.values("--label", metavar="KEY=VALUE", purpose="label to find it by")
-    parser.value("--ipam-driver", metavar="NAME", default="default", purpose="who gives out the addresses")
-    parser.values("--ipam-opt", metavar="KEY=VALUE", purpose="option of the IPAM driver")
-    parser.value("--scope", metavar="SCOPE", default="local", purpose="how far it reaches: local, this host")
+    parser.value(
+        "-d", "--driver", metavar="NAME", default="bridge", field="driver", purpose="bridge, or another installed driver"
+    )
+    parser.values("--subnet", metavar="CIDR", field="subnets", purpose="subnet, repeatable (a free one)")
+    parser.values("--gateway", metavar="IP", field="gateways", purpose="gateway of a subnet (its first address)")
+    parser.values("--ip-range", metavar="CIDR", field="ip_ranges", purpose="where in a subnet containers get addresses")
+    parser.values("--aux-address", metavar="NAME=IP", field="auxiliary", purpose="address that no container is to get")
+    parser.switch("--internal", field="internal", purpose="no way out, and none in")
+    parser.switch("--ipv4", on=True, field="ipv4", purpose="IPv4 addresses")
+    parser.switch("--ipv6", field="ipv6", purpose="IPv6 addresses")
+    parser.values("-o", "--opt", metavar="KEY=VALUE", field="options", purpose="option of the driver")
+    parser.values("--label", metavar="KEY=VALUE", field="labels", purpose="label to find it by")
+    parser.value("--ipam-driver", metavar="NAME", default="default", field="ipam_driver", purpose="who gives out the addresses")
+    parser.values("--ipam-opt", metavar="KEY=VALUE", field="ipam_options", purpose="option of the IPAM driver")
+    parser.value("--scope", metavar="SCOPE", default="local", field="scope", purpose="how far it reaches: local, this host")
     parser.switch("--attachable", purpose="accepted; networks of this host always are")
-    parser.positional("name", "NETWORK")
+    parser.positional("name", "NETWORK", field=True)
     return parser
 
 
 def create(config: Config, given: Namespace) -> int:
     """Create a network."""
-    args = {
-        "name": given.name,
-        "driver": given.driver,
-        "subnets": given.subnet,
-        "gateways": given.gateway,
-        "ip_ranges": given.ip_range,
-        "auxiliary": given.aux_address,
-        "internal": given.internal,
-        "ipv4": given.ipv4,
-        "ipv6": given.ipv6,
-        "options": given.opt,
-        "labels": given.label,
-        "ipam_driver": given.ipam_driver,
-        "ipam_options": given.ipam_opt,
-        "scope": given.scope,
-    }
     with progress(f"creating network {given.name}") as tell:
-        created = call(config, "network.create", args, progress=tell)
+        created = call(config, "network.create", given.asked, progress=tell)
     print(created["Id"])
     return 0
 
@@ -136,33 +122,22 @@ def connect_parser() -> Parser:
         "--ip 172.28.0.10 web db",
         usage="[OPTION …] NETWORK CONTAINER",
     )
-    parser.value("--ip", metavar="IP", purpose="IPv4 address to have")
-    parser.value("--ip6", metavar="IP", purpose="IPv6 address to have")
-    parser.values("--alias", metavar="NAME", purpose="one more name here")
-    parser.values("--link", metavar="NAME[:ALIAS]", purpose="know another container by a name")
-    parser.values("--driver-opt", metavar="KEY=VALUE", purpose="option of the driver")
-    parser.number("--gw-priority", purpose="the highest one's gateway is the default (0)")
-    parser.value("--mac-address", metavar="MAC", purpose="MAC address to have")
-    parser.positional("network", "NETWORK")
-    parser.positional("container", "CONTAINER")
+    parser.value("--ip", metavar="IP", field="ip", purpose="IPv4 address to have")
+    parser.value("--ip6", metavar="IP", field="ip6", purpose="IPv6 address to have")
+    parser.values("--alias", metavar="NAME", field="aliases", purpose="one more name here")
+    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="know another container by a name")
+    parser.values("--driver-opt", metavar="KEY=VALUE", field="options", purpose="option of the driver")
+    parser.number("--gw-priority", field="gw_priority", purpose="the highest one's gateway is the default (0)")
+    parser.value("--mac-address", metavar="MAC", field="mac", purpose="MAC address to have")
+    parser.positional("network", "NETWORK", field=True)
+    parser.positional("container", "CONTAINER", field=True)
     return parser
 
 
 def connect(config: Config, given: Namespace) -> int:
     """Join a container to a network."""
-    args = {
-        "network": given.network,
-        "container": given.container,
-        "ip": given.ip,
-        "ip6": given.ip6,
-        "mac": given.mac_address,
-        "aliases": given.alias,
-        "links": given.link,
-        "options": given.driver_opt,
-        "gw_priority": given.gw_priority,
-    }
     with progress(f"connecting {given.container} to {given.network}") as tell:
-        call(config, "network.connect", args, progress=tell)
+        call(config, "network.connect", given.asked, progress=tell)
     return 0
 
 
@@ -170,8 +145,8 @@ def disconnect_parser() -> Parser:
     """The arguments of ``network disconnect``."""
     parser = Parser("network disconnect", "Take a container out of a network.", "web db", usage="[-f] NETWORK CONTAINER")
     parser.switch("-f", "--force", purpose="no error when it is not in it")
-    parser.positional("network", "NETWORK")
-    parser.positional("container", "CONTAINER")
+    parser.positional("network", "NETWORK", field=True)
+    parser.positional("container", "CONTAINER", field=True)
     return parser
 
 
@@ -179,7 +154,7 @@ def disconnect(config: Config, given: Namespace) -> int:
     """Take a container out of a network."""
     with progress(f"disconnecting {given.container} from {given.network}") as tell:
         try:
-            call(config, "network.disconnect", {"network": given.network, "container": given.container}, progress=tell)
+            call(config, "network.disconnect", given.asked, progress=tell)
         except NotFound:
             if not given.force:
                 raise

@@ -97,7 +97,7 @@ def confirm(question: str) -> None:
     """Ask on standard error for a ``y``; ConfigError when the answer is another one, or nobody can answer."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise ConfigError("not confirmed, so nothing was removed; answer y, or pass --force to go without asking")
+        raise ConfigError("not confirmed, so nothing was changed; answer y, or pass --force to go without asking")
 
 
 def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], template: str) -> list[str]:

@@ -27,23 +27,23 @@ def run_parser() -> Parser:
         short_help=False,
     )
     parser.switch("-d", "--detach", purpose="leave it running and print its id")
-    parser.switch("-i", "--interactive", purpose="pass standard input on")
-    parser.switch("-t", "--tty", purpose="give it a terminal")
+    parser.switch("-i", "--interactive", field="stdin", purpose="pass standard input on")
+    parser.switch("-t", "--tty", field="tty", purpose="give it a terminal")
     _add_detach_keys(parser)
-    parser.switch("--rm", purpose="remove it when it ends")
-    parser.value("--name", metavar="NAME", purpose="its name, which others on its networks find it by")
-    parser.value("-h", "--hostname", metavar="NAME", purpose="its hostname (the beginning of its id)")
-    parser.value("--domainname", metavar="NAME", purpose="its domain name")
+    parser.switch("--rm", field="auto_remove", purpose="remove it when it ends")
+    parser.value("--name", metavar="NAME", field="name", purpose="its name, which others on its networks find it by")
+    parser.value("-h", "--hostname", metavar="NAME", field="hostname", purpose="its hostname (the beginning of its id)")
+    parser.value("--domainname", metavar="NAME", field="domainname", purpose="its domain name")
     _add_network_options(parser)
     parser.values("-e", "--env", metavar="NAME=VALUE", purpose="variable; NAME alone takes your value")
     parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
-    parser.value("-w", "--workdir", metavar="DIR", purpose="folder that the command starts in")
-    parser.value("-u", "--user", metavar="USER[:GROUP]", purpose="who runs the command")
-    parser.values("-v", "--volume", metavar="SOURCE:TARGET[:ro]", purpose="show a folder of the host in it")
+    parser.value("-w", "--workdir", metavar="DIR", field="workdir", purpose="folder that the command starts in")
+    parser.value("-u", "--user", metavar="USER[:GROUP]", field="user", purpose="who runs the command")
+    parser.values("-v", "--volume", metavar="SOURCE:TARGET[:ro]", field="volumes", purpose="show a folder of the host in it")
     parser.value("--rootfs", metavar="DIR", purpose="folder with its files")
-    parser.values("-l", "--label", metavar="KEY=VALUE", purpose="label")
-    parser.value("--stop-signal", metavar="SIGNAL", default="TERM", purpose="what `netlib stop` sends (TERM)")
-    parser.seconds("--stop-timeout", purpose="what `netlib stop` waits before it kills (10)")
+    parser.values("-l", "--label", metavar="KEY=VALUE", field="labels", purpose="label")
+    parser.value("--stop-signal", metavar="SIGNAL", default="TERM", field="stop_signal", purpose="what `stop` sends (TERM)")
+    parser.seconds("--stop-timeout", field="stop_seconds", purpose="what `netlib stop` waits before it kills (10)")
     parser.command_after()
     return parser
 
@@ -57,22 +57,29 @@ def _add_network_options(parser: Parser) -> None:
         "--network",
         "--net",
         metavar="NETWORK",
+        field="networks",
         purpose="network to join, repeatable: a name, host, none, container:NAME, or name=…,alias=…,ip=…,ip6=…,mac-address=…,"
         "driver-opt=…,gw-priority=… (bridge)",
     )
-    parser.values("--network-alias", "--net-alias", metavar="NAME", purpose="one more name on the first network")
-    parser.value("--ip", metavar="IP", purpose="IPv4 address on the first network")
-    parser.value("--ip6", metavar="IP", purpose="IPv6 address on the first network")
-    parser.value("--mac-address", metavar="MAC", purpose="MAC address on the first network")
-    parser.values("--link", metavar="NAME[:ALIAS]", purpose="know another container by a name")
     parser.values(
-        "-p", "--publish", metavar="PORT", purpose="publish a port: 80, 8080:80, IP:8080:80, IP::80, 8000-8010:80-90, with /udp"
+        "--network-alias", "--net-alias", metavar="NAME", field="aliases", purpose="one more name on the first network"
     )
-    parser.values("--dns", metavar="IP", purpose="name server for what is no container")
-    parser.values("--dns-search", metavar="DOMAIN", purpose="search domain")
-    parser.values("--dns-option", "--dns-opt", metavar="OPTION", purpose="resolver option")
-    parser.values("--add-host", metavar="NAME:IP", purpose="line for /etc/hosts")
-    parser.values("--sysctl", metavar="NAME=VALUE", purpose="setting net.* of its own network namespace")
+    parser.value("--ip", metavar="IP", field="ip", purpose="IPv4 address on the first network")
+    parser.value("--ip6", metavar="IP", field="ip6", purpose="IPv6 address on the first network")
+    parser.value("--mac-address", metavar="MAC", field="mac", purpose="MAC address on the first network")
+    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="know another container by a name")
+    parser.values(
+        "-p",
+        "--publish",
+        metavar="PORT",
+        field="publish",
+        purpose="publish a port: 80, 8080:80, IP:8080:80, IP::80, 8000-8010:80-90, with /udp",
+    )
+    parser.values("--dns", metavar="IP", field="resolver.servers", purpose="name server for what is no container")
+    parser.values("--dns-search", metavar="DOMAIN", field="resolver.search", purpose="search domain")
+    parser.values("--dns-option", "--dns-opt", metavar="OPTION", field="resolver.options", purpose="resolver option")
+    parser.values("--add-host", metavar="NAME:IP", field="resolver.extra_hosts", purpose="line for /etc/hosts")
+    parser.values("--sysctl", metavar="NAME=VALUE", field="sysctls", purpose="setting net.* of its own network namespace")
 
 
 def run(config: Config, given: Namespace) -> int:
@@ -84,41 +91,17 @@ def run(config: Config, given: Namespace) -> int:
 
 def _run(config: Config, given: Namespace) -> int:
     args: dict[str, Any] = {
+        **given.asked,
         "command": given.command,
-        "name": given.name,
-        "rootfs": whole_path(given.rootfs) if given.rootfs else "",
-        "hostname": given.hostname,
-        "domainname": given.domainname,
+        "rootfs": whole_path(given.rootfs) if given.rootfs else "",  # from the caller's folder, which netlibd has not
         "environment": environment(given.env, given.env_file, os.environ),
-        "workdir": given.workdir,
-        "user": given.user,
-        "tty": given.tty,
-        "stdin": given.interactive,
-        "auto_remove": given.rm,
-        "volumes": given.volume,
-        "networks": given.network,
-        "aliases": given.network_alias,
-        "ip": given.ip,
-        "ip6": given.ip6,
-        "mac": given.mac_address,
-        "links": given.link,
-        "publish": given.publish,
-        "dns": given.dns,
-        "dns_search": given.dns_search,
-        "dns_options": given.dns_option,
-        "add_hosts": given.add_host,
-        "sysctls": given.sysctl,
-        "labels": given.label,
-        "stop_signal": given.stop_signal,
     }
-    if given.stop_timeout is not None:
-        args["stop_seconds"] = given.stop_timeout
     if given.detach:
         started = call(config, "container.run", args)
         _warn(started)
         print(started["Id"])
         return 0
-    return _foreground(config, "container.run", args, tty=given.tty, stdin=given.interactive, keys=given.detach_keys)
+    return _foreground(config, "container.run", args, tty=given.tty, stdin=given.stdin, keys=given.detach_keys)
 
 
 def start_parser() -> Parser:
@@ -126,14 +109,14 @@ def start_parser() -> Parser:
     parser = Parser("start", "Start containers that have ended.", "web", "-a job", usage="[-a] [-i] CONTAINER …")
     _add_detach_keys(parser)
     parser.switch("-a", "--attach", purpose="show its output, and end with its exit code")
-    parser.switch("-i", "--interactive", purpose="pass standard input on")
+    parser.switch("-i", "--interactive", field="stdin", purpose="pass standard input on")
     parser.names("CONTAINER")
     return parser
 
 
 def start(config: Config, given: Namespace) -> int:
     """Start containers."""
-    if not (given.attach or given.interactive):
+    if not (given.attach or given.stdin):
         _, code = each(given.names, lambda name: print(started(config, name)))
         return code
     if len(given.names) > 1:
@@ -150,7 +133,7 @@ def start(config: Config, given: Namespace) -> int:
             "container.start",
             {"name": name},
             tty=facts["Config"]["Tty"],
-            stdin=given.interactive,
+            stdin=given.stdin,
             keys=given.detach_keys,
         )
 
@@ -214,7 +197,7 @@ def exec_parser() -> Parser:
         usage="[OPTION …] CONTAINER COMMAND [ARGUMENT …]",
     )
     parser.switch("-d", "--detach", purpose="do not wait for it")
-    parser.switch("-i", "--interactive", purpose="pass standard input on")
+    parser.switch("-i", "--interactive", field="stdin", purpose="pass standard input on")
     parser.switch("-t", "--tty", purpose="give it a terminal")
     _add_detach_keys(parser)
     parser.values("-e", "--env", metavar="NAME=VALUE", purpose="variable; NAME alone takes your value")
@@ -241,7 +224,7 @@ def execute(config: Config, given: Namespace) -> int:
         workdir=given.workdir,
         user=given.user,
         tty=given.tty,
-        stdin=given.interactive,
+        stdin=given.stdin,
         detach=given.detach,
         detach_keys=parse_detach_keys(given.detach_keys),
     )
@@ -256,7 +239,7 @@ def minder_socket(config: Config, container_id: str) -> Any:
 
 
 def _check_terminal(given: Namespace) -> None:
-    if given.tty and given.interactive and not given.detach and not sys.stdin.isatty():
+    if given.tty and given.stdin and not given.detach and not sys.stdin.isatty():
         raise ConfigError("standard input is no terminal, so -t cannot be one; leave it out")
 
 

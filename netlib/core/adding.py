@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
+from netlib.core.endpoint_record import port_publisher
 from netlib.core.lifecycle import Lifecycle
 from netlib.core.repair import with_repair
-from netlib.core.requests import port_publisher
 from netlib.errors import AddressTaken, Conflict, PoolExhausted, PortTaken, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping

@@ -7,10 +7,11 @@ writes what every host has: the networks ``bridge``, ``host`` and ``none``.
 import errno
 import os
 import time
+from ipaddress import ip_network
 
 from netlib.config import Config
 from netlib.core import recovery
-from netlib.core.requests import NetworkRequest, network_record, surroundings
+from netlib.core.network_record import network_record, surroundings
 from netlib.core.traces import traces
 from netlib.errors import ConfigError, Conflict, NotPermitted, StoreLost
 from netlib.kernel.folders import PRIVATE, make_folder
@@ -18,18 +19,19 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.model import Network, Phase
 from netlib.names import new_id
+from netlib.requests import NetworkRequest
 from netlib.store.generation import Generation
 from netlib.store.locks import Locks, run_folder_refusal
 from netlib.store.sqlite import Store
 from netlib.store.tags import remember_tag, tags_of
 
-DEFAULT_SUBNET = "172.17.0.0/16"
+DEFAULT_SUBNET = ip_network("172.17.0.0/16")
 DEFAULT_BRIDGE = "netlib0"
 LOG_OF_STORE = "netlib.db-wal"
 _PREDEFINED = (
     NetworkRequest(
         name="bridge",
-        subnets=[DEFAULT_SUBNET],
+        subnets=(DEFAULT_SUBNET,),
         options={"com.docker.network.bridge.name": DEFAULT_BRIDGE},
     ),
     NetworkRequest(name="host", driver="host", ipv4=False),

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from msgspec.structs import replace
 
 from netlib.core.engine import Engine
-from netlib.core.sandboxes import publishing_attachment
+from netlib.core.sandbox_plan import publishing_attachment
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.firewall.objects import AwaitedPort, PublishedPort
 from netlib.model import CniAttachment, Phase, PortMapping

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from netlib.core.lifecycle import Lifecycle
-from netlib.core.sandboxes import inside_plan
+from netlib.core.sandbox_plan import inside_plan
 from netlib.driverapi import Addressless
 from netlib.errors import NetlibError
 from netlib.kernel.handle import Kernel

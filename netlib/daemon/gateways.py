@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from netlib.core.sandboxes import Seat
+from netlib.core.sandbox_plan import Seat
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View
 from netlib.errors import Conflict, NetlibError

@@ -156,11 +156,10 @@ class Service:
         from netlib.verbs.perform import perform  # the keeper has imported it; a start need not wait for it
 
         self._local.tell = request.tell
-        args = {**request.args, "fds": list(request.fds)} if request.fds else request.args
         try:
             controller = self._controller()
             with controller.undoing_on_scarcity():
-                return perform(controller, request.verb, args)
+                return perform(controller, request.verb, request.args, fds=request.fds)
         finally:
             self._local.tell = None
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from netlib.core.sandboxes import Attachment, is_served, resolver_seats
+from netlib.core.sandbox_plan import Attachment, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
 from netlib.dns.server import DnsServer

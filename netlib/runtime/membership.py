@@ -8,15 +8,16 @@ from netlib.core.controller import Controller
 from netlib.driverapi import PublishesPorts
 from netlib.errors import AlreadyExists, Conflict, NotFound
 from netlib.model import Endpoint, Network
-from netlib.names import check_alias, parse_address
+from netlib.names import check_alias
 from netlib.ports import PortRequest
 from netlib.registry import driver
-from netlib.runtime.service import find_again, find_container, join_network, port_requests, runtime
-from netlib.runtime.spec import Container, NetworkAttachment, check_spec
+from netlib.requests import Join
+from netlib.runtime.service import find_again, find_container, join_network, runtime
+from netlib.runtime.spec import Container, check_spec
 from netlib.store.locks import record_lock
 
 
-def connect_container(controller: Controller, reference: str, wanted: NetworkAttachment) -> Endpoint | None:
+def connect_container(controller: Controller, reference: str, wanted: Join) -> Endpoint | None:
     """Join a container to a network, at once where it runs (then the endpoint is answered), else at its next start.
 
     A sandbox that is no container of the runtime (the Python API's) is joined as well. Raises what
@@ -32,7 +33,8 @@ def connect_container(controller: Controller, reference: str, wanted: NetworkAtt
         spec = container.spec
         if any(_means(controller, item, network) for item in spec.networks):
             raise AlreadyExists(f"container {container.name!r} is in network {network.name!r} already")
-        _check(wanted)
+        for alias in wanted.aliases:
+            check_alias(alias)
         changed = replace(spec, networks=(*spec.networks, replace(wanted, network=network.name)))
         check_spec(changed)
         endpoint = None
@@ -73,7 +75,7 @@ def _find(controller: Controller, reference: str) -> Container | None:
 def _unpublished(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:
     """The container's ports, where none of its networks publishes them and *network* can."""
     asked = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
-    return () if asked or not isinstance(driver(network.driver), PublishesPorts) else port_requests(container.spec)
+    return () if asked or not isinstance(driver(network.driver), PublishesPorts) else container.spec.publish
 
 
 def _own_networks(controller: Controller, container: Container) -> Container:
@@ -84,19 +86,11 @@ def _own_networks(controller: Controller, container: Container) -> Container:
     return container
 
 
-def _means(controller: Controller, attachment: NetworkAttachment, network: Network) -> bool:
+def _means(controller: Controller, attachment: Join, network: Network) -> bool:
     """Whether an attachment, which names a network as somebody typed it, is to *network*."""
     with suppress(NotFound):
         return controller.network(attachment.network).id == network.id
     return False
-
-
-def _check(wanted: NetworkAttachment) -> None:
-    for alias in wanted.aliases:
-        check_alias(alias)
-    for flag, text in (("--ip", wanted.ip), ("--ip6", wanted.ip6)):
-        if text:
-            parse_address(text, flag)
 
 
 def _write(controller: Controller, container: Container) -> None:

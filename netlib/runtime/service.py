@@ -16,15 +16,18 @@ from functools import partial
 from msgspec.structs import replace
 
 from netlib.core.controller import Controller
+from netlib.core.endpoints import connect
+from netlib.core.sandboxes import create_sandbox
 from netlib.core.traces import container_folders
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound, StoreLost
 from netlib.model import Endpoint, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
-from netlib.ports import PortRequest, parse_publish
+from netlib.ports import PortRequest
 from netlib.registry import driver
+from netlib.requests import Join, SandboxRequest
 from netlib.runtime.container import Runtime, State
-from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, NetworkAttachment, check_spec, generate_name
+from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, check_spec, generate_name
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction, register_kind
 
@@ -157,7 +160,6 @@ def _draft(controller: Controller, spec: ContainerSpec) -> Container:
         check_domainname(spec.domainname)
     if spec.rootfs and not os.path.isdir(spec.rootfs):
         raise ConfigError(f"--rootfs {spec.rootfs}: no such directory")
-    port_requests(spec)
     container_id = new_id()
     hostname = spec.hostname or container_id[:12]
     if spec.netns_of:
@@ -175,11 +177,6 @@ def _check_free(tx: Transaction, name: str) -> None:
     for taken in (tx.find(Container, name), tx.find(Sandbox, name)):
         if taken is not None and taken.name == name:
             raise AlreadyExists(f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one")
-
-
-def port_requests(spec: ContainerSpec) -> tuple[PortRequest, ...]:
-    """What ``-p`` asks for."""
-    return tuple(port for text in spec.publish for port in parse_publish(text))
 
 
 def _shared_netns(driver_name: str) -> str | None:
@@ -226,8 +223,8 @@ def _join(controller: Controller, container: Container, *, again: bool) -> Conta
             raise Conflict(f"container {other.name!r}, whose network {container.name!r} uses, is not running; start it first")
         return _written(controller, replace(container, netns=other.netns, files_dir=other.files_dir, owns_sandbox=False))
     shared = _shared_netns(controller.network(spec.networks[0].network).driver) if spec.networks else None
-    sandbox = controller.create_sandbox(
-        container.name,
+    request = SandboxRequest(
+        name=container.name,
         netns=shared,
         hostname=container.hostname,
         domainname=spec.domainname,
@@ -235,14 +232,15 @@ def _join(controller: Controller, container: Container, *, again: bool) -> Conta
         sysctls=spec.sysctls,
         sandbox_id=container.container_id,
     )
+    sandbox = create_sandbox(controller, request)
     container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
     asking = _asking(controller, spec, again=again)
     for attachment in spec.networks:
-        join_network(controller, sandbox.id, attachment, port_requests(spec) if attachment is asking else ())
+        join_network(controller, sandbox.id, attachment, spec.publish if attachment is asking else ())
     return container
 
 
-def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> NetworkAttachment | None:
+def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> Join | None:
     """With which of its networks a container asks for its ports: one that can publish.
 
     Else one that says why it cannot, but for a container that is started *again*: it may have left the one that could.
@@ -253,23 +251,9 @@ def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> Netw
     return next(iter([*able, *linked]), None)
 
 
-def join_network(
-    controller: Controller, sandbox: str, wanted: NetworkAttachment, ports: Sequence[PortRequest] = ()
-) -> Endpoint:
+def join_network(controller: Controller, sandbox: str, wanted: Join, ports: Sequence[PortRequest] = ()) -> Endpoint:
     """Join a sandbox to the network that *wanted* names, as it asks for; raises what :meth:`Controller.connect` raises."""
-    return controller.connect(
-        wanted.network,
-        sandbox,
-        ifname=wanted.ifname,
-        ip=wanted.ip or None,
-        ip6=wanted.ip6 or None,
-        mac=wanted.mac,
-        aliases=wanted.aliases,
-        links=wanted.links,
-        ports=ports,
-        gw_priority=wanted.gw_priority,
-        options=wanted.options,
-    )
+    return connect(controller, wanted.connecting(sandbox, ports))
 
 
 def _written(controller: Controller, container: Container) -> Container:

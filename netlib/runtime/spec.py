@@ -5,20 +5,23 @@ Texts are checked where they are read: what gets into a :class:`ContainerSpec` b
 
 import posixpath
 import random
-import re
 import signal
 from collections.abc import Iterable, Mapping
 from itertools import count
+from typing import Annotated, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from netlib.errors import ConfigError
 from netlib.kernel.sysctl import asked_sysctls, sysctl_name
-from netlib.model import Link, NetnsRef, ResolverConfig
+from netlib.model import IPAddress, NetnsRef, ResolverConfig
+from netlib.names import parse_options
+from netlib.requests import Flag, Join, Labels, Links, Ports, Request, Resolver, Text, Texts, address_or_none, each
+from netlib.structs import Asked
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RECORD_SUFFIX = ".container"
-_VARIABLE = re.compile(r"[^=\0]+")
 _ADJECTIVES = (
     "amber", "bold", "brave", "calm", "clever", "dry", "eager", "fair", "fast", "gentle", "glad", "grand", "keen", "kind",
     "light", "lucky", "mild", "neat", "proud", "quiet", "sharp", "swift", "warm", "wise",
@@ -37,43 +40,124 @@ class Volume(Struct, frozen=True):
     readonly: bool = False
 
 
-class NetworkAttachment(Struct, frozen=True, kw_only=True):
-    """One ``--network``: what :meth:`netlib.core.controller.Controller.connect` is to be asked."""
+def _volume(value: Any) -> Any:
+    return parse_volume(value) if isinstance(value, str) else value
 
-    network: str
-    aliases: tuple[str, ...] = ()
-    ip: str = ""
-    ip6: str = ""
-    mac: str = ""
-    ifname: str = ""
-    links: tuple[Link, ...] = ()
-    gw_priority: int = 0
-    options: dict[str, str] = {}
+
+def _join(value: Any) -> Any:
+    return parse_join(value) if isinstance(value, str) else value
+
+
+def _sysctls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return asked_sysctls(value)
+    return parse_sysctls(value) if isinstance(value, list | tuple) else value
+
+
+def _signal(value: Any) -> Any:
+    return (parse_signal(value) if value else None) if isinstance(value, str) else value
+
+
+Size = Annotated[tuple[int, int], Asked("rows and columns of a terminal")]
+Descriptors = Annotated[tuple[int, ...], Asked("a list or tuple of descriptors")]
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """What ``run`` was asked for; empty means Docker's default."""
+    """What a container is to be, as its record keeps it; empty means Docker's default."""
 
-    command: tuple[str, ...]
-    name: str = ""
-    rootfs: str = ""  # empty: a throw-away view of the host's /
-    hostname: str = ""
-    domainname: str = ""
-    environment: dict[str, str] = {}
-    workdir: str = ""
-    user: str = ""
-    tty: bool = False
-    stdin: bool = False
-    auto_remove: bool = False
-    volumes: tuple[Volume, ...] = ()
-    networks: tuple[NetworkAttachment, ...] = (NetworkAttachment(network="bridge"),)
-    netns_of: str = ""  # a container (``--network container:NAME``); then there are no networks of its own
-    publish: tuple[str, ...] = ()  # as typed: "8080:80"
-    resolver: ResolverConfig = ResolverConfig()
-    sysctls: dict[str, str] = {}  # by path: "net/ipv4/ip_forward"
-    labels: dict[str, str] = {}
-    stop_signal: int = int(signal.SIGTERM)
-    stop_seconds: float = 10.0
+    command: Texts
+    name: Text = ""
+    rootfs: Text = ""  # empty: a throw-away view of the host's /
+    hostname: Text = ""
+    domainname: Text = ""
+    environment: Annotated[dict[str, str], Asked("a dict with texts as keys and values")] = {}
+    workdir: Text = ""
+    user: Text = ""
+    tty: Flag = False
+    stdin: Flag = False
+    auto_remove: Flag = False
+    volumes: Annotated[
+        tuple[Volume, ...], Asked("a list or tuple of volumes, written like SOURCE:TARGET[:ro]", each(_volume))
+    ] = ()
+    networks: Annotated[tuple[Join, ...], Asked("a list or tuple of networks", each(_join))] = (Join(network="bridge"),)
+    netns_of: Text = ""  # a container (``--network container:NAME``); then there are no networks of its own
+    publish: Ports = ()
+    resolver: Resolver = ResolverConfig()
+    sysctls: Annotated[
+        dict[str, str], Asked("a dict of sysctls and their values", _sysctls)
+    ] = {}  # by path: "net/ipv4/ip_forward"
+    labels: Labels = {}
+    stop_signal: Annotated[int, Asked("a signal", _signal)] = int(signal.SIGTERM)
+    stop_seconds: Annotated[float, Asked("a number of seconds")] = 10.0
+
+
+class RunRequest(ContainerSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container to make and start, as ``run`` is asked for it: *aliases*, *ip* and so on belong to its first network."""
+
+    networks: Annotated[tuple[Join, ...], Asked("a list or tuple of networks", each(_join))] = ()
+    aliases: Texts = ()
+    ip: Annotated[IPAddress | None, Asked("an IP address", address_or_none("--ip"))] = None
+    ip6: Annotated[IPAddress | None, Asked("an IP address", address_or_none("--ip6"))] = None
+    mac: Text = ""
+    links: Links = ()
+    size: Size = (0, 0)
+    fds: Descriptors = ()
+
+    @property
+    def spec(self) -> ContainerSpec:
+        """What is kept of it. ConfigError for what no container can be joined to."""
+        kept = {name: getattr(self, name) for name in ContainerSpec.__struct_fields__}
+        networks, netns_of = self._joined()
+        return ContainerSpec(**{**kept, "networks": networks, "netns_of": netns_of})
+
+    def _joined(self) -> tuple[tuple[Join, ...], str]:
+        """The networks to join, or the container whose network is shared."""
+        first, *others = self.networks or (Join(network="bridge"),)
+        own = {"aliases": self.aliases, "ip": self.ip, "ip6": self.ip6, "mac": self.mac, "links": self.links}
+        if first.network.startswith("container:"):
+            if others or first.network == "container:":
+                raise ConfigError("--network container:NAME names one container and stands alone")
+            if any(own.values()):
+                raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own")
+            return (), first.network.removeprefix("container:")
+        given = {name: value for name, value in own.items() if value}
+        return (replace(first, **{**given, "aliases": (*first.aliases, *self.aliases)}), *others), ""
+
+
+class StartRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container to start. A descriptor in *fds* is the minder's end of :func:`netlib.runtime.attach.pair`."""
+
+    name: Text
+    size: Size = (0, 0)
+    fds: Descriptors = ()
+
+
+class StopRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container to stop; None is what ``run`` was told."""
+
+    name: Text
+    seconds: Annotated[float | None, Asked("a number of seconds, or None")] = None
+    signal: Annotated[int | None, Asked("a signal", _signal)] = None
+
+
+class KillRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A signal to send to a container."""
+
+    name: Text
+    signal: Annotated[int, Asked("a signal", _signal)] = int(signal.SIGKILL)
+
+
+class RemoveRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Containers to remove, all of them or none."""
+
+    names: Texts
+    force: Flag = False
+
+
+class ListRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Containers to list: those that run, or all."""
+
+    all_states: Flag = False
 
 
 class Container(Struct, frozen=True, kw_only=True):
@@ -161,18 +245,34 @@ def parse_volume(text: str) -> Volume:
     return Volume("/" + source.lstrip("/"), "/" + target.lstrip("/"), mode == "ro")
 
 
-def parse_environment(items: Iterable[str], inherited: Mapping[str, str]) -> dict[str, str]:
-    """Read ``NAME=VALUE`` items; ``NAME`` alone takes the value it has in *inherited*, or is left out. Raises ConfigError."""
-    found: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not _VARIABLE.fullmatch(name):
-            raise ConfigError(f"environment variable {item!r} has no name; expected NAME=VALUE or NAME")
-        if equals:
-            found[name] = value
-        elif name in inherited:
-            found[name] = inherited[name]
-    return found
+_JOIN_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "gw-priority", "driver-opt")
+
+
+def parse_join(text: str) -> Join:
+    """Read one ``--network``: a name, or ``key=value`` pairs separated by commas."""
+    if "=" not in text:
+        return Join(network=text)
+    values: dict[str, list[str]] = {}
+    for item in text.split(","):
+        key, _, value = item.partition("=")
+        if key not in _JOIN_KEYS or not value:
+            raise ConfigError(f"--network {text!r}: {item!r} is none of {', '.join(f'{key}=…' for key in _JOIN_KEYS)}")
+        values.setdefault(key, []).append(value)
+    single = {key: items[-1] for key, items in values.items()}
+    if "name" not in single:
+        raise ConfigError(f"--network {text!r} does not say which one: name=… is missing")
+    priority = single.get("gw-priority", "0")
+    if not priority.lstrip("-").isdecimal():
+        raise ConfigError(f"--network {text!r}: gw-priority must be a whole number")
+    return Join(
+        network=single["name"],
+        aliases=tuple(values.get("alias", ())),
+        ip=address_or_none("--ip")(single.get("ip")),
+        ip6=address_or_none("--ip6")(single.get("ip6")),
+        mac=single.get("mac-address", ""),
+        gw_priority=int(priority),
+        options=parse_options(values.get("driver-opt", ())),
+    )
 
 
 def parse_sysctls(items: Iterable[str]) -> dict[str, str]:

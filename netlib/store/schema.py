@@ -1,7 +1,7 @@
 """The tables of the local store and how an older file becomes a newer one.
 
-``PRAGMA user_version`` counts the migrations that a file has had; each runs once, in order, in the transaction that finds
-it missing. A landed migration is never edited: the next one is added below it.
+``PRAGMA user_version`` counts the migrations (statements, or a function) that a file has had; each runs once, in order, in the
+transaction that finds it missing. A landed migration is never edited: the next one is added below it.
 
 * ``record``: one row per network, sandbox, endpoint, container; ``phase`` says how far its objects got.
 * ``object``: what was applied for a record, in order; teardown and recovery follow it.
@@ -14,7 +14,27 @@ it missing. A landed migration is never edited: the next one is added below it.
 Addresses are 16 bytes, big-endian, so that they compare as numbers do; an IPv4 address has twelve zero bytes in front.
 """
 
-MIGRATIONS: tuple[str, ...] = (
+import json
+import sqlite3
+from collections.abc import Callable
+
+from netlib.codec import to_builtins
+from netlib.ports import parse_publish
+
+__all__ = ["MIGRATIONS"]
+
+
+def _typed_containers(db: sqlite3.Connection) -> None:
+    """Records of containers had their ports as texts, and an empty text for an address that was not asked for."""
+    for record, body in db.execute("SELECT id, body FROM record WHERE kind='container'").fetchall():
+        container = json.loads(body)
+        spec = container["spec"]
+        spec["publish"] = to_builtins([port for text in spec["publish"] for port in parse_publish(text)])
+        spec["networks"] = [{**item, "ip": item["ip"] or None, "ip6": item["ip6"] or None} for item in spec["networks"]]
+        db.execute("UPDATE record SET body=? WHERE id=?", (json.dumps(container).encode(), record))
+
+
+MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
@@ -100,4 +120,5 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX record_netns ON record (json_extract(CAST(body AS TEXT), '$.netns.identity')) WHERE kind = 'sandbox';
     """,
+    _typed_containers,
 )

@@ -278,8 +278,12 @@ class Store:
                 f"{self.path} was written by a newer netlib (schema {version}, not {len(MIGRATIONS)}); upgrade netlib"
             )
         for number in range(version, len(MIGRATIONS)):
-            for statement in MIGRATIONS[number].split(";"):
-                connection.execute(statement)
+            migration = MIGRATIONS[number]
+            if callable(migration):
+                migration(connection)
+            else:
+                for statement in migration.split(";"):
+                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version={number + 1}")
         connection.execute("COMMIT")
 

@@ -35,7 +35,7 @@ def call(
 ) -> Any:
     """Have *verb* done by netlibd, or here where netlibd is not there or not ours, and return its JSON result.
 
-    *config* None means the environment's. *fds* are lent to the verb, which finds their numbers in ``args["fds"]``. *start*
+    *config* None means the environment's. *fds* are lent to the verb. *start*
     starts netlibd first when it is not there; one that was killed is started again in any case. *deadline* is in seconds
     for all of it. *progress* is told ``{"moment": "ensured" | "removed", "object": key}`` as the kernel changes.
 
@@ -101,7 +101,7 @@ def _perform_here(
         Controller(config, watcher=watcher, observer=observer) as controller,
         controller.undoing_on_scarcity(),
     ):
-        return perform(controller, verb, {**args, "fds": list(fds)} if fds else args)
+        return perform(controller, verb, args, fds=fds)
 
 
 def progress_observer(progress: Progress) -> "Callable[[str, KernelObject], None]":

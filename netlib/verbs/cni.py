@@ -5,7 +5,7 @@ one thing, with a part for each plugin.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ from netlib.errors import NotFound
 from netlib.kernel.netns import is_alive
 from netlib.model import AddressPool, CniAttachment, CniNetwork, IPInterface, IPNetwork, Network
 from netlib.plan import Plan
+from netlib.requests import CniPruneRequest, NameRequest, NoRequest
 from netlib.verbs.inspect import duration, network_details, timestamp
+from netlib.verbs.verb import Verb
 
 __all__ = [
     "VERBS",
@@ -230,7 +232,7 @@ def _drift(controller: Controller, item: Attached) -> list[tuple[str, str]]:
 # --- verbs -------------------------------------------------------------------------------------------------------------
 
 
-def cni_ls(controller: Controller) -> list[dict[str, str]]:
+def cni_ls(controller: Controller, _: NoRequest) -> list[dict[str, str]]:
     """What is attached, and networks that nothing is attached to."""
     attachments = Attachments(controller)
     found, now = attachments.networks(), time.time()
@@ -242,7 +244,7 @@ def cni_ls(controller: Controller) -> list[dict[str, str]]:
     ]
 
 
-def cni_inspect(controller: Controller, *, name: str) -> list[dict[str, Any]]:
+def cni_inspect(controller: Controller, request: NameRequest) -> list[dict[str, Any]]:
     """Everything that is known of a container's attachments."""
     attachments = Attachments(controller)
     return [
@@ -261,7 +263,7 @@ def cni_inspect(controller: Controller, *, name: str) -> list[dict[str, Any]]:
             "Result": item.result,
             "Drift": [{"Object": key, "Drift": difference} for key, difference in _drift(controller, item)],
         }
-        for item in _of_container(controller, name)
+        for item in _of_container(controller, request.name)
     ]
 
 
@@ -269,13 +271,18 @@ def _keys(objects: Plan) -> list[str]:
     return [str(item.key) for item in objects]
 
 
-def cni_prune(controller: Controller, *, stale: bool = False) -> dict[str, list[str]]:
-    """Remove networks that nothing is attached to; where *stale*, first the attachments whose netns is gone."""
+def cni_prune(controller: Controller, request: CniPruneRequest) -> dict[str, list[str]]:
+    """Remove networks that nothing is attached to; where asked for, first the attachments whose netns is gone."""
     attachments = Attachments(controller)
-    gone = [item for network in attachments.networks() for item in attachments.reclaim(network.name)] if stale else []
+    reclaimed = attachments.networks() if request.stale else []
+    gone = [item for network in reclaimed for item in attachments.reclaim(network.name)]
     names = {network.id: network.name for network in attachments.networks()}
     chains = dict.fromkeys(f"{item.container} {item.ifname} {names.get(item.network, item.network)}" for item in gone)
     return {"AttachmentsDeleted": list(chains), "NetworksDeleted": [network.name for network in attachments.prune()]}
 
 
-VERBS: dict[str, Callable[..., Any]] = {"cni.ls": cni_ls, "cni.inspect": cni_inspect, "cni.prune": cni_prune}
+VERBS = {
+    "cni.ls": Verb(NoRequest, cni_ls),
+    "cni.inspect": Verb(NameRequest, cni_inspect),
+    "cni.prune": Verb(CniPruneRequest, cni_prune),
+}

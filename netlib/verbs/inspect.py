@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from netlib.core.sandboxes import Attachment, publishing_attachment
+from netlib.core.sandbox_plan import Attachment, publishing_attachment
 from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
 from netlib.store.records import JournalEntry
 

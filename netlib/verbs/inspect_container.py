@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netlib.kernel.sysctl import sysctl_name
+from netlib.ports import PortRequest
 from netlib.runtime.container import State
 from netlib.runtime.spec import Container
 from netlib.verbs.inspect import duration, timestamp
@@ -103,7 +104,7 @@ def _host_config(container: Container) -> dict[str, Any]:
     return {
         "Binds": [f"{volume.source}:{volume.target}" + (":ro" if volume.readonly else "") for volume in spec.volumes],
         "NetworkMode": f"container:{spec.netns_of}" if spec.netns_of else spec.networks[0].network if spec.networks else "none",
-        "PortBindings": list(spec.publish),
+        "PortBindings": _port_bindings(spec.publish),
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": spec.auto_remove,
         "LogConfig": {"Type": "json-file", "Config": {}},
@@ -116,6 +117,17 @@ def _host_config(container: Container) -> dict[str, Any]:
         "Privileged": False,
         "ReadonlyRootfs": False,
     }
+
+
+def _port_bindings(ports: Sequence[PortRequest]) -> dict[str, list[dict[str, str]]]:
+    """What ``-p`` asked for, by the container's port; an empty host port is any free one."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for port in ports:
+        span = f"{port.host_port_first}-{port.host_port_last}"
+        hosts = str(port.host_port_first) if port.is_fixed else span if port.host_port_first else ""
+        place = {"HostIp": str(port.host_ip or ""), "HostPort": hosts}
+        found.setdefault(f"{port.container_port}/{port.protocol}", []).append(place)
+    return found
 
 
 def _config(container: Container) -> dict[str, Any]:

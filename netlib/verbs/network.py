@@ -4,76 +4,35 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from netlib.core.controller import Controller
+from netlib.core.networks import create_network
 from netlib.errors import ConfigError, NotFound
 from netlib.model import Network
-from netlib.names import parse_labels, parse_link, parse_options
+from netlib.requests import ConnectRequest, DisconnectRequest, FilterRequest, NameRequest, NamesRequest, NetworkRequest
 from netlib.verbs import cni
 from netlib.verbs.inspect import Member, network_details, network_row
+from netlib.verbs.verb import Verb
 
-__all__ = [
-    "network_connect",
-    "network_create",
-    "network_disconnect",
-    "network_inspect",
-    "network_ls",
-    "network_prune",
-    "network_rm",
-    "select_networks",
-]
+__all__ = ["VERBS", "select_networks"]
 
 
-def network_create(
-    controller: Controller,
-    *,
-    name: str,
-    driver: str = "bridge",
-    subnets: Sequence[str] = (),
-    gateways: Sequence[str] = (),
-    ip_ranges: Sequence[str] = (),
-    auxiliary: Sequence[str] = (),
-    internal: bool = False,
-    ipv4: bool = True,
-    ipv6: bool = False,
-    options: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    ipam_driver: str = "default",
-    ipam_options: Sequence[str] = (),
-    scope: str = "local",
-) -> dict[str, str]:
+def network_create(controller: Controller, request: NetworkRequest) -> dict[str, str]:
     """Create a network; answer with its id."""
-    if scope != "local":
-        raise ConfigError(f"--scope {scope!r} is not there yet; networks reach as far as this host (local)")
-    network = controller.create_network(
-        name,
-        driver=driver,
-        subnets=subnets,
-        gateways=gateways,
-        ip_ranges=ip_ranges,
-        auxiliary=_auxiliary(auxiliary),
-        internal=internal,
-        ipv4=ipv4,
-        ipv6=ipv6,
-        options=parse_options(options),
-        labels=parse_labels(labels),
-        ipam_driver=ipam_driver,
-        ipam_options=parse_options(ipam_options),
-    )
-    return {"Id": network.id}
+    return {"Id": create_network(controller, request).id}
 
 
-def network_ls(controller: Controller, *, filters: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The networks that pass *filters*, by name."""
-    used = _used(controller) if any(text.startswith("dangling") for text in filters) else set()
+def network_ls(controller: Controller, request: FilterRequest) -> list[dict[str, str]]:
+    """The networks that pass the filters, by name."""
+    used = _used(controller) if any(text.startswith("dangling") for text in request.filters) else set()
     of_cni, attached = cni.networks(controller)
     networks = sorted([*controller.networks(), *of_cni], key=lambda network: network.name)
-    return [network_row(network) for network in select_networks(networks, filters, used | attached)]
+    return [network_row(network) for network in select_networks(networks, request.filters, used | attached)]
 
 
-def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dict[str, Any]]:
+def network_inspect(controller: Controller, request: NamesRequest) -> list[dict[str, Any]]:
     """Every named network with its members; of two with one name it is the CNM's, and ``cni:NAME`` the other."""
     boxes = {box.id: box for box in controller.sandboxes()}
     found = []
-    for name in names:
+    for name in request.names:
         try:
             network = _network(controller, name)
         except NotFound:
@@ -85,46 +44,24 @@ def network_inspect(controller: Controller, *, names: Sequence[str]) -> list[dic
     return found
 
 
-def network_connect(
-    controller: Controller,
-    *,
-    network: str,
-    container: str,
-    ip: str = "",
-    ip6: str = "",
-    mac: str = "",
-    aliases: Sequence[str] = (),
-    links: Sequence[str] = (),
-    options: Sequence[str] = (),
-    gw_priority: int = 0,
-) -> dict[str, str]:
+def network_connect(controller: Controller, request: ConnectRequest) -> dict[str, str]:
     """Join a container to a network; answer with the endpoint's id, empty when it joins at its next start."""
     from netlib.runtime.membership import connect_container
-    from netlib.runtime.spec import NetworkAttachment
 
-    wanted = NetworkAttachment(
-        network=network,
-        aliases=tuple(aliases),
-        ip=ip,
-        ip6=ip6,
-        mac=mac,
-        links=tuple(parse_link(text) for text in links),
-        gw_priority=gw_priority,
-        options=parse_options(options),
-    )
-    endpoint = connect_container(controller, container, wanted)
+    endpoint = connect_container(controller, request.container, request.join)
     return {"EndpointID": endpoint.id if endpoint else ""}
 
 
-def network_disconnect(controller: Controller, *, network: str, container: str) -> None:
+def network_disconnect(controller: Controller, request: DisconnectRequest) -> None:
     """Take a container out of a network."""
     from netlib.runtime.membership import disconnect_container
 
-    disconnect_container(controller, container, network)
+    disconnect_container(controller, request.container, request.network)
 
 
-def network_rm(controller: Controller, *, name: str) -> None:
+def network_rm(controller: Controller, request: NameRequest) -> None:
     """Remove a network without endpoints, or a CNI network without attachments."""
+    name = request.name
     try:
         if name in cni.network_names(controller):
             name = _network(controller, name).id
@@ -141,31 +78,18 @@ def _network(controller: Controller, name: str) -> Network:
     return network
 
 
-def network_prune(controller: Controller, *, filters: Sequence[str] = ()) -> dict[str, list[str]]:
+def network_prune(controller: Controller, request: FilterRequest) -> dict[str, list[str]]:
     """Remove the networks that people made and nobody is in; answer with their names."""
     used = _used(controller)
     removed = []
-    for network in select_networks(controller.networks(), filters, used, known=_PRUNE_FILTERS):
+    for network in select_networks(controller.networks(), request.filters, used, known=_PRUNE_FILTERS):
         if not network.predefined and network.id not in used:
             controller.remove_network(network.id)
             removed.append(network.name)
     return {"NetworksDeleted": removed}
 
 
-# --- reading arguments -------------------------------------------------------------------------------------------------
-
-
-def _auxiliary(texts: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _, address = text.partition("=")
-        if not name or not address:
-            raise ConfigError(f"--aux-address {text!r} is malformed; write it like printer=172.28.0.5")
-        if name in found:
-            raise ConfigError(f"--aux-address {text!r}: the name {name!r} is given twice; choose another")
-        found[name] = address
-    return found
-
+# --- filters -----------------------------------------------------------------------------------------------------------
 
 _LS_FILTERS = frozenset({"driver", "id", "label", "name", "scope", "type", "dangling"})
 _PRUNE_FILTERS = frozenset({"label", "label!"})
@@ -221,3 +145,14 @@ def _has_label(network: Network, text: str) -> bool:
 
 def _used(controller: Controller) -> set[str]:
     return {endpoint.network for endpoint in controller.endpoints()}
+
+
+VERBS = {
+    "network.create": Verb(NetworkRequest, network_create),
+    "network.ls": Verb(FilterRequest, network_ls),
+    "network.inspect": Verb(NamesRequest, network_inspect),
+    "network.connect": Verb(ConnectRequest, network_connect),
+    "network.disconnect": Verb(DisconnectRequest, network_disconnect),
+    "network.rm": Verb(NameRequest, network_rm),
+    "network.prune": Verb(FilterRequest, network_prune),
+}

@@ -1,58 +1,34 @@
 """Every verb by name, JSON in and JSON out: what netlibd answers and what the command line does in its own process.
 
-Its one rule: arguments are the texts that people type, checked here or below, and answers are Docker's JSON. The verbs of
-containers are loaded when the first of them is asked for.
+Its one rule: what comes is read into the verb's request once, here (:func:`netlib.requests.read`); answers are Docker's JSON.
+The verbs of one noun are loaded when the first of them is asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from netlib.core.controller import Controller
 from netlib.errors import ConfigError
-from netlib.verbs import cni
-from netlib.verbs.network import (
-    network_connect,
-    network_create,
-    network_disconnect,
-    network_inspect,
-    network_ls,
-    network_prune,
-    network_rm,
-)
-from netlib.verbs.system import check, explain, log, system_backup, system_info, system_reset, version
+from netlib.requests import read
+from netlib.verbs.verb import Verb
 
-__all__ = ["Verb", "perform"]
+__all__ = ["find_verb", "perform"]
 
-Verb = Callable[..., Any]
+_NOUNS = {"network", "container", "cni"}
 
 
-def perform(controller: Controller, verb: str, args: Mapping[str, Any]) -> Any:
-    """Do *verb* with *args* and answer with what JSON can hold; raises ConfigError for a verb that does not exist."""
-    function = _VERBS.get(verb)
-    if function is None and verb.startswith("container."):
-        from netlib.verbs.container import VERBS
-
-        function = VERBS.get(verb)
-    if function is None:
-        function = cni.VERBS.get(verb)
-    if function is None:
-        raise ConfigError(f"unknown verb {verb!r}; is the other side of the connection a newer netlib?")
-    return function(controller, **args)
+def perform(controller: Controller, verb: str, args: Mapping[str, Any], *, fds: Sequence[int] = ()) -> Any:
+    """Do *verb* with *args* and lent descriptors; answer with what JSON can hold. ConfigError where there is no such verb."""
+    known = find_verb(verb)
+    request = read(known.request, {**args, "fds": tuple(fds)} if fds else args)
+    return known.perform(controller, request)
 
 
-_VERBS: dict[str, Verb] = {
-    "network.create": network_create,
-    "network.ls": network_ls,
-    "network.inspect": network_inspect,
-    "network.connect": network_connect,
-    "network.disconnect": network_disconnect,
-    "network.rm": network_rm,
-    "network.prune": network_prune,
-    "explain": explain,
-    "check": check,
-    "log": log,
-    "system.backup": system_backup,
-    "system.reset": system_reset,
-    "system.info": system_info,
-    "version": version,
-}
+def find_verb(name: str) -> Verb:
+    """The verb called *name* (``network.create``); ConfigError where there is none."""
+    noun = name.partition(".")[0]
+    verbs: dict[str, Verb] = import_module(f"netlib.verbs.{noun if noun in _NOUNS else 'system'}").VERBS
+    if name not in verbs:
+        raise ConfigError(f"unknown verb {name!r}; is the other side of the connection a newer netlib?")
+    return verbs[name]

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from netlib.config import Config
-from netlib.core.controller import DNS_PORTS, Controller, Unwatched
+from netlib.core.controller import Controller, Unwatched
+from netlib.core.endpoints import connect
 from netlib.core.recovery import forget
-from netlib.core.sandboxes import is_served
+from netlib.core.sandbox_plan import is_served
+from netlib.core.sandboxes import DNS_PORTS
 from netlib.core.traces import container_folders, listed, minders
 from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing, StoreDamaged, WrongHost
 from netlib.kernel.addresses import addresses_of
@@ -29,6 +31,7 @@ from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, Netns
 from netlib.names import new_id
 from netlib.plan import KernelObject
 from netlib.registry import driver, ipam_driver
+from netlib.requests import ConnectRequest
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
 from netlib.store.backup import check_backup, copy_whole, kept_beside, meta_of, put_back, set_aside
@@ -268,15 +271,15 @@ def _adopt_endpoints(controller: Controller) -> Iterator[str]:
     for box, seen in found:
         families = {address.version: address for address in seen.addresses}
         try:
-            controller.connect(
-                seen.network,
-                box.id,
-                endpoint_id=seen.record,
+            request = ConnectRequest(
+                network=seen.network,
+                container=box.id,
                 ifname=seen.ifname,
                 mac=seen.mac,
                 ip=families[4].ip if 4 in families else None,
                 ip6=families[6].ip if 6 in families else None,
             )
+            connect(controller, request, endpoint_id=seen.record)
         except NetlibError as error:
             yield f"left: {seen.ifname} of {box.name}: {error}"
         else:

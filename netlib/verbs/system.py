@@ -10,26 +10,29 @@ from typing import Any
 from netlib import __version__
 from netlib.core.controller import Controller
 from netlib.errors import ConfigError, Conflict, NotFound
+from netlib.firewall.backend import BACKEND
 from netlib.model import Network, Sandbox
+from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
 from netlib.store.backup import copy_store
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
+from netlib.verbs.verb import Verb
 from netlib.wire.client import condition
 
-__all__ = ["check", "explain", "log", "system_backup", "system_info", "system_reset", "version"]
+__all__ = ["VERBS"]
 
 
-def explain(controller: Controller, *, name: str) -> list[dict[str, Any]]:
+def explain(controller: Controller, request: NameRequest) -> list[dict[str, Any]]:
     """The objects of a network or a container, each with the commands that amount to it."""
-    record = _in_kernel(controller, name)
-    plan = controller.plan_of(record) if record else cni.plan(controller, name)
+    record = _in_kernel(controller, request.name)
+    plan = controller.plan_of(record) if record else cni.plan(controller, request.name)
     return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
 
 
-def check(controller: Controller, *, name: str) -> list[dict[str, str]]:
+def check(controller: Controller, request: NameRequest) -> list[dict[str, str]]:
     """How the kernel differs from what was written down for a network or a container; empty when it does not."""
-    record = _in_kernel(controller, name)
-    found = controller.check(record) if record else cni.drift(controller, name)
+    record = _in_kernel(controller, request.name)
+    found = controller.check(record) if record else cni.drift(controller, request.name)
     return [{"Object": key, "Drift": difference} for key, difference in found]
 
 
@@ -56,14 +59,14 @@ def _in_kernel(controller: Controller, name: str) -> str:
     raise Conflict(f"container {record.name!r} is not running, so there is nothing of it in the kernel; start it first")
 
 
-def log(controller: Controller, *, limit: int = 50) -> list[dict[str, Any]]:
+def log(controller: Controller, request: LogRequest) -> list[dict[str, Any]]:
     """The last operations, oldest first."""
-    if limit < 1:
-        raise ConfigError(f"-n {limit} asks for no operation at all; give a number from 1 on")
-    return [journal_row(entry) for entry in controller.journal(limit)]
+    if request.limit < 1:
+        raise ConfigError(f"-n {request.limit} asks for no operation at all; give a number from 1 on")
+    return [journal_row(entry) for entry in controller.journal(request.limit)]
 
 
-def system_reset(controller: Controller) -> None:
+def system_reset(controller: Controller, _: NoRequest) -> None:
     """Remove all that is ours: containers first, then everything else, and put changed sysctls back."""
     from netlib.verbs.container import remove_all
 
@@ -71,12 +74,12 @@ def system_reset(controller: Controller) -> None:
     controller.reset()
 
 
-def system_backup(controller: Controller, *, file: str, replace: bool = False) -> None:
-    """Copy the store into *file*, a whole path, as it is at one moment; other verbs go on meanwhile."""
-    copy_store(controller.store.path, Path(file), replace=replace)
+def system_backup(controller: Controller, request: BackupRequest) -> None:
+    """Copy the store into a file, by its whole path, as it is at one moment; other verbs go on meanwhile."""
+    copy_store(controller.store.path, Path(request.file), replace=request.replace)
 
 
-def system_info(controller: Controller) -> dict[str, Any]:
+def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
     """What there is, and where."""
     return {
         "Version": __version__,
@@ -85,7 +88,7 @@ def system_info(controller: Controller) -> dict[str, Any]:
         "Endpoints": len(controller.endpoints()),
         "StateDir": str(controller.config.state_dir),
         "RunDir": str(controller.config.run_dir),
-        "FirewallBackend": "nftables",
+        "FirewallBackend": BACKEND,
         "KernelVersion": platform.release(),
         "Architecture": platform.machine(),
         "ServedBy": os.getpid(),
@@ -93,6 +96,17 @@ def system_info(controller: Controller) -> dict[str, Any]:
     }
 
 
-def version(_: Controller) -> dict[str, str]:
+def version(_: Controller, _request: NoRequest) -> dict[str, str]:
     """The version of the netlib that answers."""
     return {"Version": __version__, "Python": platform.python_version(), "KernelVersion": platform.release()}
+
+
+VERBS = {
+    "explain": Verb(NameRequest, explain),
+    "check": Verb(NameRequest, check),
+    "log": Verb(LogRequest, log),
+    "system.backup": Verb(BackupRequest, system_backup),
+    "system.reset": Verb(NoRequest, system_reset),
+    "system.info": Verb(NoRequest, system_info),
+    "version": Verb(NoRequest, version),
+}

@@ -22,7 +22,7 @@ from scapy.packet import Packet, Raw
 
 from netlib.config import Config
 from netlib.core.controller import Controller
-from netlib.core.sandboxes import Seat
+from netlib.core.sandbox_plan import Seat
 from netlib.daemon import gateways
 from netlib.daemon.gateways import Gateways
 from netlib.dns.lanes import Lanes, open_lane

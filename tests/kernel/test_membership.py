@@ -10,8 +10,8 @@ from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError, NotFound
 from netlib.firewall.objects import PublishedPort
 from netlib.names import bridge_ifname
+from netlib.requests import Join
 from netlib.runtime import service
-from netlib.runtime.spec import NetworkAttachment
 from netlib.verbs.container import remove_all
 from netlib.verbs.perform import perform
 
@@ -64,7 +64,7 @@ def test_a_network_is_left_for_good_though_another_one_of_the_container_is_broke
     perform(controller, "container.run", run)
     subprocess.run(["ip", "link", "del", bridge_ifname(controller.network("web"))], check=True)
     perform(controller, "network.disconnect", {"network": "app", "container": "box"})
-    assert service.find_container(controller, "box").spec.networks == (NetworkAttachment(network="web"),)
+    assert service.find_container(controller, "box").spec.networks == (Join(network="web"),)
     assert controller.check("box") == []
     controller.disconnect("web", "box")  # as a verb does that dies before it has the container's record
     perform(controller, "network.disconnect", {"network": "web", "container": "box"})

@@ -230,7 +230,7 @@ def _pair(controller: Controller) -> tuple[NetnsRef, NetnsRef]:
 
 
 def _member(controller: Controller, name: str, sysctls: Mapping[str, str] | None = None) -> NetnsRef:
-    netns = controller.create_sandbox(name, sysctls=sysctls).netns
+    netns = controller.create_sandbox(name, sysctls=sysctls or {}).netns
     controller.connect("web", name)
     return netns
 

@@ -21,9 +21,10 @@ from netlib.kernel import netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Phase, Sandbox
 from netlib.names import new_id
+from netlib.requests import Join
 from netlib.runtime import attach, cgroups, service
 from netlib.runtime.container import Runtime
-from netlib.runtime.spec import Container, ContainerSpec, ExecSpec, NetworkAttachment
+from netlib.runtime.spec import Container, ContainerSpec, ExecSpec
 from netlib.verbs.container import VERBS, remove_all
 from netlib.verbs.lost import reset_lost, strays
 from netlib.verbs.perform import perform
@@ -226,7 +227,7 @@ def test_ids_names_and_their_beginnings_find_it(controller: Controller) -> None:
 
 
 def test_removed_at_its_end_by_its_own_minder(controller: Controller) -> None:
-    spec = ContainerSpec(command=("sleep", "0.2"), auto_remove=True, networks=(NetworkAttachment(network="web"),))
+    spec = ContainerSpec(command=("sleep", "0.2"), auto_remove=True, networks=(Join(network="web"),))
     container = service.run_container(controller, spec)
     minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
@@ -240,7 +241,7 @@ def test_removed_at_its_end_by_its_own_minder(controller: Controller) -> None:
 
 def test_an_ended_container_loses_its_sandbox_by_its_own_minder(controller: Controller) -> None:
     container = service.run_container(
-        controller, ContainerSpec(command=("sh", "-c", "exit 3"), networks=(NetworkAttachment(network="web"),))
+        controller, ContainerSpec(command=("sh", "-c", "exit 3"), networks=(Join(network="web"),))
     )
     minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
@@ -336,7 +337,7 @@ def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest
     _run(controller, "true", networks=["web"], name="warm", auto_remove=True)
     before = _everything(controller)
     target, name = _STEPS[step]
-    spec = ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
+    spec = ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     _killed_at(controller, target, name, monkeypatch, when, lambda: service.run_container(controller, spec))
     service.finish(controller)
     controller.recover()
@@ -352,9 +353,7 @@ def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest
 def test_killed_while_it_was_removed(controller: Controller, monkeypatch: pytest.MonkeyPatch, when: str, step: str) -> None:
     _run(controller, "true", networks=["web"], name="warm", auto_remove=True)
     before = _everything(controller)
-    service.run_container(
-        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
-    )
+    service.run_container(controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),)))
     _killed_at(controller, service, step, monkeypatch, when, lambda: service.remove_container(controller, "box", force=True))
     service.finish(controller)
     assert _everything(controller) == before
@@ -362,7 +361,7 @@ def test_killed_while_it_was_removed(controller: Controller, monkeypatch: pytest
 
 def test_a_dead_minder_is_noticed_and_cleared_away_after(controller: Controller) -> None:
     container = service.run_container(
-        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
+        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     )
     minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
@@ -392,7 +391,7 @@ def test_files_without_a_record_stay_until_they_are_given_up(controller: Control
 
 def test_two_start_it_at_once(controller: Controller) -> None:
     container = service.create_container(
-        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
+        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     )
     controller.close()
     children = []
@@ -421,7 +420,7 @@ def test_every_verb_is_named_as_its_room(controller: Controller) -> None:
 def test_started_before_it_could_be_removed(controller: Controller, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
     """An ended one may run again once its lock is free: it keeps its network, or is killed."""
     container = service.create_container(
-        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(NetworkAttachment(network="web"),))
+        controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     )
     hold = controller.locks.hold
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netlib.config import Config
-from netlib.core import requests
+from netlib.core import network_record
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import FeatureMissing
 from netlib.kernel.snapshot import differences, snapshot
@@ -57,7 +57,7 @@ def test_a_dual_stack_network_works_where_ipv6_is_switched_off(controller: Contr
 
 
 def test_a_kernel_without_ipv6_refuses_it_in_one_sentence(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "kernel_has_ipv6", lambda: False)
+    monkeypatch.setattr(network_record, "kernel_has_ipv6", lambda: False)
     before = snapshot()
     for wanted in ({"ipv6": True}, {"subnets": ["fd83::/64"]}):
         with pytest.raises(FeatureMissing, match=r"^network 'six': this kernel has no IPv6"):

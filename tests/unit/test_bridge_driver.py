@@ -7,7 +7,7 @@ import pytest
 
 from drivers.bridge import BridgeDriver
 from netlib.codec import decode, encode
-from netlib.core.sandboxes import sandbox_plan
+from netlib.core.sandbox_plan import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.errors import ConfigError
 from netlib.firewall.members import MemberTable, PortSources

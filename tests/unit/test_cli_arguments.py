@@ -3,18 +3,22 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from netlib.cli.arguments import HelpShown, Parser, environment
 from netlib.cli.containers import COMMANDS as CONTAINER_COMMANDS
 from netlib.cli.containers import rm_parser, stop_parser
 from netlib.cli.network import COMMANDS as NETWORK_COMMANDS
-from netlib.cli.network import connect_parser, create_parser
+from netlib.cli.network import connect_parser, create_parser, disconnect_parser
 from netlib.cli.run import exec_parser, run_parser
 from netlib.cli.system import COMMANDS as OTHER_COMMANDS
 from netlib.cli.system import SYSTEM_COMMANDS
 from netlib.errors import ConfigError
+from netlib.requests import ConnectRequest, DisconnectRequest, NetworkRequest, read
+from netlib.runtime.spec import RunRequest
 
 PARSERS = [
     parser
@@ -43,8 +47,8 @@ def test_the_command_of_run_begins_at_the_first_word_that_is_no_option(words: li
 
 def test_options_of_run_are_read_up_to_the_command() -> None:
     given = run_parser().read(["-dit", "-p", "80", "-p", "8080:80", "-h", "box", "--net", "web", "--network", "db", "sh", "-d"])
-    assert (given.detach, given.interactive, given.tty, given.rm) == (True, True, True, False)
-    assert (given.publish, given.hostname, given.network) == (["80", "8080:80"], "box", ["web", "db"])
+    assert (given.detach, given.stdin, given.tty, given.auto_remove) == (True, True, True, False)
+    assert (given.publish, given.hostname, given.networks) == (["80", "8080:80"], "box", ["web", "db"])
 
 
 @pytest.mark.parametrize("value", ["=x", "", "-x=1", "--rm", "a b", "x=", "--"])
@@ -75,7 +79,7 @@ def test_exec_says_what_is_missing(words: list[str], missing: str) -> None:
 
 def test_options_and_names_may_come_in_any_order() -> None:
     given = connect_parser().read(["--alias", "a", "web", "--ip", "10.0.0.9", "db", "--alias", "b"])
-    assert (given.network, given.container, given.ip, given.alias) == ("web", "db", "10.0.0.9", ["a", "b"])
+    assert (given.network, given.container, given.ip, given.aliases) == ("web", "db", "10.0.0.9", ["a", "b"])
     assert rm_parser().read(["a", "-f", "b"]).names == ["a", "b"]
     assert rm_parser().read(["-f", "--", "-a", "-f"]).names == ["-a", "-f"]
 
@@ -176,3 +180,31 @@ def test_words_too_many_are_named_without_our_own() -> None:
         CONTAINER_COMMANDS["logs"][0]().read(["a", "b", "c"])
     with pytest.raises(ConfigError, match="unrecognized arguments: a;"):
         NETWORK_COMMANDS["ls"][0]().read(["a"])
+
+
+def test_what_is_not_given_is_not_asked_for() -> None:
+    given = run_parser().read(["--dns", "10.0.0.1", "--add-host", "a:10.0.0.2", "sh"])
+    assert given.asked["resolver"] == {"servers": ["10.0.0.1"], "search": [], "options": [], "extra_hosts": ["a:10.0.0.2"]}
+    assert "stop_seconds" not in given.asked
+
+
+@pytest.mark.parametrize(
+    ("parser", "words", "request_type"),
+    [
+        (create_parser, ["web"], NetworkRequest),
+        (connect_parser, ["web", "box"], ConnectRequest),
+        (disconnect_parser, ["web", "box"], DisconnectRequest),
+        (run_parser, ["sh"], RunRequest),
+    ],
+)
+def test_what_a_command_asks_for_are_fields_of_its_request(
+    parser: Callable[[], Parser], words: list[str], request_type: type[Struct]
+) -> None:
+    asked = parser().read(words).asked
+    required = {"command": ["sh"]} if request_type is RunRequest else {}
+    assert read(request_type, {**asked, **required}) == read(request_type, {**_needed(request_type, asked), **required})
+
+
+def _needed(request_type: type[Struct], asked: dict[str, Any]) -> dict[str, Any]:
+    """Of what was asked, what has no default: the rest must be the defaults themselves."""
+    return {name: value for name, value in asked.items() if value in ("web", "box")}

@@ -190,7 +190,7 @@ def test_the_log_has_short_ids(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_common_plugin_types_are_imported_ahead() -> None:
-    program = "import sys; from cni_plugins.types import preload; preload(); print(*sys.modules)"
+    program = "import sys; from cni_plugins.run import preload; preload(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert {"cni_plugins.run", "cni_plugins.bridge", "cni_plugins.host_local", "cni_plugins.portmap"} <= set(modules)
     assert "pyroute2" not in modules

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from drivers.ipvlan import IpvlanDriver
 from drivers.macvlan import MacvlanDriver
-from netlib.core.requests import NetworkRequest, Surroundings, pool_requests
-from netlib.core.sandboxes import sandbox_plan
+from netlib.core.network_record import Surroundings, pool_requests
+from netlib.core.sandbox_plan import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.errors import ConfigError
 from netlib.kernel.links import LinkUp
@@ -19,6 +19,7 @@ from netlib.kernel.sublinks import Dummy, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, PortMapping, Sandbox
 from netlib.plan import Plan
+from netlib.requests import NetworkRequest
 
 BOX = Sandbox(id="b" * 64, name="box", created=0.0, netns=NetnsRef("/run/netns/box", "1:2"), owned=True, files_dir="/f")
 MAC = "02:42:c0:a8:01:40"
@@ -174,20 +175,22 @@ LAN = Surroundings(
 
 
 def test_the_hosts_router_is_the_gateway_and_what_the_host_has_is_given_to_nobody() -> None:
-    (pool,) = pool_requests(NetworkRequest(name="lan", driver="macvlan", subnets=["192.168.1.0/24"]), LAN)
+    (pool,) = pool_requests(NetworkRequest(name="lan", driver="macvlan", subnets=(ip_network("192.168.1.0/24"),)), LAN)
     assert (pool.gateway, pool.wants_gateway) == (ip_address("192.168.1.254"), True)
     assert pool.auxiliary == {"lan0 192.168.1.5": ip_address("192.168.1.5")}
 
 
 def test_a_given_gateway_counts_and_the_hosts_router_is_given_to_nobody() -> None:
-    request = NetworkRequest(name="lan", driver="macvlan", subnets=["192.168.1.0/24"], gateways=["192.168.1.1"])
+    request = NetworkRequest(
+        name="lan", driver="macvlan", subnets=(ip_network("192.168.1.0/24"),), gateways=(ip_address("192.168.1.1"),)
+    )
     (pool,) = pool_requests(request, LAN)
     assert pool.gateway == ip_address("192.168.1.1")
     assert set(pool.auxiliary.values()) == {ip_address("192.168.1.5"), ip_address("192.168.1.254")}
 
 
 def test_without_a_router_there_is_no_gateway() -> None:
-    (pool,) = pool_requests(NetworkRequest(name="lan", driver="macvlan", subnets=["192.168.9.0/24"]), LAN)
+    (pool,) = pool_requests(NetworkRequest(name="lan", driver="macvlan", subnets=(ip_network("192.168.9.0/24"),)), LAN)
     assert (pool.gateway, pool.wants_gateway, pool.auxiliary) == (None, False, {})
     (automatic,) = pool_requests(NetworkRequest(name="lan", driver="macvlan"), LAN)
     assert (automatic.subnet, automatic.wants_gateway) == (None, False)

@@ -1,21 +1,24 @@
 """What people ask of ``run``: texts read, contradictions refused, names made up."""
 
+from ipaddress import ip_address
+from typing import Any
+
 import pytest
 
 from netlib.errors import ConfigError
+from netlib.ports import parse_publish
+from netlib.requests import Join, read
 from netlib.runtime.container import State
 from netlib.runtime.spec import (
     ContainerSpec,
-    NetworkAttachment,
+    RunRequest,
     Volume,
     check_spec,
     generate_name,
-    parse_environment,
     parse_signal,
     parse_sysctls,
     parse_volume,
 )
-from netlib.verbs.container import read_spec
 from netlib.verbs.inspect import duration
 from netlib.verbs.inspect_container import status_text
 
@@ -40,12 +43,6 @@ def test_volume(text: str, volume: Volume) -> None:
 def test_malformed_volume(text: str) -> None:
     with pytest.raises(ConfigError, match="volume"):
         parse_volume(text)
-
-
-def test_environment_takes_values_from_the_caller_for_bare_names() -> None:
-    assert parse_environment(["A=1", "B", "C", "D=", "E=x=y"], {"B": "2"}) == {"A": "1", "B": "2", "D": "", "E": "x=y"}
-    with pytest.raises(ConfigError):
-        parse_environment(["=1"], {})
 
 
 @pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("SIGKILL", 9), ("usr1", 10), ("9", 9)])
@@ -82,16 +79,16 @@ def test_sysctls() -> None:
         (ContainerSpec(command=()), "no command"),
         (ContainerSpec(command=("",)), "no command"),
         (ContainerSpec(command=("a\0b",)), "NUL"),
-        (ContainerSpec(command=("a",), netns_of="web", publish=("80",)), "publish"),
+        (ContainerSpec(command=("a",), netns_of="web", publish=parse_publish("80")), "publish"),
         (ContainerSpec(command=("a",), netns_of="web", hostname="x"), "hostname"),
         (ContainerSpec(command=("a",), netns_of="web", sysctls={"net/a/b": "1"}), "net.a.b\" not allowed in container 'web'"),
         (
-            ContainerSpec(command=("a",), networks=(NetworkAttachment(network="host"),), sysctls={"net/a": "1"}),
+            ContainerSpec(command=("a",), networks=(Join(network="host"),), sysctls={"net/a": "1"}),
             'sysctl "net.a" not allowed in host network namespace',
         ),
         (ContainerSpec(command=("a",), workdir="x"), "absolute"),
         (ContainerSpec(command=("a",), volumes=(Volume("/a", "/b"), Volume("/c", "/b"))), "same target"),
-        (ContainerSpec(command=("a",), networks=tuple(NetworkAttachment(network=n) for n in ("host", "web"))), "combined"),
+        (ContainerSpec(command=("a",), networks=tuple(Join(network=n) for n in ("host", "web"))), "combined"),
     ],
 )
 def test_contradictions(spec: ContainerSpec, sentence: str) -> None:
@@ -99,25 +96,28 @@ def test_contradictions(spec: ContainerSpec, sentence: str) -> None:
         check_spec(spec)
 
 
+def run_spec(**given: Any) -> ContainerSpec:
+    return read(RunRequest, {"command": ["true"], **given}).spec
+
+
 def test_options_of_the_first_network_and_the_long_form() -> None:
-    spec = read_spec(
-        command=["true"],
+    spec = run_spec(
         networks=["name=web,ip=10.0.0.5,alias=a,alias=b,gw-priority=-1", "other"],
         aliases=["c"],
         ip6="fd00::5",
         links=["db:mysql"],
-        add_hosts=["printer:10.0.0.9", "six=[fd00::9]"],
+        resolver={"extra_hosts": ["printer:10.0.0.9", "six=[fd00::9]"]},
     )
     first, second = spec.networks
     assert (first.network, first.ip, first.ip6, first.aliases, first.gw_priority) == (
         "web",
-        "10.0.0.5",
-        "fd00::5",
+        ip_address("10.0.0.5"),
+        ip_address("fd00::5"),
         ("a", "b", "c"),
         -1,
     )
     assert (first.links[0].name, first.links[0].alias) == ("db", "mysql")
-    assert second == NetworkAttachment(network="other")
+    assert second == Join(network="other")
     assert [(name, str(address)) for name, address in spec.resolver.extra_hosts] == [
         ("printer", "10.0.0.9"),
         ("six", "fd00::9"),
@@ -125,18 +125,36 @@ def test_options_of_the_first_network_and_the_long_form() -> None:
 
 
 def test_a_container_may_use_another_ones_network_alone() -> None:
-    spec = read_spec(command=["true"], networks=["container:web"])
+    spec = run_spec(networks=["container:web"])
     assert (spec.netns_of, spec.networks) == ("web", ())
     with pytest.raises(ConfigError, match="alone"):
-        read_spec(command=["true"], networks=["container:web", "other"])
+        run_spec(networks=["container:web", "other"])
     with pytest.raises(ConfigError, match="no addresses"):
-        read_spec(command=["true"], networks=["container:web"], ip="10.0.0.1")
+        run_spec(networks=["container:web"], ip="10.0.0.1")
 
 
 @pytest.mark.parametrize("text", ["name=web,colour=red", "ip=10.0.0.1", "name=", "name=web,gw-priority=high"])
 def test_malformed_network(text: str) -> None:
     with pytest.raises(ConfigError, match="--network"):
-        read_spec(command=["true"], networks=[text])
+        run_spec(networks=[text])
+
+
+def test_what_is_kept_of_a_request_is_all_that_a_container_is() -> None:
+    given = {"name": "box", "hostname": "h", "tty": True, "publish": ["8080:80"], "labels": ["a=b"], "stop_signal": "INT"}
+    spec = run_spec(**given, volumes=["/a:/b:ro"], sysctls=["net.ipv4.ip_forward=1"], environment={"A": "1"}, workdir="/w")
+    assert spec == ContainerSpec(
+        command=("true",),
+        name="box",
+        hostname="h",
+        tty=True,
+        publish=parse_publish("8080:80"),
+        labels={"a": "b"},
+        stop_signal=2,
+        volumes=(Volume("/a", "/b", readonly=True),),
+        sysctls={"net/ipv4/ip_forward": "1"},
+        environment={"A": "1"},
+        workdir="/w",
+    )
 
 
 def test_generated_names_never_clash() -> None:

@@ -1,0 +1,218 @@
+"""From the request for an endpoint to its record: checked, addresses leased and ports chosen, inside the caller's transaction.
+
+Everything that can be refused is refused here, before anything is written or touched.
+"""
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from msgspec.structs import replace
+
+from netlib.driverapi import NamesLinks, PublishesPorts, SharesMac
+from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
+from netlib.kernel.sockets import port_candidates, probe_port
+from netlib.model import (
+    AddressPool,
+    CniAttachment,
+    Endpoint,
+    IPAddress,
+    IPInterface,
+    Network,
+    PortMapping,
+    Protocol,
+    Sandbox,
+)
+from netlib.names import check_alias, check_ifname, check_mac, endpoint_mac
+from netlib.options import decoded_options
+from netlib.ports import PortRequest
+from netlib.registry import driver, ipam_driver
+from netlib.requests import ConnectRequest
+from netlib.store.records import Transaction
+
+__all__ = ["endpoint_record", "port_publisher"]
+
+_Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
+
+_IPV6_LOOPBACK = ip_address("::1")  # the kernel forwards nothing that is sent there; netlibd does
+
+
+def endpoint_record(
+    tx: Transaction,
+    endpoint_id: str,
+    created: float,
+    network: Network,
+    sandbox: Sandbox,
+    request: ConnectRequest,
+    *,
+    linked: bool,
+) -> Endpoint:
+    """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
+
+    *linked* says whether the network's driver gives endpoints a link; without one there is nothing to address or publish.
+    """
+    subject = f"endpoint of {sandbox.name!r} in network {network.name!r}"
+    decoded_options(driver(network.driver).endpoint_options, request.options, subject)
+    for alias in request.aliases:
+        check_alias(alias)
+    endpoint = Endpoint(
+        id=endpoint_id,
+        network=network.id,
+        sandbox=sandbox.id,
+        created=created,
+        aliases=tuple(dict.fromkeys(request.aliases)),
+        links=tuple(request.links),
+        gw_priority=request.gw_priority,
+        options=dict(request.options),
+    )
+    if not linked:
+        if request.ip or request.ip6 or request.mac:
+            raise ConfigError(
+                f"{subject}: a {network.driver} network has no addresses to choose; leave --ip, --ip6 and --mac-address out"
+            )
+        return endpoint
+    endpoint = replace(
+        endpoint,
+        ifname=_ifname(tx, network, sandbox, request),
+        addresses=_addresses(tx, endpoint_id, network, request, subject),
+    )
+    return replace(
+        endpoint,
+        mac=_mac(tx, network, endpoint, request.mac),
+        ports=_ports(tx, network, endpoint, request.ports),
+    )
+
+
+def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: ConnectRequest) -> str:
+    used = {row.value.ifname for row in tx.endpoints_of_sandbox(sandbox.id)}
+    wanted = request.ifname or request.options.get("com.docker.network.endpoint.ifname", "")
+    if wanted:
+        check_ifname(wanted)
+        if wanted in used or wanted == "lo":
+            raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname")
+        return wanted
+    known = driver(network.driver)
+    prefix = known.ifname_prefix(network) if isinstance(known, NamesLinks) else "eth"
+    return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
+
+
+def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
+    known = driver(network.driver)
+    reason = known.why_no_mac(network) if isinstance(known, SharesMac) else ""
+    if reason and wanted:
+        raise ConfigError(f"an endpoint of network {network.name!r} can have no --mac-address: {reason}; leave it out")
+    if reason:
+        return ""
+    if not wanted:
+        address = endpoint.address(4)
+        return endpoint_mac(endpoint.id, address.ip if address else None)
+    mac = check_mac(wanted)
+    for row in tx.endpoints_of_network(network.id):
+        if row.value.mac == mac:
+            owner = tx.by_id(row.value.sandbox)
+            name = owner.name if owner else row.value.sandbox[:12]
+            raise AlreadyExists(f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another")
+    return mac
+
+
+def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRequest, subject: str) -> tuple[IPInterface, ...]:
+    leased: list[IPInterface] = []
+    for family, flag, wanted in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
+        if wanted is not None and wanted.version != family:
+            raise ConfigError(f"{subject}: {flag} {wanted} is an IPv{wanted.version} address; pass an IPv{family} one")
+        pools = [pool for pool in network.pools if pool.family == family]
+        if wanted is not None:
+            pools = [pool for pool in pools if wanted in pool.subnet] or pools[:1]
+            if not pools:
+                raise ConfigError(f"{subject}: the network has no IPv{family} subnet for {flag} {wanted}; create it with one")
+        if pools:
+            leased.append(_address(tx, owner, network, pools, wanted))
+    return tuple(leased)
+
+
+def _address(
+    tx: Transaction, owner: str, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
+) -> IPInterface:
+    """Lease an address from the first of *pools* that has one."""
+    ipam = ipam_driver(network.ipam_driver)
+    *others, last = pools
+    for pool in others:
+        try:
+            return ipam.request_address(tx, network.id, pool.subnet, owner, wanted)
+        except PoolExhausted:
+            continue
+    return ipam.request_address(tx, network.id, last.subnet, owner, wanted)
+
+
+def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
+    known = driver(network.driver)
+    default = known.default_host_ip(network) if isinstance(known, PublishesPorts) else None
+    chosen: list[PortMapping] = []
+    places: _Places = {}
+    fixed = {
+        protocol: [item.host_port_first for item in requests if item.is_fixed and item.protocol is protocol]
+        for protocol in Protocol
+    }
+    published = {(protocol, number) for protocol, numbers in fixed.items() for number in tx.published(protocol, numbers)}
+    for request in requests:
+        if request.host_ip is None and default is not None:
+            request = replace(request, host_ip=default)
+        if request.host_ip is not None:
+            _check_host_ip(network, endpoint, request, request.host_ip)
+        mapping = request.mapping(request.host_port_first)
+        place = (mapping.protocol, mapping.host_port)
+        if request.is_fixed and place not in published and place not in places:
+            probe_port(mapping)  # the common case, in which a thousand ports are asked for
+        else:
+            mapping = _port(tx, request, places)
+            place = (mapping.protocol, mapping.host_port)
+        chosen.append(mapping)
+        places.setdefault(place, []).append(mapping.host_ip)
+    return tuple(chosen)
+
+
+def _check_host_ip(network: Network, endpoint: Endpoint, request: PortRequest, host_ip: IPAddress) -> None:
+    by_netlibd = request.protocol is Protocol.TCP and host_ip == _IPV6_LOOPBACK
+    if not endpoint.address(host_ip.version) and not by_netlibd:
+        raise ConfigError(
+            f"port {request.container_port}/{request.protocol} cannot be published on {host_ip}: "
+            f"network {network.name!r} gives no IPv{host_ip.version} address; create it with an IPv{host_ip.version} subnet"
+        )
+
+
+def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping:
+    numbers = port_candidates(request.host_port_first, request.host_port_last)
+    refusal: PortTaken | None = None
+    for number in numbers:
+        mapping = request.mapping(number)
+        try:
+            _check_port(tx, mapping, chosen)
+        except PortTaken as error:
+            refusal = error
+            continue
+        return mapping
+    assert refusal is not None
+    if len(numbers) > 1:
+        raise PortTaken(
+            f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}"
+        )
+    raise refusal
+
+
+def port_publisher(tx: Transaction, holder: str) -> str:
+    """Whom to name as the holder of a published port, which is a record's id in the store."""
+    row = tx.by_id(holder)
+    if row is not None and isinstance(row.value, CniAttachment):
+        return f"container {row.value.container} of a CNI network"
+    sandbox = tx.by_id(row.value.sandbox) if row else None
+    return repr(sandbox.name if sandbox else holder[:12])
+
+
+def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
+    place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
+    if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
+        raise PortTaken(f"{place} is asked for twice in this request; publish it once")
+    holder = tx.port_holder(mapping)
+    if holder is not None:
+        name = port_publisher(tx, holder)
+        raise PortTaken(f"{place} is already published by {name}; choose another host port, or disconnect that one")
+    probe_port(mapping)

@@ -1,0 +1,92 @@
+"""Sandboxes joined to networks, and taken out of them."""
+
+import time
+
+from netlib.core.endpoint_record import endpoint_record
+from netlib.core.repair import leave_with_repair, with_repair
+from netlib.core.sandbox_plan import inside_plan, is_served
+from netlib.core.session import Session
+from netlib.driverapi import Addressless
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
+from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.plan import Plan
+from netlib.registry import driver
+from netlib.requests import ConnectRequest
+from netlib.store.records import Transaction
+
+__all__ = ["connect", "disconnect"]
+
+
+def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "") -> Endpoint:
+    """Join the sandbox to the network that *request* names; after an error nothing is changed.
+
+    Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError.
+    """
+    lifecycle = session.lifecycle
+    with session.store.read() as tx:
+        home, box = session.find_network(tx, request.network), session.find_sandbox(tx, request.container)
+        endpoint_id = endpoint_id or tx.new_link_id()
+
+    def draft(tx: Transaction) -> tuple[Endpoint, Plan]:
+        network, sandbox = session.find_network(tx, home.id).value, session.find_sandbox(tx, box.id).value
+        return _draft(tx, endpoint_id, network, sandbox, request)
+
+    with session.operation("network connect", f"{box.name} {home.name}"), session.engine.kernel(endpoint_id) as kernel:
+        if not lifecycle.is_materialised(home):
+            with session.store.rehearsal() as tx:  # a refused request must not make the network's link
+                draft(tx)
+            lifecycle.materialise(kernel, home)
+
+        def join() -> Endpoint:  # again after a repair: it leaves nothing behind when it fails
+            with lifecycle.working_on([box.id], f"connecting {box.name} to {home.name}"):
+                return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft)
+
+        endpoint = with_repair(lifecycle, home.id, join)
+    served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
+    try:
+        session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=served)
+    except NetlibError:  # without netlibd its names and held ports would be missing, so the connect is undone
+        disconnect(session, home.id, box.id)
+        raise
+    return endpoint
+
+
+def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox, *, keep_ports: bool = False) -> None:
+    """Take a sandbox out of a network; NotFound when it is not in it.
+
+    The ports that it was connected with are closed, or, with *keep_ports*, published by another of its networks.
+    """
+    lifecycle = session.lifecycle
+    with session.store.read() as tx:
+        home, box = session.find_network(tx, network), session.find_sandbox(tx, sandbox)
+
+    def leave() -> None:
+        with lifecycle.working_on([box.id], f"disconnecting {box.name} from {home.name}"):
+            with session.store.read() as tx:
+                rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
+            if not rows:
+                raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
+            lifecycle.take_down(rows, keep_ports=keep_ports)
+
+    with session.operation("network disconnect", f"{box.name} {home.name}"):
+        leave_with_repair(lifecycle, box.id, leave)
+    session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
+
+
+def _draft(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> tuple[Endpoint, Plan]:
+    same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id]
+    if any(row.phase is Phase.REMOVING for row in same):
+        raise InUse(f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`")
+    if same:
+        raise AlreadyExists(f"{box.name!r} is already connected to network {network.name!r}")
+    known = driver(network.driver)
+    addressless = known if isinstance(known, Addressless) else None
+    host_wanted = addressless is not None and addressless.sandbox_netns() == ""
+    if host_wanted != box.netns.is_host:
+        raise ConfigError(
+            f"{box.name!r} {'shares the netns of the host' if box.netns.is_host else 'has a netns of its own'}, "
+            f"so it cannot join network {network.name!r} ({network.driver}); create it anew on that network"
+        )
+    endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=addressless is None)
+    plan = known.join_plan(network, endpoint, box)
+    return endpoint, plan if addressless else plan + inside_plan(endpoint, box.netns)

@@ -1,0 +1,58 @@
+"""Networks made and removed."""
+
+import time
+
+from netlib.core.network_record import network_record, surroundings
+from netlib.core.session import Session
+from netlib.errors import ConfigError, InUse
+from netlib.model import Endpoint, Network, Phase
+from netlib.names import new_id
+from netlib.requests import NetworkRequest
+from netlib.store.records import Transaction
+
+__all__ = ["create_network", "remove_network"]
+
+
+def create_network(session: Session, request: NetworkRequest) -> Network:
+    """Create the network that *request* describes; after an error nothing is changed.
+
+    Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError.
+    """
+    network_id, lifecycle = new_id(), session.lifecycle
+    with (
+        session.operation("network create", request.name),
+        lifecycle.working_on([network_id], f"creating network {request.name}"),
+        session.engine.kernel(network_id) as kernel,
+    ):
+        around = surroundings(kernel, request)
+        return lifecycle.create_network(
+            kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, around)
+        )
+
+
+def remove_network(session: Session, reference: str | Network) -> None:
+    """Remove a network without endpoints; InUse lists who is in it."""
+    session.finish_removal(Network, reference)
+    with session.store.read() as tx:
+        network = session.find_network(tx, reference).value
+    if network.predefined:
+        raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
+    with (
+        session.operation("network rm", network.name),
+        session.lifecycle.working_on([network.id], f"removing network {network.name}"),
+    ):
+        with session.store.write(clearing=True) as tx:
+            row = session.find_network(tx, network.id)
+            users = [_sandbox_name(tx, item.value) for item in tx.endpoints_of_network(network.id)]
+            if users:
+                raise InUse(
+                    f"network {network.name!r} has active endpoints: {', '.join(sorted(users))}; "
+                    "disconnect them by `netlib network disconnect`, or remove them"
+                )
+            tx.set_phase(network.id, Phase.REMOVING)  # from here on nobody joins
+        session.lifecycle.take_down([row])
+
+
+def _sandbox_name(tx: Transaction, endpoint: Endpoint) -> str:
+    row = tx.by_id(endpoint.sandbox)
+    return row.name if row else endpoint.sandbox[:12]

@@ -1,0 +1,205 @@
+"""One store opened by one thread: the ground on which every verb works.
+
+A session finishes what crashes left, brackets operations for the journal, finds records for people's references, and tells the
+watcher what changed. It serves the thread that opened it, until it is closed.
+"""
+
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from netlib.config import Config
+from netlib.core import recovery
+from netlib.core.engine import Engine, Observer
+from netlib.core.host import Host
+from netlib.core.lifecycle import Lifecycle
+from netlib.core.sandbox_plan import host_resolver, sandbox_plan
+from netlib.core.upgrade import bring_up_to_date
+from netlib.errors import ConfigError, NetlibError, NotFound, StoreError, Stuck, TeardownError
+from netlib.kernel.scarcity import exhaustion
+from netlib.model import CniNetwork, Network, Phase, Sandbox
+from netlib.plan import KernelObject, Plan
+from netlib.store.locks import Locks
+from netlib.store.records import JournalEntry, Row, Transaction
+from netlib.store.sqlite import Store
+from netlib.wire.client import DaemonWatcher
+
+__all__ = ["Session", "Unwatched", "Watcher", "chunks"]
+
+_CLOSED = 0  # no thread has this number
+_AT_ONCE = 200  # how many records are removed together: each lock is an open file
+
+
+class Watcher(Protocol):
+    """Who serves what outlives a call (names, held ports); netlibd, unless the caller brings another."""
+
+    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
+        """Read these records (ids) again; *needed* says that somebody must serve them from now on."""
+        ...
+
+
+class Unwatched:
+    """No server at all: links, addresses, ports and firewall work, names are not answered and ports are not held."""
+
+    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
+        """Nobody to tell."""
+
+
+class Session:
+    """A store, its locks and its engine, for the thread that opened it."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        watcher: Watcher | None = None,
+        observer: Observer | None = None,
+        despite_loss: bool = False,
+    ) -> None:
+        """Open the store of *config* and finish what a crash left in it.
+
+        *watcher* None means netlibd, started when it is needed. *observer* is told of every object that is made or removed.
+        Raises NotPermitted without root, WrongHost when the store describes another netns. Raises StoreLost when the store is
+        new or older than what it made; with *despite_loss* it is opened all the same, and nothing is finished or prepared.
+        """
+        self.config = config or Config.from_environment()
+        self._thread = threading.get_ident()
+        self._trail: list[str] = []
+        self._observer = observer
+        self.host = Host(self.config, despite_loss=despite_loss)
+        self._store = self.host.store
+        self.locks: Locks = self.host.locks
+        self.engine = Engine(self._store, self.locks, self.host.tag, self._observe)
+        self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
+        self._own_watcher: DaemonWatcher | None = None
+        if watcher is None:
+            watcher = self._own_watcher = DaemonWatcher(self.config)
+        self.watcher = watcher
+        self.recover()
+        if self.host.lost is None:
+            bring_up_to_date(self.lifecycle)
+            self.host.prepare()
+
+    @property
+    def store(self) -> Store:
+        """The store. ConfigError when this session is closed, or another thread's: each opens its own."""
+        if self._thread != threading.get_ident():
+            raise ConfigError(
+                "this Controller is closed; open another one"
+                if self._thread == _CLOSED
+                else "a Controller serves the thread that opened it, and this is another one; open one in each thread"
+            )
+        return self._store
+
+    def close(self) -> None:
+        """Close the store's connection of this thread, and the one to netlibd; to close it again is a no-op."""
+        if self._thread == _CLOSED:
+            return
+        store = self.store
+        self._thread = _CLOSED
+        if self._own_watcher is not None:
+            self._own_watcher.close()
+        store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def recover(self) -> list[NetlibError]:
+        """Finish or undo what dead processes left; answer with what would not go. One indexed query when there is nothing."""
+        return recovery.finish_in_flight(self.lifecycle) if self.host.lost is None else []
+
+    # --- operations ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def operation(self, verb: str, subject: str) -> Iterator[None]:
+        """Recover first, then write one journal line with what was made and removed, and how it ended."""
+        store = self.store
+        self.recover()
+        self._trail.clear()
+        started, clock = time.time(), time.perf_counter()
+        outcome = "ok"
+        try:
+            yield
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail))
+            # What was done is done, also where no line fits on the disk, or a process that is stopped keeps the store locked.
+            with suppress(StoreError, Stuck), store.write() as tx:
+                tx.log(entry)
+
+    @contextmanager
+    def undoing_on_scarcity(self) -> Iterator[None]:
+        """Undo at once, as the next command would, what the block leaves in flight where the host has run out of something."""
+        try:
+            yield
+        except Exception as error:
+            if exhaustion(error) is not None:
+                self.recover()
+            raise
+
+    def _observe(self, moment: str, item: KernelObject) -> None:
+        if moment in ("ensured", "removed"):
+            self._trail.append(f"{'+' if moment == 'ensured' else '-'} {item.key}")
+        if self._observer is not None:
+            self._observer(moment, item)
+
+    def take_down(self, lists: Iterable[Sequence[str]], purpose: str) -> None:
+        """Take down records (ids) with what is in them, list by list (:func:`chunks`)."""
+        failures: list[NetlibError] = []
+        for ids in lists:
+            with self.lifecycle.working_on(ids, purpose):
+                with self.store.read() as tx:
+                    rows = [row for item in ids if (row := tx.by_id(item)) is not None]
+                    users = [user for row in rows for user in tx.users_of(row.id)]
+                try:
+                    self.lifecycle.take_down([*users, *rows])
+                except TeardownError as error:
+                    failures.extend(error.failures)
+        if failures:
+            raise TeardownError(failures)
+
+    def finish_removal(self, kind: type[Any], reference: str | Network) -> None:
+        """Try once more to remove what would not go before; TeardownError says what still does not."""
+        with self.store.read() as tx:
+            row = tx.find(kind, reference if isinstance(reference, str) else reference.id)
+        if row is not None and row.phase is not Phase.READY:
+            failures = self.recover()
+            if failures:
+                raise TeardownError(failures)
+
+    # --- what people refer to --------------------------------------------------------------------------------------
+
+    def find_network(self, tx: Transaction, reference: str | Network) -> Row[Network]:
+        """The ready network with that name, id or unambiguous beginning of an id; NotFound else."""
+        reference = reference.id if isinstance(reference, Network) else reference
+        row = tx.find(Network, reference)
+        if row is None and tx.find(CniNetwork, reference) is not None:
+            raise NotFound(f"network {reference!r} is one of CNI, which a container joins by its runtime; create one of netlib")
+        if row is None or row.phase is not Phase.READY:
+            raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
+        return row
+
+    def find_sandbox(self, tx: Transaction, reference: str | Sandbox) -> Row[Sandbox]:
+        """The ready sandbox with that name, id or unambiguous beginning of an id; NotFound else."""
+        reference = reference.id if isinstance(reference, Sandbox) else reference
+        row = tx.find(Sandbox, reference)
+        if row is None or row.phase is not Phase.READY:
+            raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
+        return row
+
+    def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
+        return sandbox_plan(sandbox, tx.memberships(sandbox.id), host_resolver())
+
+
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split *ids* into lists as long as :meth:`Session.take_down` takes one at a time."""
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]

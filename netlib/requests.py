@@ -1,0 +1,298 @@
+"""What may be asked: one struct for each verb, whoever asks.
+
+A command line gives texts, netlibd's clients JSON, a Python program texts or typed values. :func:`read` makes the struct of any
+of them, once; everything behind it works with typed values. Each field says how texts become its value, and in which words a
+wrong value is refused.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+from msgspec import Struct, ValidationError, structs
+
+from netlib.codec import convert
+from netlib.errors import ConfigError
+from netlib.model import IPAddress, IPNetwork, Link, ResolverConfig
+from netlib.names import parse_address, parse_labels, parse_link, parse_options, parse_subnet
+from netlib.ports import PortRequest, parse_publish
+from netlib.structs import Asked
+
+__all__ = [
+    "BackupRequest",
+    "CniPruneRequest",
+    "ConnectRequest",
+    "DisconnectRequest",
+    "FilterRequest",
+    "Flag",
+    "Join",
+    "Labels",
+    "Links",
+    "LogRequest",
+    "NameRequest",
+    "NamesRequest",
+    "NetworkRequest",
+    "NoRequest",
+    "Number",
+    "Ports",
+    "Request",
+    "Resolver",
+    "SandboxRequest",
+    "Text",
+    "Texts",
+    "address_or_none",
+    "each",
+    "read",
+]
+
+_R = TypeVar("_R", bound=Struct)
+
+
+def each(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Read every item of a list by *parse*. A text is a list of letters too, and no list here: it stays, to be refused."""
+
+    def read_all(value: Any) -> Any:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            return value
+        return tuple(parse(item) for item in value)
+
+    return read_all
+
+
+def _pairs(parse: Callable[[Iterable[str]], dict[str, str]]) -> Callable[[Any], Any]:
+    """Read a list of ``KEY=VALUE`` texts by *parse*; a dict is read already."""
+
+    def read_pairs(value: Any) -> Any:
+        is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        return parse(value) if is_list else value
+
+    return read_pairs
+
+
+def _auxiliary(value: Any) -> Any:
+    """Read a list of ``NAME=IP`` texts, or the addresses of a dict."""
+    if isinstance(value, list | tuple):
+        found: dict[str, str] = {}
+        for text in value:
+            name, _, address = text.partition("=")
+            if not name or not address:
+                raise ConfigError(f"--aux-address {text!r} is malformed; write it like printer=172.28.0.5")
+            if name in found:
+                raise ConfigError(f"--aux-address {text!r}: the name {name!r} is given twice; choose another")
+            found[name] = address
+        value = found
+    if not isinstance(value, Mapping):
+        return value
+    return {name: parse_address(address, f"aux-address {name}") for name, address in value.items()}
+
+
+def _ports(value: Any) -> Any:
+    """Read texts as ``-p`` takes them, each for one port or more; what is a request already stays."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        return value
+    return tuple(port for item in value for port in (parse_publish(item) if isinstance(item, str) else (item,)))
+
+
+def _link(value: Any) -> Any:
+    return parse_link(value) if isinstance(value, str) else value
+
+
+def _path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _resolver(value: Any) -> Any:
+    """Read a dict; look at what a Python program put into a struct, which checks nothing by itself."""
+    given = structs.asdict(value) if isinstance(value, ResolverConfig) else value
+    if not isinstance(given, Mapping):
+        return given
+    texts = {"servers": _name_server, "extra_hosts": _extra_host}
+    return read(ResolverConfig, {name: each(texts[name])(item) if name in texts else item for name, item in given.items()})
+
+
+def _name_server(value: Any) -> Any:
+    return parse_address(value, "--dns") if isinstance(value, str) else value
+
+
+def _extra_host(value: Any) -> Any:
+    """Read ``--add-host NAME:ADDRESS``, or with an equals sign."""
+    if not isinstance(value, str):
+        return value
+    name, _, address = value.partition("=" if "=" in value else ":")
+    if not name or not address:
+        raise ConfigError(f"--add-host {value!r} is malformed; write it like NAME:ADDRESS")
+    return name, parse_address(address.removeprefix("[").removesuffix("]"), f"--add-host {value!r}: address")
+
+
+def address_or_none(flag: str) -> Callable[[Any], Any]:
+    """Read an address, which an error calls *flag*; None for an empty text."""
+    return lambda value: parse_address(value, flag) if value else None
+
+
+Text = Annotated[str, Asked("a text")]
+Flag = Annotated[bool, Asked("True or False")]
+Number = Annotated[int, Asked("a whole number")]
+Texts = Annotated[tuple[str, ...], Asked("a list or tuple of texts")]
+Options = Annotated[dict[str, str], Asked("a dict with texts as keys and values", _pairs(parse_options))]
+Labels = Annotated[dict[str, str], Asked("a dict with texts as keys and values", _pairs(parse_labels))]
+Links = Annotated[tuple[Link, ...], Asked("a list or tuple of links, written like NAME or NAME:ALIAS", each(_link))]
+Resolver = Annotated[ResolverConfig, Asked("a netlib.model.ResolverConfig", _resolver)]
+Ports = Annotated[tuple[PortRequest, ...], Asked('a list or tuple of ports, written like "8080:80"', _ports)]
+
+
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a verb is asked for."""
+
+
+class NoRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of a verb that takes nothing."""
+
+
+class NameRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One record, by its name, its id or the beginning of its id."""
+
+    name: Text
+
+
+class NamesRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several records."""
+
+    names: Texts
+
+
+class FilterRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Records that pass filters, ``KEY=VALUE`` each."""
+
+    filters: Texts = ()
+
+
+class NetworkRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network to create. Gateways, ranges and auxiliary addresses belong to the subnet that contains them."""
+
+    name: Text
+    driver: Text = "bridge"
+    subnets: Annotated[tuple[IPNetwork, ...], Asked("a list or tuple of subnets", each(parse_subnet))] = ()
+    gateways: Annotated[
+        tuple[IPAddress, ...], Asked("a list or tuple of IP addresses", each(partial(parse_address, what="gateway")))
+    ] = ()
+    ip_ranges: Annotated[
+        tuple[IPNetwork, ...], Asked("a list or tuple of subnets", each(partial(parse_subnet, what="ip-range")))
+    ] = ()
+    auxiliary: Annotated[dict[str, IPAddress], Asked("a dict with texts as keys", _auxiliary)] = {}
+    internal: Flag = False
+    ipv4: Flag = True
+    ipv6: Flag = False
+    options: Options = {}
+    labels: Labels = {}
+    ipam_driver: Text = "default"
+    ipam_options: Options = {}
+    scope: Text = "local"
+
+
+class SandboxRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sandbox to create: with a netns of its own (*netns* None), the host's (``""``), or that at a path."""
+
+    name: Text
+    netns: Annotated[str | None, Asked("a text, or None", _path)] = None
+    hostname: Text = ""
+    domainname: Text = ""
+    resolver: Resolver = ResolverConfig()
+    sandbox_id: Text = ""
+    sysctls: Annotated[dict[str, str], Asked("a dict with texts as keys and values")] = {}
+    cni_container: Text = ""
+
+
+class Join(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a container joins a network; the record of a container keeps one for each of its networks."""
+
+    network: Text = ""
+    ifname: Text = ""
+    ip: Annotated[IPAddress | None, Asked("an IP address", address_or_none("--ip"))] = None
+    ip6: Annotated[IPAddress | None, Asked("an IP address", address_or_none("--ip6"))] = None
+    mac: Text = ""
+    aliases: Texts = ()
+    links: Links = ()
+    gw_priority: Number = 0
+    options: Options = {}
+
+    def connecting(self, container: str, ports: Sequence[PortRequest] = ()) -> "ConnectRequest":
+        """The request that joins *container*, and publishes *ports*."""
+        return ConnectRequest(container=container, ports=tuple(ports), **structs.asdict(self))
+
+
+class ConnectRequest(Join, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container, or a sandbox, to join to a network, with ports to publish."""
+
+    container: Text = ""
+    ports: Ports = ()
+
+    @property
+    def join(self) -> Join:
+        """What of it is kept for the container's next start."""
+        return Join(**{name: getattr(self, name) for name in Join.__struct_fields__})
+
+
+class LogRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many operations to show."""
+
+    limit: Number = 50
+
+
+class BackupRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file to copy the store into, which may be there only to be replaced."""
+
+    file: Text
+    replace: Flag = False
+
+
+class CniPruneRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether attachments of containers that are gone go first."""
+
+    stale: Flag = False
+
+
+class DisconnectRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container to take out of a network."""
+
+    network: Text
+    container: Text
+
+
+def read(kind: type[_R], values: Mapping[str, Any]) -> _R:
+    """Make the request *kind* of *values*. ConfigError names the first of them that is wrong, missing or not known."""
+    fields = _fields(kind)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(f"there is no argument {name!r}; there are: {', '.join(fields)}")
+        reader = fields[name].asked.read
+        given[name] = value if reader is None else reader(value)
+    try:
+        return convert(given, kind)
+    except ValidationError as error:
+        for name, value in given.items():
+            try:
+                convert(value, fields[name].type)
+            except ValidationError:
+                raise ConfigError(f"{name}={values[name]!r} must be {fields[name].asked.words}") from error
+        missing = next(field.name for field in structs.fields(kind) if field.required and field.name not in given)
+        raise ConfigError(f"no {missing} given") from error
+
+
+class _Field(NamedTuple):
+    type: Any
+    asked: Asked
+
+
+@cache
+def _fields(kind: type[Struct]) -> dict[str, _Field]:
+    """The fields of *kind* with their types as msgspec takes them."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for name in kind.__struct_fields__:
+        plain, *extras = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+        asked = next((extra for extra in extras if isinstance(extra, Asked)), None)
+        assert asked is not None, f"{kind.__name__}.{name} does not say what it takes"
+        found[name] = _Field(plain, asked)
+    return found
