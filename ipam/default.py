@@ -152,7 +152,10 @@ class DefaultIpam:
             if not _lease(tx, pool, address, owner):
                 holder = _holder_of(tx, pool, address)
                 raise AddressTaken(
-                    f'address {preferred} of network "{_name(tx, network)}" is taken by {holder}; choose another one'
+                    f'address {preferred} of network "{_name(tx, network)}" is taken by {holder}; choose another one',
+                    holder=holder,
+                    address=str(preferred),
+                    network=_name(tx, network),
                 )
         return _interface(pool, address)
 
@@ -317,7 +320,9 @@ def _next_address(tx: "Transaction", pool: _Pool) -> int:
         first, last = (address_at(pool.family, end) for end in pool.dynamic)
         raise PoolExhausted(
             f'network "{_name(tx, pool.network)}" has no address left: all {pool.dynamic.size} from {first} to {last} '
-            f"in subnet {pool.subnet} are in use; disconnect containers or create a network with a larger subnet or ip-range"
+            f"in subnet {pool.subnet} are in use; disconnect containers or create a network with a larger subnet or ip-range",
+            network=_name(tx, pool.network),
+            subnet=str(pool.subnet),
         )
     return address
 

@@ -63,9 +63,17 @@ __all__ = [
 
 
 class NetlibError(Exception):
-    """Root of the tree: one clear sentence that names the thing, what was found and what to do."""
+    """Root of the tree: one clear sentence that names the thing, what was found and what to do.
+
+    ``facts`` names the attributes that a program may read instead of the sentence; they are kept over the wire. One that is
+    not known is empty (0 for a number).
+    """
 
     exit_code = 1
+    facts: tuple[str, ...] = ()
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
 
 
 class ConfigError(NetlibError):
@@ -73,39 +81,95 @@ class ConfigError(NetlibError):
 
 
 class UnknownOption(ConfigError):
-    """An option that the named driver does not have."""
+    """An option that the named driver does not have; ``option`` is its key, ``known`` are those that it has."""
+
+    facts = ("option", "known")
+
+    def __init__(self, message: str, *, option: str = "", known: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.option = option
+        self.known = tuple(known)
 
 
 class NotFound(NetlibError):
-    """The thing named in the request does not exist."""
+    """The thing named in the request does not exist: a ``kind`` of thing ("network"), named by ``reference``."""
+
+    facts = ("kind", "reference")
+
+    def __init__(self, message: str, *, kind: str = "", reference: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reference = reference
 
 
 class Conflict(NetlibError):
-    """Something that exists stands against the request."""
+    """Something that exists stands against the request: ``holder``, as people call it."""
+
+    facts: tuple[str, ...] = ("holder",)
+
+    def __init__(self, message: str, *, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 class AlreadyExists(Conflict):
-    """The name (or the attachment) is there already."""
+    """The name (or the attachment) is there already; ``name`` is it."""
+
+    facts = ("holder", "name")
+
+    def __init__(self, message: str, *, holder: str = "", name: str = "") -> None:
+        super().__init__(message, holder=holder)
+        self.name = name
 
 
 class InUse(Conflict):
-    """The thing still has users; the message lists them."""
+    """The thing still has users; ``users`` are their names."""
+
+    facts = ("holder", "users")
+
+    def __init__(self, message: str, *, holder: str = "", users: Sequence[str] = ()) -> None:
+        super().__init__(message, holder=holder)
+        self.users = tuple(users)
 
 
 class AddressTaken(Conflict):
-    """The address is leased; the message says to whom."""
+    """The ``address`` of ``network`` is leased to ``holder``."""
+
+    facts = ("holder", "address", "network")
+
+    def __init__(self, message: str, *, holder: str = "", address: str = "", network: str = "") -> None:
+        super().__init__(message, holder=holder)
+        self.address = address
+        self.network = network
 
 
 class PortTaken(Conflict):
-    """The host port is held; the message says by whom."""
+    """The host ``port`` of ``protocol`` is held by ``holder``, on ``host_ip`` or, where that is empty, on every address."""
+
+    facts = ("holder", "port", "protocol", "host_ip")
+
+    def __init__(self, message: str, *, holder: str = "", port: int = 0, protocol: str = "", host_ip: str = "") -> None:
+        super().__init__(message, holder=holder)
+        self.port = port
+        self.protocol = protocol
+        self.host_ip = host_ip
 
 
 class PoolExhausted(NetlibError):
-    """No address is left in the pool, or no subnet in the pools."""
+    """No address is left in ``subnet`` of ``network``; both are empty where no subnet is left for a network."""
+
+    facts = ("network", "subnet")
+
+    def __init__(self, message: str, *, network: str = "", subnet: str = "") -> None:
+        super().__init__(message)
+        self.network = network
+        self.subnet = subnet
 
 
 class KernelError(NetlibError):
     """The kernel refused an action; ``errno`` is its reason, 0 where it gave none."""
+
+    facts = ("errno",)
 
     def __init__(self, message: str, errno: int = 0) -> None:
         super().__init__(message)
@@ -130,6 +194,8 @@ class NotPermitted(NetlibError):
 
 class CommandNotRun(NetlibError):
     """The command of a container cannot be started: not found (127), or not executable (126)."""
+
+    facts = ("exit_code",)
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -165,16 +231,22 @@ class DiskFull(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """The records cannot be read any more."""
+    """The records cannot be read any more; ``what`` says which."""
+
+    facts = ("what",)
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; `netlib system reset --lost` sets the store aside and clears away what it made")
+        self.what = what
 
 
 class StoreLost(StoreError):
     """The records are not those of what is there: the store is new, an older copy, or has lost the end of its log."""
 
+    facts = ("what",)
+
     def __init__(self, what: str) -> None:
+        self.what = what
         super().__init__(
             f"{what}; nothing was touched. `netlib system restore FILE` puts a backup in its place, without FILE it accepts "
             "the store as it is; `netlib system reset --lost` removes all that was made"

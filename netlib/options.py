@@ -27,7 +27,7 @@ def _decoded(kind: type[msgspec.Struct], items: tuple[tuple[str, str], ...], sub
     for key in options:
         if key not in fields:
             known = ", ".join(sorted(fields)) or "none at all"
-            raise UnknownOption(f"{subject}: unknown option {key!r}; there are: {known}")
+            raise UnknownOption(f"{subject}: unknown option {key!r}; there are: {known}", option=key, known=sorted(fields))
     try:
         return structs.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -41,5 +41,5 @@ def _resolve(what: str, name: str, builtin: dict[str, str], group: str) -> Any:
     found = {point.name: point for point in entry_points(group=group)}
     if name not in found:
         known = ", ".join(sorted({*builtin, *found}))
-        raise NotFound(f"{what} {name!r} not found; there are: {known}")
+        raise NotFound(f"{what} {name!r} not found; there are: {known}", kind=what, reference=name)
     return found[name].load()

@@ -11,6 +11,7 @@ from netlib.core.lifecycle import Lifecycle
 from netlib.core.repair import with_repair
 from netlib.errors import AddressTaken, Conflict, PoolExhausted, PortTaken, TeardownError
 from netlib.kernel.handle import Kernel
+from netlib.kernel.sockets import port_facts
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.records import Transaction
@@ -91,7 +92,8 @@ class Adding:
             fresh = self._write_shared(draft)
             if self._make(fresh):
                 return fresh
-        raise AddressTaken(f"addresses of network {self.key.network!r} keep being taken by others; try again")
+        network = self.key.network
+        raise AddressTaken(f"addresses of network {network!r} keep being taken by others; try again", network=network)
 
     def _make(self, fresh: Plan) -> bool:
         """Whether it is made; if not, an address was taken by somebody who keeps no records here, and nothing is left of it."""
@@ -191,4 +193,6 @@ def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
     for port in ports:
         if (holder := tx.port_holder(port)) is not None:
             place = f"host port {port.host_port}/{port.protocol}" + (f" on {port.host_ip}" if port.host_ip else "")
-            raise PortTaken(f"{place} is published by {port_publisher(tx, holder)}; choose another, or take that one down")
+            name = port_publisher(tx, holder)
+            text = f"{place} is published by {name}; choose another, or take that one down"
+            raise PortTaken(text, holder=name.strip("'"), **port_facts(port))

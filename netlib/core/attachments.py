@@ -235,10 +235,12 @@ class Attachments:
         network = self.network(reference)
         with self.controller.operation("network rm", f"{PREFIX}{network.name}"):
             if not self._prune(network.id):
-                users = ", ".join(sorted({item.container[:12] for item in self.attachments(network.name)}))
+                users = sorted({item.container[:12] for item in self.attachments(network.name)})
                 raise InUse(
-                    f"CNI network {network.name!r} has containers attached: {users or 'one by now'}; "
-                    "their runtime detaches them, or `netlib cni prune --stale` those that are gone"
+                    f"CNI network {network.name!r} has containers attached: {', '.join(users) or 'one by now'}; "
+                    "their runtime detaches them, or `netlib cni prune --stale` those that are gone",
+                    holder=network.name,
+                    users=users,
                 )
         return network
 
@@ -272,7 +274,9 @@ class Attachments:
         with self.store.read() as tx:
             row = tx.find(CniNetwork, reference.removeprefix(PREFIX))
         if row is None or row.phase is not Phase.READY:
-            raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
+            raise NotFound(
+                f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference
+            )
         return row.value
 
     def networks(self) -> list[CniNetwork]:

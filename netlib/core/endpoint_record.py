@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from netlib.driverapi import NamesLinks, PublishesPorts, SharesMac
 from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
-from netlib.kernel.sockets import port_candidates, probe_port
+from netlib.kernel.sockets import port_candidates, port_facts, probe_port
 from netlib.model import (
     AddressPool,
     CniAttachment,
@@ -88,7 +88,7 @@ def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: Connec
     if wanted:
         check_ifname(wanted)
         if wanted in used or wanted == "lo":
-            raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname")
+            raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname", name=wanted)
         return wanted
     known = driver(network.driver)
     prefix = known.ifname_prefix(network) if isinstance(known, NamesLinks) else "eth"
@@ -110,7 +110,9 @@ def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> 
         if row.value.mac == mac:
             owner = tx.by_id(row.value.sandbox)
             name = owner.name if owner else row.value.sandbox[:12]
-            raise AlreadyExists(f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another")
+            raise AlreadyExists(
+                f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another", name=mac, holder=name
+            )
     return mac
 
 
@@ -193,7 +195,9 @@ def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping
     assert refusal is not None
     if len(numbers) > 1:
         raise PortTaken(
-            f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}"
+            f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}",
+            holder=refusal.holder,
+            **port_facts(request.mapping(numbers[-1])),
         )
     raise refusal
 
@@ -210,9 +214,13 @@ def port_publisher(tx: Transaction, holder: str) -> str:
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
     place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
     if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
-        raise PortTaken(f"{place} is asked for twice in this request; publish it once")
+        raise PortTaken(f"{place} is asked for twice in this request; publish it once", **port_facts(mapping))
     holder = tx.port_holder(mapping)
     if holder is not None:
         name = port_publisher(tx, holder)
-        raise PortTaken(f"{place} is already published by {name}; choose another host port, or disconnect that one")
+        raise PortTaken(
+            f"{place} is already published by {name}; choose another host port, or disconnect that one",
+            holder=name.strip("'"),
+            **port_facts(mapping),
+        )
     probe_port(mapping)

@@ -65,7 +65,8 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
             with session.store.read() as tx:
                 rows = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == home.id]
             if not rows:
-                raise NotFound(f"sandbox {box.name!r} is not connected to network {home.name!r}")
+                text = f"sandbox {box.name!r} is not connected to network {home.name!r}"
+                raise NotFound(f"{text}; `netlib network inspect` lists who is", kind="endpoint", reference=box.name)
             lifecycle.take_down(rows, keep_ports=keep_ports)
 
     with session.operation("network disconnect", f"{box.name} {home.name}"):
@@ -76,9 +77,11 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
 def _draft(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> tuple[Endpoint, Plan]:
     same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id]
     if any(row.phase is Phase.REMOVING for row in same):
-        raise InUse(f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`")
+        text = f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`"
+        raise InUse(text, users=[box.name])
     if same:
-        raise AlreadyExists(f"{box.name!r} is already connected to network {network.name!r}")
+        text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"
+        raise AlreadyExists(text, name=box.name)
     known = driver(network.driver)
     addressless = known if isinstance(known, Addressless) else None
     host_wanted = addressless is not None and addressless.sandbox_netns() == ""

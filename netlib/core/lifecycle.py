@@ -15,7 +15,8 @@ from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Key, Plan, plan_change
-from netlib.registry import driver, ipam_driver
+from netlib.registry import driver
+from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 
@@ -260,8 +261,7 @@ class Lifecycle:
     def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []
         stuck: set[str] = set()
-        for kind in (CniAttachment, Endpoint, Sandbox, CniNetwork, Network):  # users before what they use
-            group = [row for row in rows if isinstance(row.value, kind)]
+        for group in in_order_of_removal(rows):
             try:
                 self.engine.remove(kernel, [row.id for row in group], [item for row in group for item in objects[row.id]])
             except TeardownError:
@@ -310,12 +310,7 @@ class Lifecycle:
         """Delete a record and give back what it leased."""
         if row is None:
             return
-        if isinstance(row.value, Endpoint):
-            network = tx.by_id(row.value.network)
-            if network is not None:
-                ipam_driver(network.value.ipam_driver).release_address(tx, network.id, row.id)
-        elif isinstance(row.value, Network):
-            ipam_driver(row.value.ipam_driver).release_pool(tx, row.id)
+        kind_called(row.kind).give_back(tx, row.value)
         tx.delete(row.id)
 
 

@@ -127,7 +127,9 @@ def network_record(
     taken = tx.find(Network, request.name)
     if taken is not None and taken.name == request.name:
         raise AlreadyExists(
-            f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`"
+            f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`",
+            name=request.name,
+            holder=request.name,
         )
     check_labels(request.labels)
     decoded_options(known.network_options, request.options, f"network {request.name!r}")

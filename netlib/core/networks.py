@@ -47,7 +47,9 @@ def remove_network(session: Session, reference: str | Network) -> None:
             if users:
                 raise InUse(
                     f"network {network.name!r} has active endpoints: {', '.join(sorted(users))}; "
-                    "disconnect them by `netlib network disconnect`, or remove them"
+                    "disconnect them by `netlib network disconnect`, or remove them",
+                    holder=network.name,
+                    users=sorted(users),
                 )
             tx.set_phase(network.id, Phase.REMOVING)  # from here on nobody joins
         session.lifecycle.take_down([row])

@@ -15,14 +15,14 @@ from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.kernel.tuning import TunedSysctl
-from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
+from netlib.model import CniAttachment, Endpoint, Phase, Sandbox
 from netlib.plan import KernelObject, Plan
+from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 
 _PURPOSE = "recovering what a crash left"
-_ORDER = ["sandbox", "endpoint", "cni_attachment", "network", "cni_network"]  # a sandbox takes its endpoints along
 
 
 def check_host(store: Store) -> bool:
@@ -51,8 +51,8 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
-    for record, kind, sandbox in sorted(rows, key=lambda row: _ORDER.index(row[1])):
-        lock = record_lock(sandbox if kind == "endpoint" else record)
+    for record, kind, sandbox in sorted(rows, key=lambda row: kind_called(row[1]).order):
+        lock = record_lock(sandbox if kind_called(kind).locked_by_sandbox else record)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
             if not held:
                 continue
@@ -65,7 +65,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
 
 def _keeps_its_users(lifecycle: Lifecycle, row: Row[Any]) -> bool:
     """Call a network ready again that was to go with its endpoints (a reset that died) and still has some."""
-    if not isinstance(row.value, Network | CniNetwork):
+    if not kind_called(row.kind).outlives_boot:
         return False
     with lifecycle.store.write() as tx:
         is_used = any(user.phase is Phase.READY for user in tx.users_of(row.id))
@@ -103,8 +103,8 @@ def forget_former_boot(store: Store, config: Config) -> None:
     kernel here: a sysctl that reads as we once set it may be the administrator's now.
     """
     with Kernel() as kernel, store.write(clearing=True) as tx:
-        for row in sorted(tx.of_other_boots(), key=lambda row: not isinstance(row.value, Endpoint)):
-            if isinstance(row.value, Network | CniNetwork) and row.phase is Phase.READY:
+        for row in (row for group in in_order_of_removal(tx.of_other_boots()) for row in group):
+            if kind_called(row.kind).outlives_boot and row.phase is Phase.READY:
                 tx.write_objects(row.id, ())
             else:
                 forget(tx, kernel, row)

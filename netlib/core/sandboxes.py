@@ -83,12 +83,18 @@ def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
     taken = tx.find(Sandbox, sandbox.name)
     if taken is not None and taken.name == sandbox.name:
         raise AlreadyExists(
-            f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one"
+            f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one",
+            name=sandbox.name,
+            holder=taken.name,
         )
     if sandbox.owned and Path(sandbox.netns.path).exists():
         raise AlreadyExists(
-            f"a network namespace {sandbox.name!r} that is not ours exists; choose another name, or `ip netns del` it"
+            f"a network namespace {sandbox.name!r} that is not ours exists; choose another name, or `ip netns del` it",
+            name=sandbox.name,
         )
     other = None if sandbox.owned or sandbox.netns.is_host else tx.sandbox_in(sandbox.netns.identity)
     if other is not None:
-        raise AlreadyExists(f"the network namespace at {sandbox.netns.path} is that of container {other.name!r}; use that one")
+        raise AlreadyExists(
+            f"the network namespace at {sandbox.netns.path} is that of container {other.name!r}; use that one",
+            holder=other.name,
+        )

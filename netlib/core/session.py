@@ -27,7 +27,7 @@ from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 
-__all__ = ["Session", "Unwatched", "Watcher", "chunks"]
+__all__ = ["Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network"]
 
 _CLOSED = 0  # no thread has this number
 _AT_ONCE = 200  # how many records are removed together: each lock is an open file
@@ -182,9 +182,13 @@ class Session:
         reference = reference.id if isinstance(reference, Network) else reference
         row = tx.find(Network, reference)
         if row is None and tx.find(CniNetwork, reference) is not None:
-            raise NotFound(f"network {reference!r} is one of CNI, which a container joins by its runtime; create one of netlib")
+            raise NotFound(
+                f"network {reference!r} is one of CNI, which a container joins by its runtime; create one of netlib",
+                kind="network",
+                reference=reference,
+            )
         if row is None or row.phase is not Phase.READY:
-            raise NotFound(f"network {reference!r} not found; `netlib network ls` lists them")
+            raise no_network(reference)
         return row
 
     def find_sandbox(self, tx: Transaction, reference: str | Sandbox) -> Row[Sandbox]:
@@ -192,7 +196,7 @@ class Session:
         reference = reference.id if isinstance(reference, Sandbox) else reference
         row = tx.find(Sandbox, reference)
         if row is None or row.phase is not Phase.READY:
-            raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
+            raise no_container(reference)
         return row
 
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
@@ -203,3 +207,15 @@ def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """Split *ids* into lists as long as :meth:`Session.take_down` takes one at a time."""
     for start in range(0, len(ids), _AT_ONCE):
         yield ids[start : start + _AT_ONCE]
+
+
+def no_network(reference: str) -> NotFound:
+    """The error for a network that there is not."""
+    return NotFound(
+        f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=str(reference)
+    )
+
+
+def no_container(reference: str) -> NotFound:
+    """The error for a container, or a sandbox, that there is not."""
+    return NotFound(f"container {reference!r} not found; `netlib ps -a` lists them", kind="container", reference=reference)

@@ -3,37 +3,31 @@
 One thread waits for all connections (:meth:`ControlServer.run`) and greets each at once, so a client that hears nothing knows
 that netlibd is stopped; that thread never does a verb. A whole request goes to a bounded pool of workers, and its connection is
 not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
-with the request. The frames are described in :mod:`netlib.wire.protocol`.
+with the request. How requests are written is :mod:`netlib.daemon.dialects`'.
 """
 
 import array
-import json
 import logging
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-from msgspec import Struct
-
-from cni_plugins.launcher import wire as launchers
+from netlib.daemon import dialects
+from netlib.daemon.dialects import Malformed, Request, read_request
 from netlib.daemon.workers import Workers
 from netlib.errors import ConfigError, DaemonError, NetlibError
 from netlib.kernel.descriptors import lifted
 from netlib.kernel.scarcity import exhaustion
+from netlib.wire.frames import Frames, FrameTooLong
 from netlib.wire.protocol import (
-    ABOUT_ITSELF,
-    LENGTH,
     MAX_FDS,
     MAX_REQUEST,
-    NAMESPACES,
-    PROTOCOL,
-    error_from_json,
     error_to_json,
     frame,
     greeting,
@@ -58,31 +52,7 @@ class Refused(Exception):
     """The request is for another daemon or for none ("not mine"); nothing of it was done."""
 
 
-class Request(Struct, frozen=True):
-    """One well-formed request; ``fds`` are open while it is worked on; ``tell`` sends progress, where that is wanted."""
-
-    verb: str
-    args: dict[str, Any]
-    version: str
-    protocol: int
-    store: list[int] | None
-    fds: tuple[int, ...]
-    from_here: bool  # the caller is in our net, mnt and user namespaces
-    tell: Callable[[Any], None] | None
-    is_awaited: Callable[[], bool]  # whether the caller is still there
-    from_launcher: bool = False  # a CNI call: written in fields, and so is its answer
-
-    @property
-    def about_itself(self) -> bool:
-        """Whether it asks the daemon about the daemon."""
-        return self.verb.startswith(ABOUT_ITSELF)
-
-
 Handler = Callable[[Request], Any]
-
-
-class _Malformed(Exception):
-    """These bytes are no request; the connection is of no use any more."""
 
 
 class _Peer:
@@ -91,7 +61,7 @@ class _Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.buffer = bytearray()
+        self.frames = Frames(MAX_REQUEST)
         self.fds: list[int] = []
         self.begun = 0.0  # when the first byte of an unfinished request came (monotonic), 0 without one
         self.busy = False
@@ -103,7 +73,7 @@ class _Peer:
         return not (self.busy or self.begun or self.leaving)
 
     def read(self) -> bool:
-        """Take in what has arrived; False when the peer has closed. Raises _Malformed, OSError."""
+        """Take in what has arrived; False when the peer has closed. Raises Malformed, OSError."""
         data, ancillary, flags, _ = self.sock.recvmsg(_READ_SIZE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, body in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -111,27 +81,27 @@ class _Peer:
                 numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
                 self.fds.extend(numbers)
         if flags & socket.MSG_CTRUNC or len(self.fds) > MAX_FDS:
-            raise _Malformed(f"more than {MAX_FDS} descriptors")
-        if data and not self.buffer:
+            raise Malformed(f"more than {MAX_FDS} descriptors")
+        if data and not self.frames:
             self.begun = time.monotonic()
-        self.buffer += data
-        if len(self.buffer) >= LENGTH.size and LENGTH.unpack_from(self.buffer)[0] > MAX_REQUEST:
-            raise _Malformed(f"a request of more than {MAX_REQUEST} bytes")
+        try:
+            self.frames.feed(data)
+        except FrameTooLong as error:
+            raise Malformed(f"a request of more than {MAX_REQUEST} bytes") from error
         return bool(data)
 
     def take(self) -> "Request | None":
-        """The request, or None when it is not all there yet. Raises _Malformed."""
-        if len(self.buffer) < LENGTH.size:
+        """The request, or None when it is not all there yet. Raises Malformed."""
+        try:
+            body = self.frames.take()
+        except FrameTooLong as error:
+            raise Malformed("more than one at a time") from error
+        if body is None:
             return None
-        end = LENGTH.size + LENGTH.unpack_from(self.buffer)[0]
-        if len(self.buffer) < end:
-            return None
-        if len(self.buffer) > end:
-            raise _Malformed("more than one at a time")
-        body = bytes(self.buffer[LENGTH.size :])
-        self.buffer.clear()
+        if self.frames:
+            raise Malformed("more than one at a time")
         self.begun = 0.0
-        return _parsed(body, tuple(self.fds), self)
+        return read_request(body, tuple(self.fds), self.tell, self.is_there)
 
     def is_there(self) -> bool:
         """Whether the other end is still open; from any thread."""
@@ -146,6 +116,11 @@ class _Peer:
             self.sock.sendall(answer)
         finally:
             self.sock.setblocking(False)
+
+    def tell(self, update: Any) -> None:
+        """Send progress; where nobody watches any more, the work goes on."""
+        with suppress(OSError):
+            self.send(frame({"progress": update}))
 
     def close_fds(self) -> None:
         for fd in self.fds:
@@ -259,7 +234,7 @@ class ControlServer:
         except BlockingIOError:
             self._rearm(peer)
             return
-        except _Malformed as error:
+        except Malformed as error:
             logger.warning("closed a connection that sent no request: %s", error)
             with suppress(OSError):
                 peer.sock.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
@@ -311,96 +286,15 @@ class ControlServer:
             self._rearm(peer)
 
     def _outcome(self, request: Request) -> bytes:
-        write = _launcher_frame if request.from_launcher else frame
         try:
-            return write({"result": self._handle(request)})
-        except Refused as refusal:
-            return write({"not_mine": str(refusal), "version": self._version})
+            return dialects.result(request, self._handle(request))
+        except Refused as refused:
+            return dialects.not_mine(request, str(refused), self._version)
         except NetlibError as error:
-            return write({"error": error_to_json(error)})
+            return dialects.refusal(request, error)
         except Exception as error:  # a bug in one verb must not end what serves everybody's names
             if (scarce := exhaustion(error)) is not None:
-                return write({"error": error_to_json(scarce)})
+                return dialects.refusal(request, scarce)
             logger.exception("%s failed", request.verb)
-            bug = DaemonError(f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}")
-            return write({"error": error_to_json(bug)})
-
-
-def _tell(peer: _Peer, update: Any) -> None:
-    with suppress(OSError):  # nobody watches any more; the work goes on
-        peer.send(frame({"progress": update}))
-
-
-def _launcher_frame(message: dict[str, Any]) -> bytes:
-    """An answer as :func:`frame` takes it, in fields. The result is an Outcome, and so is what an error becomes."""
-    if "not_mine" in message:
-        body = launchers.pack(launchers.NOT_MINE, message["not_mine"].encode(), message["version"].encode())
-    else:
-        from cni_plugins.run import failed
-
-        outcome = failed(error_from_json(message["error"])) if "error" in message else message["result"]
-        body = launchers.pack(launchers.DONE, bytes([outcome.code]), outcome.stdout, outcome.stderr)
-    return LENGTH.pack(len(body)) + body
-
-
-def _parsed(body: bytes, fds: Sequence[int], peer: _Peer) -> Request:
-    if body.startswith(launchers.MAGIC):
-        return _parsed_launchers(body, fds, peer)
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _Malformed(f"no JSON: {error}") from error
-    if not isinstance(message, dict):
-        raise _Malformed("no JSON object")
-    verb, args, version, protocol = (message.get(key) for key in ("verb", "args", "version", "protocol"))
-    if not (isinstance(verb, str) and isinstance(args, dict) and isinstance(version, str) and isinstance(protocol, int)):
-        raise _Malformed("verb, args, version or protocol is missing or of the wrong type")
-    store = message.get("store")
-    if store is not None and not (isinstance(store, list) and len(store) == 2):
-        raise _Malformed("store is no pair")
-    return Request(
-        verb=verb,
-        args=args,
-        version=version,
-        protocol=protocol,
-        store=store,
-        fds=tuple(fds[len(NAMESPACES) :]),
-        from_here=_are_ours(fds[: len(NAMESPACES)]),
-        tell=(lambda update: _tell(peer, update)) if message.get("progress") else None,
-        is_awaited=peer.is_there,
-    )
-
-
-def _parsed_launchers(body: bytes, fds: Sequence[int], peer: _Peer) -> Request:
-    lent = fds[len(NAMESPACES) :]
-    try:
-        release, store, names, kind, *environment = launchers.unpack(body)
-        return Request(
-            verb="cni",
-            args={
-                "kind": kind.decode(errors="surrogateescape"),
-                "environ": launchers.environment(environment),
-                "lent": dict(zip(names.split(), lent, strict=True)),
-            },
-            version=release.decode(),
-            protocol=PROTOCOL,
-            store=[int(number) for number in store.split(b":")] if store else None,
-            fds=tuple(lent),
-            from_here=_are_ours(fds[: len(NAMESPACES)]),
-            tell=None,
-            is_awaited=peer.is_there,
-            from_launcher=True,
-        )
-    except ValueError as error:
-        raise _Malformed(f"from a launcher: {error}") from error
-
-
-@cache
-def _own_namespaces() -> tuple[tuple[int, int], ...]:
-    """Device and inode of each; no other namespace can have them while we are in ours."""
-    found = [os.stat(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
-    return tuple((item.st_dev, item.st_ino) for item in found)
-
-
-def _are_ours(fds: Sequence[int]) -> bool:
-    return tuple((item.st_dev, item.st_ino) for item in map(os.fstat, fds)) == _own_namespaces()
+            text = f"netlibd failed at {request.verb!r}: {type(error).__name__}: {error}"
+            return dialects.refusal(request, DaemonError(text))

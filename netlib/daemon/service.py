@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from netlib import __version__
 from netlib.config import Config
 from netlib.core.controller import Controller
-from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused, Request
+from netlib.daemon.dialects import Request
+from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused
 from netlib.daemon.keeper import Keeper
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts

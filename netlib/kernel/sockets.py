@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import randrange
+from typing import TypedDict
 
 from netlib.errors import ConfigError, FeatureMissing, NetlibError, NotPermitted, ObjectMissing, PortTaken
 from netlib.kernel.translate import doing, kernel_error
@@ -42,13 +43,24 @@ def hold_port(mapping: PortMapping) -> socket.socket:
         # A server that has just ended leaves connections in TIME-WAIT for a minute; those are nobody's.
         with suppress(OSError):
             return _bound(mapping, past_connections=True)
-    holder = _first_holder(inodes)
-    raise PortTaken(f"{_place(mapping)} is held by {holder or 'a process that cannot be seen from here'}; {_REMEDY}")
+    holder = _first_holder(inodes) or "a process that cannot be seen from here"
+    raise PortTaken(f"{_place(mapping)} is held by {holder}; {_REMEDY}", holder=holder, **port_facts(mapping))
 
 
 def probe_port(mapping: PortMapping) -> None:
     """Raise what :func:`hold_port` would raise; nothing stays held."""
     hold_port(mapping).close()
+
+
+class _PortFacts(TypedDict):
+    port: int
+    protocol: str
+    host_ip: str
+
+
+def port_facts(mapping: PortMapping) -> _PortFacts:
+    """What a PortTaken says of *mapping*'s place on the host."""
+    return {"port": mapping.host_port, "protocol": str(mapping.protocol), "host_ip": str(mapping.host_ip or "")}
 
 
 def free_port(protocol: Protocol, host_ip: IPAddress | None, candidates: Iterable[int]) -> int:

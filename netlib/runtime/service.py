@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from netlib.core.controller import Controller
 from netlib.core.endpoints import connect
 from netlib.core.sandboxes import create_sandbox
+from netlib.core.session import no_container
 from netlib.core.traces import container_folders
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound, StoreLost
@@ -28,10 +29,11 @@ from netlib.registry import driver
 from netlib.requests import Join, SandboxRequest
 from netlib.runtime.container import Runtime, State
 from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, check_spec, generate_name
+from netlib.store.kinds import Kind, register
 from netlib.store.locks import record_lock
-from netlib.store.records import Row, Transaction, register_kind
+from netlib.store.records import Row, Transaction
 
-register_kind("container", Container)
+register(Kind("container", Container, -1, recovered=False))
 
 # The key of a fact about the store: ids of containers without a record that `system restore` has listed. No verb is refused
 # because of them.
@@ -79,7 +81,7 @@ def find_container(controller: Controller, reference: str, *, half_removed: bool
     with controller.store.read() as tx:
         row = tx.find(Container, reference)
     if row is None or (row.phase is Phase.REMOVING and not half_removed):
-        raise NotFound(f"container {reference!r} not found; `netlib ps -a` lists them")
+        raise no_container(reference)
     return row.value
 
 
@@ -176,7 +178,11 @@ def _draft(controller: Controller, spec: ContainerSpec) -> Container:
 def _check_free(tx: Transaction, name: str) -> None:
     for taken in (tx.find(Container, name), tx.find(Sandbox, name)):
         if taken is not None and taken.name == name:
-            raise AlreadyExists(f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one")
+            raise AlreadyExists(
+                f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one",
+                name=name,
+                holder=taken.name,
+            )
 
 
 def _shared_netns(driver_name: str) -> str | None:

@@ -11,27 +11,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from msgspec import Struct
 
 from netlib.codec import decode, encode
-from netlib.model import CniAttachment, CniNetwork, Endpoint, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
+from netlib.model import CniAttachment, Endpoint, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import new_id
 from netlib.objects import object_class
 from netlib.plan import KernelObject, Key, Plan
+from netlib.store.kinds import kind_called, kind_of, recovered_names
 
 _R = TypeVar("_R", bound=Struct)
 
 JOURNAL_ROWS = 10_000
-_KINDS: dict[type[Any], str] = {
-    Network: "network",
-    Sandbox: "sandbox",
-    Endpoint: "endpoint",
-    CniNetwork: "cni_network",
-    CniAttachment: "cni_attachment",
-}
-_CLASSES: dict[str, type[Any]] = {kind: cls for cls, kind in _KINDS.items()}
-
-
-def register_kind(kind: str, cls: type[Any]) -> None:
-    """Let a room above the core keep records of its own (the runtime's containers)."""
-    _KINDS[cls], _CLASSES[kind] = kind, cls
 
 
 class Row(NamedTuple, Generic[_R]):
@@ -56,7 +44,6 @@ class JournalEntry(NamedTuple):
     detail: list[str]
 
 
-_CORE = str(tuple(_CLASSES))  # as SQL; rooms above the core look after their own kinds
 _COLUMNS = "id, kind, name, phase, boot, body"
 # "+kind" below keeps SQLite from reading every record of a kind by the index of names, which it prefers to better ones.
 
@@ -77,7 +64,7 @@ class Transaction:
         """Write a new record. ``sqlite3.IntegrityError`` when its kind has that name; callers look first."""
         self.db.execute(
             "INSERT INTO record (id, kind, name, phase, network, sandbox, boot, body) VALUES (?,?,?,?,?,?,?,?)",
-            (value.id, _KINDS[type(value)], name, phase, network, sandbox, self.boot, encode(value)),
+            (value.id, kind_of(type(value)).name, name, phase, network, sandbox, self.boot, encode(value)),
         )
 
     def replace(self, value: Any, *, name: str | None = None) -> None:
@@ -103,7 +90,8 @@ class Transaction:
         if (row := self.find_named(cls, reference)) is not None or not reference:
             return row
         rows = self.db.execute(
-            f"SELECT {_COLUMNS} FROM record WHERE id>=? AND id<? AND +kind=? LIMIT 2", (reference, reference + "g", _KINDS[cls])
+            f"SELECT {_COLUMNS} FROM record WHERE id>=? AND id<? AND +kind=? LIMIT 2",
+            (reference, reference + "g", kind_of(cls).name),
         ).fetchall()
         return self._row(rows[0]) if len(rows) == 1 else None
 
@@ -117,7 +105,7 @@ class Transaction:
 
     def find_named(self, cls: type[_R], name: str) -> Row[_R] | None:
         """The record of exactly that name, in whatever phase."""
-        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? AND name=?", (_KINDS[cls], name)).fetchone()
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? AND name=?", (kind_of(cls).name, name)).fetchone()
         return self._row(row) if row else None
 
     def new_link_id(self) -> str:
@@ -139,7 +127,7 @@ class Transaction:
 
     def all(self, cls: type[_R]) -> list[Row[_R]]:
         """Every record of a kind, by name."""
-        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? ORDER BY name", (_KINDS[cls],))
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE kind=? ORDER BY name", (kind_of(cls).name,))
         return [self._row(row) for row in rows]
 
     def endpoints_of_network(self, network: str) -> list[Row[Endpoint]]:
@@ -177,7 +165,9 @@ class Transaction:
 
     def in_flight(self) -> list[tuple[str, str, str]]:
         """(id, kind, sandbox's id or "") of records that are not ready: being worked on, or left by a crash."""
-        rows = self.db.execute(f"SELECT id, kind, coalesce(sandbox, '') FROM record WHERE phase<>'ready' AND +kind IN {_CORE}")
+        rows = self.db.execute(
+            f"SELECT id, kind, coalesce(sandbox, '') FROM record WHERE phase<>'ready' AND +kind IN {recovered_names()}"
+        )
         return rows.fetchall()
 
     def change_count(self) -> int:
@@ -194,12 +184,12 @@ class Transaction:
 
     def of_other_boots(self) -> list[Row[Any]]:
         """Records whose kernel objects went with an earlier boot."""
-        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>? AND kind IN {_CORE}", (self.boot,))
+        rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>? AND kind IN {recovered_names()}", (self.boot,))
         return [self._row(row) for row in rows]
 
     def _row(self, row: tuple[Any, ...]) -> Row[Any]:
         record, kind, name, phase, boot, body = row
-        return Row(record, kind, name, Phase(phase), boot, decode(body, _CLASSES[kind]))
+        return Row(record, kind, name, Phase(phase), boot, decode(body, kind_called(kind).record))
 
     # --- objects ---------------------------------------------------------------------------------------------------
 

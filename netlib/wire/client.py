@@ -38,7 +38,7 @@ WITHOUT = ", so names and held ports stay as they were"
 
 def start_daemon(config: Config | None = None, *, deadline: float = START_SECONDS) -> None:
     """See :func:`netlib.wire.starting.start_daemon`."""
-    from netlib import starting  # few commands start one
+    from netlib.wire import starting  # few commands start one
 
     starting.start_daemon(config, deadline=deadline)
 

@@ -17,10 +17,10 @@ from netlib import __version__
 from netlib.config import Config
 from netlib.errors import DaemonError, DeadlineExceeded, Stuck
 from netlib.kernel.waiting import LOOK_SECONDS, holders, is_stopped, meet, trouble
+from netlib.wire.frames import Frames, FrameTooLong
 from netlib.wire.protocol import (
     ABOUT_ITSELF,
     GREETING_SECONDS,
-    LENGTH,
     MAX_ANSWER,
     NAMESPACES,
     PROTOCOL,
@@ -84,7 +84,7 @@ class Connection:
         connection was closed, Silent, DaemonError when the listener is neither root nor ourselves.
         """
         self._state_dir = config.state_dir
-        self._buffer = bytearray()
+        self._frames = Frames(MAX_ANSWER)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         greeted_by = min(until, time.monotonic() + patience)
         try:
@@ -110,10 +110,10 @@ class Connection:
             raise
 
     def _hear_greeting(self, until: float) -> None:
-        while (size := self._frame_size("the connection")) > len(self._buffer):
+        while missing := self._frames.missing:
             self._socket.settimeout(max(min(until - time.monotonic(), LOOK_SECONDS), 0.001))
             try:
-                data = self._socket.recv(size - len(self._buffer))  # no more: what follows is of the answers
+                data = self._socket.recv(missing)  # no more: what follows is of the answers
             except TimeoutError as error:
                 if time.monotonic() >= until or is_stopped(self.pid):
                     raise Silent(self.pid) from error
@@ -122,8 +122,8 @@ class Connection:
                 raise Unsent from error
             if not data:
                 raise Unsent
-            self._buffer += data
-        self._buffer.clear()
+            self._feed("the connection", data)
+        self._frames.take()
 
     def ask(
         self,
@@ -190,7 +190,7 @@ class Connection:
                 os.close(fd)
 
     def _receive(self, verb: str, until: float, *, repeatable: bool) -> dict[str, Any]:
-        while (size := self._frame_size(verb)) > len(self._buffer):
+        while (body := self._frames.take()) is None:
             try:
                 data = self._read(verb, until, repeatable=repeatable)
             except ConnectionResetError as error:  # the kernel says so when it closed without having read what we sent
@@ -199,19 +199,16 @@ class Connection:
                 raise BrokenOff(
                     f"netlibd (pid {self.pid}) ended during {verb!r}; what it left half done is undone by the next command"
                 )
-            self._buffer += data
-        answer: dict[str, Any] = json.loads(self._buffer[LENGTH.size : size])
-        del self._buffer[:size]
+            self._feed(verb, data)
+        answer: dict[str, Any] = json.loads(body)
         return answer
 
-    def _frame_size(self, verb: str) -> int:
-        """How many bytes the next frame has, with its length; only that length's while it is not there."""
-        if len(self._buffer) < LENGTH.size:
-            return LENGTH.size
-        size = LENGTH.size + int(LENGTH.unpack_from(self._buffer)[0])
-        if size > MAX_ANSWER:
-            raise DaemonError(f"netlibd (pid {self.pid}) answered {verb!r} with {size} bytes, more than {MAX_ANSWER}")
-        return size
+    def _feed(self, verb: str, data: bytes) -> None:
+        try:
+            self._frames.feed(data)
+        except FrameTooLong as error:
+            text = f"netlibd (pid {self.pid}) answered {verb!r} with {error.size} bytes, more than {MAX_ANSWER}"
+            raise DaemonError(text) from error
 
     def _read(self, verb: str, until: float, *, repeatable: bool) -> bytes:
         looks = 0  # in a row that found netlibd stopped

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from netlib import errors
-from netlib.errors import KernelError, NetlibError, TeardownError
+from netlib.errors import NetlibError, TeardownError
 
 __all__ = [
     "ABOUT_ITSELF",
@@ -89,8 +89,7 @@ def release(version: str) -> tuple[int, ...]:
 def error_to_json(error: NetlibError) -> dict[str, Any]:
     """An error as an answer carries it."""
     answer: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-    if isinstance(error, KernelError):
-        answer["errno"] = error.errno
+    answer["facts"] = {name: getattr(error, name) for name in error.facts}
     if isinstance(error, TeardownError):
         answer["failures"] = [error_to_json(failure) for failure in error.failures]
     return answer
@@ -100,11 +99,12 @@ def error_from_json(answer: dict[str, Any]) -> NetlibError:
     """The error that :func:`error_to_json` wrote: of its class where netlib.errors has it, else the root of the tree."""
     name = answer["type"]
     kind: type[NetlibError] = getattr(errors, name) if name in errors.__all__ else NetlibError
-    error = kind.__new__(kind)  # each class has a constructor of its own
-    error.args = (answer["message"],)
+    facts = {fact: value for fact, value in answer.get("facts", {}).items() if fact in kind.facts}
+    if issubclass(kind, TeardownError):
+        error: NetlibError = kind([error_from_json(failure) for failure in answer["failures"]])
+    elif "what" in kind.facts:  # the message is made of it
+        error = kind(facts.get("what", answer["message"]))
+    else:
+        error = kind(answer["message"], **facts)
     error.exit_code = answer["exit_code"]
-    if isinstance(error, KernelError):
-        error.errno = answer["errno"]
-    if isinstance(error, TeardownError):
-        error.failures = tuple(error_from_json(failure) for failure in answer["failures"])
     return error

@@ -12,7 +12,8 @@ from typing import Any
 
 from cni_plugins.skel import Outcome
 from netlib.config import Config
-from netlib.daemon.fastpath import ControlServer, Request
+from netlib.daemon.dialects import Request
+from netlib.daemon.fastpath import ControlServer
 from netlib.wire.protocol import at_socket
 
 PATIENCE = 60.0

@@ -23,7 +23,7 @@ from netlib import __version__
 from netlib.config import Config
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.fastpath import Request
+from netlib.daemon.dialects import Request
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.wire.client import leave, start_daemon

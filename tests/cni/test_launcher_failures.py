@@ -25,7 +25,8 @@ from cni_plugins.launcher import wire
 from cni_plugins.skel import Outcome
 from netlib import __version__
 from netlib.config import Config
-from netlib.daemon.fastpath import Refused, Request
+from netlib.daemon.dialects import Request
+from netlib.daemon.fastpath import Refused
 from netlib.verbs.call import call
 from netlib.wire.client import start_daemon
 from netlib.wire.protocol import LENGTH, MAX_ANSWER, greeting

@@ -14,7 +14,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.fastpath import Request
+from netlib.daemon.dialects import Request
 from netlib.errors import HostExhausted, KernelError, NetlibError
 from netlib.kernel.scarcity import NO_MEMORY, NO_PROCESS
 from netlib.kernel.snapshot import differences, snapshot

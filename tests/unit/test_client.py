@@ -15,7 +15,8 @@ import pytest
 
 from netlib import __version__, errors
 from netlib.config import Config
-from netlib.daemon.fastpath import ControlServer, Refused, Request
+from netlib.daemon.dialects import Request
+from netlib.daemon.fastpath import ControlServer, Refused
 from netlib.errors import DaemonError, DeadlineExceeded, KernelError, NetlibError, NotFound, TeardownError
 from netlib.verbs.call import call
 from netlib.wire.client import DaemonWatcher

@@ -17,7 +17,7 @@ from cni_plugins.types import plugin_types
 from netlib import __version__
 from netlib.cli.main import main
 from netlib.config import Config
-from netlib.daemon.fastpath import Request
+from netlib.daemon.dialects import Request
 from netlib.errors import ConfigError
 from netlib.wire.protocol import store_identity
 from tests.cni.launching import run, serving

@@ -16,7 +16,8 @@ from cni_plugins.decode import MAX_BYTES
 from cni_plugins.launcher import call, wire
 from cni_plugins.skel import Outcome
 from netlib.config import Config
-from netlib.daemon.fastpath import Refused, Request
+from netlib.daemon.dialects import Request
+from netlib.daemon.fastpath import Refused
 from netlib.errors import StoreError
 from netlib.wire import protocol as netlib_wire
 from netlib.wire.protocol import LENGTH, at_socket, greeting

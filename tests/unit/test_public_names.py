@@ -1,6 +1,7 @@
 """What other people's programs hold on to: the public names, the entry points, the tags in the store."""
 
 import os
+import pydoc
 import subprocess
 import sys
 import tomllib
@@ -20,13 +21,21 @@ COMMANDS: dict[str, str] = PROJECT["scripts"]
 
 @pytest.mark.parametrize("name", netlib.__all__)
 def test_public_name_resolves(name: str) -> None:
-    assert getattr(netlib, name).__name__ == name
+    assert getattr(netlib, name).__name__ in (name, f"netlib.{name}")
 
 
 def test_public_names_are_sorted_and_nothing_else_is_answered() -> None:
     assert netlib.__all__ == sorted(netlib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = netlib.Nonsense
+        _ = netlib.Nonsense  # type: ignore[attr-defined]
+
+
+def test_dir_and_help_show_what_there_is() -> None:
+    assert dir(netlib) == sorted([*netlib.__all__, "__version__"])
+    shown = pydoc.plain(pydoc.render_doc(netlib.Controller))
+    for keyword in ("subnets: collections.abc.Iterable", "ip_ranges", "aliases", "gw_priority: int = 0", "sysctls"):
+        assert keyword in shown
+    assert "NetworkRequest" not in shown
 
 
 def test_import_netlib_loads_no_library() -> None:
