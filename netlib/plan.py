@@ -4,8 +4,9 @@ Drivers answer with plans; the core writes them down, applies them in order and 
 reads the kernel: what had to be known first is in the record, or is *observed* once, before the object is written down.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from msgspec import Struct
 
@@ -29,10 +30,14 @@ class Key(NamedTuple):
 class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     """One thing the kernel holds for us: names, never ifindexes.
 
-    Subclasses declare ``tag="…"`` (their stable name in the store) and the five verbs below. ``batch`` names what can be
-    changed together in one request ("firewall", "veth"): :meth:`ensure_many` and :meth:`remove_many` then get whole runs of
-    such neighbours. ``observations`` names the fields that :meth:`observed` fills; a later holder of the key takes them over
-    from the first one. ``survives_boot`` says that it lies on disk, and must be removed even when the kernel's side is gone.
+    Subclasses declare ``tag="…"`` (their stable name in the store), their key, and the four verbs ``ensure``, ``remove``,
+    ``drift`` and ``commands``. What few of them can do beyond that are abilities, the small Protocols below: a class offers one
+    by its methods, and :func:`ability` finds it.
+
+    ``batch`` names what can be changed together in one request ("firewall", "veth"): :meth:`ensure_many` and
+    :meth:`remove_many` then get whole runs of such neighbours. ``observations`` names the fields that :meth:`observed` fills; a
+    later holder of the key takes them over from the first one. ``survives_boot`` says that it lies on disk, and must be removed
+    even when the kernel's side is gone.
     """
 
     batch: ClassVar[str] = ""
@@ -50,27 +55,9 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         """Whether other records may hold this key too, so that it is changed under a lock of it."""
         return False
 
-    @property
-    def reaches_out(self) -> bool:
-        """Whether it holds something outside of its netns (its place on a parent): then it goes by itself before that ends."""
-        return False
-
     def observed(self, kernel: "Kernel") -> Self:
         """Return this object with what must be known before it is written down (a prior value, an adoption)."""
         return self
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether something of others may stand in its place before what carries it is made, and is to stay."""
-        return False
-
-    def beside(self, theirs: "KernelObject", kernel: "Kernel") -> Self | None:
-        """This object where another record holds its key otherwise (*theirs*), and both may; None where they may not."""
-        return None
-
-    def disagreement(self, theirs: "KernelObject", holder: str) -> str:
-        """The sentence for a *holder* ("network 'web'") of this key with other attributes (*theirs*)."""
-        return f"{self.key} is held by {holder} with other settings; use the same ones, or another name"
 
     def ensure(self, kernel: "Kernel") -> None:
         """Make it so; a no-op when it is so. Raise NeedsRecreate when the living object cannot be changed into it."""
@@ -96,22 +83,71 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
         for item in run:
             item.remove(kernel)
 
-    @property
-    def carries_in(self) -> tuple[str, ...]:
-        """The paths of the netns in which it may carry something (see :meth:`carries`)."""
-        return (self.netns.path,)
-
-    def carries(self, other: "KernelObject") -> bool:
-        """Whether *other* vanishes with this object by the kernel's own doing (an address with its link)."""
-        return False
-
-    def left_of(self, other: "KernelObject") -> "KernelObject | None":
-        """What still holds of *other*, another record's, beside this object: all of it, unless this one overrides that."""
-        return other
-
     def commands(self) -> Iterable[str]:
         """The command lines that a person would type for it."""
         raise NotImplementedError
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """An object with which others vanish by the kernel's own doing: a link with its addresses, a netns with its links."""
+
+    def carries_in(self) -> tuple[str, ...]:
+        """The paths of the netns in which it may carry something."""
+        ...
+
+    def carries(self, other: KernelObject) -> bool:
+        """Whether *other* vanishes when this object is removed."""
+        ...
+
+
+@runtime_checkable
+class HoldsOutside(Protocol):
+    """An object that may also occupy something outside its netns, such as a slot on its parent link."""
+
+    def holds_outside(self) -> bool:
+        """Whether it does: then it is removed explicitly, before its netns is deleted."""
+        ...
+
+
+@runtime_checkable
+class Coexists(Protocol):
+    """An object that may stand beside others with its key: of another record, or of somebody else."""
+
+    def may_meet_others(self) -> bool:
+        """Whether to ask the kernel about it even when the link that carries it is still to be made: others may come first."""
+        ...
+
+    def coexisting(self, theirs: KernelObject, kernel: "Kernel") -> KernelObject | None:
+        """This object adjusted to stand beside *theirs*, another record's with other attributes; None where only one can."""
+        ...
+
+
+@runtime_checkable
+class ExplainsConflict(Protocol):
+    """An object that says itself why another record's with its key stands against it."""
+
+    def disagreement(self, theirs: KernelObject, holder: str) -> str:
+        """The sentence for *theirs*, which *holder* ("network 'web'") has."""
+        ...
+
+
+@runtime_checkable
+class Overrides(Protocol):
+    """An object that changes what an object of another record set before."""
+
+    def remaining(self, other: KernelObject) -> KernelObject | None:
+        """The part of *other* that should still be found in the kernel once this object is applied; None for nothing."""
+        ...
+
+
+_A = TypeVar("_A")
+_offers: Callable[[Any, Any], bool] = cache(issubclass)  # a connect asks fifty times
+
+
+def ability(item: KernelObject, kind: type[_A]) -> _A | None:
+    """*item*, where its class offers the ability *kind* (:class:`Carrier`, …), else None."""
+    return cast(_A, item) if _offers(type(item), kind) else None
 
 
 class Plan(tuple[KernelObject, ...]):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import Kernel
-from netlib.plan import KernelObject, Key, Plan, plan_change
+from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change
 from netlib.store.locks import Locks
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
@@ -53,25 +53,27 @@ class Engine:
         mine = {item.key: item for item in own or ()}
         holders = tx.holders(plan.keys, besides=[record])
         result: list[KernelObject] = []
-        coming: list[KernelObject] = []
+        coming: list[Carrier] = []
         for item in plan:
             holder = holders.get(str(item.key)) if holders else None
             theirs = tx.object_of(holder, str(item.key)) if holder else None
-            beside = item.beside(theirs, kernel) if theirs is not None else None
+            social = ability(item, Coexists)
+            beside = social.coexisting(theirs, kernel) if social is not None and theirs is not None else None
             if beside is not None:
                 item, theirs = beside, None
             known = mine.get(item.key) or theirs
             if known is None:
-                if beside is None and (item.gives_way or not any(carrier.carries(item) for carrier in coming)):
+                may_meet_others = social is not None and social.may_meet_others()
+                if beside is None and (may_meet_others or not any(carrier.carries(item) for carrier in coming)):
                     item = item.observed(kernel)
-                if type(item).carries is not KernelObject.carries:
-                    coming.append(item)
+                if (carrier := ability(item, Carrier)) is not None:
+                    coming.append(carrier)
             elif item.observations:
                 item = replace(item, **{field: getattr(known, field) for field in item.observations})
             if holder is not None and theirs is not None and theirs != item:
                 other = tx.by_id(holder)
                 name = f"{other.kind} {other.name!r}" if other else holder
-                raise Conflict(item.disagreement(theirs, name))
+                raise Conflict(_disagreement(item, theirs, name), holder=name)
             result.append(item)
         return Plan(*result)
 
@@ -121,11 +123,11 @@ class Engine:
         """
         items = list({item.key: item for item in objects}.values())
         free = self._free(records, items)
-        carriers: dict[str, list[KernelObject]] = {}
+        carriers: dict[str, list[Carrier]] = {}
         for item in items:
-            if item.key in free and type(item).carries is not KernelObject.carries:
-                for path in item.carries_in:
-                    carriers.setdefault(path, []).append(item)
+            if item.key in free and (carrier := ability(item, Carrier)) is not None:
+                for path in carrier.carries_in():
+                    carriers.setdefault(path, []).append(carrier)
         going = [
             item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers.get(item.netns.path, ()))
         ]
@@ -194,6 +196,14 @@ class Engine:
             with self.store.write() as tx:
                 for key in shared:
                     tx.drop_object(records, key)
+
+
+def _disagreement(item: KernelObject, theirs: KernelObject, holder: str) -> str:
+    """The sentence for a *holder* ("network 'web'") of this key with other attributes (*theirs*)."""
+    explaining = ability(item, ExplainsConflict)
+    if explaining is not None:
+        return explaining.disagreement(theirs, holder)
+    return f"{item.key} is held by {holder} with other settings; use the same ones, or another name"
 
 
 def _removal_runs(going: Sequence[KernelObject]) -> list[list[KernelObject]]:

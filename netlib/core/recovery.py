@@ -16,7 +16,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.kernel.tuning import TunedSysctl
 from netlib.model import CniAttachment, Endpoint, Phase, Sandbox
-from netlib.plan import KernelObject, Plan
+from netlib.plan import KernelObject, Overrides, Plan, ability
 from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
@@ -146,7 +146,8 @@ def _left_of(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelOb
     left: KernelObject | None = item
     for other in overriding:
         if left is not None:
-            left = other.left_of(left)
+            overriding_one = ability(other, Overrides)
+            left = left if overriding_one is None else overriding_one.remaining(left)
     return left
 
 

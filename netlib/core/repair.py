@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from netlib.core.lifecycle import Lifecycle
 from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
 from netlib.model import Endpoint, Phase
-from netlib.plan import KernelObject, Plan
+from netlib.plan import Carrier, KernelObject, Plan, ability
 from netlib.store.locks import record_lock
 from netlib.store.records import JournalEntry
 
@@ -97,6 +97,7 @@ def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObj
     """Put back what members had on the *lost* objects, in the host's netns: what is inside theirs is their own affair."""
     engine = lifecycle.engine
     failures: list[NetlibError] = []
+    carriers = [carrier for item in lost if (carrier := ability(item, Carrier)) is not None]
     with lifecycle.store.read() as tx:
         members = tx.users_of(network)
     for member in members:
@@ -106,7 +107,7 @@ def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObj
                 continue
             with lifecycle.store.read() as tx:
                 present, plan = tx.by_id(member.id), [*tx.objects(member.id), *tx.objects(member.value.sandbox)]
-            carried = [item for item in plan if any(carrier.carries(item) for carrier in lost)]
+            carried = [item for item in plan if any(carrier.carries(item) for carrier in carriers)]
             if present is not None and present.phase is Phase.READY and carried:
                 with engine.kernel(member.id) as kernel:
                     failures += engine.repair(kernel, Plan(*carried))

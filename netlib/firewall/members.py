@@ -110,6 +110,9 @@ class MemberTable(BridgeTable, frozen=True, kw_only=True, tag="member_table"):
     sets = ((_PORTS, "ifname"), (_SOURCES[4], "ifname . ipv4_addr"), (_SOURCES[6], "ifname . ipv6_addr"))
     rules = _RULES
 
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path,)
+
     def carries(self, other: KernelObject) -> bool:
         return isinstance(other, PortSources) and other.netns.path == self.netns.path
 

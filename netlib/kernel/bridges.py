@@ -153,6 +153,9 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             if self.ipv6 and before.disable_ipv6 not in (None, "0"):
                 write_sysctl(kernel, self.netns, self._disable_ipv6, before.disable_ipv6)
 
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path,)
+
     def carries(self, other: KernelObject) -> bool:
         if self.adopted or other is self or other.netns.path != self.netns.path:
             return False

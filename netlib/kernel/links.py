@@ -260,7 +260,6 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         else:
             remove_links(kernel, [item.ifname for item in run if isinstance(item, Veth)], run[0].netns)
 
-    @property
     def carries_in(self) -> tuple[str, ...]:
         return (self.netns.path, self.peer_netns.path)
 

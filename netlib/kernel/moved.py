@@ -68,8 +68,8 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 
-    @property
-    def reaches_out(self) -> bool:
+    def holds_outside(self) -> bool:
+        """The device is missing at home."""
         return True
 
     def observed(self, kernel: "Kernel") -> Self:
@@ -151,6 +151,9 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         for item in before.addresses:
             Address(ifname=self.device, address=item, netns=self.home).ensure(kernel)
         home.order(action, (RTM_SETLINK, 0, link_header(index) + _alias(before.alias)))
+
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path,)
 
     def carries(self, other: KernelObject) -> bool:
         return other is not self and other.netns.path == self.netns.path and is_on(other, self.ifname)

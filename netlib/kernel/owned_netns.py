@@ -10,7 +10,7 @@ from netlib.errors import AlreadyExists, KernelError
 from netlib.kernel.netns import NETNS_DIR, REFUSED_BY_NEW_LINKS, command_in, delete_netns, identity_of_path, pin_netns
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
-from netlib.plan import KernelObject, Key
+from netlib.plan import HoldsOutside, KernelObject, Key, ability
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
@@ -55,16 +55,16 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
             return f"network namespace {self.path} is missing"
         return None if found == self.identity else f"another network namespace is at {self.path}"
 
-    @property
     def carries_in(self) -> tuple[str, ...]:
         return (self.path,)
 
     def carries(self, other: KernelObject) -> bool:
         """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own.
 
-        So is what reaches out: an ipvlan link would hold its address on the parent until then.
+        So is what holds something outside: an ipvlan link would hold its address on the parent until then.
         """
-        return other.netns.path == self.path and not other.reaches_out
+        outside = ability(other, HoldsOutside)
+        return other.netns.path == self.path and not (outside is not None and outside.holds_outside())
 
     def commands(self) -> Iterable[str]:
         path = Path(self.path)

@@ -41,8 +41,15 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     """A route. Destination, metric and table identify it; the rest are attributes: changing them is one request.
 
     *scope* (of IPv4: 0 global, 253 link, 254 host) None is link without a *gateway*, else global. *source* is what the host's
-    own packets come from; *mtu* and *advmss* 0 leave these to the link. *protocol* says who set it (``rtnetlink(7)``). One that
-    *yields* comes *behind* those of its identity that were there before it, and counts when they go: so many they were.
+    own packets come from; *mtu* and *advmss* 0 leave these to the link. *protocol* says who set it (``rtnetlink(7)``).
+
+    A route that *yields* is appended after existing routes with the same destination, and takes effect when they are removed;
+    *behind* is how many there were. A container with two CNI networks, each of which asks for the default route::
+
+        metric 0   default via 10.1.0.1 dev eth0    yields, behind 0: the first network's, used
+        metric 0   default via 10.2.0.1 dev eth1    yields, behind 1: appended, used once eth0 is gone
+
+    IPv6 would use two routes of one metric in turn, so there *behind* is added to the metric.
     """
 
     observations = ("behind",)
@@ -84,8 +91,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
             return 0
         return self.scope if self.scope is not None else 0 if self.gateway else _SCOPE_LINK
 
-    @property
-    def gives_way(self) -> bool:
+    def may_meet_others(self) -> bool:
+        """One that yields may: a route of somebody else with this destination stays, and comes first."""
         return self.yields
 
     def observed(self, kernel: "Kernel") -> Self:
@@ -101,8 +108,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         """Whether a route of this identity is there."""
         return bool(self._same(kernel.rtnl(self.netns)))
 
-    def beside(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
-        """Another interface's stays before it, be it set by now or about to be."""
+    def coexisting(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
+        """One that yields is appended behind another interface's route, whether that is set by now or about to be."""
         if not (self.yields and isinstance(theirs, RouteEntry) and theirs.ifname != self.ifname):
             return None
         found = self.observed(kernel)
@@ -304,7 +311,8 @@ class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
         missing = self.route.drift(kernel)
         return None if missing else f"route {self.route.key.name} by {self.ifname} is there again"
 
-    def left_of(self, other: KernelObject) -> KernelObject | None:
+    def remaining(self, other: KernelObject) -> KernelObject | None:
+        """All but the route itself."""
         return None if other.key == self.route.key and is_on(other, self.ifname) else other
 
     def commands(self) -> Iterable[str]:

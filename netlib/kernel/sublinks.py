@@ -99,8 +99,8 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         """Those of them that a living link cannot change."""
         return frozenset()
 
-    @property
-    def reaches_out(self) -> bool:
+    def holds_outside(self) -> bool:
+        """A slot on a parent in another netns."""
         return self._parent is not None and self._parent[0].path != self.netns.path
 
     def ensure(self, kernel: "Kernel") -> None:
@@ -197,6 +197,9 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         link = rtnl.find_link(ifname)
         if link is not None and is_ours(link, self.kind):
             delete_link(rtnl, link)
+
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path,)
 
     def carries(self, other: KernelObject) -> bool:
         return other is not self and other.netns.path == self.netns.path and is_on(other, self.ifname)
@@ -298,10 +301,37 @@ class Ipvlan(MadeLink, frozen=True, kw_only=True, tag="ipvlan"):
         return f" mode {self.mode} {self.flag}"
 
 
-class Vlan(MadeLink, frozen=True, kw_only=True, tag="vlan"):
+class AdoptableLink(MadeLink, frozen=True, kw_only=True):
+    """A link that may be there before us, whoever made it: then it is *adopted*, used unchanged, and never deleted."""
+
+    adopted: bool = False
+
+    def ensure(self, kernel: "Kernel") -> None:
+        if not self.adopted:
+            super().ensure(kernel)
+        else:
+            kernel.rtnl(self.netns).index(self.ifname)
+
+    def remove(self, kernel: "Kernel") -> None:
+        if not self.adopted:
+            super().remove(kernel)
+
+    def carries(self, other: KernelObject) -> bool:
+        return not self.adopted and super().carries(other)
+
+    def drift(self, kernel: "Kernel") -> str | None:
+        if not self.adopted:
+            return super().drift(kernel)
+        return None if kernel.rtnl(self.netns).find_link(self.ifname) else f"link {self.ifname} is missing"
+
+    def commands(self) -> Iterable[str]:
+        return () if self.adopted else super().commands()
+
+
+class Vlan(AdoptableLink, frozen=True, kw_only=True, tag="vlan"):
     """An 802.1Q sub-interface of *parent* (in *parent_netns*). In the host's netns several records may share it.
 
-    One that *may_stand* takes what has its name already as it is, whoever made it: an *adopted* one, which stays.
+    With *may_stand*, an existing link of this name is adopted, whatever it is.
     """
 
     kind = "vlan"
@@ -312,7 +342,6 @@ class Vlan(MadeLink, frozen=True, kw_only=True, tag="vlan"):
     vlan_id: int
     parent_netns: NetnsRef = HOST
     may_stand: bool = False
-    adopted: bool = False
 
     @property
     def shared(self) -> bool:
@@ -342,27 +371,6 @@ class Vlan(MadeLink, frozen=True, kw_only=True, tag="vlan"):
                     f"parent {self.ifname}: neither it nor {parent}, to make it on, is in {home.label}; `ip link` lists them"
                 )
         return self
-
-    def ensure(self, kernel: "Kernel") -> None:
-        if not self.adopted:
-            super().ensure(kernel)
-        else:
-            kernel.rtnl(self.netns).index(self.ifname)
-
-    def remove(self, kernel: "Kernel") -> None:
-        if not self.adopted:
-            super().remove(kernel)
-
-    def carries(self, other: KernelObject) -> bool:
-        return not self.adopted and super().carries(other)
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        if not self.adopted:
-            return super().drift(kernel)
-        return None if kernel.rtnl(self.netns).find_link(self.ifname) else f"link {self.ifname} is missing"
-
-    def commands(self) -> Iterable[str]:
-        return () if self.adopted else super().commands()
 
 
 class Dummy(MadeLink, frozen=True, kw_only=True, tag="dummy"):

@@ -93,6 +93,9 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
     def remove(self, kernel: "Kernel") -> None:
         remove_link(kernel, self.netns, self.ifname, _KIND)
 
+    def carries_in(self) -> tuple[str, ...]:
+        return (self.netns.path,)
+
     def carries(self, other: KernelObject) -> bool:
         return other is not self and other.netns.path == self.netns.path and is_on(other, self.ifname)
 

@@ -82,7 +82,7 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
             return str(error)
         return None if found == self._wanted else f"link {self.ifname} has {self.setting} {found}, not {self._wanted}"
 
-    def left_of(self, other: KernelObject) -> KernelObject:
+    def remaining(self, other: KernelObject) -> KernelObject:
         """A link without the attribute that is set here; of a veth pair's MTU, which is one for both ends, nothing is left."""
         key, place = other.key, (self.netns.path, self.ifname)
         is_this = key == Key("link", *place) or (isinstance(other, Veth) and (other.peer_netns.path, other.peer) == place)
@@ -138,5 +138,6 @@ class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
         """True but for a link's own settings: every interface of a container may bring the same one for all."""
         return self.ifname is None
 
-    def left_of(self, other: KernelObject) -> KernelObject | None:
+    def remaining(self, other: KernelObject) -> KernelObject | None:
+        """All but the plain sysctl of that name."""
         return None if other.key == super().key else other

@@ -14,7 +14,7 @@ from netlib.kernel.links import is_ours
 from netlib.kernel.netlink import number
 from netlib.kernel.netns import command_in
 from netlib.kernel.routes import MAIN_TABLE, RouteEntry, routes_by
-from netlib.kernel.sublinks import MadeLink, Settings
+from netlib.kernel.sublinks import AdoptableLink, Settings
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TABLE = 1
 
 
-class Vrf(MadeLink, frozen=True, kw_only=True, tag="vrf"):
+class Vrf(AdoptableLink, frozen=True, kw_only=True, tag="vrf"):
     """A VRF, up, that several records may share. *table* 0: the lowest that no other VRF of its netns has (*chosen*).
 
     An *adopted* one was there before us, and stays.
@@ -35,7 +35,6 @@ class Vrf(MadeLink, frozen=True, kw_only=True, tag="vrf"):
     table: int = 0
     up: bool = True
     chosen: int = 0
-    adopted: bool = False
 
     @property
     def shared(self) -> bool:
@@ -68,27 +67,6 @@ class Vrf(MadeLink, frozen=True, kw_only=True, tag="vrf"):
         while chosen in vrfs:
             chosen += 1
         return replace(self, chosen=self.table or chosen)
-
-    def ensure(self, kernel: "Kernel") -> None:
-        if self.adopted:
-            kernel.rtnl(self.netns).index(self.ifname)
-        else:
-            super().ensure(kernel)
-
-    def remove(self, kernel: "Kernel") -> None:
-        if not self.adopted:
-            super().remove(kernel)
-
-    def carries(self, other: KernelObject) -> bool:
-        return not self.adopted and super().carries(other)
-
-    def drift(self, kernel: "Kernel") -> str | None:
-        if not self.adopted:
-            return super().drift(kernel)
-        return None if kernel.rtnl(self.netns).find_link(self.ifname) else f"link {self.ifname} is missing"
-
-    def commands(self) -> Iterable[str]:
-        return () if self.adopted else super().commands()
 
 
 def _table_of(link: LinkInfo) -> int:
@@ -162,7 +140,7 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
         drifts = (replace(route, table=_table_of(vrf)).drift(kernel) for route in self.routes)
         return next((drift for drift in drifts if drift), None)
 
-    def left_of(self, other: KernelObject) -> KernelObject | None:
+    def remaining(self, other: KernelObject) -> KernelObject | None:
         """All but the routes by this link, which are in the VRF's table now."""
         if (
             isinstance(other, RouteEntry)

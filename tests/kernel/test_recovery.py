@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,8 +209,18 @@ def test_a_look_at_a_whole_table_waits_for_nobody(controller: Controller) -> Non
     controller.create_sandbox("box")
     controller.connect("one", "box")
     busy = controller.locks.hold(f"key:{FirewallBase().key}", "changing the firewall")
-    with ThreadPoolExecutor(1) as keeper, busy, controller.store.write():
-        assert keeper.submit(restore_table, controller).result(timeout=10) == 0
+
+    def look(config: Config) -> int:
+        with Controller(config, watcher=Unwatched()) as keeper:
+            opened.set()
+            return restore_table(keeper)
+
+    opened = threading.Event()
+    with ThreadPoolExecutor(1) as pool, busy:
+        looked = pool.submit(look, controller.config)
+        assert opened.wait(10)  # who opens a store may have to write
+        with controller.store.write():
+            assert looked.result(timeout=10) == 0
 
 
 def test_a_bridge_of_somebody_else_is_used_and_keeps_what_it_has(controller: Controller) -> None:
