@@ -27,6 +27,7 @@ __all__ = [
     "CniAttachment",
     "CniNetwork",
     "Endpoint",
+    "Event",
     "IPAddress",
     "IPInterface",
     "IPNetwork",
@@ -249,3 +250,12 @@ class CniAttachment(Struct, frozen=True, kw_only=True):
     result: dict[str, Any] = {}  # what ADD answered, in the newest version of the specification
     sandbox: str = ""  # ids, where the attachment is an endpoint of a network of ours
     endpoint: str = ""
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that has happened to a record, in Docker's words: a *type* of thing, an *action*, whose record it is."""
+
+    type: str  # "network", "container", "sandbox", "cni", "system"
+    action: str  # "create", "connect", "disconnect", "destroy", "start", "die", …
+    id: str = ""
+    attributes: dict[str, str] = {}

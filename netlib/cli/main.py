@@ -42,6 +42,7 @@ looking behind it:
   explain   the ip and nft commands that amount to a network or a container
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
+  events    what happens, as it happens, one JSON object a line
   info      what there is, and where          version   print the version
   system backup  copy the records to a file   system restore  put a copy back
   system reset   remove all that netlib made

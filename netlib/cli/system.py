@@ -5,6 +5,7 @@ from argparse import Namespace
 from typing import Any
 
 from netlib.cli.arguments import Command, Parser
+from netlib.cli.events import events, events_parser
 from netlib.cli.outcome import refusals_apart
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
 from netlib.config import Config, whole_path
@@ -16,6 +17,7 @@ HELP = """\
 usage: netlib system COMMAND …
 
   info     show what there is, and where
+  events   show what happens, as it happens
   backup   copy the store into a file, also while it is in use
   restore  put a backup in the place of the store, or accept the one that is there
   reset    remove every container, network and firewall rule that netlib made
@@ -236,6 +238,7 @@ def _print_facts(facts: dict[str, Any], template: str) -> int:
 
 COMMANDS: dict[str, Command] = {
     "check": (check_parser, check),
+    "events": (events_parser, events),
     "explain": (explain_parser, explain),
     "info": (info_parser, info),
     "log": (log_parser, log),
@@ -243,6 +246,7 @@ COMMANDS: dict[str, Command] = {
 }
 SYSTEM_COMMANDS: dict[str, Command] = {
     "backup": (backup_parser, backup),
+    "events": (events_parser, events),
     "info": (info_parser, info),
     "reset": (reset_parser, reset),
     "restore": (restore_parser, restore),

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from netlib.core.adding import Adding, AttachmentKey, Wanted
 from netlib.core.controller import Controller
 from netlib.core.recovery import drift
+from netlib.core.session import chunks, no_network
 from netlib.errors import (
     AlreadyExists,
     Conflict,
@@ -23,7 +24,7 @@ from netlib.errors import (
     TeardownError,
 )
 from netlib.kernel.netns import is_alive
-from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping, Sandbox
+from netlib.model import CniAttachment, CniNetwork, Event, NetnsRef, Phase, PortMapping, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Row
@@ -52,7 +53,7 @@ class Attachments:
         AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
         """
         purpose = f"attaching container {key.container} to network {key.network}"
-        with self._alone(key, purpose), self.controller.operation("cni add", key.name):
+        with self._alone(key, purpose), self.controller.operation("cni add", key.name, _event("add", key)):
             self._clear_the_way(key, netns)
             with self.store.read() as tx:
                 record = tx.new_link_id()
@@ -150,7 +151,7 @@ class Attachments:
                 row = tx.find_named(CniAttachment, key.name)
             if row is None:
                 return None
-            with self.controller.operation("cni del", key.name):
+            with self.controller.operation("cni del", key.name, _event("del", key)):
                 self._take_down([row], purpose)
         return row.value
 
@@ -202,7 +203,7 @@ class Attachments:
             except TeardownError as error:
                 failures.extend(error.failures)
         try:
-            self.controller.take_down(_in_hundreds(left), purpose)
+            self.controller.take_down(chunks(left), purpose)
         except TeardownError as error:
             failures.extend(error.failures)
         if failures:
@@ -274,9 +275,7 @@ class Attachments:
         with self.store.read() as tx:
             row = tx.find(CniNetwork, reference.removeprefix(PREFIX))
         if row is None or row.phase is not Phase.READY:
-            raise NotFound(
-                f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference
-            )
+            raise no_network(reference)
         return row.value
 
     def networks(self) -> list[CniNetwork]:
@@ -317,6 +316,5 @@ def _is_same(present: KernelObject | None, wanted: KernelObject) -> bool:
     return present == replace(wanted, **{field: getattr(present, field) for field in wanted.observations})
 
 
-def _in_hundreds(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), 100):
-        yield ids[start : start + 100]
+def _event(action: str, key: AttachmentKey) -> Event:
+    return Event(type="cni", action=action, id=key.container, attributes=dict(zip(key._fields, key, strict=True)))

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from netlib.core import endpoints, networks, reports, sandboxes
-from netlib.core.session import Session, Unwatched, Watcher, chunks
+from netlib.core import endpoints, events, networks, reports, sandboxes
+from netlib.core.session import Session, Unwatched, Watcher, chunks, reference_of
 from netlib.errors import ConfigError
 from netlib.kernel.netns import entered
 from netlib.model import (
     CniAttachment,
     CniNetwork,
     Endpoint,
+    Event,
     IPAddress,
     IPNetwork,
     Link,
@@ -28,7 +29,7 @@ from netlib.model import (
 from netlib.plan import Plan
 from netlib.ports import PortRequest
 from netlib.requests import ConnectRequest, NetworkRequest, SandboxRequest, read
-from netlib.store.records import JournalEntry
+from netlib.store.records import JournalEntry, Published
 
 __all__ = ["Controller", "Unwatched", "Watcher"]
 
@@ -162,7 +163,7 @@ class Controller(Session):
         any of them nothing is changed.
         """
         given = _given(locals())
-        given |= {"network": _reference(given["network"]), "container": _reference(given.pop("sandbox"))}
+        given |= {"network": reference_of(given["network"]), "container": reference_of(given.pop("sandbox"))}
         return endpoints.connect(self, read(ConnectRequest, given))
 
     def disconnect(self, network: str | Network, sandbox: str | Sandbox, *, keep_ports: bool = False) -> None:
@@ -198,9 +199,16 @@ class Controller(Session):
         with self.store.read() as tx:
             return tx.journal(limit)
 
+    def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[Published]:
+        """What has happened, oldest first, by whichever process; with *follow* also what happens from now on, as it does.
+
+        *since* and *until* are moments in seconds since the epoch; *since* None is now.
+        """
+        return events.published(self, since=since, until=until, follow=follow)
+
     def reset(self) -> None:
         """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
-        with self.operation("system reset", "everything"):
+        with self.operation("system reset", "everything", Event(type="system", action="reset")):
             with self.store.write(clearing=True) as tx:  # from here on nobody joins a network that is there
                 found = [row.id for kind in (CniNetwork, Network) for row in tx.all(kind)]
                 for network in found:
@@ -217,8 +225,3 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     """The *arguments* of a verb (its ``locals()``) as :func:`read` takes them."""
     del arguments["self"]
     return arguments
-
-
-def _reference(record: Any) -> Any:
-    """What a request names a record by."""
-    return record.id if isinstance(record, Network | Sandbox) else record

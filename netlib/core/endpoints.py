@@ -8,11 +8,11 @@ from netlib.core.sandbox_plan import inside_plan, is_served
 from netlib.core.session import Session
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
-from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.model import Endpoint, Event, Network, Phase, Sandbox
 from netlib.plan import Plan
 from netlib.registry import driver
 from netlib.requests import ConnectRequest
-from netlib.store.records import Transaction
+from netlib.store.records import Row, Transaction
 
 __all__ = ["connect", "disconnect"]
 
@@ -31,7 +31,10 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         network, sandbox = session.find_network(tx, home.id).value, session.find_sandbox(tx, box.id).value
         return _draft(tx, endpoint_id, network, sandbox, request)
 
-    with session.operation("network connect", f"{box.name} {home.name}"), session.engine.kernel(endpoint_id) as kernel:
+    with (
+        session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)),
+        session.engine.kernel(endpoint_id) as kernel,
+    ):
         if not lifecycle.is_materialised(home):
             with session.store.rehearsal() as tx:  # a refused request must not make the network's link
                 draft(tx)
@@ -69,9 +72,14 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
                 raise NotFound(f"{text}; `netlib network inspect` lists who is", kind="endpoint", reference=box.name)
             lifecycle.take_down(rows, keep_ports=keep_ports)
 
-    with session.operation("network disconnect", f"{box.name} {home.name}"):
+    with session.operation("network disconnect", f"{box.name} {home.name}", _event("disconnect", home, box)):
         leave_with_repair(lifecycle, box.id, leave)
     session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
+
+
+def _event(action: str, home: Row[Network], box: Row[Sandbox]) -> Event:
+    about = {"name": home.name, "type": home.value.driver, "container": box.id, "containerName": box.name}
+    return Event(type="network", action=action, id=home.id, attributes=about)
 
 
 def _draft(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> tuple[Endpoint, Plan]:

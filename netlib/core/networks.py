@@ -5,7 +5,7 @@ import time
 from netlib.core.network_record import network_record, surroundings
 from netlib.core.session import Session
 from netlib.errors import ConfigError, InUse
-from netlib.model import Endpoint, Network, Phase
+from netlib.model import Endpoint, Event, Network, Phase
 from netlib.names import new_id
 from netlib.requests import NetworkRequest
 from netlib.store.records import Transaction
@@ -19,8 +19,11 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
     Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError.
     """
     network_id, lifecycle = new_id(), session.lifecycle
+    about = {"name": request.name, "type": request.driver}
     with (
-        session.operation("network create", request.name),
+        session.operation(
+            "network create", request.name, Event(type="network", action="create", id=network_id, attributes=about)
+        ),
         lifecycle.working_on([network_id], f"creating network {request.name}"),
         session.engine.kernel(network_id) as kernel,
     ):
@@ -37,8 +40,9 @@ def remove_network(session: Session, reference: str | Network) -> None:
         network = session.find_network(tx, reference).value
     if network.predefined:
         raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
+    gone = Event(type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver})
     with (
-        session.operation("network rm", network.name),
+        session.operation("network rm", network.name, gone),
         session.lifecycle.working_on([network.id], f"removing network {network.name}"),
     ):
         with session.store.write(clearing=True) as tx:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from netlib.core import recovery
-from netlib.core.session import Session
+from netlib.core.session import Session, reference_of
 from netlib.model import Network, Sandbox
 from netlib.plan import Plan
 from netlib.registry import driver
@@ -13,7 +13,7 @@ __all__ = ["check", "explain", "plan_of"]
 
 def plan_of(session: Session, reference: str | Network | Sandbox) -> Plan:
     """What a network or a sandbox (with its endpoints) is made of: as written down, or as it would be at first use."""
-    reference = reference if isinstance(reference, str) else reference.id
+    reference = reference_of(reference)
     with session.store.read() as tx:
         network = tx.find(Network, reference)
         if network is not None:
@@ -35,7 +35,7 @@ def check(session: Session, reference: str | Network | Sandbox) -> list[tuple[st
 
 
 def _records(session: Session, reference: str | Network | Sandbox) -> Sequence[str]:
-    reference = reference if isinstance(reference, str) else reference.id
+    reference = reference_of(reference)
     with session.store.read() as tx:
         network = tx.find(Network, reference)
         if network is not None:

@@ -10,7 +10,7 @@ from netlib.dns.resolvconf import check_resolver
 from netlib.errors import AlreadyExists, ConfigError
 from netlib.kernel.netns import current_identity, identity_of_path, netns_dir
 from netlib.kernel.sysctl import asked_sysctls
-from netlib.model import NetnsRef, Sandbox
+from netlib.model import Event, NetnsRef, Sandbox
 from netlib.names import check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.requests import SandboxRequest
 from netlib.store.records import Transaction
@@ -31,7 +31,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
     if identity == current_identity():
         raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
     with (
-        session.operation("sandbox create", name),
+        session.operation("sandbox create", name, _event("create", sandbox_id, name)),
         session.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
         session.engine.kernel(sandbox_id) as kernel,
     ):
@@ -60,9 +60,13 @@ def remove_sandboxes(session: Session, references: Sequence[str | Sandbox]) -> N
         boxes = [session.find_sandbox(tx, reference) for reference in references]
     names = ", ".join(row.name for row in boxes)
     ids = [row.id for row in boxes]
-    with session.operation("sandbox rm", names):
+    with session.operation("sandbox rm", names, *(_event("destroy", row.id, row.name) for row in boxes)):
         session.take_down(chunks(ids), f"removing {names}")
     session.watcher.changed(sandboxes=ids, networks=(), needed=False)
+
+
+def _event(action: str, sandbox: str, name: str) -> Event:
+    return Event(type="sandbox", action=action, id=sandbox, attributes={"name": name})
 
 
 def _checked(request: SandboxRequest) -> dict[str, str]:

@@ -20,14 +20,14 @@ from netlib.core.sandbox_plan import host_resolver, sandbox_plan
 from netlib.core.upgrade import bring_up_to_date
 from netlib.errors import ConfigError, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.kernel.scarcity import exhaustion
-from netlib.model import CniNetwork, Network, Phase, Sandbox
+from netlib.model import CniNetwork, Event, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.store.locks import Locks
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 
-__all__ = ["Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network"]
+__all__ = ["Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
 
 _CLOSED = 0  # no thread has this number
 _AT_ONCE = 200  # how many records are removed together: each lock is an open file
@@ -117,8 +117,11 @@ class Session:
     # --- operations ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def operation(self, verb: str, subject: str) -> Iterator[None]:
-        """Recover first, then write one journal line with what was made and removed, and how it ended."""
+    def operation(self, verb: str, subject: str, *events: Event) -> Iterator[None]:
+        """Recover first, then write one journal line with what was made and removed, and how it ended.
+
+        *events* have happened when the block ends without an error, and are published with that line.
+        """
         store = self.store
         self.recover()
         self._trail.clear()
@@ -127,13 +130,18 @@ class Session:
         try:
             yield
         except BaseException as error:
-            outcome = f"{type(error).__name__}: {error}"
+            outcome, events = f"{type(error).__name__}: {error}", ()
             raise
         finally:
-            entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail))
+            entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail), events)
             # What was done is done, also where no line fits on the disk, or a process that is stopped keeps the store locked.
             with suppress(StoreError, Stuck), store.write() as tx:
                 tx.log(entry)
+
+    def publish(self, verb: str, subject: str, *events: Event) -> None:
+        """Write a journal line for what has just been done without objects of the kernel, with its *events*."""
+        with suppress(StoreError, Stuck), self.store.write() as tx:
+            tx.log(JournalEntry(time.time(), verb, subject, "ok", 0.0, [], events))
 
     @contextmanager
     def undoing_on_scarcity(self) -> Iterator[None]:
@@ -169,7 +177,7 @@ class Session:
     def finish_removal(self, kind: type[Any], reference: str | Network) -> None:
         """Try once more to remove what would not go before; TeardownError says what still does not."""
         with self.store.read() as tx:
-            row = tx.find(kind, reference if isinstance(reference, str) else reference.id)
+            row = tx.find(kind, reference_of(reference))
         if row is not None and row.phase is not Phase.READY:
             failures = self.recover()
             if failures:
@@ -179,7 +187,7 @@ class Session:
 
     def find_network(self, tx: Transaction, reference: str | Network) -> Row[Network]:
         """The ready network with that name, id or unambiguous beginning of an id; NotFound else."""
-        reference = reference.id if isinstance(reference, Network) else reference
+        reference = reference_of(reference)
         row = tx.find(Network, reference)
         if row is None and tx.find(CniNetwork, reference) is not None:
             raise NotFound(
@@ -193,7 +201,7 @@ class Session:
 
     def find_sandbox(self, tx: Transaction, reference: str | Sandbox) -> Row[Sandbox]:
         """The ready sandbox with that name, id or unambiguous beginning of an id; NotFound else."""
-        reference = reference.id if isinstance(reference, Sandbox) else reference
+        reference = reference_of(reference)
         row = tx.find(Sandbox, reference)
         if row is None or row.phase is not Phase.READY:
             raise no_container(reference)
@@ -209,11 +217,14 @@ def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + _AT_ONCE]
 
 
+def reference_of(record: str | Network | Sandbox) -> str:
+    """What the store finds a record by that was named by a text, or by itself."""
+    return record.id if isinstance(record, Network | Sandbox) else record
+
+
 def no_network(reference: str) -> NotFound:
     """The error for a network that there is not."""
-    return NotFound(
-        f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=str(reference)
-    )
+    return NotFound(f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference)
 
 
 def no_container(reference: str) -> NotFound:

@@ -69,7 +69,15 @@ def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") 
 
 
 def parse_since(text: str, now: float) -> str:
-    """Read ``--since``: RFC 3339, or how long ago (``90``, ``10m``, ``2h``), as RFC 3339 in UTC; raises ConfigError."""
+    """Read ``--since`` as :func:`parse_moment`; answer as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(parse_moment(text, now), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+
+
+def parse_moment(text: str, now: float, option: str = "--since") -> float:
+    """Read RFC 3339, or how long before *now* (``90``, ``10m``, ``2h``), as seconds since the epoch.
+
+    Raises ConfigError, which names the *option*.
+    """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
     try:
@@ -78,8 +86,8 @@ def parse_since(text: str, now: float) -> str:
         except ValueError:
             moment = datetime.fromtimestamp(datetime.fromisoformat(text).timestamp(), UTC)
     except (ValueError, OverflowError, OSError) as error:  # the last two: beyond what a calendar holds
-        raise ConfigError(f"--since {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+        raise ConfigError(f"{option} {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
+    return moment.timestamp()
 
 
 def _entries(lines: Iterable[bytes], since: str) -> Iterator[LogEntry]:

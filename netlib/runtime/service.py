@@ -22,7 +22,7 @@ from netlib.core.session import no_container
 from netlib.core.traces import container_folders
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict, DiskFull, InUse, NetlibError, NotFound, StoreLost
-from netlib.model import Endpoint, Phase, Sandbox
+from netlib.model import Endpoint, Event, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.ports import PortRequest
 from netlib.registry import driver
@@ -62,6 +62,12 @@ __all__ = [
 def runtime(controller: Controller) -> Runtime:
     """The runtime of the controller's host."""
     return Runtime(controller.config)
+
+
+def event(action: str, container: Container, **more: str) -> Event:
+    """What has happened to *container*, in Docker's words."""
+    about = {"name": container.name, "image": container.spec.rootfs, **container.spec.labels, **more}
+    return Event(type="container", action=action, id=container.container_id, attributes=about)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------------
@@ -125,7 +131,8 @@ def run_container(
             container = _start(controller, container, client, size)
             with controller.store.write() as tx:
                 tx.set_phase(container.id, Phase.READY)
-                tx.move_on()  # a copy of the store in which it is half made, and would be ended, is an older one from here on
+            # A copy of the store in which it is half made, and would be ended, is an older one from this line on.
+            controller.publish("container run", container.name, event("create", container), event("start", container))
         except BaseException:
             _kill(controller, container)
             _leave(controller, container)
@@ -204,7 +211,9 @@ def start_container(
         if runtime(controller).state(container).running:
             return container
         _leave(controller, container)
-        return _start(controller, container, client, size, again=True)
+        started = _start(controller, container, client, size, again=True)
+        controller.publish("container start", container.name, event("start", container))
+        return started
 
 
 def _start(
@@ -273,7 +282,9 @@ def _written(controller: Controller, container: Container) -> Container:
 
 def kill_container(controller: Controller, reference: str, number: int) -> None:
     """Send a signal to the container's process 1; Conflict when it does not run."""
-    runtime(controller).kill(find_container(controller, reference), number)
+    container = find_container(controller, reference)
+    runtime(controller).kill(container, number)
+    controller.publish("container kill", container.name, event("kill", container, signal=str(number)))
 
 
 def stop_container(controller: Controller, reference: str, *, seconds: float | None = None, number: int | None = None) -> State:
@@ -284,6 +295,7 @@ def stop_container(controller: Controller, reference: str, *, seconds: float | N
     runtime(controller).stop(container, seconds, number)
     state = runtime(controller).state(container)
     reap_container(controller, container.id)
+    controller.publish("container stop", container.name, event("stop", container))
     return state
 
 
@@ -299,9 +311,12 @@ def reap_container(controller: Controller, reference: str) -> None:
     with controller.locks.hold(record_lock(row.id), f"clearing away container {row.name}"):
         with controller.store.read() as tx:
             present = tx.by_id(row.id)
-        if present is None or runtime(controller).state(present.value).running:
+        if present is None or (state := runtime(controller).state(present.value)).running:
             return
         _leave(controller, present.value)
+        if present.value.netns is not None:  # else its end was told before
+            died = event("die", present.value, exitCode=str(state.code))
+            controller.publish("container die", present.name, died)
         if present.value.spec.auto_remove or present.phase is not Phase.READY:
             _delete(controller, present.value)
 
@@ -333,6 +348,7 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
                 own.kill(container)
         for container in running:
             _kill(controller, container)  # and wait
+        died = [event("die", container, exitCode=str(own.state(container).code)) for container in running]
         try:
             _set_removing(controller, present)
         except DiskFull:  # perhaps with what they wrote, and that may go first: to remove them again does no harm
@@ -342,6 +358,8 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
         _leave(controller, *present)
         for container in present:
             _delete(controller, container)
+        names = ", ".join(container.name for container in present)
+        controller.publish("container rm", names, *died, *(event("destroy", container) for container in present))
 
 
 def _set_removing(controller: Controller, going: Sequence[Container]) -> None:

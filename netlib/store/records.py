@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from msgspec import Struct
 
 from netlib.codec import decode, encode
-from netlib.model import CniAttachment, Endpoint, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
+from netlib.model import CniAttachment, Endpoint, Event, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import new_id
 from netlib.objects import object_class
 from netlib.plan import KernelObject, Key, Plan
@@ -42,6 +42,15 @@ class JournalEntry(NamedTuple):
     outcome: str
     seconds: float
     detail: list[str]
+    events: tuple[Event, ...] = ()  # what has happened by it; none where it failed
+
+
+class Published(NamedTuple):
+    """One event with its place in the journal: *number* is its line's, *time* (seconds since the epoch) when that was begun."""
+
+    number: int
+    time: float
+    event: Event
 
 
 _COLUMNS = "id, kind, name, phase, boot, body"
@@ -299,8 +308,8 @@ class Transaction:
     def log(self, entry: JournalEntry) -> None:
         """Add an operation to the journal and let the oldest one beyond the limit go."""
         cursor = self.db.execute(
-            "INSERT INTO journal (time, operation, subject, outcome, seconds, detail) VALUES (?,?,?,?,?,?)",
-            (entry.time, entry.operation, entry.subject, entry.outcome, entry.seconds, encode(entry.detail)),
+            "INSERT INTO journal (time, operation, subject, outcome, seconds, detail, events) VALUES (?,?,?,?,?,?,?)",
+            (*entry[:5], encode(entry.detail), encode(entry.events)),
         )
         self.counted = cursor.lastrowid or 0
         self.db.execute("DELETE FROM journal WHERE id<=?", (self.counted - JOURNAL_ROWS,))
@@ -320,9 +329,17 @@ class Transaction:
     def journal(self, limit: int) -> list[JournalEntry]:
         """The last *limit* operations, oldest first."""
         rows = self.db.execute(
-            "SELECT time, operation, subject, outcome, seconds, detail FROM journal ORDER BY id DESC LIMIT ?", (limit,)
+            "SELECT time, operation, subject, outcome, seconds, detail, events FROM journal ORDER BY id DESC LIMIT ?", (limit,)
         ).fetchall()
-        return [JournalEntry._make((*row[:5], decode(row[5], list[str]))) for row in reversed(rows)]
+        return [
+            JournalEntry._make((*row[:5], decode(row[5], list[str]), decode(row[6], tuple[Event, ...])))
+            for row in reversed(rows)
+        ]
+
+    def events(self, *, after: int = 0, since: float = 0.0) -> list[Published]:
+        """The events of journal lines behind the line *after* and not before the moment *since*, oldest first."""
+        rows = self.db.execute("SELECT id, time, events FROM journal WHERE id>? AND time>=? ORDER BY id", (after, since))
+        return [Published(number, time, event) for number, time, body in rows for event in decode(body, tuple[Event, ...])]
 
 
 class _Typed(Struct):

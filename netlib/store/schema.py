@@ -9,7 +9,7 @@ transaction that finds it missing. A landed migration is never edited: the next 
   finding the next free address after any other is one index look-up, for a /30 as for a /64. Pools 4 and 6 belong to no
   network: they are the address spaces themselves, and what is free in them is what no network's subnet covers.
 * ``port``: published host ports, so that a clash is found, and its holder named, without reading every endpoint.
-* ``journal``: one row per operation, for ``netlib log``.
+* ``journal``: one row per operation, for ``netlib log``; its events are what ``netlib events`` shows.
 
 Addresses are 16 bytes, big-endian, so that they compare as numbers do; an IPv4 address has twelve zero bytes in front.
 """
@@ -121,4 +121,7 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     CREATE INDEX record_netns ON record (json_extract(CAST(body AS TEXT), '$.netns.identity')) WHERE kind = 'sandbox';
     """,
     _typed_containers,
+    """
+    ALTER TABLE journal ADD COLUMN events BLOB NOT NULL DEFAULT X'5B5D';
+    """,
 )

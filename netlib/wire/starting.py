@@ -123,7 +123,7 @@ def _read_report(ours: socket.socket, config: Config, until: float) -> str:
 
 def _environment() -> dict[str, str]:
     """Only what netlibd needs, so that nothing of the caller's session stays with it."""
-    package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    package_root = os.path.abspath(f"{os.path.dirname(__file__)}/../..")
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     if os.path.basename(package_root) not in ("site-packages", "dist-packages"):  # a checkout
         environment["PYTHONPATH"] = package_root

@@ -17,7 +17,7 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.core.traces import container_folders
 from netlib.errors import AlreadyExists, CommandNotRun, ConfigError, Conflict, InUse, NetlibError, NotFound, PortTaken
-from netlib.kernel import netns
+from netlib.kernel import owned_netns
 from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Phase, Sandbox
 from netlib.names import new_id
@@ -303,7 +303,7 @@ def _killed_at(
     controller: Controller, target: object, name: str, monkeypatch: pytest.MonkeyPatch, when: str, verb: Callable[[], object]
 ) -> None:
     """Do *verb* in a child that dies by SIGKILL before or after it calls *target*'s *name*."""
-    controller.close()
+    controller.store.close()  # a connection outlives no fork
     child = os.fork()
     if child == 0:
         original = getattr(target, name)
@@ -323,10 +323,10 @@ def _killed_at(
 
 _STEPS = {
     "record": (service, "_inserted"),
-    "netns": (netns, "pin_netns"),
-    "sandbox": (Controller, "create_sandbox"),
+    "netns": (owned_netns, "pin_netns"),
+    "sandbox": (service, "create_sandbox"),
     "place": (service, "_written"),
-    "endpoint": (Controller, "connect"),
+    "endpoint": (service, "connect"),
     "processes": (Runtime, "launch"),
 }
 
@@ -393,7 +393,7 @@ def test_two_start_it_at_once(controller: Controller) -> None:
     container = service.create_container(
         controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     )
-    controller.close()
+    controller.store.close()  # a connection outlives no fork
     children = []
     for _ in range(2):
         child = os.fork()

@@ -1,0 +1,108 @@
+"""``netlib events``: what happens to networks and containers, as it happens, a JSON object a line.
+
+It reads the store itself, as ``exec`` and ``logs`` read files: events are in the journal, and nobody has to serve them.
+"""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from netlib.cli.arguments import Parser
+from netlib.config import Config
+from netlib.errors import ConfigError
+
+_NANO = 1_000_000_000
+
+
+def events_parser() -> Parser:
+    """The arguments of ``events``."""
+    parser = Parser(
+        "events",
+        "Show what happens to networks and containers, as it happens, one JSON object a line.",
+        "",
+        "--since 10m --until 0s --filter type=network",
+        "--filter event=die --filter container=web --format '{{.Actor.Attributes.name}}: {{.Actor.Attributes.exitCode}}'",
+        usage="[--since TIME] [--until TIME] [-f KEY=VALUE] [--format FORMAT]",
+    )
+    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose="container, event, id, label, network, sandbox, type")
+    parser.value("--since", metavar="TIME", purpose="from a time (2024-05-01T10:00:00), or that long ago (10m); else from now")
+    parser.value("--until", metavar="TIME", purpose="up to a time, or that long ago (0s: what there is); else for ever")
+    parser.value("--format", metavar="FORMAT", default="json", purpose="json, or a template like '{{.Action}}'")
+    return parser
+
+
+def events(config: Config, given: Namespace) -> int:
+    """Print events until the end that was asked for, or until it is interrupted."""
+    from netlib.cli.template import Template
+    from netlib.core.controller import Controller, Unwatched
+    from netlib.kernel.scarcity import translated_scarcity
+    from netlib.runtime.logs import parse_moment
+
+    wanted, now = _filters(given.filter), time.time()
+    template = None if given.format == "json" else Template(given.format)
+    since = parse_moment(given.since, now) if given.since else None
+    until = parse_moment(given.until, now, "--until") if given.until else None
+    with translated_scarcity(), Controller(config, watcher=Unwatched()) as controller:
+        for item in controller.events(since=since, until=until, follow=until is None or until > now):
+            row = event_row(item.event, item.time)
+            if all(any(_PASSES[key](row, value) for value in values) for key, values in wanted.items()):
+                sys.stdout.write((json.dumps(row) if template is None else template.render(row)) + "\n")
+                sys.stdout.flush()
+    return 0
+
+
+def event_row(event: Any, moment: float) -> dict[str, Any]:
+    """An event (:class:`netlib.model.Event`) as Docker's API shows one."""
+    return {
+        "Type": event.type,
+        "Action": event.action,
+        "Actor": {"ID": event.id, "Attributes": dict(event.attributes)},
+        "scope": "local",
+        "time": int(moment),
+        "timeNano": int(moment * _NANO),
+    }
+
+
+def _named(kind: str) -> Callable[[Mapping[str, Any], str], bool]:
+    """Whether an event is about the *kind* of that name or id, or mentions it."""
+
+    def passes(row: Mapping[str, Any], value: str) -> bool:
+        actor, about = row["Actor"], row["Actor"]["Attributes"]
+        is_its_own = row["Type"] == kind
+        known_as = (actor["ID"], about.get("name")) if is_its_own else (about.get(kind), about.get(f"{kind}Name"))
+        return value in known_as or bool(known_as[0] and known_as[0].startswith(value))
+
+    return passes
+
+
+def _has_label(row: Mapping[str, Any], value: str) -> bool:
+    key, equals, wanted = value.partition("=")
+    about = row["Actor"]["Attributes"]
+    return key in about and (not equals or about[key] == wanted)
+
+
+_PASSES: dict[str, Callable[[Mapping[str, Any], str], bool]] = {
+    "container": _named("container"),
+    "event": lambda row, value: row["Action"] == value,
+    "id": lambda row, value: row["Actor"]["ID"].startswith(value),
+    "label": _has_label,
+    "network": _named("network"),
+    "sandbox": _named("sandbox"),
+    "type": lambda row, value: row["Type"] == value,
+}
+
+
+def _filters(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Read ``KEY=VALUE``; values of one key are alternatives, as in Docker."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if key not in _PASSES or not equals:
+            raise ConfigError(
+                f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(sorted(_PASSES))}"
+            )
+        found.setdefault(key, []).append(value)
+    return found
