@@ -101,7 +101,7 @@ class BridgeDriver:
         return Plan(
             FirewallBase(),
             *([MemberTable()] if masquerade else ()),
-            *(forwarding for forwarding in _forwarding(network) if outward),
+            *(forwarding for forwarding in _forwarding(network) if outward and network.forwards),
             Bridge(
                 ifname=bridge,
                 mac=_bridge_mac(network),

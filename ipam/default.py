@@ -10,6 +10,7 @@ has come around, and no neighbour's cache mistakes the newcomer for its predeces
 import ipaddress
 import os
 from collections.abc import Iterable, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct, field
@@ -105,7 +106,7 @@ class DefaultIpam:
             )
         if request.subnet is None:
             _refuse_parts_of_nothing(request)
-            subnet = self._automatic_subnet(tx, request.family, avoid)
+            subnet = self._automatic_subnet(tx, request, avoid)
         else:
             subnet = request.subnet
             if subnet.version != request.family:
@@ -193,8 +194,10 @@ class DefaultIpam:
 
     # --- automatic subnets -----------------------------------------------------------------------------------------
 
-    def _automatic_subnet(self, tx: "Transaction", family: int, avoid: Sequence[IPNetwork]) -> IPNetwork:
-        blocks = [block for block in self._blocks if block.base.version == family]
+    def _automatic_subnet(self, tx: "Transaction", request: PoolRequest, avoid: Sequence[IPNetwork]) -> IPNetwork:
+        family = request.family
+        known = (*starmap(Block, request.blocks),) or self._blocks
+        blocks = [block for block in known if block.base.version == family]
         if not blocks and family == 6:
             blocks = [Block(_host_ula(tx), 64)]
         space = FreeRanges(tx.db, family)

@@ -25,6 +25,7 @@ class PoolRequest(Struct, frozen=True, kw_only=True):
     wants_gateway: bool = True
     auxiliary: dict[str, IPAddress] = {}
     options: Mapping[str, str] = {}  # ``--ipam-opt``, for the driver to check
+    blocks: tuple[tuple[IPNetwork, int], ...] = ()  # to cut an automatic subnet from, by prefix length; empty: the driver's
 
 
 class IpamDriver(Protocol):

@@ -105,6 +105,11 @@ class AddressPool(Struct, frozen=True, kw_only=True):
         return self.subnet.version
 
     @property
+    def router(self) -> IPAddress | None:
+        """Where members send what leaves the subnet: the auxiliary address that Docker names so, else the gateway."""
+        return self.auxiliary.get(f"DefaultGatewayIPv{self.family}", self.gateway)
+
+    @property
     def gateway_interface(self) -> IPInterface | None:
         """The gateway with the length of the subnet, as it stands on the bridge."""
         return ipaddress.ip_interface(f"{self.gateway}/{self.subnet.prefixlen}") if self.gateway else None
@@ -127,6 +132,7 @@ class Network(Struct, frozen=True, kw_only=True):
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     predefined: bool = False
+    forwards: bool = True  # False: whether the host forwards for it is the administrator's affair (``ip-forward``)
 
     @property
     def resolves_names(self) -> bool:

@@ -259,8 +259,11 @@ class DisconnectRequest(Request, frozen=True, kw_only=True, forbid_unknown_field
     container: Text
 
 
-def read(kind: type[_R], values: Mapping[str, Any]) -> _R:
-    """Make the request *kind* of *values*. ConfigError names the first of them that is wrong, missing or not known."""
+def read(kind: type[_R], values: Mapping[str, Any], *, spelled: Callable[[str], str] = str) -> _R:
+    """Make the request *kind* of *values*. ConfigError names the first of them that is wrong, missing or not known.
+
+    *spelled* is how a field is called where the values come from.
+    """
     fields = _fields(kind)
     given: dict[str, Any] = {}
     for name, value in values.items():
@@ -275,9 +278,10 @@ def read(kind: type[_R], values: Mapping[str, Any]) -> _R:
             try:
                 convert(value, fields[name].type)
             except ValidationError:
-                raise ConfigError(f"{name}={values[name]!r} must be {fields[name].asked.words}") from error
+                text = f"{spelled(name)}={values[name]!r} must be {fields[name].asked.words}"
+                raise ConfigError(text) from error
         missing = next(field.name for field in structs.fields(kind) if field.required and field.name not in given)
-        raise ConfigError(f"no {missing} given") from error
+        raise ConfigError(f"no {spelled(missing)} given") from error
 
 
 class _Field(NamedTuple):

@@ -232,7 +232,11 @@ def _print_facts(facts: dict[str, Any], template: str) -> int:
         print_objects([facts], template)
         return 0
     for key, value in facts.items():
-        print(f"{key}: {value}")
+        if isinstance(value, dict):
+            for name, fact in value.items():
+                print(f"{key} {name}: {fact}")
+        else:
+            print(f"{key}: {value}")
     return 0
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from netlib.core import endpoints, events, networks, reports, sandboxes
+from netlib.core.predefined import prepare_predefined
 from netlib.core.session import Session, Unwatched, Watcher, chunks, reference_of
 from netlib.errors import ConfigError
 from netlib.kernel.netns import entered
@@ -218,7 +219,7 @@ class Controller(Session):
             self.take_down([*chunks(boxes), *chunks(attachments), *chunks(found)], "resetting")
         self.watcher.changed(sandboxes=boxes, networks=[], needed=False)
         if self.host.lost is None:
-            self.host.prepare()
+            prepare_predefined(self.lifecycle, self.host)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,42 +1,25 @@
-"""The host that a store describes: opened, recognised, and given its predefined networks at first use.
+"""The host that a store describes: opened and recognised.
 
-One store describes one netns. Opening it costs a socket and two short reads; a first opening, or the first after a boot, also
-writes what every host has: the networks ``bridge``, ``host`` and ``none``.
+One store describes one netns. Opening it costs a socket and two short reads.
 """
 
 import errno
 import os
-import time
-from ipaddress import ip_network
 
 from netlib.config import Config
 from netlib.core import recovery
-from netlib.core.network_record import network_record, surroundings
 from netlib.core.traces import traces
-from netlib.errors import ConfigError, Conflict, NotPermitted, StoreLost
+from netlib.errors import NotPermitted, StoreLost
 from netlib.kernel.folders import PRIVATE, make_folder
-from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
-from netlib.model import Network, Phase
 from netlib.names import new_id
-from netlib.requests import NetworkRequest
+from netlib.settings import read_settings
 from netlib.store.generation import Generation
 from netlib.store.locks import Locks, run_folder_refusal
 from netlib.store.sqlite import Store
 from netlib.store.tags import remember_tag, tags_of
 
-DEFAULT_SUBNET = ip_network("172.17.0.0/16")
-DEFAULT_BRIDGE = "netlib0"
 LOG_OF_STORE = "netlib.db-wal"
-_PREDEFINED = (
-    NetworkRequest(
-        name="bridge",
-        subnets=(DEFAULT_SUBNET,),
-        options={"com.docker.network.bridge.name": DEFAULT_BRIDGE},
-    ),
-    NetworkRequest(name="host", driver="host", ipv4=False),
-    NetworkRequest(name="none", driver="none", ipv4=False),
-)
 
 
 class Host:
@@ -53,6 +36,7 @@ class Host:
                 "or inside `unshare --user --map-root-user --net --mount`"
             )
         self.config = config
+        self.settings = read_settings(config)
         self.locks = Locks(config.lock_dir)  # refuses another user's folder
         self._memory = config.memory_dir
         try:
@@ -120,24 +104,3 @@ class Host:
                 tag = tx.meta("tag") or new_id()[:6]
                 tx.set_meta("tag", tag)
         return tag
-
-    def prepare(self) -> None:
-        """Write the predefined networks where they are missing; their objects come at first use."""
-        with self.store.read() as tx:
-            missing = [request for request in _PREDEFINED if tx.find(Network, request.name) is None]
-        if not missing:
-            return
-        with Kernel() as kernel:
-            around = {request.name: surroundings(kernel, request) for request in missing}
-        with self.store.write() as tx:
-            for request in missing:
-                if tx.find(Network, request.name) is not None:
-                    continue
-                network_id, now = new_id(), time.time()
-                try:
-                    network = network_record(tx, network_id, now, request, around[request.name], predefined=True)
-                except (Conflict, ConfigError):  # a route of the host is in the way: the next free pool
-                    free = NetworkRequest(name=request.name, options=request.options)
-                    network = network_record(tx, network_id, now, free, around[request.name], predefined=True)
-                tx.insert(network, name=network.name, phase=Phase.READY)
-                tx.stamp(network_id, "")

@@ -19,6 +19,7 @@ from netlib.names import check_labels, check_network_name
 from netlib.options import decoded_options
 from netlib.registry import driver, ipam_driver
 from netlib.requests import NetworkRequest
+from netlib.settings import Settings
 from netlib.store.records import Transaction
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class Surroundings(NamedTuple):
     addresses: Sequence[IPInterface] = ()  # that this link has already
     is_lan: bool = False  # the network is the LAN of that link, in which the host is one of many
     routers: Sequence[IPAddress] = ()  # of the LAN, by which the host itself sends
+    settings: Settings = Settings()  # of the host
 
 
-def surroundings(kernel: "Kernel", request: NetworkRequest) -> Surroundings:
+def surroundings(kernel: "Kernel", request: NetworkRequest, settings: Settings) -> Surroundings:
     """Look at the host for *request*: what is on the link that it names stands in nobody's way."""
     known = driver(request.driver)
     if isinstance(known, JoinsLan):
@@ -45,9 +47,10 @@ def surroundings(kernel: "Kernel", request: NetworkRequest) -> Surroundings:
         routes = routes_by(kernel, link) if link and kernel.rtnl().find_link(link) else []
         routers = tuple(dict.fromkeys(route.gateway for route in routes if route.gateway))
         addresses = addresses_of(kernel, link) if link else ()
-        return Surroundings(host_routes(kernel), link, addresses, is_lan=True, routers=routers)
+        return Surroundings(host_routes(kernel), link, addresses, is_lan=True, routers=routers, settings=settings)
     link = known.link_name(request.options) if isinstance(known, TakesLink) else ""
-    return Surroundings(host_routes(kernel, besides=link), link, addresses_of(kernel, link) if link else ())
+    addresses = addresses_of(kernel, link) if link else ()
+    return Surroundings(host_routes(kernel, besides=link), link, addresses, settings=settings)
 
 
 def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolRequest]:
@@ -85,7 +88,14 @@ def pool_requests(request: NetworkRequest, around: Surroundings) -> list[PoolReq
     ]
     for family, wanted in ((4, request.ipv4), (6, request.ipv6)):
         if wanted and not any(pool.family == family for pool in pools):
-            pools.append(PoolRequest(family=family, options=request.ipam_options, wants_gateway=not around.is_lan))
+            pools.append(
+                PoolRequest(
+                    family=family,
+                    options=request.ipam_options,
+                    wants_gateway=not around.is_lan,
+                    blocks=around.settings.default_address_pools,
+                )
+            )
     return sorted(pools, key=lambda pool: pool.family)
 
 
@@ -148,6 +158,7 @@ def network_record(
         ipam_driver=request.ipam_driver,
         ipam_options=dict(request.ipam_options),
         predefined=predefined,
+        forwards=around.settings.ip_forward,
     )
     if isinstance(known, ValidatesNetwork):
         known.validate_network(network)

@@ -27,7 +27,7 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
         lifecycle.working_on([network_id], f"creating network {request.name}"),
         session.engine.kernel(network_id) as kernel,
     ):
-        around = surroundings(kernel, request)
+        around = surroundings(kernel, request, session.host.settings)
         return lifecycle.create_network(
             kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, around)
         )

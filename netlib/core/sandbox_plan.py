@@ -194,7 +194,7 @@ def _gateway(network: Network, endpoint: Endpoint, family: int) -> IPAddress | N
     """The gateway of the subnet that the endpoint's address is in."""
     address = endpoint.address(family)
     pool = network.pool_of(address.ip) if address else None
-    return pool.gateway if pool else None
+    return pool.router if pool else None
 
 
 def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> tuple[KernelObject, ...]:

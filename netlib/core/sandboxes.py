@@ -45,7 +45,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
             owned=netns is None,
             hostname=request.hostname or sandbox_id[:12],
             domainname=request.domainname,
-            resolver=request.resolver,
+            resolver=session.host.settings.resolver(request.resolver),
             dns_port=random.choice(DNS_PORTS),
             files_dir=str(session.config.sandbox_dir / sandbox_id),
             sysctls=tuple(settings.items()),

@@ -9,13 +9,14 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from netlib.config import Config
 from netlib.core import recovery
 from netlib.core.engine import Engine, Observer
 from netlib.core.host import Host
 from netlib.core.lifecycle import Lifecycle
+from netlib.core.predefined import prepare_predefined
 from netlib.core.sandbox_plan import host_resolver, sandbox_plan
 from netlib.core.upgrade import bring_up_to_date
 from netlib.errors import ConfigError, NetlibError, NotFound, StoreError, Stuck, TeardownError
@@ -27,7 +28,7 @@ from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 
-__all__ = ["Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
+__all__ = ["ReportsHealth", "Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
 
 _CLOSED = 0  # no thread has this number
 _AT_ONCE = 200  # how many records are removed together: each lock is an open file
@@ -38,6 +39,15 @@ class Watcher(Protocol):
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
         """Read these records (ids) again; *needed* says that somebody must serve them from now on."""
+        ...
+
+
+@runtime_checkable
+class ReportsHealth(Protocol):
+    """A watcher that knows how its servers are."""
+
+    def health(self) -> dict[str, str]:
+        """By the name of each: what is wrong, or "ok"."""
         ...
 
 
@@ -81,7 +91,7 @@ class Session:
         self.recover()
         if self.host.lost is None:
             bring_up_to_date(self.lifecycle)
-            self.host.prepare()
+            prepare_predefined(self.lifecycle, self.host)
 
     @property
     def store(self) -> Store:

@@ -18,6 +18,7 @@ from pathlib import Path
 from netlib.core.controller import Controller
 from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
 from netlib.daemon.leases import DhcpLeases
+from netlib.daemon.servants import Change
 from netlib.daemon.serving import Mover, Serving
 from netlib.errors import NetlibError
 from netlib.firewall.backend import firewall
@@ -38,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The thread, from :meth:`start` to :meth:`stop`; *check_place* is called when something goes from *run_dir*."""
+    """The servant that looks after what changes by itself, in a thread of its own."""
+
+    name = "keeper"
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Keeper:
         run_dir: Path,
         check_place: Callable[[], None],
     ) -> None:
+        """*check_place* is called when *run_dir* loses something; *moved* where a redirect leads past its resolver."""
         self._make_controller = controller
         self._serving = serving
         self._moved = moved
@@ -60,11 +64,21 @@ class Keeper:
         self._foreign_done = 0.0
         self._version = -1
         self._stopping = False
+        self._troubles: dict[str, str] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="netlibd-keeper")
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
+
+    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+        """Nothing: what it looks after is others' doing."""
+        return ()
+
+    def health(self) -> str | None:
+        """What it cannot watch, and which of its tasks has failed since it last succeeded."""
+        return "; ".join(list(self._troubles.values())) or None
 
     def stop(self) -> None:
         """End the thread and wait for it."""
@@ -86,6 +100,7 @@ class Keeper:
                     watch(open_sources)
                 except NetlibError as error:  # without nf_tables there is no table of ours to watch
                     logger.warning("%s", error)
+                    self._troubles[watch.__name__] = str(error)
             self._loop()
 
     def _watch_firewall(self, open_sources: ExitStack) -> None:
@@ -133,8 +148,10 @@ class Keeper:
     def _do(self, task: Callable[[], None]) -> None:
         try:
             task()
+            self._troubles.pop(task.__name__, None)
         except NetlibError as error:
             logger.warning("%s", error)
+            self._troubles[task.__name__] = str(error)
         except Exception:  # one task's bug must not end the others
             logger.exception("the keeper failed")
 

@@ -15,6 +15,7 @@ from ipam.dhcp import Kind, Message, terms_of
 from ipam.dhcp_client import Conversation, DhcpLease, now
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller
+from netlib.daemon.servants import Change
 from netlib.dns.loop import Loop, Timer
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.kernel.links import LinkUp
@@ -39,7 +40,9 @@ class _Held:
 
 
 class DhcpLeases:
-    """The leases of a store; each thread that looks at it gets a controller by *make_controller*."""
+    """The servant that renews the leases of a store; each thread that looks at it gets a controller by *make_controller*."""
+
+    name = "dhcp leases"
 
     def __init__(self, make_controller: Callable[[], Controller]) -> None:
         self._make_controller = make_controller
@@ -55,7 +58,20 @@ class DhcpLeases:
         if self._loop is not None:
             self._loop.post(self._guarded(lambda: self._look_after(found)))
 
-    def close(self) -> None:
+    def start(self) -> None:
+        """Look after the leases that there are."""
+        self.reload()
+
+    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+        """Nothing: leases are those of attachments, and the keeper has them read again when the store has changed."""
+        return ()
+
+    def health(self) -> str | None:
+        """Which lease no server renews."""
+        late = [held.lease for held in list(self._held.values()) if held.pause > _FIRST_PAUSE]
+        return f"the DHCP lease of {late[0].address.ip} in {late[0].netns.label} is not renewed" if late else None
+
+    def stop(self) -> None:
         """End the thread; the leases stay."""
         if self._loop is not None:
             self._loop.call(lambda: self._look_after({}))

@@ -9,6 +9,7 @@ import logging
 import os
 
 from netlib.daemon.loopback import LoopbackForwarder, Place
+from netlib.daemon.servants import Change
 from netlib.errors import NetlibError
 from netlib.kernel.descriptors import lifted_descriptor
 from netlib.kernel.sockets import hold_port
@@ -21,11 +22,16 @@ _HeldPlace = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
-    """The sockets (descriptors: there are thousands) that hold each endpoint's ports; used by one thread at a time."""
+    """The sockets (descriptors: there are thousands) that hold each endpoint's ports; used by one thread at a time.
+
+    A servant, whom :class:`netlib.daemon.serving.Serving` tells which ports to hold.
+    """
+
+    name = "ports"
 
     def __init__(self) -> None:
         self._held: dict[str, dict[_HeldPlace, int]] = {}
-        self._missing: dict[str, Endpoint] = {}
+        self._missing: dict[str, tuple[Endpoint, NetlibError]] = {}  # and why its first port cannot be held
         self._forwarder = LoopbackForwarder()
 
     def release(self, endpoint_id: str) -> None:
@@ -43,7 +49,7 @@ class HeldPorts:
         on_loopback: list[Place] = []
         address = endpoint.address(6) or endpoint.address(4)
         target = str(address.ip) if address else ""
-        missing = 0
+        missing: NetlibError | None = None
         for mapping in endpoint.ports:
             place = (mapping.protocol, mapping.host_port, mapping.host_ip)
             if place in held:
@@ -51,24 +57,36 @@ class HeldPorts:
             try:
                 held[place] = lifted_descriptor(hold_port(mapping))
             except NetlibError as error:
-                missing += 1
+                missing = missing or error
                 if endpoint.id not in self._missing:
                     logger.warning("%s", error)
                 continue
             if target and _is_on_loopback(mapping):
                 on_loopback.append(Place(mapping.host_port, held[place], (target, mapping.container_port)))
         self._forwarder.forward(endpoint.id, on_loopback)
-        if missing:
-            self._missing[endpoint.id] = endpoint
+        if missing is not None:
+            self._missing[endpoint.id] = (endpoint, missing)
         else:
             self._missing.pop(endpoint.id, None)
 
     def retry(self) -> None:
         """Try again for the ports that could not be held."""
-        for endpoint in list(self._missing.values()):
+        for endpoint, _ in list(self._missing.values()):
             self.hold(endpoint)
 
-    def close(self) -> None:
+    def start(self) -> None:
+        """Nothing is held yet."""
+
+    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+        """Nothing: who serves names tells what to hold."""
+        return ()
+
+    def health(self) -> str | None:
+        """How many endpoints lack a port, and why the first of them does."""
+        missing = list(self._missing.values())
+        return f"ports of {len(missing)} endpoints are not held: {missing[0][1]}" if missing else None
+
+    def stop(self) -> None:
         """Let go of everything."""
         for endpoint_id in list(self._held):
             self.release(endpoint_id)

@@ -25,6 +25,7 @@ from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused
 from netlib.daemon.keeper import Keeper
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
+from netlib.daemon.servants import Servants
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import ConfigError, StoreError, StoreLost
@@ -57,37 +58,29 @@ class Service:
         self._config = config
         self._started = time.time()
         self._local = threading.local()
-        self._dns = DnsServer()
-        self._ports = HeldPorts()
+        self._place: list[tuple[int, int] | None] | None = None  # not known before we listen
+        store = Store(config.state_dir, boot=boot_id())
+        store.require_writable()
+        ports, leases = HeldPorts(), DhcpLeases(self._controller)
+        serving = Serving(store, DnsServer(), ports, self._move_resolver)
+        keeper = Keeper(self._controller, serving, self._move_resolver, leases, config.run_dir, self._check_place)
+        self._servants = Servants([ports, serving, leases, keeper])
+        self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
+        self._store_identity = store_identity(config.state_dir)
+        self._servants.start()
         try:
-            store = Store(config.state_dir, boot=boot_id())
-            store.require_writable()
-            self._serving = Serving(store, self._dns, self._ports, self._move_resolver)
-            self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
-            self._store_identity = store_identity(config.state_dir)
-            self._serving.load()
             listener = self._listen(config.socket_path)  # first: who finds the former one finds this one too
             self._control = ControlServer(listener, self._handle, __version__, former=self._listen(config.former_socket_path))
-            self._place = self._found_place()
         except BaseException:
-            self._ports.close()
-            self._dns.close()
+            self._servants.stop()
             raise
-        self._leases = DhcpLeases(self._controller)
-        self._keeper = Keeper(
-            self._controller, self._serving, self._move_resolver, self._leases, config.run_dir, self._check_place
-        )
+        self._place = self._found_place()
         logger.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
 
     def run(self) -> None:
         """Serve until :meth:`stop`; then close every socket but the connections. What the kernel holds stays as it is."""
-        self._keeper.start()
         self._control.run()
-        self._keeper.stop()
-        self._leases.close()
-        self._serving.close()
-        self._dns.close()
-        self._ports.close()
+        self._servants.stop()
         logger.info("netlibd (pid %d) leaves", os.getpid())
 
     def stop(self) -> None:
@@ -115,7 +108,7 @@ class Service:
 
     def _check_place(self) -> None:
         """End when the run folder leads nobody to us any more: the next command that needs a netlibd starts another one."""
-        if self._found_place() != self._place or None in self._place:
+        if self._place is not None and (self._found_place() != self._place or None in self._place):
             logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
             self.stop()
 
@@ -175,7 +168,7 @@ class Service:
                 if request.version != __version__:
                     raise Refused(f"this is netlib {__version__}")
                 self._check_store(request)
-                self._serving.changed(**request.args)
+                self._servants.changed(**request.args)
                 return None
         raise ConfigError(f"unknown verb {request.verb!r}")
 
@@ -191,7 +184,7 @@ class Service:
         """This thread's controller."""
         controller: Controller | None = getattr(self._local, "controller", None)
         if controller is None:
-            controller = self._local.controller = Controller(self._config, watcher=self._serving, observer=self._observe)
+            controller = self._local.controller = Controller(self._config, watcher=self._servants, observer=self._observe)
         return controller
 
     def _observe(self, moment: str, item: KernelObject) -> None:

@@ -6,7 +6,7 @@ are read, a zone is the former one with a few names replaced, and a member is to
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from netlib.core.sandbox_plan import Attachment, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
+from netlib.daemon.servants import Change
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
 from netlib.errors import NetlibError, StoreError
@@ -81,7 +82,9 @@ _Views = dict[tuple[tuple[str, ...], tuple[IPAddress, ...]], View]
 
 
 class Serving:
-    """Publishes names and holds ports; a :class:`netlib.core.controller.Watcher` for controllers inside the daemon."""
+    """The servant that publishes names, and says which ports are to be held."""
+
+    name = "names"
 
     def __init__(self, store: Store, dns: DnsServer, ports: HeldPorts, moved: Mover) -> None:
         self._store = store
@@ -92,23 +95,21 @@ class Serving:
         self._lock = threading.Lock()
         self._boxes: dict[str, _Box] = {}
         self._zones: dict[str, ZoneKeeper] = {}
+        self._unserved: dict[str, NetlibError] = {}  # by sandbox: why its questions are not answered
 
-    def load(self) -> None:
+    def start(self) -> None:
         """Serve everything that the store has."""
         with self._store.read() as tx:
             boxes = [row.id for row in tx.all(Sandbox)]
-        self.changed(sandboxes=boxes, networks=(), needed=False)
+        self.changed(Change(boxes, ()))
 
-    def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
-        """Read these records (ids) again and serve what they say now.
-
-        All of it is tried; when *needed* the first failure is raised afterwards, else failures are logged.
-        """
+    def changed(self, change: Change) -> list[NetlibError]:
+        """Read these records again and serve what they say now; all of it is tried."""
         failures: list[NetlibError] = []
         with self._lock:
             with self._store.read() as tx:
-                renewed = [network for network in networks if self._renew(tx, network)]
-                boxes = {sandbox: self._read(tx, sandbox) for sandbox in sandboxes}
+                renewed = [network for network in change.networks if self._renew(tx, network)]
+                boxes = {sandbox: self._read(tx, sandbox) for sandbox in change.sandboxes}
                 touched = self._apply(tx, boxes)
             zones = [self._zones[network] for network in {*renewed, *touched}]
             views: _Views = {}
@@ -127,8 +128,12 @@ class Serving:
                 failures.append(error)
         for failure in failures:
             logger.warning("%s", failure)
-        if failures and needed:
-            raise failures[0]
+        return failures
+
+    def health(self) -> str | None:
+        """How many sandboxes ask in vain, and why the first of them does."""
+        unserved = list(self._unserved.values())
+        return f"names are not answered in {len(unserved)} sandboxes: {unserved[0]}" if unserved else None
 
     def reconcile(self) -> None:
         """Find what changed in the store without anybody telling, as when the teller was killed, and serve that."""
@@ -144,7 +149,7 @@ class Serving:
         differing = present.keys() ^ known.keys()
         if differing:
             both = {**present, **known}
-            self.changed(sandboxes={both[record] for record in differing}, networks=(), needed=False)
+            self.changed(Change({both[record] for record in differing}, ()))
 
     def retry_ports(self) -> None:
         """Try again for the ports that somebody else had, the resolver's on gateways among them."""
@@ -152,10 +157,11 @@ class Serving:
             self._ports.retry()
             self._gateways.retry()
 
-    def close(self) -> None:
-        """Take back what was told to the kernel about who asks at gateways."""
+    def stop(self) -> None:
+        """Answer nobody any more, and take back what was told to the kernel about who asks at gateways."""
         with self._lock:
             self._gateways.close()
+        self._dns.close()
 
     def served(self) -> list[str]:
         """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
@@ -228,6 +234,7 @@ class Serving:
         moved = []
         for sandbox in sandboxes:
             box = self._boxes.get(sandbox)
+            self._unserved.pop(sandbox, None)
             try:
                 if box is None or not is_served(self._attachments(box)):
                     self._dns.withdraw(sandbox)
@@ -240,6 +247,7 @@ class Serving:
                 port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=view)
             except NetlibError as error:
                 failures.append(error)
+                self._unserved[sandbox] = error
                 continue
             if port != box.sandbox.dns_port:
                 moved.append((sandbox, port))

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.core.endpoints import connect
+from netlib.core.predefined import prepare_predefined
 from netlib.core.recovery import forget
 from netlib.core.sandbox_plan import is_served
 from netlib.core.sandboxes import DNS_PORTS
@@ -132,7 +133,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
     if forgotten:
         yield f"forgotten, because nothing of them exists any more: {listed(forgotten)}"
     controller.recover()
-    controller.host.prepare()
+    prepare_predefined(controller.lifecycle, controller.host)
     yield from _adopt_sandboxes(controller, present, running)
     yield from _adopt_endpoints(controller)
 

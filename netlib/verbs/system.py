@@ -9,10 +9,12 @@ from typing import Any
 
 from netlib import __version__
 from netlib.core.controller import Controller
+from netlib.core.session import ReportsHealth
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.firewall.backend import BACKEND
 from netlib.model import Network, Sandbox
 from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
+from netlib.settings import settings_file
 from netlib.store.backup import copy_store
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
@@ -93,6 +95,9 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Architecture": platform.machine(),
         "ServedBy": os.getpid(),
         "Netlibd": condition(controller.config),
+        "SettingsFile": settings_file(controller.config),
+        "SettingsWithoutEffect": list(controller.host.settings.without_effect),
+        "Servants": controller.watcher.health() if isinstance(controller.watcher, ReportsHealth) else {},
     }
 
 

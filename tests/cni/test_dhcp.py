@@ -323,7 +323,7 @@ class Keeping:
         self._leases.reload()
 
     def close(self) -> None:
-        self._leases.close()
+        self._leases.stop()
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_a_server_of_others_renews(cable: Caller, dnsmasq: Dnsmasq, config: Conf
         return isinstance(found, DhcpLease) and found.since > now() - 60
 
     _until(is_renewed, "it is not renewed")
-    keeper.close()
+    keeper.stop()
 
 
 def test_a_host_that_switches_keeps_its_address(cable: Caller, dnsmasq: Dnsmasq, daemon: str) -> None:

@@ -21,6 +21,7 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.events import FirewallEvents
 from netlib.daemon.ports import HeldPorts
+from netlib.daemon.servants import Change
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
@@ -357,10 +358,11 @@ def test_nothing_is_restored_that_nobody_has(controller: Controller, config: Con
 @pytest.fixture
 def serving(config: Config) -> Iterator[Serving]:
     """The serving room in this process; what it serves is looked at from outside."""
-    dns_server, ports = DnsServer(), HeldPorts()
-    yield Serving(Store(config.state_dir, boot=boot_id()), dns_server, ports, lambda sandbox, port: None)
-    ports.close()
-    dns_server.close()
+    ports = HeldPorts()
+    serving = Serving(Store(config.state_dir, boot=boot_id()), DnsServer(), ports, lambda sandbox, port: None)
+    yield serving
+    serving.stop()
+    ports.stop()
 
 
 def test_changes_that_nobody_told_of_are_found(config: Config, serving: Serving) -> None:
@@ -392,10 +394,12 @@ def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config
         controller.create_sandbox("one")
         controller.connect("web", "one", ports=parse_publish("8080:80"))
         with socket.create_server(("0.0.0.0", 8080)):
-            serving.load()
+            serving.start()
         assert not held(8080)
+        assert "ports of 1 endpoints are not held: host port 8080/tcp is held by" in (serving._ports.health() or "")
         serving.retry_ports()
         assert held(8080)
+        assert serving._ports.health() is None
         controller.reset()
         serving.reconcile()
 
@@ -412,7 +416,7 @@ def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config,
             controller.connect("web", boxes[-1].id)
             statements: list[str] = []
             store._connection().set_trace_callback(statements.append)
-            serving.changed(sandboxes=[boxes[-1].id], networks=[], needed=True)
+            assert not serving.changed(Change([boxes[-1].id], ()))
             store._connection().set_trace_callback(None)
             counts.append(len(statements))
         assert len(set(counts[1:])) == 1, counts
@@ -428,7 +432,7 @@ def test_addresses_resolve_back_to_names(config: Config, serving: Serving) -> No
         controller.create_network("web", internal=True)
         one = controller.create_sandbox("one")
         endpoint = controller.connect("web", "one")
-        serving.load()
+        serving.start()
         reverse = ipaddress.ip_address(address(endpoint)).reverse_pointer
         with entered(one.netns):
             answer = dns.query.udp(dns.message.make_query(reverse, "PTR"), "127.0.0.11", timeout=SECONDS)

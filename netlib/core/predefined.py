@@ -1,0 +1,113 @@
+"""The networks that every host has: ``bridge``, ``host`` and ``none``, as the host's settings want them.
+
+They are written when a store is opened for the first time; their objects come at their first use. When the settings of
+``bridge`` change, it is made anew as soon as no sandbox is in it.
+"""
+
+import hashlib
+import time
+from ipaddress import ip_network
+
+from netlib.codec import encode
+from netlib.core.host import Host
+from netlib.core.lifecycle import Lifecycle
+from netlib.core.network_record import network_record, surroundings
+from netlib.errors import ConfigError, Conflict, TeardownError
+from netlib.kernel.handle import Kernel
+from netlib.model import Network, Phase
+from netlib.names import BRIDGE_NAME_OPTION, new_id
+from netlib.requests import NetworkRequest
+from netlib.settings import Settings
+from netlib.store.records import Row
+from netlib.wire.notices import notice
+
+__all__ = ["DEFAULT_BRIDGE", "DEFAULT_SUBNET", "predefined", "prepare_predefined"]
+
+DEFAULT_SUBNET = ip_network("172.17.0.0/16")
+DEFAULT_BRIDGE = "netlib0"
+_MARK = "predefined"  # the fact of a store that says by which settings its bridge was made
+
+
+def predefined(settings: Settings) -> tuple[NetworkRequest, ...]:
+    """The requests for the predefined networks."""
+    host = NetworkRequest(name="host", driver="host", ipv4=False)
+    none = NetworkRequest(name="none", driver="none", ipv4=False)
+    return _bridge(settings), host, none
+
+
+def _bridge(settings: Settings) -> NetworkRequest:
+    options = {BRIDGE_NAME_OPTION: DEFAULT_BRIDGE}
+    if settings.mtu:
+        options["com.docker.network.driver.mtu"] = str(settings.mtu)
+    if not settings.icc:
+        options["com.docker.network.bridge.enable_icc"] = "false"
+    if not settings.ip_masq:
+        options["com.docker.network.bridge.enable_ip_masquerade"] = "false"
+    if settings.bip is None:
+        return NetworkRequest(name="bridge", subnets=(DEFAULT_SUBNET,), options=options)
+    router = settings.default_gateway
+    return NetworkRequest(
+        name="bridge",
+        subnets=(settings.bip.network,),
+        gateways=(settings.bip.ip,),
+        ip_ranges=(settings.fixed_cidr,) if settings.fixed_cidr is not None else (),
+        auxiliary={f"DefaultGatewayIPv{router.version}": router} if router is not None else {},
+        options=options,
+    )
+
+
+def prepare_predefined(lifecycle: Lifecycle, host: Host) -> None:
+    """Write the predefined networks where they are missing, and the bridge anew where the settings ask for another one."""
+    wanted = predefined(host.settings)
+    made_by, here = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
+    with here.read() as tx:
+        found = {request.name: tx.find_named(Network, request.name) for request in wanted}
+        mark = tx.meta(_MARK)
+    bridge = found["bridge"]
+    if bridge is not None and mark != made_by and not (mark is None and host.settings == Settings()):
+        if not _is_given_up(lifecycle, bridge):
+            return
+        found["bridge"] = None
+    missing = [request for request in wanted if found[request.name] is None]
+    if missing:
+        _write(lifecycle, host, missing, made_by)
+
+
+def _is_given_up(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
+    """Remove a bridge of other settings; False where a sandbox is in it, or another process works on it."""
+    with lifecycle.working_on([bridge.id], "following the settings of the network bridge"):
+        with lifecycle.store.write(clearing=True) as tx:
+            row = tx.by_id(bridge.id)
+            if row is None:
+                return True
+            if row.phase is not Phase.READY or tx.endpoints_of_network(bridge.id):
+                notice("the network bridge is as its former settings made it, for containers are in it; remove them first")
+                return False
+            tx.set_phase(bridge.id, Phase.REMOVING)
+        try:
+            lifecycle.take_down([row])
+        except TeardownError as error:  # it stays written down, and the next command tries again
+            notice(f"the network bridge of the former settings would not go: {error}")
+            return False
+    return True
+
+
+def _write(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], made_by: str) -> None:
+    with Kernel() as kernel:
+        around = {request.name: surroundings(kernel, request, host.settings) for request in missing}
+    with lifecycle.store.write() as tx:
+        for request in missing:
+            if tx.find_named(Network, request.name) is not None:  # another process was first
+                continue
+            network_id, now = new_id(), time.time()
+            try:
+                network = network_record(tx, network_id, now, request, around[request.name], predefined=True)
+            except (Conflict, ConfigError):
+                if host.settings.bip is not None:  # the administrator's word
+                    raise
+                # A route of the host is in the way: the next free pool.
+                free = NetworkRequest(name=request.name, options=request.options)
+                network = network_record(tx, network_id, now, free, around[request.name], predefined=True)
+            tx.insert(network, name=network.name, phase=Phase.READY)
+            tx.stamp(network_id, "")
+        tx.set_meta(_MARK, made_by)
