@@ -1,6 +1,7 @@
 """Reading the command line: argparse, made to say one sentence for wrong arguments and to show examples.
 
-Its one rule: quick. A ready parser costs 9 ms with the import; typer would add 110 ms to every command, most of it pydantic.
+Its one rule: quick. A ready parser costs 9 ms with the import. Beyond a bare Python, importing argparse costs 8 ms, click 31,
+typer 52 (medians); typer 0.29 imports pydantic too when it runs a command.
 """
 
 import argparse

@@ -3,6 +3,10 @@
 Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post`, :meth:`Loop.call`
 and :meth:`Loop.join` alone. A socket that belongs to a party is handled in that party's turns (:mod:`netlib.dns.turns`), any
 other one at once.
+
+Why not asyncio: a plain loop answers about 147,000 cached questions a second (107,000 to 121,000 through the rule that leads
+port 53 here), where Docker's resolver answered 76,000; and whose socket is handled next must be ours to decide, where asyncio
+calls the handlers of all sockets that are ready before it looks for new events. What asyncio would answer was not measured.
 """
 
 import heapq
