@@ -22,6 +22,8 @@ else:  # msgspec takes one custom type in a union; these are the common ancestor
     IPInterface = IPAddress
 
 __all__ = [
+    "AUXILIARY",
+    "GATEWAY",
     "HOST",
     "AddressPool",
     "CniAttachment",
@@ -89,6 +91,10 @@ class NetnsRef(Struct, frozen=True):
 
 
 HOST = NetnsRef("")
+GATEWAY = "gateway"
+"""The owner of the lease of a network's gateway address."""
+AUXILIARY = "auxiliary:"
+"""What the owner of an auxiliary address's lease begins with; the rest is the name that it was given."""
 
 
 class AddressPool(Struct, frozen=True, kw_only=True):

@@ -139,10 +139,10 @@ def _address(
     *others, last = pools
     for pool in others:
         try:
-            return ipam.request_address(tx, network.id, pool.subnet, owner, wanted)
+            return ipam.request_address(tx.leases, network.id, pool.subnet, owner, wanted)
         except PoolExhausted:
             continue
-    return ipam.request_address(tx, network.id, last.subnet, owner, wanted)
+    return ipam.request_address(tx.leases, network.id, last.subnet, owner, wanted)
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:

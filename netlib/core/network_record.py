@@ -169,7 +169,8 @@ def network_record(
     ipam = ipam_driver(request.ipam_driver)
     # What is given for a LAN is in nobody's way: the host has no part in the network.
     pools = tuple(
-        ipam.request_pool(tx, network_id, pool, () if around.is_lan and pool.subnet else around.routes) for pool in wanted
+        ipam.request_pool(tx.leases, network_id, pool, () if around.is_lan and pool.subnet else around.routes)
+        for pool in wanted
     )
     return replace(network, pools=pools)
 

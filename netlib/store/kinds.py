@@ -44,11 +44,11 @@ class Kind(NamedTuple):
 def _give_back_addresses(tx: "Transaction", endpoint: Endpoint) -> None:
     network = tx.by_id(endpoint.network)
     if network is not None:
-        ipam_driver(network.value.ipam_driver).release_address(tx, network.id, endpoint.id)
+        ipam_driver(network.value.ipam_driver).release_address(tx.leases, network.id, endpoint.id)
 
 
 def _give_back_pools(tx: "Transaction", network: Network) -> None:
-    ipam_driver(network.ipam_driver).release_pool(tx, network.id)
+    ipam_driver(network.ipam_driver).release_pool(tx.leases, network.id)
 
 
 _KINDS: dict[str, Kind] = {}

@@ -1,6 +1,6 @@
 """Typed rows inside one transaction: records, their objects, published ports, the journal.
 
-The IPAM tables are the IPAM drivers' own affair; they reach them through :attr:`Transaction.db`.
+The tables of addresses are reached by :attr:`Transaction.leases`.
 """
 
 import sqlite3
@@ -16,6 +16,7 @@ from netlib.names import new_id
 from netlib.objects import object_class
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.kinds import kind_called, kind_of, recovered_names
+from netlib.store.leases import StoredLeases
 
 _R = TypeVar("_R", bound=Struct)
 
@@ -63,6 +64,7 @@ class Transaction:
     def __init__(self, db: sqlite3.Connection, boot: str) -> None:
         self.db = db
         self.boot = boot
+        self.leases = StoredLeases(db)
         self.counted = 0  # where the journal ends after this transaction, if it moved on
 
     # --- records ---------------------------------------------------------------------------------------------------

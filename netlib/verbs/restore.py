@@ -379,5 +379,5 @@ def _reserve(controller: Controller, present: _Present) -> None:
                     if address.ip in pool.subnet:
                         with suppress(NetlibError):  # somebody has it by now
                             ipam_driver(network.ipam_driver).request_address(
-                                tx, network.id, pool.subnet, tag_of(link.alias)[1], address.ip
+                                tx.leases, network.id, pool.subnet, tag_of(link.alias)[1], address.ip
                             )

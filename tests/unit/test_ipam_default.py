@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ipam.default import DefaultIpam, Lease, PoolUsage
+from ipam.default import DefaultIpam, PoolUsage
 from netlib.errors import AddressTaken, ConfigError, Conflict, NotFound, PoolExhausted, UnknownOption
-from netlib.ipamapi import PoolRequest
+from netlib.ipamapi import Leased, PoolRequest
 from netlib.model import HOST, AddressPool, Endpoint, IPAddress, IPNetwork, Network, Sandbox
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
@@ -38,11 +38,11 @@ def request(tx: Transaction, network: str = WEB, *, avoid: tuple[str, ...] = (),
         "wants_gateway": parts.get("wants_gateway", True),
         "options": parts.get("options", {}),
     }
-    return IPAM.request_pool(tx, network, PoolRequest(family=family, **values), [ip_network(text) for text in avoid])
+    return IPAM.request_pool(tx.leases, network, PoolRequest(family=family, **values), [ip_network(text) for text in avoid])
 
 
 def lease(tx: Transaction, subnet: IPNetwork, owner: str = "e1", preferred: IPAddress | None = None, network: str = WEB) -> str:
-    return str(IPAM.request_address(tx, network, subnet, owner, preferred).ip)
+    return str(IPAM.request_address(tx.leases, network, subnet, owner, preferred).ip)
 
 
 def automatic(tx: Transaction, count: int, family: int = 4, avoid: tuple[str, ...] = ()) -> list[str]:
@@ -69,8 +69,8 @@ def test_automatic_subnets_avoid_routes_and_given_subnets(tx: Transaction) -> No
 
 def test_a_released_subnet_is_the_next_automatic_one(tx: Transaction) -> None:
     automatic(tx, 3)
-    IPAM.release_pool(tx, f"{1:064x}")
-    IPAM.release_pool(tx, f"{1:064x}")
+    IPAM.release_pool(tx.leases, f"{1:064x}")
+    IPAM.release_pool(tx.leases, f"{1:064x}")
     assert str(request(tx, WEB).subnet) == "172.18.0.0/16"
 
 
@@ -180,7 +180,7 @@ def test_no_address_for_the_gateway(tx: Transaction) -> None:
 def test_a_released_address_rests_until_the_cursor_comes_around(tx: Transaction) -> None:
     subnet = request(tx, subnet="10.0.0.0/29").subnet
     assert [lease(tx, subnet, f"e{n}") for n in range(3)] == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
-    IPAM.release_address(tx, WEB, "e0")
+    IPAM.release_address(tx.leases, WEB, "e0")
     assert [lease(tx, subnet, f"f{n}") for n in range(3)] == ["10.0.0.5", "10.0.0.6", "10.0.0.2"]
     with pytest.raises(PoolExhausted) as caught:
         lease(tx, subnet, "g")
@@ -199,7 +199,7 @@ def test_a_fixed_address_leaves_the_cursor_alone(tx: Transaction) -> None:
 
 def test_the_address_comes_with_the_length_of_its_subnet(tx: Transaction) -> None:
     pool = request(tx, family=6, subnet="fd00::/64")
-    assert IPAM.request_address(tx, WEB, pool.subnet, "e1") == ip_interface("fd00::2/64")
+    assert IPAM.request_address(tx.leases, WEB, pool.subnet, "e1") == ip_interface("fd00::2/64")
 
 
 def test_a_taken_address_names_its_holder(tx: Transaction) -> None:
@@ -241,11 +241,11 @@ def test_release_is_of_one_owner_in_one_network_and_idempotent(tx: Transaction) 
     for owner in ("e1", "e2"):
         lease(tx, web, owner)
         lease(tx, db, owner, network=DB)
-    IPAM.release_address(tx, WEB, "e1")
-    IPAM.release_address(tx, WEB, "e1")
-    IPAM.release_address(tx, EMPTY, "e2")
-    assert [item.owner for item in IPAM.leases(tx, WEB)] == ["gateway", "e2"]
-    assert [item.owner for item in IPAM.leases(tx, DB)] == ["gateway", "e1", "e2"]
+    IPAM.release_address(tx.leases, WEB, "e1")
+    IPAM.release_address(tx.leases, WEB, "e1")
+    IPAM.release_address(tx.leases, EMPTY, "e2")
+    assert [item.owner for item in tx.leases.listed(WEB)] == ["gateway", "e2"]
+    assert [item.owner for item in tx.leases.listed(DB)] == ["gateway", "e1", "e2"]
 
 
 def test_release_of_a_pool_leaves_no_row(tx: Transaction) -> None:
@@ -253,7 +253,7 @@ def test_release_of_a_pool_leaves_no_row(tx: Transaction) -> None:
     pool = request(tx, subnet="10.0.0.0/24", auxiliary={"printer": "10.0.0.9"})
     lease(tx, pool.subnet)
     request(tx, family=6)
-    IPAM.release_pool(tx, WEB)
+    IPAM.release_pool(tx.leases, WEB)
     assert rows(tx) == before
 
 
@@ -264,13 +264,13 @@ def rows(tx: Transaction) -> list[Any]:
 def test_usage_and_leases(tx: Transaction) -> None:
     pool = request(tx, subnet="10.0.0.0/24", ip_range="10.0.0.0/28", auxiliary={"printer": "10.0.0.200"})
     lease(tx, pool.subnet, "e1" * 32)
-    assert IPAM.usage(tx, WEB) == [PoolUsage(pool.subnet, total=254, leased=3, available=13)]
-    assert IPAM.leases(tx, WEB) == [
-        Lease(ip_interface("10.0.0.1/24"), "gateway", "the gateway"),
-        Lease(ip_interface("10.0.0.2/24"), "e1" * 32, "e1e1e1e1e1e1 (without a record)"),
-        Lease(ip_interface("10.0.0.200/24"), "auxiliary:printer", 'auxiliary address "printer"'),
+    assert IPAM.usage(tx.leases, WEB) == [PoolUsage(pool.subnet, total=254, leased=3, available=13)]
+    assert tx.leases.listed(WEB) == [
+        Leased(ip_interface("10.0.0.1/24"), "gateway", "the gateway"),
+        Leased(ip_interface("10.0.0.2/24"), "e1" * 32, "e1e1e1e1e1e1 (without a record)"),
+        Leased(ip_interface("10.0.0.200/24"), "auxiliary:printer", 'auxiliary address "printer"'),
     ]
-    assert IPAM.usage(tx, EMPTY) == []
+    assert IPAM.usage(tx.leases, EMPTY) == []
 
 
 def test_options_have_an_effect_or_are_refused_by_name(tx: Transaction) -> None:

@@ -59,7 +59,9 @@ class Addresses(RuleBasedStateMachine):
         usable = usable_span(self.subnet)
         self.usable = set(range(usable.first, usable.last + 1))
         self.dynamic = sorted(self.usable & {int(address) for address in ip_range})
-        pool = self.ipam.request_pool(self.tx, "n", PoolRequest(family=family, subnet=self.subnet, ip_range=ip_range), [])
+        pool = self.ipam.request_pool(
+            self.tx.leases, "n", PoolRequest(family=family, subnet=self.subnet, ip_range=ip_range), []
+        )
         assert int(pool.gateway or 0) == self.dynamic[0]
         self.held[self.dynamic[0]] = "gateway"
 
@@ -72,7 +74,7 @@ class Addresses(RuleBasedStateMachine):
         free = [address for address in self.dynamic if address not in self.held]
         owner = self.owner()
         try:
-            got = int(self.ipam.request_address(self.tx, "n", self.subnet, owner).ip)
+            got = int(self.ipam.request_address(self.tx.leases, "n", self.subnet, owner).ip)
         except PoolExhausted:
             assert free == []
             return
@@ -85,7 +87,7 @@ class Addresses(RuleBasedStateMachine):
         owner = self.owner()
         wanted = address_at(self.subnet.version, address)
         try:
-            got = int(self.ipam.request_address(self.tx, "n", self.subnet, owner, wanted).ip)
+            got = int(self.ipam.request_address(self.tx.leases, "n", self.subnet, owner, wanted).ip)
         except AddressTaken:
             assert address in self.held
             return
@@ -98,7 +100,7 @@ class Addresses(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         address, owner = data.draw(st.sampled_from(sorted(self.held.items())[1:]))
         if owner != "gateway":
-            self.ipam.release_address(self.tx, "n", owner)
+            self.ipam.release_address(self.tx.leases, "n", owner)
             del self.held[address]
 
     @invariant()
@@ -107,8 +109,8 @@ class Addresses(RuleBasedStateMachine):
             return
         (pool,) = self.tx.db.execute("SELECT id FROM pool WHERE network='n'").fetchone()
         assert free_addresses(self.tx, pool) == self.usable - self.held.keys()
-        assert {int(lease.address.ip): lease.owner for lease in self.ipam.leases(self.tx, "n")} == self.held
-        (usage,) = self.ipam.usage(self.tx, "n")
+        assert {int(lease.address.ip): lease.owner for lease in self.tx.leases.listed("n")} == self.held
+        (usage,) = self.ipam.usage(self.tx.leases, "n")
         assert usage.available == sum(address not in self.held for address in self.dynamic)
 
     def teardown(self) -> None:
@@ -138,7 +140,7 @@ class Subnets(RuleBasedStateMachine):
         self.number += 1
         name = f"network{self.number}"
         try:
-            got = self.ipam.request_pool(self.tx, name, PoolRequest(family=4, subnet=subnet), avoid).subnet
+            got = self.ipam.request_pool(self.tx.leases, name, PoolRequest(family=4, subnet=subnet), avoid).subnet
         except Conflict:
             assert subnet is not None
             assert any(overlap(span(subnet), one) for one in obstacles)
@@ -154,7 +156,7 @@ class Subnets(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.networks)))
-        self.ipam.release_pool(self.tx, name)
+        self.ipam.release_pool(self.tx.leases, name)
         del self.networks[name]
 
     @invariant()
@@ -177,11 +179,11 @@ TestSubnets.settings = settings(max_examples=60, stateful_step_count=30, deadlin
 
 def test_a_full_pool_is_one_question_and_leaves_no_interval() -> None:
     tx, ipam = memory_transaction(), DefaultIpam()
-    subnet = ipam.request_pool(tx, "n", PoolRequest(family=4, subnet=ip_network("10.0.0.0/22")), []).subnet
-    given = [int(ipam.request_address(tx, "n", subnet, "e").ip) for _ in range(1021)]
+    subnet = ipam.request_pool(tx.leases, "n", PoolRequest(family=4, subnet=ip_network("10.0.0.0/22")), []).subnet
+    given = [int(ipam.request_address(tx.leases, "n", subnet, "e").ip) for _ in range(1021)]
     assert given == list(range(int(subnet.network_address) + 2, int(subnet.broadcast_address)))
     (pool,) = tx.db.execute("SELECT id FROM pool WHERE network='n'").fetchone()
     assert free_addresses(tx, pool) == set()
-    ipam.release_address(tx, "n", "e")
+    ipam.release_address(tx.leases, "n", "e")
     assert tx.db.execute("SELECT count(*) FROM free_range WHERE pool=?", (pool,)).fetchone() == (1,)
     tx.db.close()

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from netlib.codec import decode
 from netlib.errors import StoreDamaged, StoreError
 from netlib.kernel.owned_netns import OwnedNetns
 from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
+from netlib.ports import parse_publish
+from netlib.requests import Join
+from netlib.runtime.spec import Container
 from netlib.store.records import JOURNAL_ROWS, JournalEntry
 from netlib.store.reserve import RESERVE_BYTES
 from netlib.store.schema import MIGRATIONS
@@ -174,12 +178,18 @@ def test_a_file_of_a_newer_netlib_is_refused_with_the_remedy(store: Store) -> No
         pass
 
 
+_OLD_CONTAINER = b"""{"id":"c.container","name":"c","created":0,"hostname":"c","spec":{"command":["true"],"publish":["8080:80","53/udp"],
+"networks":[{"network":"web","aliases":["www"],"ip":"10.0.0.9","ip6":"","mac":"","ifname":"","links":[],"gw_priority":0,"options":{}}]}}"""
+
+
 def test_an_older_file_is_brought_forward(store: Store) -> None:
     _fill(store)
     box = Sandbox(id="d" * 64, name="guest", created=0, netns=NetnsRef("/run/netns/guest", "boot:7"), owned=False)
     with store.write() as tx:
         tx.insert(box, name=box.name)
         tx.db.execute("DROP INDEX record_netns")
+        tx.db.execute("ALTER TABLE journal DROP COLUMN events")
+        tx.db.execute("INSERT INTO record VALUES ('c.container','container','c','ready',NULL,NULL,'',?)", (_OLD_CONTAINER,))
         tx.db.execute("PRAGMA user_version=1")
     store.close()
     with store.read() as tx:
@@ -187,6 +197,11 @@ def test_an_older_file_is_brought_forward(store: Store) -> None:
         found = tx.sandbox_in("boot:7")
         assert found is not None
         assert found.value == box
+        (body,) = tx.db.execute("SELECT body FROM record WHERE kind='container'").fetchone()
+        spec = decode(body, Container).spec
+        assert spec.publish == (*parse_publish("8080:80"), *parse_publish("53/udp"))
+        assert spec.networks == (Join(network="web", aliases=("www",), ip=ip_address("10.0.0.9")),)
+        assert [entry.events for entry in tx.journal(1)] in ([], [()])
 
 
 def test_a_sandbox_is_found_by_its_netns_without_reading_the_others(store: Store) -> None:

@@ -7,7 +7,7 @@ question is one index look-up.
 import sqlite3
 from collections.abc import Iterator
 
-from ipam.pools import Span
+from netlib.ipamapi import Span
 
 __all__ = ["FreeRanges", "packed", "unpacked"]
 
