@@ -6,6 +6,7 @@
     ├── ConfigError                  the request itself is wrong: a value, an option, a name
     │   └── UnknownOption            an option that the driver does not have
     ├── NotFound                     no such network, sandbox, endpoint, container, driver
+    │   └── PackageMissing           what is written down needs a package that is not installed any more
     ├── Conflict                     the request is fine, something that exists stands against it
     │   ├── AlreadyExists            the name is taken
     │   ├── InUse                    it has users, and the message lists them
@@ -50,6 +51,7 @@ __all__ = [
     "NotFound",
     "NotPermitted",
     "ObjectMissing",
+    "PackageMissing",
     "PoolExhausted",
     "PortTaken",
     "StoreDamaged",
@@ -94,12 +96,22 @@ class UnknownOption(ConfigError):
 class NotFound(NetlibError):
     """The thing named in the request does not exist: a ``kind`` of thing ("network"), named by ``reference``."""
 
-    facts = ("kind", "reference")
+    facts: tuple[str, ...] = ("kind", "reference")
 
     def __init__(self, message: str, *, kind: str = "", reference: str = "") -> None:
         super().__init__(message)
         self.kind = kind
         self.reference = reference
+
+
+class PackageMissing(NotFound):
+    """A record needs a driver, or a kernel object, of a ``package`` that is not installed any more."""
+
+    facts = ("kind", "reference", "package")
+
+    def __init__(self, message: str, *, kind: str = "", reference: str = "", package: str = "") -> None:
+        super().__init__(message, kind=kind, reference=reference)
+        self.package = package
 
 
 class Conflict(NetlibError):

@@ -138,6 +138,8 @@ class Network(Struct, frozen=True, kw_only=True):
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     predefined: bool = False
+    packages: dict[str, str] = {}  # that its drivers came with, by side ("driver", "ipam"), where they are not built in
+    facts: dict[str, dict[str, Any]] = {}  # what its drivers found out in the world, by side
     forwards: bool = True  # False: whether the host forwards for it is the administrator's affair (``ip-forward``)
 
     @property
@@ -231,6 +233,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     gw_priority: int = 0
     options: dict[str, str] = {}
+    facts: dict[str, dict[str, Any]] = {}  # what the network's drivers found out for it in the world, by side
 
     def address(self, family: int) -> IPInterface | None:
         """The first address of *family* (4 or 6), with its prefix length."""

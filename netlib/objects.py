@@ -1,13 +1,20 @@
-"""Classes of kernel objects by the name that the store has for them, imported at first use."""
+"""Classes of kernel objects by the name that the store has for them, imported at first use.
+
+Built-in ones resolve from the table below, others through the entry points ``netlib.objects``. The name of such a one begins
+with that of its package (``acme-net.tunnel``), so that it can be named when the package is not installed any more.
+"""
 
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any, cast
 
-from netlib.errors import StoreError
+from netlib.errors import PackageMissing, StoreError
 from netlib.plan import KernelObject
 
+_GROUP = "netlib.objects"
 _OBJECTS = {
+    "prepared": "netlib.core.preparing:Prepared",
     "netns": "netlib.kernel.owned_netns:OwnedNetns",
     "bridge": "netlib.kernel.bridges:Bridge",
     "veth": "netlib.kernel.links:Veth",
@@ -61,11 +68,17 @@ _OBJECTS = {
 
 @cache
 def object_class(tag: str) -> type[KernelObject]:
-    """The class of kernel object that the store calls *tag*; StoreError for a name that no class has."""
+    """The class of kernel object that the store calls *tag*; PackageMissing for another's that is not installed, StoreError."""
     target = _OBJECTS.get(tag)
-    if target is None:
+    if target is not None:
+        return cast(type[KernelObject], load(target))
+    for point in entry_points(group=_GROUP, name=tag):
+        return cast(type[KernelObject], point.load())
+    package = tag.rpartition(".")[0]
+    if not package:
         raise StoreError(f"the store holds an object of type {tag!r}, which this netlib does not know; upgrade netlib")
-    return cast(type[KernelObject], load(target))
+    text = f"the package {package} is not installed, which an object of type {tag!r} needs; install it again"
+    raise PackageMissing(text, kind="kernel object", reference=tag, package=package)
 
 
 def object_tags() -> tuple[str, ...]:

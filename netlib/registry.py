@@ -5,13 +5,22 @@ Built-in drivers resolve from the tables below, others through the entry points 
 """
 
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, cast
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, cast
 
-from netlib.driverapi import Driver
-from netlib.errors import NotFound
+from msgspec import Struct
+
+from netlib.driverapi import Driver, NoOptions
+from netlib.errors import NotFound, PackageMissing
 from netlib.ipamapi import IpamDriver
+from netlib.model import Endpoint, Network, Sandbox, Scope
 from netlib.objects import load
+from netlib.plan import Plan
+
+__all__ = ["MissingDriver", "Side", "driver", "driver_of", "ipam_driver", "missing_package", "package_of"]
+
+Side = Literal["driver", "ipam"]
+"""Which of a network's two drivers."""
 
 _DRIVERS = {
     "bridge": "drivers.bridge:BridgeDriver",
@@ -21,25 +30,78 @@ _DRIVERS = {
     "ipvlan": "drivers.ipvlan:IpvlanDriver",
 }
 _IPAM_DRIVERS = {"default": "ipam.default:DefaultIpam"}
+_TABLES: dict[Side, tuple[str, dict[str, str], str]] = {
+    "driver": ("network driver", _DRIVERS, "netlib.drivers"),
+    "ipam": ("IPAM driver", _IPAM_DRIVERS, "netlib.ipam_drivers"),
+}
 
 
 @cache
 def driver(name: str) -> Driver:
     """The network driver called *name*; NotFound lists the ones there are."""
-    return cast(Driver, _resolve("network driver", name, _DRIVERS, "netlib.drivers")())
+    return cast(Driver, _made("driver", name))
 
 
 @cache
 def ipam_driver(name: str) -> IpamDriver:
     """The IPAM driver called *name*; NotFound lists the ones there are."""
-    return cast(IpamDriver, _resolve("IPAM driver", name, _IPAM_DRIVERS, "netlib.ipam_drivers")())
+    return cast(IpamDriver, _made("ipam", name))
 
 
-def _resolve(what: str, name: str, builtin: dict[str, str], group: str) -> Any:
+def driver_of(network: Network) -> Driver:
+    """The driver of a network that is written down; where its package is not installed any more, one that says so."""
+    try:
+        return driver(network.driver)
+    except NotFound:
+        return MissingDriver(network)
+
+
+def package_of(side: Side, name: str) -> str:
+    """The distribution that a driver comes with; empty for a built-in one, and for one that there is not."""
+    point = None if name in _TABLES[side][1] else _entry_point(side, name)
+    return point.dist.name if point is not None and point.dist is not None else ""
+
+
+class MissingDriver:
+    """In the place of a driver whose package is not installed any more: it plans nothing, and has no abilities."""
+
+    scope = Scope.LOCAL
+    network_options: type[Struct] = NoOptions
+    endpoint_options: type[Struct] = NoOptions
+
+    def __init__(self, network: Network) -> None:
+        self.name = network.driver
+        self._network = network
+
+    def network_plan(self, network: Network) -> Plan:
+        raise self._missing()
+
+    def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
+        raise self._missing()
+
+    def _missing(self) -> PackageMissing:
+        whose = f"network {self._network.name!r}"
+        return missing_package(whose, "driver", self.name, self._network.packages.get("driver", ""))
+
+
+def missing_package(whose: str, side: Side, name: str, package: str) -> PackageMissing:
+    """The error for a driver of *package* that *whose* record needs, and that is not installed any more."""
+    what = _TABLES[side][0]
+    of_package = f" of the package {package}" if package else ""
+    text = f"{whose} needs the {what} {name!r}{of_package}, which is not installed; install it again"
+    return PackageMissing(text, kind=what, reference=name, package=package)
+
+
+def _made(side: Side, name: str) -> Any:
+    what, builtin, group = _TABLES[side]
     if name in builtin:
-        return load(builtin[name])
-    found = {point.name: point for point in entry_points(group=group)}
-    if name not in found:
-        known = ", ".join(sorted({*builtin, *found}))
+        return load(builtin[name])()
+    point = _entry_point(side, name)
+    if point is None:
+        known = ", ".join(sorted({*builtin, *(found.name for found in entry_points(group=group))}))
         raise NotFound(f"{what} {name!r} not found; there are: {known}", kind=what, reference=name)
-    return found[name].load()
+    return point.load()()
+
+
+def _entry_point(side: Side, name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=_TABLES[side][2], name=name)), None)

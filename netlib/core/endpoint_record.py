@@ -3,13 +3,14 @@
 Everything that can be refused is refused here, before anything is written or touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 from msgspec.structs import replace
 
 from netlib.driverapi import NamesLinks, PublishesPorts, SharesMac
 from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
+from netlib.facts import Facts
 from netlib.kernel.sockets import port_candidates, port_facts, probe_port
 from netlib.model import (
     AddressPool,
@@ -25,7 +26,7 @@ from netlib.model import (
 from netlib.names import check_alias, check_ifname, check_mac, endpoint_mac
 from netlib.options import decoded_options
 from netlib.ports import PortRequest
-from netlib.registry import driver, ipam_driver
+from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
 from netlib.store.records import Transaction
 
@@ -45,13 +46,15 @@ def endpoint_record(
     request: ConnectRequest,
     *,
     linked: bool,
+    facts: Mapping[str, Facts] | None = None,
 ) -> Endpoint:
     """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
 
     *linked* says whether the network's driver gives endpoints a link; without one there is nothing to address or publish.
+    *facts* are what the network's drivers found out for it, by side.
     """
     subject = f"endpoint of {sandbox.name!r} in network {network.name!r}"
-    decoded_options(driver(network.driver).endpoint_options, request.options, subject)
+    decoded_options(driver_of(network).endpoint_options, request.options, subject)
     for alias in request.aliases:
         check_alias(alias)
     endpoint = Endpoint(
@@ -63,6 +66,7 @@ def endpoint_record(
         links=tuple(request.links),
         gw_priority=request.gw_priority,
         options=dict(request.options),
+        facts=dict(facts or {}),
     )
     if not linked:
         if request.ip or request.ip6 or request.mac:
@@ -73,7 +77,7 @@ def endpoint_record(
     endpoint = replace(
         endpoint,
         ifname=_ifname(tx, network, sandbox, request),
-        addresses=_addresses(tx, endpoint_id, network, request, subject),
+        addresses=_addresses(tx, endpoint, network, request, subject),
     )
     return replace(
         endpoint,
@@ -90,13 +94,13 @@ def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: Connec
         if wanted in used or wanted == "lo":
             raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname", name=wanted)
         return wanted
-    known = driver(network.driver)
+    known = driver_of(network)
     prefix = known.ifname_prefix(network) if isinstance(known, NamesLinks) else "eth"
     return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
 
 
 def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
-    known = driver(network.driver)
+    known = driver_of(network)
     reason = known.why_no_mac(network) if isinstance(known, SharesMac) else ""
     if reason and wanted:
         raise ConfigError(f"an endpoint of network {network.name!r} can have no --mac-address: {reason}; leave it out")
@@ -116,7 +120,9 @@ def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> 
     return mac
 
 
-def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRequest, subject: str) -> tuple[IPInterface, ...]:
+def _addresses(
+    tx: Transaction, owner: Endpoint, network: Network, request: ConnectRequest, subject: str
+) -> tuple[IPInterface, ...]:
     leased: list[IPInterface] = []
     for family, flag, wanted in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
         if wanted is not None and wanted.version != family:
@@ -132,21 +138,21 @@ def _addresses(tx: Transaction, owner: str, network: Network, request: ConnectRe
 
 
 def _address(
-    tx: Transaction, owner: str, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
+    tx: Transaction, owner: Endpoint, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
 ) -> IPInterface:
     """Lease an address from the first of *pools* that has one."""
-    ipam = ipam_driver(network.ipam_driver)
+    ipam, facts = ipam_driver(network.ipam_driver), owner.facts.get("ipam", {})
     *others, last = pools
     for pool in others:
         try:
-            return ipam.request_address(tx.leases, network.id, pool.subnet, owner, wanted)
+            return ipam.request_address(tx.leases, network.id, pool.subnet, owner.id, wanted, facts=facts)
         except PoolExhausted:
             continue
-    return ipam.request_address(tx.leases, network.id, last.subnet, owner, wanted)
+    return ipam.request_address(tx.leases, network.id, last.subnet, owner.id, wanted, facts=facts)
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
-    known = driver(network.driver)
+    known = driver_of(network)
     default = known.default_host_ip(network) if isinstance(known, PublishesPorts) else None
     chosen: list[PortMapping] = []
     places: _Places = {}

@@ -1,16 +1,19 @@
 """Sandboxes joined to networks, and taken out of them."""
 
 import time
+from collections.abc import Mapping
 
 from netlib.core.endpoint_record import endpoint_record
+from netlib.core.preparing import Question, prepared_facts, questions
 from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
 from netlib.core.session import Session
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
+from netlib.facts import AddressesAsked, EndpointAsked, Facts
 from netlib.model import Endpoint, Event, Network, Phase, Sandbox
 from netlib.plan import Plan
-from netlib.registry import driver
+from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
 from netlib.store.records import Row, Transaction
 
@@ -27,9 +30,10 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         home, box = session.find_network(tx, request.network), session.find_sandbox(tx, request.container)
         endpoint_id = endpoint_id or tx.new_link_id()
 
-    def draft(tx: Transaction) -> tuple[Endpoint, Plan]:
+    def draft(tx: Transaction, facts: Mapping[str, Facts] | None = None) -> tuple[Endpoint, Plan]:
         network, sandbox = session.find_network(tx, home.id).value, session.find_sandbox(tx, box.id).value
-        return _draft(tx, endpoint_id, network, sandbox, request)
+        _check(tx, endpoint_id, network, sandbox)
+        return _draft(tx, endpoint_id, network, sandbox, request, facts)
 
     with (
         session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)),
@@ -42,7 +46,13 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
 
         def join() -> Endpoint:  # again after a repair: it leaves nothing behind when it fails
             with lifecycle.working_on([box.id], f"connecting {box.name} to {home.name}"):
-                return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft)
+                asked = _questions(endpoint_id, home.value, box.value, request)
+                if not asked:
+                    return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft)
+                stub = Endpoint(id=endpoint_id, network=home.id, sandbox=box.id, created=time.time())
+                prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: _check(tx, endpoint_id, home.value, box.value))
+                facts = prepared_facts(prepared)
+                return lifecycle.create_endpoint(kernel, endpoint_id, box.id, lambda tx: draft(tx, facts), prepared)
 
         endpoint = with_repair(lifecycle, home.id, join)
     served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
@@ -82,22 +92,53 @@ def _event(action: str, home: Row[Network], box: Row[Sandbox]) -> Event:
     return Event(type="network", action=action, id=home.id, attributes=about)
 
 
-def _draft(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> tuple[Endpoint, Plan]:
-    same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id]
+def _questions(endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> list[Question]:
+    """What the network's drivers must ask the world before the endpoint can be made."""
+    preferred = tuple(address for address in (request.ip, request.ip6) if address is not None)
+    return questions(
+        (
+            "driver",
+            network.driver,
+            driver_of(network),
+            lambda: EndpointAsked(record=endpoint_id, network=network, sandbox=box, request=request),
+        ),
+        (
+            "ipam",
+            network.ipam_driver,
+            ipam_driver(network.ipam_driver) if network.pools else None,
+            lambda: AddressesAsked(record=endpoint_id, network=network, sandbox=box, preferred=preferred),
+        ),
+    )
+
+
+def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) -> None:
+    """Refuse a sandbox that is in the network, and one whose netns the network's driver cannot use."""
+    same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id and row.id != endpoint_id]
     if any(row.phase is Phase.REMOVING for row in same):
         text = f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`"
         raise InUse(text, users=[box.name])
     if same:
         text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"
         raise AlreadyExists(text, name=box.name)
-    known = driver(network.driver)
-    addressless = known if isinstance(known, Addressless) else None
-    host_wanted = addressless is not None and addressless.sandbox_netns() == ""
+    known = driver_of(network)
+    host_wanted = isinstance(known, Addressless) and known.sandbox_netns() == ""
     if host_wanted != box.netns.is_host:
         raise ConfigError(
             f"{box.name!r} {'shares the netns of the host' if box.netns.is_host else 'has a netns of its own'}, "
             f"so it cannot join network {network.name!r} ({network.driver}); create it anew on that network"
         )
-    endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=addressless is None)
+
+
+def _draft(
+    tx: Transaction,
+    endpoint_id: str,
+    network: Network,
+    box: Sandbox,
+    request: ConnectRequest,
+    facts: Mapping[str, Facts] | None,
+) -> tuple[Endpoint, Plan]:
+    known = driver_of(network)
+    linked = not isinstance(known, Addressless)
+    endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked, facts=facts)
     plan = known.join_plan(network, endpoint, box)
-    return endpoint, plan if addressless else plan + inside_plan(endpoint, box.netns)
+    return endpoint, plan + inside_plan(endpoint, box.netns) if linked else plan

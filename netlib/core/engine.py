@@ -92,6 +92,10 @@ class Engine:
             self._go_back(error, lambda: self.remove(kernel, [record], begun))
             raise
 
+    def undo(self, error: NetlibError, kernel: Kernel, record: str, plan: Plan) -> None:
+        """Remove *plan* because of *error*, which the caller raises; a TeardownError with both when something would not go."""
+        self._go_back(error, lambda: self.remove(kernel, [record], plan))
+
     def update(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
         """Turn what is applied (*old*) into *new*; on failure turn it back, and raise as :meth:`ensure` does."""
         change = plan_change(old, new)

@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from netlib.core.engine import Engine
+from netlib.core.preparing import Prepared, Question, ask_world
 from netlib.core.succession import hand_on_ports, publish_awaited
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Key, Plan, plan_change
-from netlib.registry import driver
+from netlib.registry import MissingDriver, driver_of
 from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
@@ -39,14 +40,41 @@ class Lifecycle:
                 stack.enter_context(self.engine.locks.hold(record_lock(record), purpose))
             yield
 
-    def create_network(self, kernel: Kernel, network_id: str, draft: Callable[[Transaction], Network]) -> Network:
-        """Write the network that *draft* answers with, apply its plan, and call it ready."""
+    def prepare(
+        self, kernel: Kernel, record: Network | Endpoint, asked: Sequence[Question], check: Callable[[Transaction], object]
+    ) -> tuple[Prepared, ...]:
+        """Write down that *record* is being made, if *check* lets it, and ask the world for it; its lock is held."""
         with self.store.write() as tx:
+            check(tx)
+            self._write(tx, record)
+        with self._or_forget(record.id):
+            return tuple(ask_world(self.engine, kernel, record.id, asked))
+
+    @staticmethod
+    def _write(tx: Transaction, record: Network | Endpoint) -> None:
+        """Insert *record*, or replace what :meth:`prepare` wrote down of it."""
+        if isinstance(record, Network):
+            name, network, sandbox = record.name, None, None
+        else:
+            name, network, sandbox = f"{record.network}/{record.sandbox}", record.network, record.sandbox
+        if tx.by_id(record.id) is not None:
+            tx.replace(record)
+        else:
+            tx.insert(record, name=name, network=network, sandbox=sandbox)
+
+    def create_network(
+        self, kernel: Kernel, network_id: str, draft: Callable[[Transaction], Network], prepared: Sequence[Prepared] = ()
+    ) -> Network:
+        """Write the network that *draft* answers with, apply its plan, and call it ready.
+
+        *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
+        """
+        with self._giving_back(kernel, network_id, prepared), self.store.write() as tx:
             network = draft(tx)
-            wanted = driver(network.driver).network_plan(network)
+            wanted = driver_of(network).network_plan(network)
             self._refuse_links_of_others(tx, wanted)
-            plan = self.engine.observed(tx, kernel, network_id, wanted)
-            tx.insert(network, name=network.name)
+            plan = Plan(*prepared, *self.engine.observed(tx, kernel, network_id, wanted))
+            self._write(tx, network)
             tx.write_objects(network_id, plan)
         with self._or_forget(network_id):
             self.engine.ensure(kernel, network_id, plan)
@@ -54,12 +82,25 @@ class Lifecycle:
             tx.set_phase(network_id, Phase.READY)
         return network
 
+    @contextmanager
+    def _giving_back(self, kernel: Kernel, record: str, prepared: Sequence[Prepared]) -> Iterator[None]:
+        """Give back what was *prepared* for a record whose draft is refused in the block, and forget the record."""
+        if not prepared:
+            yield
+            return
+        with self._or_forget(record):
+            try:
+                yield
+            except NetlibError as error:
+                self.engine.undo(error, kernel, record, Plan(*prepared))
+                raise
+
     def _refuse_links_of_others(self, tx: Transaction, plan: Plan) -> None:
         """Raise Conflict when a link of *plan* is to be that of a network whose objects are still to be made."""
         links = {key for key in plan.keys if key.kind == "link"}
         for row in tx.all(Network):
-            if not self.is_materialised(row):
-                common = links.intersection(driver(row.value.driver).network_plan(row.value).keys)
+            if not self.is_materialised(row) and not isinstance(driver_of(row.value), MissingDriver):
+                common = links.intersection(driver_of(row.value).network_plan(row.value).keys)
                 if common:
                     raise Conflict(f"{next(iter(common))} belongs to network {row.name!r}; use another name")
 
@@ -72,16 +113,17 @@ class Lifecycle:
                 present = tx.by_id(row.id)
                 if present is None or present.phase is not Phase.READY or self.is_materialised(present):
                     return
-                wanted = driver(row.value.driver).network_plan(row.value)
-                plan = self.engine.observed(tx, kernel, row.id, wanted, own=tx.objects(row.id))
-                tx.write_objects(row.id, plan)
+                wanted, own = driver_of(row.value).network_plan(row.value), tx.objects(row.id)
+                prepared = own.of(Prepared)
+                plan = self.engine.observed(tx, kernel, row.id, wanted, own=own)
+                tx.write_objects(row.id, (*prepared, *plan))
             try:
                 self.engine.ensure(kernel, row.id, plan)
             except TeardownError:
                 raise
             except NetlibError:
                 with self.store.write() as tx:
-                    tx.write_objects(row.id, ())
+                    tx.write_objects(row.id, prepared)
                 raise
             with self.store.write() as tx:
                 tx.set_phase(row.id, Phase.READY)
@@ -100,13 +142,22 @@ class Lifecycle:
         return sandbox
 
     def create_endpoint(
-        self, kernel: Kernel, endpoint_id: str, sandbox: str, draft: Callable[[Transaction], tuple[Endpoint, Plan]]
+        self,
+        kernel: Kernel,
+        endpoint_id: str,
+        sandbox: str,
+        draft: Callable[[Transaction], tuple[Endpoint, Plan]],
+        prepared: Sequence[Prepared] = (),
     ) -> Endpoint:
-        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; its lock is held."""
-        with self.store.write() as tx:
+        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; its lock is held.
+
+        *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
+        """
+        with self._giving_back(kernel, endpoint_id, prepared), self.store.write() as tx:
             endpoint, plan = draft(tx)
             plan = self.engine.observed(tx, kernel, endpoint_id, plan)
-            tx.insert(endpoint, name=f"{endpoint.network}/{sandbox}", network=endpoint.network, sandbox=sandbox)
+            plan = Plan(*prepared, *plan) if prepared else plan
+            self._write(tx, endpoint)
             tx.write_objects(endpoint_id, plan)
             tx.claim_ports(endpoint.ports, endpoint_id)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)

@@ -3,13 +3,14 @@
 Everything that can be refused is refused here, before anything is written or touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
 from netlib.driverapi import JoinsLan, ShapesNetwork, TakesLink, ValidatesNetwork
 from netlib.errors import AlreadyExists, ConfigError, FeatureMissing
+from netlib.facts import Facts
 from netlib.ipamapi import PoolRequest
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.links import kernel_has_ipv6
@@ -17,7 +18,7 @@ from netlib.kernel.routes import host_routes, routes_by
 from netlib.model import IPAddress, IPInterface, IPNetwork, Network, Scope
 from netlib.names import check_labels, check_network_name
 from netlib.options import decoded_options
-from netlib.registry import driver, ipam_driver
+from netlib.registry import Side, driver, ipam_driver, package_of
 from netlib.requests import NetworkRequest
 from netlib.settings import Settings
 from netlib.store.records import Transaction
@@ -25,7 +26,7 @@ from netlib.store.records import Transaction
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
-__all__ = ["Surroundings", "network_record", "pool_requests", "surroundings"]
+__all__ = ["Surroundings", "network_draft", "network_record", "pool_requests", "surroundings"]
 
 
 class Surroundings(NamedTuple):
@@ -120,7 +121,7 @@ def _reckoned(pool: PoolRequest, around: Surroundings) -> PoolRequest:
     return replace(pool, gateway=gateway, wants_gateway=wants_gateway, auxiliary={**pool.auxiliary, **others})
 
 
-def network_record(
+def network_draft(
     tx: Transaction,
     network_id: str,
     created: float,
@@ -128,14 +129,14 @@ def network_record(
     around: Surroundings,
     *,
     predefined: bool = False,
-) -> Network:
-    """Check *request*, reserve its pools, and answer with its record."""
+) -> tuple[Network, list[PoolRequest]]:
+    """Check *request*; answer with its record, which has no pools yet, and with those that it asks for."""
     check_network_name(request.name)
     if request.scope != Scope.LOCAL:
         raise ConfigError(f"--scope {request.scope!r} is not there yet; networks reach as far as this host (local)")
     known = driver(request.driver)
     taken = tx.find(Network, request.name)
-    if taken is not None and taken.name == request.name:
+    if taken is not None and taken.name == request.name and taken.id != network_id:
         raise AlreadyExists(
             f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`",
             name=request.name,
@@ -159,6 +160,7 @@ def network_record(
         ipam_options=dict(request.ipam_options),
         predefined=predefined,
         forwards=around.settings.ip_forward,
+        packages=_packages(request),
     )
     if isinstance(known, ValidatesNetwork):
         known.validate_network(network)
@@ -166,13 +168,37 @@ def network_record(
         network = known.shaped(network)
     if network.ipv6 and not kernel_has_ipv6():
         raise FeatureMissing(f"network {request.name!r}: this kernel has no IPv6; leave --ipv6 and IPv6 subnets out")
+    ipam_driver(request.ipam_driver)  # NotFound before anything is written
+    return network, wanted
+
+
+def network_record(
+    tx: Transaction,
+    network_id: str,
+    created: float,
+    request: NetworkRequest,
+    around: Surroundings,
+    *,
+    predefined: bool = False,
+    facts: Mapping[str, Facts] | None = None,
+) -> Network:
+    """Check *request*, reserve its pools, and answer with its record; *facts* are what its drivers found out, by side."""
+    network, wanted = network_draft(tx, network_id, created, request, around, predefined=predefined)
     ipam = ipam_driver(request.ipam_driver)
+    if facts:
+        wanted = [replace(pool, facts=facts.get("ipam", {})) for pool in wanted]
     # What is given for a LAN is in nobody's way: the host has no part in the network.
     pools = tuple(
         ipam.request_pool(tx.leases, network_id, pool, () if around.is_lan and pool.subnet else around.routes)
         for pool in wanted
     )
-    return replace(network, pools=pools)
+    return replace(network, pools=pools, facts=dict(facts or {}))
+
+
+def _packages(request: NetworkRequest) -> dict[str, str]:
+    """The distributions that the request's drivers come with, where they are not built in."""
+    sides: tuple[tuple[Side, str], ...] = ("driver", request.driver), ("ipam", request.ipam_driver)
+    return {side: package for side, name in sides if (package := package_of(side, name))}
 
 
 def _by_subnet(what: str, items: Sequence[Any], subnets: Sequence[IPNetwork]) -> dict[IPNetwork, Any]:

@@ -2,11 +2,14 @@
 
 import time
 
-from netlib.core.network_record import network_record, surroundings
+from netlib.core.network_record import Surroundings, network_draft, network_record, pool_requests, surroundings
+from netlib.core.preparing import Prepared, Question, prepared_facts, questions
 from netlib.core.session import Session
 from netlib.errors import ConfigError, InUse
+from netlib.facts import NetworkAsked, PoolsAsked
 from netlib.model import Endpoint, Event, Network, Phase
 from netlib.names import new_id
+from netlib.registry import driver, ipam_driver
 from netlib.requests import NetworkRequest
 from netlib.store.records import Transaction
 
@@ -27,10 +30,31 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
         lifecycle.working_on([network_id], f"creating network {request.name}"),
         session.engine.kernel(network_id) as kernel,
     ):
-        around = surroundings(kernel, request, session.host.settings)
+        around, now = surroundings(kernel, request, session.host.settings), time.time()
+        prepared: tuple[Prepared, ...] = ()
+        if asked := _questions(network_id, request, around):
+            stub = Network(
+                id=network_id, name=request.name, driver=request.driver, ipam_driver=request.ipam_driver, created=now
+            )
+            prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: network_draft(tx, network_id, now, request, around))
+        facts = prepared_facts(prepared)
         return lifecycle.create_network(
-            kernel, network_id, lambda tx: network_record(tx, network_id, time.time(), request, around)
+            kernel, network_id, lambda tx: network_record(tx, network_id, now, request, around, facts=facts), prepared
         )
+
+
+def _questions(network_id: str, request: NetworkRequest, around: Surroundings) -> list[Question]:
+    """What the request's drivers must ask the world before the network can be made."""
+    known, ipam = driver(request.driver), ipam_driver(request.ipam_driver)
+    return questions(
+        ("driver", request.driver, known, lambda: NetworkAsked(record=network_id, request=request)),
+        (
+            "ipam",
+            request.ipam_driver,
+            ipam,
+            lambda: PoolsAsked(record=network_id, name=request.name, requests=tuple(pool_requests(request, around))),
+        ),
+    )
 
 
 def remove_network(session: Session, reference: str | Network) -> None:

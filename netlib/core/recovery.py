@@ -11,6 +11,7 @@ from typing import Any
 
 from netlib.config import Config
 from netlib.core.lifecycle import Lifecycle
+from netlib.core.preparing import Prepared
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, current_identity
@@ -104,8 +105,13 @@ def forget_former_boot(store: Store, config: Config) -> None:
     """
     with Kernel() as kernel, store.write(clearing=True) as tx:
         for row in (row for group in in_order_of_removal(tx.of_other_boots()) for row in group):
+            outside = tx.objects(row.id).of(Prepared)  # what drivers took in the world, which has had no boot
             if kind_called(row.kind).outlives_boot and row.phase is Phase.READY:
-                tx.write_objects(row.id, ())
+                tx.write_objects(row.id, outside)
+            elif outside:  # taken down by the next recovery, which may ask the world: here the store is locked
+                _remove_files(kernel, tx.objects(row.id))
+                tx.write_objects(row.id, outside)
+                tx.set_phase(row.id, Phase.REMOVING)
             else:
                 forget(tx, kernel, row)
         if config.sandbox_dir.is_dir():
@@ -117,10 +123,15 @@ def forget_former_boot(store: Store, config: Config) -> None:
 
 def forget(tx: Transaction, kernel: Kernel, row: Row[Any], *, keeps_files: bool = False) -> None:
     """Delete a record whose things in the kernel are gone, with what it has on the disk unless that is kept."""
-    for item in reversed(tx.objects(row.id)):
-        if item.survives_boot and not keeps_files:
-            item.remove(kernel)
+    if not keeps_files:
+        _remove_files(kernel, tx.objects(row.id))
     Lifecycle.forget(tx, row)
+
+
+def _remove_files(kernel: Kernel, plan: Plan) -> None:
+    for item in reversed(plan):
+        if item.survives_boot and not isinstance(item, Prepared):
+            item.remove(kernel)
 
 
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from netlib.core import recovery
 from netlib.core.session import Session, reference_of
 from netlib.model import Network, Sandbox
 from netlib.plan import Plan
-from netlib.registry import driver
+from netlib.registry import driver_of
 
 __all__ = ["check", "explain", "plan_of"]
 
@@ -17,7 +17,7 @@ def plan_of(session: Session, reference: str | Network | Sandbox) -> Plan:
     with session.store.read() as tx:
         network = tx.find(Network, reference)
         if network is not None:
-            return tx.objects(network.id) or driver(network.value.driver).network_plan(network.value)
+            return tx.objects(network.id) or driver_of(network.value).network_plan(network.value)
         box = session.find_sandbox(tx, reference)
         parts = [tx.objects(row.id) for row in tx.endpoints_of_sandbox(box.id)]
         unique = {item.key: item for plan in (tx.objects(box.id), *parts) for item in plan}

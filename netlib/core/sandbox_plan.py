@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, hosts_file, parse_resolv_conf, sandbox_resolv_conf
 from netlib.driverapi import ChecksSources, HoldsGateways, PublishesPorts, RoutesByLink
+from netlib.errors import NotFound
 from netlib.firewall.members import PortSources
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.addresses import Address
@@ -23,7 +24,7 @@ from netlib.kernel.sysctl import Sysctl, sysctl_ifname
 from netlib.kernel.tuning import TunedSysctl
 from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
 from netlib.plan import KernelObject, Plan
-from netlib.registry import driver
+from netlib.registry import driver, driver_of
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -55,7 +56,7 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
 def _shared_sources(attachments: Sequence[Attachment]) -> Iterator[PortSources]:
     """Let a sandbox in several networks send from any of its addresses by each of its links."""
     for network, endpoint in attachments if len(attachments) > 1 else ():
-        known = driver(network.driver)
+        known = driver_of(network)
         port = known.checked_port(network, endpoint) if isinstance(known, ChecksSources) else ""
         for _, other in attachments:
             if port and other.id != endpoint.id and other.addresses:
@@ -108,7 +109,7 @@ def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[
     return [
         Seat(network.id, pool.gateway, known.gateway_link(network), address.ip, known.gateway_port(endpoint))
         for network, endpoint in attachments
-        if isinstance(known := driver(network.driver), HoldsGateways)
+        if isinstance(known := driver_of(network), HoldsGateways)
         for pool in network.pools
         if pool.gateway is not None
         for address in endpoint.addresses
@@ -145,14 +146,22 @@ def publishing_attachment(attachments: Sequence[Attachment], family: int) -> Att
 
 @cache  # 5 µs each, and a connect asks ten times
 def _publisher(name: str) -> PublishesPorts | None:
-    known = driver(name)
+    known = _known(name)
     return known if isinstance(known, PublishesPorts) else None
 
 
 @cache
 def _router_by_link(name: str) -> RoutesByLink | None:
-    known = driver(name)
+    known = _known(name)
     return known if isinstance(known, RoutesByLink) else None
+
+
+def _known(name: str) -> object:
+    """The driver of that name; None where its package is not installed any more."""
+    try:
+        return driver(name)
+    except NotFound:
+        return None
 
 
 def _published(attachments: Sequence[Attachment]) -> Iterator[KernelObject]:

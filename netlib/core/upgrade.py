@@ -17,7 +17,7 @@ from netlib.kernel.links import deafen
 from netlib.kernel.routers import heard
 from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan
-from netlib.registry import driver
+from netlib.registry import driver_of
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.tags import store_of
 
@@ -96,10 +96,10 @@ def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
 
 def _plan(tx: Transaction, row: Row[Any]) -> Plan:
     if isinstance(row.value, Network):
-        return driver(row.value.driver).network_plan(row.value)
+        return driver_of(row.value).network_plan(row.value)
     network, box = tx.by_id(row.value.network), tx.by_id(row.value.sandbox)
     if network is None or box is None:
         return Plan()
-    known = driver(network.value.driver)
+    known = driver_of(network.value)
     plan = known.join_plan(network.value, row.value, box.value)
     return plan if isinstance(known, Addressless) else plan + inside_plan(row.value, box.value.netns)

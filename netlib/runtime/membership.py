@@ -10,7 +10,7 @@ from netlib.errors import AlreadyExists, Conflict, NotFound
 from netlib.model import Endpoint, Network
 from netlib.names import check_alias
 from netlib.ports import PortRequest
-from netlib.registry import driver
+from netlib.registry import driver_of
 from netlib.requests import Join
 from netlib.runtime.service import find_again, find_container, join_network, runtime
 from netlib.runtime.spec import Container, check_spec
@@ -75,7 +75,7 @@ def _find(controller: Controller, reference: str) -> Container | None:
 def _unpublished(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:
     """The container's ports, where none of its networks publishes them and *network* can."""
     asked = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
-    return () if asked or not isinstance(driver(network.driver), PublishesPorts) else container.spec.publish
+    return () if asked or not isinstance(driver_of(network), PublishesPorts) else container.spec.publish
 
 
 def _own_networks(controller: Controller, container: Container) -> Container:

@@ -14,6 +14,8 @@ that the core is to look after after a crash is a row like these.
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from netlib.errors import NotFound
+from netlib.ipamapi import IpamDriver
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Sandbox
 from netlib.registry import ipam_driver
 
@@ -43,12 +45,23 @@ class Kind(NamedTuple):
 
 def _give_back_addresses(tx: "Transaction", endpoint: Endpoint) -> None:
     network = tx.by_id(endpoint.network)
-    if network is not None:
-        ipam_driver(network.value.ipam_driver).release_address(tx.leases, network.id, endpoint.id)
+    if network is not None and (known := _ipam(network.value)) is not None:
+        known.release_address(tx.leases, network.id, endpoint.id)
+    tx.leases.release(endpoint.network, endpoint.id)
 
 
 def _give_back_pools(tx: "Transaction", network: Network) -> None:
-    ipam_driver(network.ipam_driver).release_pool(tx.leases, network.id)
+    if (known := _ipam(network)) is not None:
+        known.release_pool(tx.leases, network.id)
+    tx.leases.remove_pools(network.id)
+
+
+def _ipam(network: Network) -> IpamDriver | None:
+    """The network's IPAM driver; None where its package is not installed: what is written down is given back anyway."""
+    try:
+        return ipam_driver(network.ipam_driver)
+    except NotFound:
+        return None
 
 
 _KINDS: dict[str, Kind] = {}

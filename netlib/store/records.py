@@ -13,10 +13,10 @@ from msgspec import Struct
 from netlib.codec import decode, encode
 from netlib.model import CniAttachment, Endpoint, Event, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import new_id
-from netlib.objects import object_class
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.kinds import kind_called, kind_of, recovered_names
 from netlib.store.leases import StoredLeases
+from netlib.store.objects import decode_object, encode_object
 
 _R = TypeVar("_R", bound=Struct)
 
@@ -209,24 +209,24 @@ class Transaction:
         self.db.execute("DELETE FROM object WHERE record=?", (record,))
         self.db.executemany(
             "INSERT INTO object (record, seq, key, body) VALUES (?,?,?,?)",
-            [(record, seq, str(item.key), encode(item)) for seq, item in enumerate(objects)],
+            [(record, seq, str(item.key), encode_object(item)) for seq, item in enumerate(objects)],
         )
 
     def objects(self, record: str) -> Plan:
         """What was written down for *record*, in order."""
-        rows = self.db.execute("SELECT body FROM object WHERE record=? ORDER BY seq", (record,))
-        return Plan(*(decode_object(body) for (body,) in rows))
+        rows = self.db.execute("SELECT key, body FROM object WHERE record=? ORDER BY seq", (record,))
+        return Plan(*(decode_object(body, key) for key, body in rows))
 
     def ready_objects(self, kind: str, netns: str) -> Iterator[tuple[str, KernelObject]]:
         """Every object of one kind in one netns (spelled as in keys: "host", a path) that a ready record holds, with its id."""
         prefix = f"{kind}/{netns}/"
         rows = self.db.execute(
-            "SELECT record, object.body FROM object JOIN record ON record.id=object.record "
+            "SELECT record, key, object.body FROM object JOIN record ON record.id=object.record "
             "WHERE key>=? AND key<? AND phase='ready' ORDER BY record, seq",
             (prefix, prefix[:-1] + chr(ord("/") + 1)),
         )
-        for record, body in rows:
-            yield record, decode_object(body)
+        for record, key, body in rows:
+            yield record, decode_object(body, key)
 
     def holders(self, keys: Iterable[Key], *, besides: Collection[str]) -> dict[str, str]:
         """Of each key (spelled out) that others than *besides* hold: the id of such a record. One query for all keys."""
@@ -240,7 +240,7 @@ class Transaction:
     def object_of(self, record: str, key: str) -> KernelObject:
         """One object (its key spelled out) as *record*, which holds it, wrote it down."""
         (body,) = self.db.execute("SELECT body FROM object WHERE record=? AND key=?", (record, key)).fetchone()
-        return decode_object(body)
+        return decode_object(body, key)
 
     def drop_object(self, records: Iterable[str], key: Key) -> None:
         """Cross one object off *records*; the rest of what is written down for them stays."""
@@ -248,8 +248,8 @@ class Transaction:
 
     def all_objects(self) -> Iterator[tuple[str, KernelObject]]:
         """Every object written down, with the id of its record."""
-        for record, body in self.db.execute("SELECT record, body FROM object ORDER BY record, seq"):
-            yield record, decode_object(body)
+        for record, key, body in self.db.execute("SELECT record, key, body FROM object ORDER BY record, seq"):
+            yield record, decode_object(body, key)
 
     # --- published ports -------------------------------------------------------------------------------------------
 
@@ -342,13 +342,3 @@ class Transaction:
         """The events of journal lines behind the line *after* and not before the moment *since*, oldest first."""
         rows = self.db.execute("SELECT id, time, events FROM journal WHERE id>? AND time>=? ORDER BY id", (after, since))
         return [Published(number, time, event) for number, time, body in rows for event in decode(body, tuple[Event, ...])]
-
-
-class _Typed(Struct):
-    type: str
-
-
-def decode_object(body: bytes) -> KernelObject:
-    """Read an object that was written down, by the class that its ``type`` names."""
-    found: KernelObject = decode(body, object_class(decode(body, _Typed).type))
-    return found

@@ -31,7 +31,7 @@ from netlib.kernel.netns import boot_id, current_identity, is_alive, pinned_netn
 from netlib.model import CniAttachment, CniNetwork, Endpoint, IPInterface, NetnsRef, Network, Phase, Sandbox
 from netlib.names import new_id
 from netlib.plan import KernelObject
-from netlib.registry import driver, ipam_driver
+from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
 from netlib.runtime.service import ACCEPTED, containers
 from netlib.runtime.spec import Container
@@ -326,7 +326,7 @@ def _by_bridge(controller: Controller) -> dict[str, Network]:
     return {
         bridge.ifname: network
         for network in controller.networks()
-        for bridge in driver(network.driver).network_plan(network).of(Bridge)
+        for bridge in driver_of(network).network_plan(network).of(Bridge)
     }
 
 

@@ -11,7 +11,7 @@ from netlib.kernel.links import Veth
 from netlib.model import NetnsRef
 from netlib.objects import object_class, object_tags
 from netlib.plan import Key, Plan, plan_change
-from netlib.store.records import decode_object
+from netlib.store.objects import decode_object
 
 WEB = NetnsRef("/run/netns/web", "b00t:42")
 VETH = Veth(ifname="veth0a1b2c3", peer="eth0", peer_netns=WEB, mac="02:42:00:00:00:01")
@@ -52,7 +52,7 @@ def test_a_veth_carries_its_port_and_what_is_on_its_peer() -> None:
 
 @pytest.mark.parametrize("item", [VETH, PORT, ADDRESS])
 def test_an_object_reads_back_as_it_was_written_down(item: object) -> None:
-    assert decode_object(encode(item)) == item
+    assert decode_object(encode(item), "") == item
 
 
 @pytest.mark.parametrize("tag", object_tags())

@@ -178,8 +178,8 @@ def test_a_file_of_a_newer_netlib_is_refused_with_the_remedy(store: Store) -> No
         pass
 
 
-_OLD_CONTAINER = b"""{"id":"c.container","name":"c","created":0,"hostname":"c","spec":{"command":["true"],"publish":["8080:80","53/udp"],
-"networks":[{"network":"web","aliases":["www"],"ip":"10.0.0.9","ip6":"","mac":"","ifname":"","links":[],"gw_priority":0,"options":{}}]}}"""
+_OLD_CONTAINER = b"""{"id":"c.container","name":"c","created":0,"hostname":"c","spec":{"command":["true"],
+"publish":["8080:80","53/udp"],"networks":[{"network":"web","aliases":["www"],"ip":"10.0.0.9","ip6":"","mac":"","ifname":"","links":[],"gw_priority":0,"options":{}}]}}"""
 
 
 def test_an_older_file_is_brought_forward(store: Store) -> None:
