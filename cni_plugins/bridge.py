@@ -13,17 +13,17 @@ from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
 from cni_plugins.bridge_vlans import PortConf, Trunk, port_conf, vlan_gateway
 from cni_plugins.interface import (
-    addressed,
+    address_objects,
     check_masquerade_backend,
     checked_mtu,
     chosen_dns,
     default_route,
     first_address,
-    forwarding,
-    masqueraded,
+    forwarding_objects,
+    masquerade_objects,
     remove_foreign_link,
     requested_mac,
-    routed,
+    route_objects,
     router_addresses,
 )
 from cni_plugins.netconf import NetConf
@@ -216,8 +216,8 @@ class _Wiring:
         gateway_ifname = in_vlan.ifname if in_vlan else bridge.ifname
         shared = [bridge, *self._settings(), *(in_vlan.objects if in_vlan else ()), *router_addresses(gateway_ifname, gateways)]
         if config.routes_for_containers:
-            shared += forwarding(ips)
-        subnets, masquerade = masqueraded(config, ips)
+            shared += forwarding_objects(ips)
+        subnets, masquerade = masquerade_objects(config, ips)
         return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(gateway_ifname, gateways))
 
     def _announced(self, ips: tuple[IP, ...], bridge: Bridge) -> set[int]:
@@ -235,8 +235,8 @@ class _Wiring:
         if not ips:  # of the second layer alone, or before a foreign IPAM was asked
             return [LinkUp(ifname=ifname, netns=netns)]
         return [
-            *addressed(ifname, netns, ips, dad=self._config.enable_dad, announced=announced),
-            *routed(ifname, netns, self.result),
+            *address_objects(ifname, netns, ips, dad=self._config.enable_dad, announced=announced),
+            *route_objects(ifname, netns, self.result),
         ]
 
     def _with_gateway(self, ip: IP) -> IP:

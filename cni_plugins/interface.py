@@ -24,17 +24,17 @@ from netlib.names import check_mac
 from netlib.plan import KernelObject
 
 __all__ = [
-    "addressed",
+    "address_objects",
     "check_masquerade_backend",
     "checked_mtu",
     "chosen_dns",
     "default_route",
     "first_address",
-    "forwarding",
-    "masqueraded",
+    "forwarding_objects",
+    "masquerade_objects",
     "remove_foreign_link",
     "requested_mac",
-    "routed",
+    "route_objects",
     "router_addresses",
 ]
 
@@ -42,7 +42,7 @@ _LONGEST_MTU = 65535
 _LINK_LOCAL = ip_interface("fe80::1/64")
 
 
-def addressed(
+def address_objects(
     ifname: str,
     netns: NetnsRef,
     ips: Iterable[IP],
@@ -73,7 +73,7 @@ def addressed(
     return [*objects, LinkUp(ifname=ifname, netns=netns)]
 
 
-def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
+def route_objects(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
     """The routes of *result* by a link of the container; one without a gateway takes that of the first address of its family.
 
     A route that stands already, another interface's default route above all, is left as it is; so is the way into the
@@ -142,7 +142,7 @@ def router_addresses(ifname: str, gateways: Sequence[IPInterface]) -> list[Kerne
     return [Address(ifname=ifname, address=address) for address in dict.fromkeys([*gateways, *link_local])]
 
 
-def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
+def forwarding_objects(ips: Iterable[IP]) -> list[KernelObject]:
     """Forwarding for the families of *ips*; IPv6 so that a host that learns its routes by advertisements keeps doing so."""
     versions = {ip.address.version for ip in ips}
     objects: list[KernelObject] = []
@@ -153,7 +153,7 @@ def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
     return objects
 
 
-def masqueraded(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:
+def masquerade_objects(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:
     """What ``ipMasq`` asks for: objects that are shared, and the attachment's own; none where it is off."""
     if not config.ip_masq:
         return [], []

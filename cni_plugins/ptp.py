@@ -11,14 +11,14 @@ from msgspec.structs import replace
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
 from cni_plugins.interface import (
-    addressed,
+    address_objects,
     check_masquerade_backend,
     checked_mtu,
     chosen_dns,
-    forwarding,
-    masqueraded,
+    forwarding_objects,
+    masquerade_objects,
     remove_foreign_link,
-    routed,
+    route_objects,
     router_addresses,
 )
 from cni_plugins.netconf import NetConf
@@ -72,8 +72,8 @@ class PtpPlugin:
                 if not addressing.asks_over_link:
                     veth = _veth(call.config, adding, leased.ips)
                 result = _result(call.config, veth, leased)
-                subnets, masquerade = masqueraded(call.config, result.ips)
-                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding(result.ips), *subnets))
+                subnets, masquerade = masquerade_objects(call.config, result.ips)
+                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding_objects(result.ips), *subnets))
 
             adding.apply(draft)
             return attaching.finish(adding, call, result)
@@ -144,11 +144,11 @@ def _own(veth: Veth, result: Result) -> list[KernelObject]:
         veth,
         *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
         *(RouteEntry(destination=address, ifname=veth.ifname) for address in addresses),
-        *addressed(veth.peer, netns, result.ips, on_link=False, announced=()),  # its one neighbour is as new as itself
+        *address_objects(veth.peer, netns, result.ips, on_link=False, announced=()),  # its one neighbour is as new as itself
     ]
     inward: dict[object, KernelObject] = {}
     by_gateways = (route for ip in result.ips for route in _by_gateway(ip, veth.peer, netns))
-    for route in (*by_gateways, *routed(veth.peer, netns, result)):
+    for route in (*by_gateways, *route_objects(veth.peer, netns, result)):
         inward.setdefault(route.key, route)
     return [*objects, *inward.values()]
 
