@@ -1,1 +1,1 @@
-"""CNI: the container network interface as one more face of netlib; thin, and without kernel work of its own."""
+"""CNI plugins: the Container Network Interface on top of netlib's core; nothing here changes the kernel by itself."""

@@ -1,6 +1,7 @@
-"""Where a main plugin's addresses come from: a type of ours in the same process, or a foreign one that is executed.
+"""The addresses of a main plugin's container: leased by an IPAM type of ours in the same process, or by a foreign plugin.
 
-A type of ours leases inside the transaction that writes the attachment down, and what holds the lease is part of its objects.
+A type of ours leases inside the transaction that writes the attachment down; the objects that hold the lease belong to the
+attachment. A foreign plugin is executed.
 """
 
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -30,16 +31,16 @@ class Leases(Protocol):
     """A plugin type that gives addresses to main plugins in the same process."""
 
     def lease(self, call: Call[Any], tx: Transaction, adding: Adding) -> Lease:
-        """Choose for *adding*, inside the transaction that will write the lease's plan down; may run more than once."""
+        """Choose addresses for *adding* inside the transaction that writes the lease's plan down; may be called again."""
         ...
 
 
 @runtime_checkable
 class AsksOverLink(Protocol):
-    """One that needs the container's link, up, before it can choose."""
+    """An IPAM type that asks for addresses over the container's link, which must be up by then."""
 
     def ask(self, call: Call[Any], adding: Adding) -> None:
-        """Ask, outside of any transaction; :meth:`Leases.lease` then answers with what was found."""
+        """Ask for addresses, outside of any transaction; :meth:`Leases.lease` then returns them."""
         ...
 
 
@@ -47,7 +48,7 @@ class Addressing:
     """The IPAM side of one call of a main plugin."""
 
     def __init__(self, node: Any, call: Call[Any]) -> None:
-        """*call*'s configuration has the key ``ipam``, perhaps empty: then there are no addresses."""
+        """Find the IPAM type that the configuration of *call* names; where it names none, the container gets no addresses."""
         ipam = cast(NetConf, call.config).ipam
         self.kind = ipam.type if ipam is not None else ""
         self._call = call
@@ -69,11 +70,11 @@ class Addressing:
 
     @property
     def asks_over_link(self) -> bool:
-        """Whether the container's link must be there, and up, before :meth:`ask`."""
+        """Whether the container's link must be up before :meth:`ask`: for dhcp, and for a foreign plugin, which may be one."""
         return self._ours is None or isinstance(self._ours, AsksOverLink)
 
     def ask(self, adding: Adding) -> None:
-        """Ask for addresses outside of any transaction, where that is how it is done."""
+        """Ask a DHCP server or a foreign plugin for addresses, outside of any transaction; a no-op for other types."""
         if isinstance(self._ours, AsksOverLink):
             self._ours.ask(self._call, adding)
         elif self.kind and self._ours is None:
@@ -90,7 +91,7 @@ class Addressing:
             self._answer = delegate_add(call, self.kind)
 
     def lease(self, tx: Transaction, adding: Adding) -> Lease:
-        """The addresses of *adding*; none where there is no IPAM. CniError for a gateway of the other IP version."""
+        """Lease the addresses of *adding*, none where there is no IPAM. CniError for a gateway of the other IP version."""
         lease = Lease(self._answer) if self._ours is None else cast(Leases, self._ours).lease(self._call, tx, adding)
         for ip in lease.result.ips:
             if ip.gateway is not None and ip.gateway.version != ip.address.version:
@@ -102,7 +103,7 @@ class Addressing:
         return lease
 
     def check(self) -> None:
-        """CHECK; raises what differs."""
+        """CHECK; raises an error that names the difference."""
         if self._ours is not None:
             self._ours.check(self._call)
         elif self.kind:
@@ -116,14 +117,14 @@ class Addressing:
             delegate(self._call, self.kind)
 
     def garbage_collect(self) -> None:
-        """GC of what no record knows."""
+        """GC of leases that no record knows."""
         if self._ours is not None:
             self._ours.garbage_collect(self._call)
         elif self.kind:
             delegate(self._call, self.kind)
 
     def status(self) -> None:
-        """STATUS; raises what an ADD would fail with."""
+        """STATUS; raises the error that an ADD would raise."""
         if self._ours is not None:
             self._ours.status(self._call)
         elif self.kind:

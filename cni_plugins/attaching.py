@@ -1,4 +1,4 @@
-"""What plugin types that make or change something have in common: their attachment, made, found and taken away."""
+"""The attachment of a plugin type: how it is made, found, compared with the kernel, and removed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,17 +33,17 @@ __all__ = [
 
 
 def attachments_of(node: Node) -> Attachments:
-    """The attachments of the host that *node* is."""
+    """The attachments on the host *node*."""
     return Attachments(node.controller)
 
 
 def key_of(call: Call[Any], plugin: str) -> AttachmentKey:
-    """Who *call* is about, as *plugin* keeps it."""
+    """The key of *plugin*'s attachment that *call* is about."""
     return AttachmentKey(call.network, call.container_id, call.ifname, plugin)
 
 
 def netns_of(node: Node, call: Call[Any]) -> NetnsRef:
-    """The netns of *call*, recognised; CniError (code 8) when CNI_NETNS leads to none."""
+    """The netns of *call*, with its identity; CniError (code 8) when CNI_NETNS leads to none."""
     if node.netns is None:
         raise CniError(Code.INVALID_NETNS, f"failed to open netns {call.netns!r}", "CNI_NETNS leads to no network namespace")
     try:
@@ -54,7 +54,7 @@ def netns_of(node: Node, call: Call[Any]) -> NetnsRef:
 
 @contextmanager
 def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
-    """Make *plugin*'s attachment in the block, which ends with :func:`finish`; an error in it undoes all."""
+    """Make *plugin*'s attachment in the block, which ends with :func:`finish`; an error in the block undoes the attachment."""
     netns = netns_of(node, call)
     key = key_of(call, plugin)
     with node.controller.undoing_on_scarcity(), attachments_of(node).adding(key, netns, node.netns) as made:
@@ -63,24 +63,24 @@ def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
 
 
 def previous(call: Call[Any]) -> Result:
-    """What the plugins before *call*'s answered; CniError where it comes first in its list."""
+    """The result of the plugins before the one of *call*; CniError where that is the first of its list."""
     if call.prev_result is None:
         raise CniError(Code.INVALID_CONFIG, "Required prevResult missing", f"{call.config.type} comes after another plugin")
     return call.prev_result
 
 
 def finish(made: Adding, call: Call[Any], result: Result) -> Result:
-    """Write *result* down as what ADD answers, and answer with it; CniError where the version of *call* cannot say it."""
-    if not at_least(call.version, "0.3.0"):  # newer ones can say anything
+    """Record *result* as the answer of ADD, and return it; CniError where the CNI version of *call* cannot express it."""
+    if not at_least(call.version, "0.3.0"):  # since 0.3.0 every result can be expressed
         render_result(result, call.version)
     made.finish(render_result(result, NEWEST))
     return result
 
 
 def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[], None]) -> None:
-    """Take *plugin*'s attachment down; where there is no record of one, do what the configuration describes.
+    """Remove *plugin*'s attachment; without a record of it, call *without_record* to remove what the configuration describes.
 
-    That is of no concern to the netns where the interface there is another attachment's by now.
+    *without_record* does not get the netns where another attachment has the interface there by now.
     """
     attachments = attachments_of(node)
     key = key_of(call, plugin)
@@ -92,7 +92,7 @@ def delete(node: Node, call: Call[Any], plugin: str, without_record: Callable[[]
 
 
 def _is_of_another(attachments: Attachments, key: AttachmentKey, netns: NetnsRef) -> bool:
-    """Whether the interface that *key* names belongs in *netns* to another container, or to another network."""
+    """Whether another container or another network has the interface that *key* names in *netns*."""
     with attachments.store.read() as tx:
         there = [row.value for row in tx.attachments_in(netns.path) if row.value.netns.identity == netns.identity]
         network = tx.find_named(CniNetwork, key.network)
@@ -103,12 +103,12 @@ def _is_of_another(attachments: Attachments, key: AttachmentKey, netns: NetnsRef
 def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelObject] = ()) -> CniAttachment | None:
     """Compare *plugin*'s attachment with the kernel; CniError (code DRIFT) says what differs.
 
-    None: there is no record; then it is what the configuration describes that is compared.
+    Returns None where the attachment has no record; the objects *configured* are compared then.
     """
     attachments = attachments_of(node)
     found = attachments.find(key_of(call, plugin))
     if found is not None:
-        drifts = [*_unlike_answer(call, recorded_result(found)), *attachments.drift(found)]
+        drifts = [*_result_drift(call, recorded_result(found)), *attachments.drift(found)]
     else:
         with lent_kernel(node, call) as kernel:
             drifts = [(str(item.key), difference) for item in configured if (difference := item.drift(kernel))]
@@ -118,8 +118,8 @@ def check(node: Node, call: Call[Any], plugin: str, configured: Iterable[KernelO
     return found
 
 
-def _unlike_answer(call: Call[Any], answered: Result) -> Iterator[tuple[str, str]]:
-    """How prevResult differs from what ADD *answered* in what no later plugin changes: the netns, and the addresses."""
+def _result_drift(call: Call[Any], answered: Result) -> Iterator[tuple[str, str]]:
+    """Say how prevResult differs from the result that ADD *answered*, in what no later plugin changes: netns and addresses."""
     previous = call.prev_result
     assert previous is not None
     mine = [
@@ -136,7 +136,7 @@ def _unlike_answer(call: Call[Any], answered: Result) -> Iterator[tuple[str, str
 
 @contextmanager
 def lent_kernel(node: Node, call: Call[Any]) -> Iterator[Kernel]:
-    """A handle that knows the netns of *call* by the descriptor that was lent."""
+    """A kernel handle that reaches the netns of *call* by the descriptor which the caller lent."""
     with Kernel() as kernel:
         if node.netns is not None:
             kernel.lend(netns_of(node, call), node.netns)
@@ -144,11 +144,11 @@ def lent_kernel(node: Node, call: Call[Any]) -> Iterator[Kernel]:
 
 
 def recorded_result(attachment: CniAttachment) -> Result:
-    """What ADD answered."""
+    """The result that ADD answered."""
     return parse_result(attachment.result, NEWEST, "recorded result")
 
 
 def collect(node: Node, call: Call[Any], plugin: str) -> None:
-    """Take down *plugin*'s attachments in the network of *call* that are not among its valid ones."""
+    """Remove *plugin*'s attachments in the network of *call*, except those that the GC lists as valid."""
     valid = {(attachment.container_id, attachment.ifname) for attachment in call.valid_attachments}
     attachments_of(node).collect(call.network, plugin, valid)

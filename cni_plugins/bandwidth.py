@@ -1,6 +1,7 @@
-"""The plugin type ``bandwidth``: how fast a container may receive (``ingress``) and send (``egress``), in bits (per second).
+"""The plugin type ``bandwidth``: limits how fast a container receives (``ingress``) and sends (``egress``).
 
-What it receives is shaped on the host's end of its veth pair, what it sends on an ifb link that this end hands it to.
+Packets to the container are shaped on the host's end of its veth pair. Packets from it are redirected at that end to an ifb
+link and shaped there, for a queueing discipline shapes only what its link sends.
 """
 
 import socket
@@ -33,7 +34,7 @@ _Bits = Annotated[int, Meta(ge=0)]
 
 
 class Bandwidth(Struct, frozen=True, rename="camel"):
-    """Limits; 0 is none."""
+    """Limits: rates in bits per second, bursts in bits; 0 is no limit."""
 
     ingress_rate: _Bits = 0
     ingress_burst: _Bits = 0
@@ -61,7 +62,7 @@ class BandwidthConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def limits(self) -> Bandwidth:
-        """What holds: the configuration's own keys as soon as it has one, else what the runtime asks for."""
+        """The limits to apply: the configuration's own keys if it has any of them, else those that the runtime asks for."""
         own = (self.ingress_rate, self.ingress_burst, self.egress_rate, self.egress_burst)
         return self.runtime_config.bandwidth if own == (None,) * len(own) else Bandwidth(*(bits or 0 for bits in own))
 
@@ -110,7 +111,7 @@ class BandwidthPlugin:
 
 
 def _limits(config: BandwidthConf) -> Bandwidth:
-    """The limits; CniError, in the reference's words, for those that cannot be."""
+    """The limits of *config*; CniError, in the reference's words, for impossible ones."""
     limits = config.limits
     for way, rate, burst in (
         ("ingress", limits.ingress_rate, limits.ingress_burst),

@@ -1,6 +1,7 @@
 """The plugin type ``bridge``: a veth pair from the container to a bridge of the host.
 
-The bridge, its addresses and forwarding are shared: they stand until `netlib cni prune`. All else is the attachment's own.
+The bridge, its addresses and forwarding belong to the network and stay until `netlib cni prune`; all else belongs to the
+attachment.
 """
 
 import hashlib
@@ -13,17 +14,17 @@ from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
 from cni_plugins.bridge_vlans import PortConf, Trunk, port_conf, vlan_gateway
 from cni_plugins.interface import (
-    addressed,
+    address_objects,
     check_masquerade_backend,
     checked_mtu,
     chosen_dns,
     default_route,
     first_address,
-    forwarding,
-    masqueraded,
+    forwarding_objects,
+    masquerade_objects,
     remove_foreign_link,
     requested_mac,
-    routed,
+    route_objects,
     router_addresses,
 )
 from cni_plugins.netconf import NetConf
@@ -107,7 +108,7 @@ class BridgePlugin:
         _check(call.config, addressing)
         mac = requested_mac(call, call.config.args.cni.mac, call.config.runtime_config.mac)
         with attaching.adding(self._node, call, NAME) as adding:
-            if addressing.asks_over_link:  # before there is an address that a MAC address could follow
+            if addressing.asks_over_link:  # the link is made before the address is known that its MAC could be derived from
                 mac = mac or endpoint_mac(adding.record, None)
             wiring = _Wiring(call.config, adding, mac)
             if addressing.asks_over_link:
@@ -170,7 +171,7 @@ def _check(config: BridgeConf, addressing: Addressing) -> None:
 
 
 class _Wiring:
-    """What one ADD makes: pure, but for a look at the addresses of a bridge that is to get another one."""
+    """Plans the objects of one ADD; of the kernel it reads only the bridge, its addresses, and its link into a VLAN."""
 
     def __init__(self, config: BridgeConf, adding: Adding, mac: str) -> None:
         self._config = config
@@ -179,7 +180,7 @@ class _Wiring:
         self.result = Result()
 
     def wanted(self, leased: Result, held: Plan) -> Wanted:
-        """The objects for an IPAM result, and those that hold it (*held*)."""
+        """Plan the objects for the IPAM result *leased*, with those that hold it (*held*)."""
         config, adding = self._config, self._adding
         ips = tuple(self._with_gateway(ip) for ip in leased.ips)
         routes = leased.routes
@@ -212,31 +213,32 @@ class _Wiring:
             *config.port.objects(host),
         ]
         if not config.disable_container_interface:
-            own += self._inside(ips, self._announced(ips, bridge))
+            own += self._objects_inside(ips, self._announced_versions(ips, bridge))
         gateway_ifname = in_vlan.ifname if in_vlan else bridge.ifname
         shared = [bridge, *self._settings(), *(in_vlan.objects if in_vlan else ()), *router_addresses(gateway_ifname, gateways)]
         if config.routes_for_containers:
-            shared += forwarding(ips)
-        subnets, masquerade = masqueraded(config, ips)
-        return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._ousted(gateway_ifname, gateways))
+            shared += forwarding_objects(ips)
+        subnets, masquerade = masquerade_objects(config, ips)
+        return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._addresses_in_the_way(gateway_ifname, gateways))
 
-    def _announced(self, ips: tuple[IP, ...], bridge: Bridge) -> set[int]:
-        """Which families have addresses that a neighbour may know by another MAC address.
+    def _announced_versions(self, ips: tuple[IP, ...], bridge: Bridge) -> set[int]:
+        """The IP versions whose addresses must be announced, for a neighbour may know them by another MAC address.
 
-        None has where it is ours to follow from the one IPv4 address, and no other plugins had containers on the bridge before.
+        IPv4 need not be where the MAC address is derived from the container's only IPv4 address: every former holder of that
+        address had the same MAC address. On an adopted bridge the former holder may be a container of another plugin.
         """
         addresses = {ip.address.ip for ip in ips}
         versions: list[int] = [address.version for address in addresses]
-        follows = not self._mac and not bridge.adopted and versions.count(4) == 1
-        return {version for version in versions if version == 6 or not follows}
+        mac_follows_address = not self._mac and not bridge.adopted and versions.count(4) == 1
+        return {version for version in versions if version == 6 or not mac_follows_address}
 
-    def _inside(self, ips: tuple[IP, ...], announced: set[int]) -> list[KernelObject]:
+    def _objects_inside(self, ips: tuple[IP, ...], announced: set[int]) -> list[KernelObject]:
         ifname, netns = self._adding.key.ifname, self._adding.netns
-        if not ips:  # of the second layer alone, or before a foreign IPAM was asked
+        if not ips:  # there is no IPAM, or it asks over the link, which this makes ready
             return [LinkUp(ifname=ifname, netns=netns)]
         return [
-            *addressed(ifname, netns, ips, dad=self._config.enable_dad, announced=announced),
-            *routed(ifname, netns, self.result),
+            *address_objects(ifname, netns, ips, dad=self._config.enable_dad, announced=announced),
+            *route_objects(ifname, netns, self.result),
         ]
 
     def _with_gateway(self, ip: IP) -> IP:
@@ -246,7 +248,7 @@ class _Wiring:
         return replace(ip, gateway=gateway, interface=_CONTAINER)
 
     def _bridge(self) -> Bridge:
-        """The bridge as the network has it already, or as it will be; its MAC is this host's for that name."""
+        """The bridge: as the network's record has it, else as it will be made; its MAC is derived from store and name."""
         ifname = self._config.bridge
         digest = hashlib.blake2b(f"{self._adding.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
         wanted = Bridge(ifname=ifname, mac=endpoint_mac(digest, None), mtu=self._config.mtu)
@@ -254,7 +256,7 @@ class _Wiring:
         return replace(wanted, adopted=present[0].adopted) if present else wanted.observed(self._adding.kernel)
 
     def _settings(self) -> list[KernelObject]:
-        """What some networks on a bridge may ask for and others not, and the table for MAC addresses of ports."""
+        """Settings of the bridge in which networks on it may differ, and the table that checks the MAC addresses of ports."""
         config = self._config
         found: list[KernelObject] = [PortMacs()] if config.mac_spoof_chk else []
         if config.promisc_mode:
@@ -263,14 +265,17 @@ class _Wiring:
             found.append(LinkSetting(ifname=config.bridge, setting="vlan_filtering", value="on"))
         return found
 
-    def _ousted(self, ifname: str, gateways: list[IPInterface]) -> frozenset[Key]:
-        """The addresses that must leave a link for *gateways*; CniError where ``forceAddress`` does not allow that."""
+    def _addresses_in_the_way(self, ifname: str, gateways: list[IPInterface]) -> frozenset[Key]:
+        """The recorded addresses that the link *ifname* must lose before it can have *gateways*.
+
+        CniError where ``forceAddress`` does not allow that, and for an address that netlib did not set.
+        """
         present = {item.address: item.key for item in self._adding.shared.of(Address) if item.ifname == ifname}
         fresh = [gateway for gateway in gateways if gateway not in present]
         if not fresh:
             return frozenset()
-        standing = {*present, *addresses_of(self._adding.kernel, ifname)}
-        in_the_way = [address for address in standing for gateway in fresh if _excludes(address, gateway)]
+        addresses = {*present, *addresses_of(self._adding.kernel, ifname)}
+        in_the_way = [address for address in addresses for gateway in fresh if _excludes(address, gateway)]
         if in_the_way and not self._config.force_address:
             raise CniError(
                 Code.CONFLICT,
@@ -288,7 +293,7 @@ class _Wiring:
 
 
 def _excludes(address: IPInterface, gateway: IPInterface) -> bool:
-    """Whether a bridge with *address* cannot have *gateway* too: one of IPv4, of IPv6 one for a subnet."""
+    """Whether a bridge with *address* cannot have *gateway* too: it has one IPv4 address, and one IPv6 address per subnet."""
     if address.version != gateway.version or address == gateway:
         return False
     return address.version == 4 or address.network.overlaps(gateway.network)

@@ -1,7 +1,7 @@
-"""VLANs on the bridge of the plugin type ``bridge``: of its ports, and the host's own way into one of them.
+"""VLANs of the plugin type ``bridge``: those of the bridge's ports, and the host's link into one of them.
 
-A bridge that keeps VLANs apart leaves the host's addresses outside of them. So the gateway of containers in a VLAN is on a veth
-pair whose other end is a port in that VLAN; it is called ``BRIDGE.VLAN``, as the reference plugin has it.
+The addresses of a bridge that filters VLANs are not in a container's VLAN. So the gateway of containers in a VLAN is on one end
+of a veth pair, called ``BRIDGE.VLAN`` as by the reference plugin, whose other end is a port in that VLAN.
 """
 
 import hashlib
@@ -34,21 +34,21 @@ class Trunk(Struct, frozen=True):
 
 
 class PortConf(NamedTuple):
-    """The VLANs of a container's port, 0 and none for all that the bridge gives it."""
+    """The VLANs of a container's port: the untagged one (0: the bridge's default) and ranges of tagged ones."""
 
     vlan: int
     tagged: tuple[tuple[int, int], ...]
     keeps_default: bool
 
     def objects(self, port: str) -> list[KernelObject]:
-        """What makes *port* so."""
+        """The objects that put *port* into these VLANs."""
         if not self.vlan and not self.tagged:
             return []
         return [PortVlans(ifname=port, native=self.vlan, tagged=self.tagged, keeps_default=self.keeps_default)]
 
 
 class VlanGateway(NamedTuple):
-    """The host's link in a VLAN of a bridge, and what makes it."""
+    """The host's link in a VLAN of a bridge, and the objects that make it; none for a link that is not ours."""
 
     ifname: str
     mac: str
@@ -79,7 +79,7 @@ def port_conf(vlan: int, trunk: Sequence[Trunk], *, keeps_default: bool) -> Port
 
 
 def vlan_gateway(bridge: str, conf: PortConf, mtu: int, adding: Adding) -> VlanGateway:
-    """The link for gateways in the VLAN of *conf*; one of somebody else that is there already will do, as it is."""
+    """Plan the host's link in the VLAN of *conf*; a link of that name which somebody else made is used unchanged."""
     ifname = check_ifname(f"{bridge}.{conf.vlan}")
     link = adding.kernel.rtnl().find_link(ifname)
     if link is not None and not is_ours(link, "veth"):

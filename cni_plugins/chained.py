@@ -1,4 +1,4 @@
-"""What plugin types have in common that come after others in a chain: they add to what is there, and pass the result on."""
+"""How a plugin type that comes after others in a list reads their result, which it passes on."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["addresses_of", "previous"]
 
 
 def previous(call: Call[Any], complaint: str) -> Result:
-    """The result of the plugins before; CniError (code 7) with *complaint*, the reference's words, where there were none."""
+    """The result of the plugins before; CniError (code 7) with *complaint*, the reference's words, where there are none."""
     if call.prev_result is None:
         raise CniError(Code.INVALID_CONFIG, complaint, "put it behind a plugin that makes an interface, in a list of plugins")
     return call.prev_result
@@ -20,7 +20,7 @@ def previous(call: Call[Any], complaint: str) -> Result:
 def addresses_of(call: Call[Any], result: Result) -> tuple[IPInterface, ...]:
     """The container's addresses on CNI_IFNAME, the first of each family, as the reference's portmap picks them.
 
-    An address of which the result does not say where it is counts as well.
+    An address counts as well if the result does not say on which interface it is.
     """
     found: dict[int, IPInterface] = {}
     for ip in result.ips:

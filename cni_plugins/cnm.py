@@ -1,7 +1,7 @@
 """The plugin type ``netlib``: the container joins a network of ``netlib network create``, with its names and published ports.
 
 The network gives the addresses, so there is no ``ipam``. All interfaces of a container are endpoints of one sandbox, which
-goes with the last of them.
+is removed with the last of them.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from cni_plugins.decode import convert
 from cni_plugins.interface import chosen_dns
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
-from cni_plugins.portmap import PortEntry, published_beside
+from cni_plugins.portmap import PortEntry, published_by_others
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
@@ -46,8 +46,8 @@ _ARGS = ("IP", "MAC", "K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_INFRA_CONTAI
 _LAST_PORT = 65535
 
 
-class Wishes(Struct, frozen=True, rename="camel"):
-    """What a container may ask for, under ``runtimeConfig`` and ``args.cni``."""
+class Requested(Struct, frozen=True, rename="camel"):
+    """The keys under ``runtimeConfig`` and ``args.cni`` by which a container asks for addresses, names and ports."""
 
     aliases: Any = None  # a list, or one for each network by its name
     ips: tuple[str, ...] = ()
@@ -58,16 +58,16 @@ class Wishes(Struct, frozen=True, rename="camel"):
 class Args(Struct, frozen=True):
     """The key ``args``."""
 
-    cni: Wishes = Wishes()
+    cni: Requested = Requested()
 
 
 class CnmConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     """The configuration."""
 
     network: str = ""  # the name of the configuration
-    gw_priority: int | None = None  # the first interface's gateway is the default one
+    gw_priority: int | None = None  # None: a container's first interface has the default route
     args: Args = Args()
-    runtime_config: Wishes = Wishes()
+    runtime_config: Requested = Requested()
 
 
 class CnmPlugin:
@@ -105,13 +105,13 @@ class CnmPlugin:
             others = controller.endpoints(sandbox=box.id)
             priority = call.config.gw_priority if call.config.gw_priority is not None else -len(others)
             with controller.store.read() as tx:
-                beside = published_beside(tx, call.container_id, netns, adding.record)
+                beside = published_by_others(tx, call.container_id, netns, adding.record)
             published = [
                 mapping
                 for holder in (*(item.ports for item in others), *(port.mappings for port in beside))
                 for mapping in holder
             ]
-            ports = tuple(port for port in wanted.ports if not any(_is_met(port, mapping) for mapping in published))
+            ports = tuple(port for port in wanted.ports if not any(_satisfies(mapping, port) for mapping in published))
             request = replace(wanted, network=network.id, container=adding.sandbox, ports=ports, gw_priority=priority)
             endpoint = self._connect(call, adding, request)
             return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
@@ -151,20 +151,20 @@ class CnmPlugin:
         return network
 
     def _sandbox(self, container: str, netns: NetnsRef) -> Sandbox:
-        """The sandbox that *netns* is; where it is none yet, the one to make (created 0)."""
+        """The sandbox whose netns is *netns*; where there is none yet, the sandbox to make, with ``created`` 0."""
         controller, name = self._node.controller, sandbox_name(container)
         with controller.store.read() as tx:
             present, namesake = tx.sandbox_in(netns.identity), tx.find_named(Sandbox, name)
             is_free = tx.by_id(container) is None
         if present is not None and present.phase is Phase.READY:
             return present.value
-        if namesake is not None and namesake.value.cni_container == container:  # of the netns that it had before
+        if namesake is not None and namesake.value.cni_container == container:  # its netns is one that the container had before
             controller.remove_sandbox(namesake.id)
         sandbox_id = container if is_free and _FULL_ID.fullmatch(container) else new_id()
         return Sandbox(id=sandbox_id, name=name, created=0, netns=netns, owned=False)
 
     def _connect(self, call: Call[CnmConf], adding: Adding, request: ConnectRequest) -> Endpoint:
-        """Join; where nothing is free but what containers hold that are gone, these leave first."""
+        """Join the network; where an address or port is taken, remove attachments of containers that are gone and try again."""
         controller = self._node.controller
         try:
             return connect(controller, request, endpoint_id=adding.endpoint)
@@ -190,7 +190,7 @@ class CnmPlugin:
 
 
 def sandbox_name(container: str) -> str:
-    """What the sandbox of a runtime's container is called; ids that are too long are cut, and told apart by a digest."""
+    """The name of the sandbox of a runtime's container; in the place of a long id its beginning and a digest of it."""
     name = f"cni-{container}"
     if len(name) <= NAME_LENGTH and not _FULL_ID.fullmatch(container):
         return name
@@ -204,15 +204,18 @@ def _lock(call: Call[CnmConf]) -> str:
 # --- what a container asks for -------------------------------------------------------------------------------------------
 
 
-def _is_met(port: PortRequest, mapping: PortMapping) -> bool:
-    """Whether *mapping* is what is asked for, as a runtime does in each network; one may have chosen the address itself."""
+def _satisfies(mapping: PortMapping, port: PortRequest) -> bool:
+    """Whether *mapping*, which another network of the container publishes, is what *port* asks for.
+
+    A runtime asks for the same ports in each network. Where it names no host address, that network may have chosen one.
+    """
     return port.host_ip in (None, mapping.host_ip) and mapping == replace(port, host_ip=mapping.host_ip).mapping(
         port.host_port_first
     )
 
 
 def _request(call: Call[CnmConf]) -> ConnectRequest:
-    """What the call asks for, as far as that is known without the network."""
+    """The request of *call*, before its network and sandbox are known."""
     config, given = call.config, call.arguments(*_ARGS)
     asked, by_args = config.runtime_config, config.args.cni
     ips = {
@@ -238,13 +241,13 @@ def _addresses(texts: tuple[str, ...]) -> list[Any]:
     return found
 
 
-def _aliases(call: Call[CnmConf], wishes: Wishes) -> tuple[str, ...]:
-    found = wishes.aliases.get(call.network) if isinstance(wishes.aliases, dict) else wishes.aliases
+def _aliases(call: Call[CnmConf], asked: Requested) -> tuple[str, ...]:
+    found = asked.aliases.get(call.network) if isinstance(asked.aliases, dict) else asked.aliases
     return convert([] if found is None else found, tuple[str, ...], "aliases")
 
 
 def _pod_name(call: Call[CnmConf], name: str) -> list[str]:
-    """A pod is known by its name, where that can be asked for."""
+    """The name of the pod as an alias; none, and a line on stderr, where it is no name that DNS could be asked for."""
     try:
         return [check_alias(name)] if name else []
     except ConfigError as error:

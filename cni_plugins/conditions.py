@@ -1,6 +1,6 @@
-"""The keys ``conditionsV4`` and ``conditionsV6`` of portmap: words of iptables or of nft that speak of addresses and links.
+"""The keys ``conditionsV4`` and ``conditionsV6`` of portmap: conditions on addresses and links, in words of iptables or nft.
 
-One rule: no word of a configuration reaches a rule; what is understood is said anew, and all else is refused by name.
+One rule: no word of a configuration reaches a rule. A condition is parsed and written anew; any other word is refused by name.
 """
 
 from ipaddress import ip_interface
@@ -32,14 +32,14 @@ _EXPRESSIONS: dict[tuple[str, str], _Field] = {
 
 
 def backend_of(words: tuple[str, ...]) -> str:
-    """Whose words these are, told by the first one as the reference does; "" for none."""
+    """The program whose words these are, told by the first character as the reference does; "" for no words."""
     if not words or not words[0]:
         return ""
     return "iptables" if words[0][0] in "-!" else "nftables"
 
 
 def read_condition(key: str, version: Literal[4, 6], words: tuple[str, ...]) -> PortCondition | None:
-    """What packets of a family must be like; None for no condition. CniError (code 2) names what is not understood."""
+    """Parse the condition on packets of one IP version, None for no words; CniError (code 2) names what it cannot parse."""
     backend = backend_of(words)
     if not backend:
         return None

@@ -1,6 +1,6 @@
 """Foreign JSON into typed values, with one sentence for what does not fit.
 
-Documents are taken as the reference plugins take them, for hosts rely on that: keys match whatever their case, null is the
+Documents are read as the reference plugins read them, for hosts rely on that: keys match whatever their case, null is the
 same as absent, unknown keys are ignored, an empty text is no address, the last of equal keys counts, bytes that are no UTF-8
 are replaced. A wrong type is refused by name: ``bridge: isGateway: expected a boolean, got "yes"``.
 """
@@ -74,31 +74,31 @@ def convert(document: Any, kind: type[_T], what: str) -> _T:
 
     A wrong type of JSON is code 6 ("failed to decode"), a value out of its bounds code 7 ("invalid configuration").
     """
-    shaped = _shaped(document, kind)
+    normalized = _normalized(document, kind)
     try:
-        return structs.convert(shaped, kind, dec_hook=_address_hook)
+        return structs.convert(normalized, kind, dec_hook=_address_hook)
     except msgspec.ValidationError as error:
-        raise _refusal(error, shaped, kind, what) from None
+        raise _refusal(error, normalized, kind, what) from None
 
 
 def convert_fitting(document: Any, kind: type[_T], what: str, refused: list[str]) -> _T:
-    """The same without the keys and list items that do not fit: *refused* gets a line for each.
+    """Turn *document* into *kind* without the keys and list items that do not fit; *refused* gets a line for each.
 
-    CniError where nothing is left to go on with.
+    CniError where the document as a whole does not fit.
     """
-    shaped = _shaped(document, kind)
+    normalized = _normalized(document, kind)
     while True:
         try:
-            return structs.convert(shaped, kind, dec_hook=_address_hook)
+            return structs.convert(normalized, kind, dec_hook=_address_hook)
         except msgspec.ValidationError as error:
-            refusal = _refusal(error, shaped, kind, what)
-            if not _dropped(shaped, str(error)):
+            refusal = _refusal(error, normalized, kind, what)
+            if not _drop_part(normalized, str(error)):
                 raise refusal from None
             refused.append(f"{refusal}; going on without")
 
 
-def _dropped(document: Any, message: str) -> bool:
-    """Take out of *document* what *message* complains of, or what holds it; False where that is all of it."""
+def _drop_part(document: Any, message: str) -> bool:
+    """Delete from *document* the value that *message* complains of, or one that contains it; False for *document* itself."""
     place = _PLACE.search(message)
     steps: list[str | int] = []
     for key, index, unknown in _STEP.findall(place[1] if place else ""):
@@ -150,7 +150,7 @@ def _parse_subnet(text: str) -> Subnet:
 
 
 def _address_hook(kind: type, value: Any) -> Any:
-    """Read the text of one of the types above; msgspec adds the path to what is raised."""
+    """Read the text of one of the types above; msgspec adds the key's path to an error."""
     if not isinstance(value, str):
         raise TypeError("expected the text of an address")
     return _PARSERS[kind](value)
@@ -162,35 +162,35 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {Address: parse_address, Cidr: parse
 # --- as Go's encoding/json reads -----------------------------------------------------------------------------------------
 
 
-def _shaped(value: Any, kind: Any) -> Any:
-    """*value* with the keys that *kind* knows, spelled as there, and without nulls."""
+def _normalized(value: Any, kind: Any) -> Any:
+    """*value* with only the keys that *kind* has, spelled as in *kind*, and without nulls."""
     kind = _bare(kind)
     origin = getattr(kind, "__origin__", None)
     if isinstance(value, dict):
         if isinstance(kind, type) and issubclass(kind, Struct):
-            return _shaped_object(value, _keys_of(kind))
+            return _normalized_object(value, _keys_of(kind))
         if origin is dict:
-            return {key: _shaped(item, kind.__args__[1]) for key, item in value.items()}
+            return {key: _normalized(item, kind.__args__[1]) for key, item in value.items()}
     elif isinstance(value, list):
         if origin in (tuple, list, frozenset, set):
-            return [_shaped(item, kind.__args__[0]) for item in value]
+            return [_normalized(item, kind.__args__[0]) for item in value]
     elif type(value) is int and not -_INT64 <= value < _INT64:
         return float(value)  # refused where a whole number is expected
     return value
 
 
-def _shaped_object(value: dict[str, Any], known: dict[str, tuple[str, Any]]) -> dict[str, Any]:
-    shaped = {}
+def _normalized_object(value: dict[str, Any], known: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    normalized = {}
     for key, item in value.items():
         name, kind = known.get(key.lower(), ("", None))
         if name and item is not None and not (item == "" and _bare(kind) is Address):
-            shaped[name] = _shaped(item, kind)
-    return shaped
+            normalized[name] = _normalized(item, kind)
+    return normalized
 
 
 @cache
 def _keys_of(kind: type[Struct]) -> dict[str, tuple[str, Any]]:
-    """Of each key in small letters: how it is spelled, and the type of its value."""
+    """For each key in small letters: its spelling, and the type of its value."""
     return {field.encode_name.lower(): (field.encode_name, field.type) for field in msgspec.structs.fields(kind)}
 
 
@@ -204,7 +204,7 @@ def _bare(kind: Any) -> Any:
     return kind
 
 
-# --- what is said of a value that does not fit ---------------------------------------------------------------------------
+# --- errors of values that do not fit ------------------------------------------------------------------------------------
 
 _PLACE = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
@@ -250,7 +250,7 @@ def _walk(document: Any, kind: Any, path: str) -> tuple[Any, Any, bool]:
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """What a Literal or an enumeration may be."""
+    """The values of a Literal or an enumeration."""
     return tuple(getattr(kind, "__args__", None) or kind)
 
 

@@ -1,7 +1,7 @@
 """Running a foreign plugin for one of ours (section 4 of the specification): a process, never a shell, always a deadline.
 
 The process gets the environment and the configuration of the caller, its stderr is passed on. Input and output are files in
-memory, so it can neither block us with a full pipe nor by a child that outlives it.
+memory, so neither a full pipe nor a child that outlives the process can block us.
 """
 
 import errno
@@ -49,7 +49,7 @@ def find_executable(kind: str, folders: tuple[str, ...]) -> str:
 
 
 def delegate_add(call: Call[Any], kind: str, seconds: float = DEADLINE) -> Result:
-    """ADD by the plugin type *kind*; when that fails, what it may have left is taken away by a DEL, as section 4 asks.
+    """ADD by the plugin type *kind*; after a failure its DEL removes what the ADD may have left, as section 4 requires.
 
     Raises the delegate's own error with its code, DeadlineExceeded after *seconds* (the DEL has as long again).
     """
@@ -73,9 +73,10 @@ def delegate(call: Call[Any], kind: str, command: Command | None = None, seconds
 
 
 class ForeignLease(KernelObject, frozen=True, kw_only=True, tag="foreign_lease"):
-    """What a foreign IPAM plugin holds for an attachment: a DEL in the same words gives it back.
+    """The lease of a foreign IPAM plugin for an attachment; a DEL with the same environment and configuration releases it.
 
-    Written down before the plugin is asked, so that no crash can lose it; the asking is the caller's, for its answer counts.
+    It is written down before the plugin is executed, so that no crash can lose it. The caller executes the plugin, for it
+    needs the answer.
     """
 
     kind: str
@@ -90,13 +91,13 @@ class ForeignLease(KernelObject, frozen=True, kw_only=True, tag="foreign_lease")
         return Key("foreign_lease", "", f"{self.kind}/{self.container}/{self.ifname}/{self.environ.get('CNI_NETNS', '')}")
 
     def ensure(self, kernel: Kernel) -> None:
-        """Nothing: see above."""
+        """Do nothing: the caller executes the plugin."""
 
     def remove(self, kernel: Kernel) -> None:
         _run(self.kind, Command.DEL, self.folders, self.environ, self.config.encode(), [], DEADLINE)
 
     def drift(self, kernel: Kernel) -> str | None:
-        """Never told: the plugin itself is asked, by a CHECK."""
+        """Return None: CHECK is passed on to the plugin, which compares."""
 
     def commands(self) -> Iterable[str]:
         return ()
@@ -115,7 +116,7 @@ def _run(
     lines: list[str],
     seconds: float,
 ) -> bytes:
-    """What it answers; *lines* get what it says on stderr."""
+    """Execute the plugin and return its stdout; add its stderr to *lines*."""
     path = find_executable(kind, folders)
     environ = {**environ, "CNI_COMMAND": command.value}
     with _memory_file() as stdin, _memory_file() as stdout, _memory_file() as stderr:
@@ -149,7 +150,7 @@ def _fill(fd: int, content: bytes) -> None:
 
 
 def _content(fd: int) -> bytes:
-    """What was written; one byte more than a document may have, so that a longer one is refused as such."""
+    """The bytes written to *fd*; one more than a document may have, so that a longer one is refused as too long."""
     return os.pread(fd, MAX_BYTES + 1, 0)
 
 

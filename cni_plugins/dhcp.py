@@ -1,7 +1,7 @@
-"""The plugin type ``dhcp``: the address is what a DHCP server on the container's network grants.
+"""The plugin type ``dhcp``: addresses that a DHCP server on the container's network leases.
 
-It asks in the container's netns by the container's link, as the container would, which therefore needs no client of its own.
-netlibd renews the lease; the reference's daemon, and its socket, are not needed.
+The plugin asks in the container's netns over the container's link, so the container needs no DHCP client of its own. netlibd
+renews the lease; the reference's daemon and its socket are not needed.
 """
 
 import time
@@ -27,7 +27,7 @@ from netlib.store.records import Transaction
 __all__ = ["DhcpConf", "DhcpPlugin"]
 
 SECONDS = 45.0
-"""How long an ADD asks: a bridge with the spanning tree protocol lets nothing through for 30 s."""
+"""How long an ADD asks: a bridge with the spanning tree protocol forwards nothing for its first 30 s."""
 _SCOPE_LINK = 253
 _ASKED_BY_DEFAULT = (Option.ROUTERS, Option.SUBNET_MASK)
 _LONGEST_VALUE = 255
@@ -57,7 +57,7 @@ class Requested(Struct, frozen=True, rename="camel"):
 
 
 class DhcpIpam(Ipam, frozen=True, kw_only=True, rename="camel"):
-    """The key ``ipam``; ``daemonSocketPath`` is read and not needed."""
+    """The key ``ipam``; ``daemonSocketPath`` is read and ignored."""
 
     daemon_socket_path: str = ""
     priority: int = 0
@@ -66,7 +66,7 @@ class DhcpIpam(Ipam, frozen=True, kw_only=True, rename="camel"):
 
 
 class DhcpConf(NetConf, frozen=True, kw_only=True, rename="camel"):
-    """The configuration of the calling plugin, as this one reads it."""
+    """The configuration of the calling plugin, as dhcp reads it."""
 
     ipam: DhcpIpam | None = None
 
@@ -82,10 +82,10 @@ class DhcpPlugin:
         self._answer = Result()
 
     def ask(self, call: Call[DhcpConf], adding: Adding) -> None:
-        """Get a lease, which is written down for *adding* before it is asked for.
+        """Get a lease from a DHCP server; the server's offer is written down for *adding* before the lease is requested.
 
-        Raises DaemonError or Stuck when nobody could renew it, DeadlineExceeded when no server answers, NotFound for half an
-        answer.
+        Raises DaemonError or Stuck when there is no netlibd to renew the lease, DeadlineExceeded when no server answers,
+        NotFound for an offer without a subnet mask.
         """
         ipam = _ipam(call)
         options = _options(call, ipam)
@@ -102,7 +102,7 @@ class DhcpPlugin:
         self._answer = _result(terms, ipam.priority)
 
     def lease(self, call: Call[DhcpConf], tx: Transaction, adding: Adding) -> Lease:
-        """What :meth:`ask` found; the object that holds it is *adding*'s already."""
+        """The lease that :meth:`ask` got; its object belongs to *adding* already."""
         return Lease(self._answer)
 
     def add(self, call: Call[DhcpConf]) -> Result:
@@ -113,7 +113,7 @@ class DhcpPlugin:
             return attaching.finish(made, call, self._answer)
 
     def check(self, call: Call[DhcpConf]) -> None:
-        """See that the lease goes on, which the plugin that asked for it in this process has as its own."""
+        """Check that the lease is held, by dhcp's own attachment or by that of a main plugin that asked in the same process."""
         if attaching.check(self._node, call, self.name) is not None:
             return
         key = lease_key(call.netns, call.ifname)
@@ -146,7 +146,7 @@ def _ipam(call: Call[DhcpConf]) -> DhcpIpam:
 
 
 def _options(call: Call[DhcpConf], ipam: DhcpIpam) -> tuple[tuple[int, bytes], ...]:
-    """What is sent along with every request; CniError for an option that is none, and for a value that is too long."""
+    """The options of every DHCP request; CniError for an unknown option, and for a value that is too long."""
     arguments = dict(pair.partition("=")[::2] for pair in call.args.split(";"))
     options: dict[int, bytes] = {}
     for entry in ipam.provide:

@@ -1,9 +1,9 @@
-"""The plugin type ``dummy``: a link that leads nowhere, to hold addresses."""
+"""The plugin type ``dummy``: a dummy link in the container, which only holds addresses."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from cni_plugins.netconf import NetConf
-from cni_plugins.single import Given, SingleLink
+from cni_plugins.single import LinkPlan, SingleLink
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Dummy
@@ -20,5 +20,12 @@ class DummyPlugin(SingleLink[NetConf]):
     config = NetConf
     needs_addresses = True
 
-    def prepared(self, call: Call[NetConf], _netns: NetnsRef) -> Callable[[Adding, str], Given]:
-        return lambda adding, mac: Given(Dummy(ifname=call.ifname, netns=adding.netns, mac=mac), mac)
+    def prepare(self, call: Call[NetConf], _netns: NetnsRef) -> "_PreparedDummy":
+        return _PreparedDummy(call.ifname)
+
+
+class _PreparedDummy(NamedTuple):
+    ifname: str
+
+    def link(self, adding: Adding, mac: str) -> LinkPlan:
+        return LinkPlan(Dummy(ifname=self.ifname, netns=adding.netns, mac=mac), mac)

@@ -1,7 +1,7 @@
-"""The plugin type ``firewall``: the host forwards for the container's addresses, though others drop what they do not know.
+"""The plugin type ``firewall``: has the host forward for the container's addresses where other programs drop forwarded packets.
 
-The rules are nftables', whichever ``backend`` is named. A person's own rules go into the chain ``user`` of ``inet netlib``,
-which runs first; chains of iptables are not made.
+The rules are nftables', whichever ``backend`` is named. An administrator's own rules belong in the chain ``user`` of the table
+``inet netlib``, which runs first; no chains of iptables are made.
 """
 
 from typing import Literal
@@ -49,9 +49,9 @@ class FirewallPlugin:
     def add(self, call: Call[FirewallConf]) -> Result:
         _check(call.config)
         result = previous(call, _MISSING)
-        apart = _apart(call.config, result)
+        apart = _ingress_policy(call.config, result)
         with adding(self._node, call, self.name) as made:
-            _remark(call, made.kernel)
+            _report_differences(call, made.kernel)
             made.apply(lambda _: _wanted(result, apart, made))
             return finish(made, call, result)
 
@@ -89,8 +89,8 @@ def _check(config: FirewallConf) -> None:
         )
 
 
-def _remark(call: Call[FirewallConf], kernel: Kernel) -> None:
-    """Say what is done otherwise than the configuration has it, or cannot be done for another program."""
+def _report_differences(call: Call[FirewallConf], kernel: Kernel) -> None:
+    """Report on stderr which keys of the configuration are not followed, and what firewalld has to be told by a person."""
     config = call.config
     if config.backend not in _BACKENDS:
         call.stderr.append(f'firewall: backend "{config.backend}" is not known; nftables is used')
@@ -102,8 +102,8 @@ def _remark(call: Call[FirewallConf], kernel: Kernel) -> None:
         call.stderr.append(f"firewall: firewalld decides what it forwards; type: firewall-cmd --zone=trusted {sources}")
 
 
-def _apart(config: FirewallConf, result: Result) -> tuple[ApartBridge, ...]:
-    """The bridge that ``ingressPolicy`` is about: the first interface, as in the reference."""
+def _ingress_policy(config: FirewallConf, result: Result) -> tuple[ApartBridge, ...]:
+    """The object for ``ingressPolicy``; its bridge is the first interface, as in the reference. None for "open"."""
     if config.ingress_policy in ("", "open"):
         return ()
     if not result.interfaces:

@@ -1,16 +1,16 @@
-"""The plugin type ``host-device``: one of the host's links, moved into the container, and home again at DEL."""
+"""The plugin type ``host-device``: ADD moves a link of the host into the container, DEL moves it back."""
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import Struct, field
 
 from cni_plugins import attaching
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import Given, SingleLink
+from cni_plugins.single import LinkPlan, SingleLink
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.errors import ObjectMissing
@@ -30,7 +30,7 @@ _FOR_PROGRAMS = ("vfio-pci", "uio_pci_generic", "igb_uio")  # drivers that give 
 
 
 class DeviceRequest(Struct, frozen=True):
-    """The device that a device plugin has chosen."""
+    """The device that a device plugin of the runtime has chosen."""
 
     device_id: str = field(name="deviceID", default="")
 
@@ -52,12 +52,11 @@ class HostDevicePlugin(SingleLink[HostDeviceConf]):
     kind = ""
     config = HostDeviceConf
 
-    def prepared(self, call: Call[HostDeviceConf], _netns: NetnsRef) -> Callable[[Adding, str], Given]:
-        link = _find(call.config)
-        return lambda adding, _: Given(MovedDevice(device=link.ifname, ifname=call.ifname, netns=adding.netns), link.mac)
+    def prepare(self, call: Call[HostDeviceConf], _netns: NetnsRef) -> "_PreparedDevice":
+        return _PreparedDevice(call.ifname, _find(call.config))
 
     def delete_foreign(self, call: Call[HostDeviceConf]) -> None:
-        """Bring home what the reference moved: the link's alias is its old name."""
+        """Move a link back that the reference plugin moved; the link's alias is its name on the host."""
         from cni_plugins.addressing import Addressing
 
         Addressing(self._node, call).delete()
@@ -73,8 +72,21 @@ class HostDevicePlugin(SingleLink[HostDeviceConf]):
             MovedDevice(device=check_ifname(link.alias), ifname=call.ifname, netns=netns, before=before).remove(kernel)
 
 
+class _PreparedDevice(NamedTuple):
+    ifname: str
+    device: LinkInfo
+
+    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+        device = self.device
+        return LinkPlan(MovedDevice(device=device.ifname, ifname=self.ifname, netns=adding.netns), device.mac)
+
+
 def _find(config: HostDeviceConf) -> LinkInfo:
-    """The link of the host that *config* names in one of the ways there are; the first that is given counts."""
+    """Find the link of the host that *config* names.
+
+    Of several keys one counts: ``device``, else ``hwaddr``, else ``kernelpath``, else the runtime's ``deviceID``, else
+    ``pciBusID``.
+    """
     pci, auxiliary = config.pci_bus_id, ""
     if device := config.runtime_config.device_id:
         pci, auxiliary = _by_id(device)
@@ -101,7 +113,7 @@ def _find(config: HostDeviceConf) -> LinkInfo:
 
 
 def _by_id(device: str) -> tuple[str, str]:
-    """What a device plugin's id is: (PCI address, auxiliary device), one of them empty."""
+    """Tell whether *device* is a PCI address or an auxiliary device: (PCI address, auxiliary device), one of them empty."""
     if _BUS_ID.fullmatch(device) and device not in (".", ".."):
         if (_PCI / device).exists():
             return device, ""

@@ -1,8 +1,8 @@
 """The plugin type ``host-local``: addresses from ranges, each leased to one container in a file, as the reference keeps them.
 
-A host may go from the reference to us and back with containers running: what either left is honoured and freed by the other.
-Addresses are chosen in the transaction that writes their holder down, and the file is made after it: where the reference was
-quicker, another one is chosen (see :class:`netlib.core.attachments.Adding`).
+A host may change from the reference plugin to netlib and back while containers run: each respects and frees the files of the
+other. An address is chosen in the transaction that writes its holder down, and its file is made afterwards; where the reference
+has made that file meanwhile, another address is chosen (see :class:`netlib.core.adding.Adding`).
 """
 
 import os
@@ -34,7 +34,7 @@ from netlib.store.records import Transaction
 __all__ = ["HostLocalConf", "HostLocalPlugin"]
 
 _DATA_DIR = "/var/lib/cni/networks"
-_FIRST_LOOK = 4  # addresses looked at together; twice as many each time, for many are taken where the first ones are
+_FIRST_LOOK = 4  # addresses looked up together; twice as many each next time, for taken ones lie together
 _WIDEST_LOOK = 1024
 _RESOLV_CONF_BYTES = 1 << 20
 
@@ -66,7 +66,7 @@ class HostLocalIpam(Ipam, frozen=True, kw_only=True, rename="camel"):
 
 
 class RuntimeConfig(Struct, frozen=True, kw_only=True):
-    """The capabilities ``ips`` and ``ipRanges``; an address may come with a prefix length, which does not count."""
+    """The capabilities ``ips`` and ``ipRanges``; a prefix length of an address is ignored."""
 
     ips: tuple[str, ...] = ()
     ip_ranges: tuple[tuple[RangeConf, ...], ...] = field(name="ipRanges", default=())
@@ -85,7 +85,7 @@ class Args(Struct, frozen=True):
 
 
 class HostLocalConf(NetConf, frozen=True, kw_only=True, rename="camel"):
-    """The configuration of the calling plugin, as this one reads it."""
+    """The configuration of the calling plugin, as host-local reads it."""
 
     ipam: HostLocalIpam | None = None
     runtime_config: RuntimeConfig = RuntimeConfig()
@@ -104,7 +104,7 @@ class HostLocalPlugin:
     def lease(self, call: Call[HostLocalConf], tx: Transaction, adding: Adding) -> Lease:
         """Choose an address of each range set, the requested one where there is one.
 
-        Raises PoolExhausted, AddressTaken for a requested one, ConfigError and CniError.
+        Raises PoolExhausted, AddressTaken for a requested address, ConfigError and CniError.
         """
         return _choose(call, tx, adding.record, adding.plan)
 
@@ -119,7 +119,7 @@ class HostLocalPlugin:
 
         made: Adding
         attachments, key = attachments_of(self._node), key_of(call, self.name)
-        # Who asks for addresses alone may well name no netns; without one, the lease ends by DEL or GC only.
+        # A caller of host-local alone may name no netns. Such a lease ends by DEL or GC only: no netns tells that it is stale.
         netns = netns_of(self._node, call) if self._node.netns is not None else HOST
         try:
             with attachments.adding(key, netns, self._node.netns) as made:
@@ -133,7 +133,7 @@ class HostLocalPlugin:
             raise CniError(Code.CONFLICT, msg, str(error)) from None
 
     def check(self, call: Call[HostLocalConf]) -> None:
-        """See that each range set still holds one of the addresses of prevResult for the container."""
+        """Check that each range set still holds one of the addresses of prevResult for the container."""
         if check(self._node, call, self.name) is not None:
             return
         assert call.prev_result is not None
@@ -160,11 +160,11 @@ class HostLocalPlugin:
         folder = _folder(call)
         leases = list(folder.leases())
         for text in (lease_text(call.container_id, call.ifname), call.container_id):
-            if self._free_those(folder, [lease for lease in leases if lease[1] == text]):
+            if self._free_unrecorded(folder, [lease for lease in leases if lease[1] == text]):
                 return
 
     def garbage_collect(self, call: Call[HostLocalConf]) -> None:
-        """Take away attachments, and what the reference left for containers whose leases are to go: these alone name them."""
+        """Remove attachments that are not valid, and what the reference left for containers that only a lease file names."""
         collect(self._node, call, self.name)
         folder = _folder(call)
         valid = {lease_text(item.container_id, item.ifname) for item in call.valid_attachments}
@@ -176,8 +176,8 @@ class HostLocalPlugin:
                 forget_container(kernel, call.network, container, ifname, {address})
                 folder.free(address, (text,))
 
-    def _free_those(self, folder: LeaseFolder, leases: Collection[tuple[IPAddress, str]]) -> bool:
-        """Free leases besides those that a record holds, which go with it; whether there were any."""
+    def _free_unrecorded(self, folder: LeaseFolder, leases: Collection[tuple[IPAddress, str]]) -> bool:
+        """Free those of *leases* that no record holds; the others are freed with their record. False for no leases."""
         for address, text in self._without_record(folder, leases):
             folder.free(address, (text,))
         return bool(leases)
@@ -190,7 +190,7 @@ class HostLocalPlugin:
         return [lease for lease in leases if lease[0] not in held]
 
     def status(self, call: Call[HostLocalConf]) -> None:
-        """Do all of an ADD but write it down; addresses of containers that are gone are reclaimed as there."""
+        """Choose addresses as an ADD would, without recording them; reclaim those of containers that are gone, if need be."""
         attachments = attachments_of(self._node)
         _folder(call).ensure()
         try:
@@ -207,7 +207,7 @@ class HostLocalPlugin:
 
 
 def _choose(call: Call[HostLocalConf], tx: Transaction, record: str = "", chosen: Plan | None = None) -> Lease:
-    """An address of each range set, for *record*, which has *chosen* some already."""
+    """Choose an address of each range set for *record*; addresses that its plan *chosen* has already are kept."""
     folder, requested = _folder(call), _requested(call)
     before = {item.range_set: item.address for item in (chosen or Plan()).of(LeaseFile) if item.folder == folder.path}
     ips, files = [], []
@@ -259,7 +259,7 @@ def _find_free(ranges: RangeSet, index: int, folder: LeaseFolder, tx: Transactio
 
 
 def _held(tx: Transaction, folder: LeaseFolder, addresses: Iterable[IPAddress], record: str = "") -> set[IPAddress]:
-    """Those of *addresses* that another record than *record* holds, or is about to."""
+    """Those of *addresses* that a record other than *record* holds or is about to hold."""
     keys = {address: LeaseFile(folder=folder.path, address=address, container="", ifname="").key for address in addresses}
     holders = tx.holders(keys.values(), besides=[record])
     return {address for address, key in keys.items() if str(key) in holders}
@@ -269,7 +269,7 @@ def _held(tx: Transaction, folder: LeaseFolder, addresses: Iterable[IPAddress], 
 
 
 def _folder(call: Call[HostLocalConf]) -> LeaseFolder:
-    """Where the leases of the network are. It is all of the configuration that DEL and GC ask for."""
+    """The folder of the network's lease files. DEL and GC read nothing else of the configuration."""
     data_dir = (call.config.ipam.data_dir if call.config.ipam is not None else "") or _DATA_DIR
     if not data_dir.startswith("/") or "\0" in data_dir:
         raise CniError(Code.INVALID_CONFIG, f"host-local: ipam.dataDir: {data_dir!a} is no absolute path")
@@ -291,7 +291,7 @@ def _range_sets(call: Call[HostLocalConf]) -> tuple[RangeSet, ...]:
 
 
 def _requested(call: Call[HostLocalConf]) -> list[IPAddress]:
-    """The addresses that were asked for, each once."""
+    """The addresses that *call* asks for, each once."""
     argument = call.arguments("IP").get("IP")
     asked = (
         [_address(argument, Code.INVALID_ENVIRONMENT, f'ARGS: error parsing value of pair "IP={argument}": ')]
@@ -310,7 +310,7 @@ def _address(text: str, code: Code, where: str = "") -> IPAddress:
 
 
 def _dns(path: str) -> Dns:
-    """What the resolv.conf at *path* says, word by word."""
+    """The resolver's configuration in the resolv.conf at *path*, as the reference reads it."""
     if not path:
         return Dns()
     words: dict[str, list[str]] = {}

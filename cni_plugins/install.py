@@ -1,7 +1,7 @@
-"""The executables in a folder of CNI plugins: written, told from others', and taken away.
+"""Our executables in a folder of CNI plugins: how they are written, told from others', and removed.
 
-One rule: only files that carry our mark are overwritten or removed, and what stands in the way is kept when it may be replaced
-at all. At every moment each name leads to a whole executable, the former or the new one.
+One rule: only files that carry our mark are overwritten or removed. A file of somebody else is replaced only on request, and is
+kept in a subfolder. At every moment each name leads to a whole executable, the former or the new one.
 """
 
 import json
@@ -26,19 +26,19 @@ from netlib.wire.client import DEADLINE_SECONDS
 __all__ = ["KEPT", "Entry", "Installed", "install", "uninstall"]
 
 KEPT = "before-netlib"
-"""The folder, inside that of the plugins, for what was there under our names."""
+"""The subfolder of the plugins' folder that keeps the files of others which had our names."""
 
 _SCRATCH = ".netlib-install-"
 _LAUNCHER = Path(__file__).parent / "launcher"
 _MARK = b"netlib's CNI launcher, written by `netlib cni install`"
-_LARGEST = 4 << 20  # bytes of a launcher, by far
+_LARGEST = 4 << 20  # bytes; every launcher is far smaller
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS, _TRY_SECONDS = 60.0, 30.0
 _LONGEST_SHEBANG = 255  # BINPRM_BUF_SIZE
 
 Kind = Literal["c", "python"]
 
-# What the interpreter runs. It says so as a plugin has to when the package has gone since.
+# What the interpreter runs. Where the package has been removed since, it answers with an error object, as a plugin has to.
 _PROGRAM = """\
 import sys
 sys.path.append({root!r})
@@ -51,14 +51,14 @@ main(sys.argv[{kind_at}].rpartition("/")[2], {state_dir!r}, {run_dir!r}, {deadli
 
 
 class Entry(NamedTuple):
-    """One file, and what became of it: written, unchanged, replaced (the former one kept), removed, restored, left."""
+    """One file and what was done: written, unchanged, replaced (the former file is in KEPT), removed, restored, left."""
 
     path: Path
     action: str
 
 
 class Installed(NamedTuple):
-    """Which launcher it is, what became of each file, and why it is not the C one where that was to be tried."""
+    """The kind of launcher, what was done with each file, and why the launcher is not in C where that was tried."""
 
     launcher: Kind
     entries: list[Entry]
@@ -79,8 +79,8 @@ def install(
 ) -> Installed:
     """Write an executable for each of *types* (None: all) into *folder*.
 
-    *launcher* None takes C where a compiler is there and what it makes runs. *replace* sets aside, in KEPT, files of others
-    that have these names; without it they raise ConfigError, and nothing is written. *deadline*, in seconds, is how long a
+    *launcher* None takes C where there is a compiler and its output runs. *replace* moves files of others that have these names
+    to KEPT; without it they raise ConfigError, and nothing is written. *deadline*, in seconds, is how long a
     call may take. The folders of *config* are where the launchers look for netlibd, unless their environment says otherwise.
     """
     names = plugin_types() if types is None else tuple(types)
@@ -93,7 +93,7 @@ def install(
                 "from where `netlib cni uninstall` takes them back, or choose another folder"
             )
         with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-            kind, content, note = _made(Path(scratch), config, launcher, deadline)
+            kind, content, note = _make_launcher(Path(scratch), config, launcher, deadline)
             return Installed(kind, [_put(folder / name, content, Path(scratch)) for name in names], note)
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; choose a folder that can be written") from error
@@ -105,14 +105,14 @@ def _put(path: Path, content: bytes, scratch: Path) -> Entry:
         if path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == 0o755:
             return Entry(path, "unchanged")
     elif os.path.lexists(path):
-        _keep(path, scratch)
+        _link_to_kept(path, scratch)
         action = "replaced"
-    os.replace(_file(scratch / path.name, content), path)
+    os.replace(_write_executable(scratch / path.name, content), path)
     return Entry(path, action)
 
 
-def _keep(path: Path, scratch: Path) -> None:
-    """Give somebody's file a second name in KEPT; one kept before was older."""
+def _link_to_kept(path: Path, scratch: Path) -> None:
+    """Give somebody's file a second name in KEPT, in the place of an older file that an earlier install kept there."""
     kept = path.parent / KEPT
     make_folder(kept)
     second = scratch / f"{path.name}.kept"
@@ -120,8 +120,8 @@ def _keep(path: Path, scratch: Path) -> None:
     os.replace(second, kept / path.name)
 
 
-def _file(path: Path, content: bytes) -> Path:
-    """An executable that is on the disk before it gets its name."""
+def _write_executable(path: Path, content: bytes) -> Path:
+    """Write an executable and flush it to the disk, so that its final name never leads to a part of it."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -134,7 +134,7 @@ def _file(path: Path, content: bytes) -> Path:
 
 
 def uninstall(folder: Path) -> list[Entry]:
-    """Remove our executables from *folder* and put back what they replaced; what became of each. A no-op when it has none."""
+    """Remove our executables from *folder*, put back the files that they replaced, and return what was done with each."""
     kept = folder / KEPT
     entries = []
     try:
@@ -148,7 +148,7 @@ def uninstall(folder: Path) -> list[Entry]:
                     entries.append(Entry(path, "removed"))
         for former in sorted(kept.iterdir()) if kept.is_dir() else ():
             path = folder / former.name
-            if os.path.lexists(path):  # somebody has written a newer one since
+            if os.path.lexists(path):  # somebody has written another file of this name since
                 entries.append(Entry(former, "left"))
             else:
                 os.replace(former, path)
@@ -174,25 +174,25 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-# --- what is written -----------------------------------------------------------------------------------------------------
+# --- launchers -----------------------------------------------------------------------------------------------------------
 
 
-def _made(scratch: Path, config: Config, launcher: Kind | None, deadline: int) -> tuple[Kind, bytes, str]:
-    """A launcher that has answered one call, and why it is not the C one. Raises ConfigError."""
+def _make_launcher(scratch: Path, config: Config, launcher: Kind | None, deadline: int) -> tuple[Kind, bytes, str]:
+    """Make a launcher and try it; return its kind, its bytes, and why it is not the C one. Raises ConfigError."""
     note = ""
     if launcher != "python":
         try:
-            return "c", _tried(scratch, _compiled(scratch, config, deadline)), note
+            return "c", _try_launcher(scratch, _c_launcher(scratch, config, deadline)), note
         except ConfigError as error:
             if launcher is not None:
                 raise
             note = str(error)
-    return "python", _tried(scratch, _script(config, deadline)), note
+    return "python", _try_launcher(scratch, _python_launcher(config, deadline)), note
 
 
-def _tried(scratch: Path, content: bytes) -> bytes:
-    """Ask it for its versions, by the longest way: where there is no netlibd, everything must be at hand."""
-    path = _file(scratch / plugin_types()[0], content)
+def _try_launcher(scratch: Path, content: bytes) -> bytes:
+    """Have the launcher answer one call, VERSION, without a netlibd: then its interpreter and all libraries are needed too."""
+    path = _write_executable(scratch / plugin_types()[0], content)
     environ = {"CNI_COMMAND": "VERSION", "NETLIB_RUN_DIR": str(scratch)}
     try:
         done = subprocess.run([path], env=environ, capture_output=True, timeout=_TRY_SECONDS, check=False)
@@ -203,8 +203,7 @@ def _tried(scratch: Path, content: bytes) -> bytes:
     return content
 
 
-def _script(config: Config, deadline: int) -> bytes:
-    """The Python launcher."""
+def _python_launcher(config: Config, deadline: int) -> bytes:
     shebang = f"#!{_python()} -ISXutf8".encode(errors="surrogateescape")
     if len(shebang) > _LONGEST_SHEBANG or b" " in os.fsencode(_python()) or b"\n" in shebang:
         raise ConfigError(f"the kernel takes no such path behind #!: {_python()}; install a C compiler, or netlib elsewhere")
@@ -227,8 +226,7 @@ def _program(config: Config, deadline: int, *, kind_at: int) -> str:
     )
 
 
-def _compiled(scratch: Path, config: Config, deadline: int) -> bytes:
-    """The C launcher."""
+def _c_launcher(scratch: Path, config: Config, deadline: int) -> bytes:
     compiler = _compiler()
     if compiler is None:
         raise ConfigError(f"no C compiler ({', '.join(_COMPILERS)}) is in PATH; install one, or go on with --python")
@@ -261,7 +259,7 @@ def _first_error(lines: Iterable[str]) -> str:
 
 
 def _c_string(text: bytes) -> str:
-    """*text* as a string of C, whatever bytes it has; octal, for a hexadecimal escape would go on into a following digit."""
+    """*text* as a string of C; escapes are octal, for a hexadecimal one would include a digit that follows it."""
     plain = (chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03o}" for byte in text)
     return f'"{"".join(plain)}"'
 

@@ -1,4 +1,4 @@
-"""What every plugin that brings an interface into a container does with an IPAM result, and with an interface at DEL."""
+"""What plugins that give a container an interface do with an IPAM result at ADD, and with the interface at DEL."""
 
 import errno
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,17 +24,17 @@ from netlib.names import check_mac
 from netlib.plan import KernelObject
 
 __all__ = [
-    "addressed",
+    "address_objects",
     "check_masquerade_backend",
     "checked_mtu",
     "chosen_dns",
     "default_route",
     "first_address",
-    "forwarding",
-    "masqueraded",
+    "forwarding_objects",
+    "masquerade_objects",
     "remove_foreign_link",
     "requested_mac",
-    "routed",
+    "route_objects",
     "router_addresses",
 ]
 
@@ -42,7 +42,7 @@ _LONGEST_MTU = 65535
 _LINK_LOCAL = ip_interface("fe80::1/64")
 
 
-def addressed(
+def address_objects(
     ifname: str,
     netns: NetnsRef,
     ips: Iterable[IP],
@@ -51,10 +51,11 @@ def addressed(
     on_link: bool = True,
     announced: Collection[int] = (4, 6),
 ) -> list[KernelObject]:
-    """The addresses of *ips* on a link of the container, and the link up; IPv6 switched on where it is needed.
+    """The objects that give a link of the container the addresses *ips* and set it up, with IPv6 switched on if needed.
 
-    When it comes up the kernel announces the addresses of the *announced* versions: a neighbour may know one by the MAC address
-    of its former holder. A bridge passes that on to each of its ports, and the caller waits meanwhile: 4 ms for 1,000 of them.
+    When the link comes up, the kernel announces the addresses of the IP versions *announced*: a neighbour may know an address
+    by the MAC address of its former holder. A bridge sends the announcement to each of its ports while the caller waits: 4 ms
+    for 1,000 ports.
     """
     addresses = list(dict.fromkeys(ip.address for ip in ips))
     families = {address.version for address in addresses}
@@ -73,11 +74,11 @@ def addressed(
     return [*objects, LinkUp(ifname=ifname, netns=netns)]
 
 
-def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
-    """The routes of *result* by a link of the container; one without a gateway takes that of the first address of its family.
+def route_objects(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
+    """The routes of *result* over a link of the container; without a gateway, by that of the first address of its IP version.
 
-    A route that stands already, another interface's default route above all, is left as it is; so is the way into the
-    subnets of *result*, which comes with their addresses.
+    An existing route to the same destination, such as the default route of another interface, is left unchanged. A route into a
+    subnet of *result* is left out: the kernel makes it with the address.
     """
     subnets = {ip.address.network for ip in result.ips}
     gateways: dict[int, IPAddress] = {}
@@ -106,7 +107,7 @@ def routed(ifname: str, netns: NetnsRef, result: Result) -> list[KernelObject]:
 
 
 def _gateway(route: Route, gateways: Mapping[int, IPAddress]) -> IPAddress | None:
-    """By whom a route leads; 0.0.0.0, as DHCP has it, is nobody: to the link itself. CniError for the other IP version."""
+    """The gateway of a route; None for 0.0.0.0, DHCP's word for "on the link". CniError for the other IP version."""
     if route.gw is None:
         return gateways.get(route.dst.version)
     if route.gw.version != route.dst.version:
@@ -124,7 +125,7 @@ def default_route(version: int, gateway: IPAddress | None) -> Route:
 
 
 def first_address(address: IPInterface) -> IPAddress:
-    """The first address of a subnet, which is the gateway where none is named; CniError where there is none."""
+    """The first address of a subnet, the gateway where none is named; CniError where the subnet has no such address."""
     try:
         return address.network.network_address + 1
     except ValueError:
@@ -134,16 +135,20 @@ def first_address(address: IPInterface) -> IPAddress:
 
 
 def router_addresses(ifname: str, gateways: Sequence[IPInterface]) -> list[KernelObject]:
-    """The *gateways* of containers on a link of the host.
+    """The objects that give a link of the host the *gateways* of containers.
 
-    With IPv6 a link-local address too: the link makes none itself, and a router without one asks for no neighbour's address.
+    With IPv6 the link gets a link-local address too: the kernel makes none on our links, and a router without one solicits no
+    neighbours.
     """
     link_local = [_LINK_LOCAL] if any(gateway.version == 6 for gateway in gateways) else []
     return [Address(ifname=ifname, address=address) for address in dict.fromkeys([*gateways, *link_local])]
 
 
-def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
-    """Forwarding for the families of *ips*; IPv6 so that a host that learns its routes by advertisements keeps doing so."""
+def forwarding_objects(ips: Iterable[IP]) -> list[KernelObject]:
+    """The objects that switch forwarding on for the IP versions of *ips*.
+
+    With IPv6 they keep the host learning routes by router advertisements, which a router ignores by default.
+    """
     versions = {ip.address.version for ip in ips}
     objects: list[KernelObject] = []
     if 4 in versions:
@@ -153,8 +158,8 @@ def forwarding(ips: Iterable[IP]) -> list[KernelObject]:
     return objects
 
 
-def masqueraded(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:
-    """What ``ipMasq`` asks for: objects that are shared, and the attachment's own; none where it is off."""
+def masquerade_objects(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:
+    """The objects for ``ipMasq``: those that the network shares, and the attachment's own; none where it is off."""
     if not config.ip_masq:
         return [], []
     addresses = list(dict.fromkeys(ip.address for ip in ips))
@@ -164,7 +169,7 @@ def masqueraded(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject],
 
 
 def check_masquerade_backend(backend: str) -> None:
-    """Refuse a backend that nobody knows; both that the reference has get the same rules of ours, by nftables."""
+    """Refuse an unknown backend; for both of the reference's, iptables and nftables, we make the same nftables rules."""
     if backend not in ("", "iptables", "nftables"):
         raise CniError(Code.INVALID_CONFIG, f'unknown ipmasq backend "{backend}"', "ipMasqBackend is iptables or nftables")
 
@@ -188,9 +193,9 @@ def checked_mtu(mtu: int) -> int:
 
 
 def remove_foreign_link(node: Node, call: Call[Any], kinds: Sequence[str]) -> list[IPInterface]:
-    """Delete the link that *call* names inside its netns, if it is one of *kinds*; answer with the addresses that it had.
+    """Delete the link that *call* names in its netns, if its kind is one of *kinds*; return the addresses that it had.
 
-    For containers that no record knows: the reference plugins made them. A no-op without netns or link.
+    For a container that no record knows, which a reference plugin attached. A no-op without netns or link.
     """
     if node.netns is None:
         return []

@@ -1,13 +1,12 @@
-"""The plugin type ``ipvlan``: a link of the container's own on one of the host's, whose MAC address it shares."""
+"""The plugin type ``ipvlan``: a link in the container that shares the MAC address of its parent, a link of the host."""
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from msgspec.structs import replace
 
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
-from cni_plugins.single import Given, ParentConf, SingleLink, checked_mode, find_parent
+from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Ipvlan
@@ -26,7 +25,7 @@ class IpvlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class IpvlanPlugin(SingleLink[IpvlanConf]):
-    """What each verb answers. Behind another plugin, its parent and its addresses may come from that one's result."""
+    """What each verb answers. In a list of plugins, the result of the plugin before may give the parent and the addresses."""
 
     name = "ipvlan"
     kind = "ipvlan"
@@ -37,7 +36,7 @@ class IpvlanPlugin(SingleLink[IpvlanConf]):
             raise CniError(Code.INVALID_CONFIG, "ipvlan needs addresses", "give it an ipam, such as host-local")
         return call.prev_result
 
-    def prepared(self, call: Call[IpvlanConf], netns: NetnsRef) -> Callable[[Adding, str], Given]:
+    def prepare(self, call: Call[IpvlanConf], netns: NetnsRef) -> "_PreparedIpvlan":
         config = call.config
         mode = checked_mode("ipvlan", config.mode or "l2", _MODES)
         if not config.master and call.prev_result is not None:
@@ -48,18 +47,22 @@ class IpvlanPlugin(SingleLink[IpvlanConf]):
                     "name the parent link by master",
                 )
             config = replace(config, master=call.prev_result.interfaces[0].name)
-        parent = find_parent(self._node, config, netns)
+        return _PreparedIpvlan(call.ifname, config.mtu, mode, find_parent(self._node, config, netns))
 
-        def given(adding: Adding, _mac: str) -> Given:
-            assert parent is not None
-            link = Ipvlan(
-                ifname=call.ifname,
-                netns=adding.netns,
-                mtu=config.mtu,
-                parent=parent.ifname,
-                parent_netns=adding.netns if config.link_in_container else parent.netns,
-                mode=mode,
-            )
-            return Given(link, parent.mac)
 
-        return given
+class _PreparedIpvlan(NamedTuple):
+    ifname: str
+    mtu: int
+    mode: _Mode
+    parent: Parent
+
+    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+        link = Ipvlan(
+            ifname=self.ifname,
+            netns=adding.netns,
+            mtu=self.mtu,
+            parent=self.parent.ifname,
+            parent_netns=self.parent.netns,
+            mode=self.mode,
+        )
+        return LinkPlan(link, self.parent.mac)

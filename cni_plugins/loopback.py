@@ -1,4 +1,4 @@
-"""The plugin type ``loopback``: the container's ``lo``, up; whatever CNI_IFNAME says."""
+"""The plugin type ``loopback``: sets the container's ``lo`` up, whatever CNI_IFNAME says."""
 
 from ipaddress import ip_interface
 
@@ -51,4 +51,4 @@ class LoopbackPlugin:
         attaching.collect(self._node, call, _NAME)
 
     def status(self, call: Call[NetConf]) -> None:
-        """There is a ``lo`` in every netns."""
+        """Nothing to check: every netns has a ``lo``."""

@@ -1,12 +1,11 @@
-"""The plugin type ``macvlan``: a link of the container's own, with its own MAC address, on the LAN of one of the host's."""
+"""The plugin type ``macvlan``: a link in the container, with a MAC address of its own, on the LAN of its parent."""
 
-from collections.abc import Callable
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, field
 
 from cni_plugins.interface import requested_mac
-from cni_plugins.single import Given, MacRequest, ParentConf, SingleLink, checked_mode, find_parent
+from cni_plugins.single import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Macvlan
@@ -15,8 +14,6 @@ from netlib.model import NetnsRef
 __all__ = ["MacvlanConf", "MacvlanPlugin"]
 
 _Mode = Literal["bridge", "private", "vepa", "passthru"]
-
-
 _MODES: tuple[_Mode, ...] = get_args(_Mode)
 
 
@@ -37,27 +34,35 @@ class MacvlanPlugin(SingleLink[MacvlanConf]):
     config = MacvlanConf
 
     def requested_mac(self, call: Call[MacvlanConf]) -> str:
-        """``mac``, before it that of CNI_ARGS, before that of the runtime."""
-        given = call.arguments("MAC").get("MAC", "")
-        return requested_mac(call, call.config.mac, given, call.config.runtime_config.mac)
+        """``runtimeConfig.mac``, else ``MAC`` in CNI_ARGS, else ``mac``."""
+        return _requested_mac(call)
 
-    def prepared(self, call: Call[MacvlanConf], netns: NetnsRef) -> Callable[[Adding, str], Given]:
+    def prepare(self, call: Call[MacvlanConf], netns: NetnsRef) -> "_PreparedMacvlan":
         config = call.config
         mode = checked_mode("macvlan", config.mode or "bridge", _MODES)
-        parent = find_parent(self._node, config, netns)
+        return _PreparedMacvlan(call, mode, find_parent(self._node, config, netns))
 
-        def given(adding: Adding, mac: str) -> Given:
-            assert parent is not None
-            link = Macvlan(
-                ifname=call.ifname,
-                netns=adding.netns,
-                mac="" if mode == "passthru" and not self.requested_mac(call) else mac,
-                mtu=config.mtu,
-                parent=parent.ifname,
-                parent_netns=adding.netns if config.link_in_container else parent.netns,
-                mode=mode,
-                bcqueuelen=config.bc_queue_len,
-            )
-            return Given(link, link.mac or parent.mac)
 
-        return given
+class _PreparedMacvlan(NamedTuple):
+    call: Call[MacvlanConf]
+    mode: _Mode
+    parent: Parent
+
+    def link(self, adding: Adding, mac: str) -> LinkPlan:
+        has_parents_mac = self.mode == "passthru" and not _requested_mac(self.call)
+        link = Macvlan(
+            ifname=self.call.ifname,
+            netns=adding.netns,
+            mac="" if has_parents_mac else mac,
+            mtu=self.call.config.mtu,
+            parent=self.parent.ifname,
+            parent_netns=self.parent.netns,
+            mode=self.mode,
+            bcqueuelen=self.call.config.bc_queue_len,
+        )
+        return LinkPlan(link, link.mac or self.parent.mac)
+
+
+def _requested_mac(call: Call[MacvlanConf]) -> str:
+    given = call.arguments("MAC").get("MAC", "")
+    return requested_mac(call, call.config.mac, given, call.config.runtime_config.mac)

@@ -24,9 +24,9 @@ __all__ = ["cleared_by_tag"]
 
 @contextmanager
 def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
-    """After the block, in which the container's link may go, remove what a lost store has of the container.
+    """After the block, which may delete the container's link, remove what a lost store's records made for the container.
 
-    A no-op where the store is not lost. What else carries one of its tags stays: `netlib system reset --lost` is for that.
+    A no-op where the store is not lost. Objects of other containers stay: `netlib system reset --lost` removes them.
     """
     host = node.controller.host
     if host.lost is None:
@@ -34,7 +34,7 @@ def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
         return
     tags = {*tags_of(host.config), host.tag}
     with Kernel() as kernel:
-        records, addresses = _found(kernel, node, call)
+        records, addresses = _records_and_addresses(kernel, node, call)
         yield
         rules = firewall(kernel)
         rules.discard(
@@ -47,7 +47,7 @@ def cleared_by_tag(node: Node, call: Call[Any]) -> Iterator[None]:
             remove_links(kernel, gone)
 
 
-def _found(kernel: Kernel, node: Node, call: Call[Any]) -> tuple[set[str], set[str]]:
+def _records_and_addresses(kernel: Kernel, node: Node, call: Call[Any]) -> tuple[set[str], set[str]]:
     """The records that the tags of the container's link name, and the container's addresses, as texts."""
     addresses = {str(ip.address.ip) for ip in call.prev_result.ips} if call.prev_result is not None else set()
     records: set[str] = set()

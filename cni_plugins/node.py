@@ -26,7 +26,7 @@ class Node:
         netns: int | None = None,
         is_awaited: Callable[[], bool] = lambda: True,
     ) -> None:
-        """*netns* is what CNI_NETNS led to in the caller's mount namespace; what is no netns is left aside.
+        """*netns* is a descriptor of what CNI_NETNS led to in the caller's mount namespace; one of no netns is ignored.
 
         *is_awaited* says whether anybody still waits for the answer.
         """
@@ -45,7 +45,7 @@ class Node:
             raise CniError(Code.TRY_AGAIN, "the caller was gone before its ADD began", "nothing was done")
 
     def is_own_netns(self, _path: str) -> bool:
-        """Whether the netns lent is the one that we are in; False where none was. What skel.answer asks for.
+        """Whether the netns that the caller lent is the one of this thread; False where none was lent. For skel.answer.
 
         Device and inode tell: both netns are held open, so neither number can have been given to another.
         """
@@ -53,6 +53,6 @@ class Node:
 
 
 def _is_netns(fd: int) -> bool:
-    """Whether it is on the kernel's one file system of namespaces, and of our kind there."""
+    """Whether *fd* is on the kernel's file system of namespaces (nsfs), and a network namespace there."""
     is_namespace = os.fstat(fd).st_dev == os.stat(_OWN).st_dev
     return is_namespace and fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET

@@ -1,8 +1,8 @@
-"""The plugin type ``portmap``: ports of the host that lead to the container.
+"""The plugin type ``portmap``: publishes ports of the container on the host.
 
-The rules are nftables', whichever ``backend`` is named; what they do is what the reference does. Other than there a host port
-has one holder: a second container that asks for it is refused, and told who has it. What a container asks for in several of its
-networks is published in the first, and when that one goes in the next.
+The rules are nftables', whichever ``backend`` is named, with the effect of the reference's. Unlike there, a host port has one
+holder: a second container that asks for it is refused with the name of the holder. A port that a container asks for in several
+of its networks is published in the first; when the container leaves that network, the next one publishes it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ from netlib.names import parse_subnet
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Transaction
 
-__all__ = ["PortEntry", "PortmapConf", "PortmapPlugin", "published_beside"]
+__all__ = ["PortEntry", "PortmapConf", "PortmapPlugin", "published_by_others"]
 
 _BACKENDS = ("iptables", "nftables")
 _LAST_PORT = 65535
@@ -85,14 +85,14 @@ class PortmapPlugin:
         addresses = addresses_of(call, result)
         if not mappings or not addresses:
             return result
-        _remark(call)
+        _report_differences(call)
         attachments_of(self._node).clear_ports(mappings)
         with adding(self._node, call, self.name) as made:
             loopback = _loopback(call.config, addresses, made)
 
             def draft(tx: Transaction) -> Wanted:
-                served = published_beside(tx, made.key.container, made.netns, made.record)
-                return _wanted(call.config, mappings, addresses, loopback, served)
+                published = published_by_others(tx, made.key.container, made.netns, made.record)
+                return _wanted(call.config, mappings, addresses, loopback, published)
 
             made.apply(draft)
             return finish(made, call, result)
@@ -108,10 +108,10 @@ class PortmapPlugin:
                 raise CniError(Code.DRIFT, f"portmap: no ports of container {call.container_id} are recorded; ADD it again")
             return
         attachments = attachments_of(self._node)
-        recorded = set(_one_by_one(attachments.plan_of(found.id).of(PublishedPort)))
+        recorded = set(_single_ports(attachments.plan_of(found.id).of(PublishedPort)))
         with attachments.store.read() as tx:
-            served = published_beside(tx, found.container, found.netns, found.id)
-        wanted = _one_by_one(_ports(call.config, mappings, addresses, served).own)
+            published = published_by_others(tx, found.container, found.netns, found.id)
+        wanted = _single_ports(_ports(call.config, mappings, addresses, published).own)
         missing = [port for port in wanted if port not in recorded]
         if missing:
             raise CniError(Code.DRIFT, f"portmap: {missing[0].key.name} was not published; ADD it again")
@@ -138,7 +138,7 @@ class PortmapPlugin:
 
 
 def _check(config: PortmapConf) -> None:
-    """Refuse what the reference refuses, in its words, and what cannot be kept."""
+    """Refuse what the reference refuses, in its words, and conditions and protocols that we do not support."""
     if config.mark_masq_bit is not None and config.external_set_mark_chain is not None:
         raise CniError(Code.INVALID_CONFIG, "Cannot specify externalSetMarkChain and markMasqBit")
     if config.mark_masq_bit is not None and not 0 <= config.mark_masq_bit <= _LAST_BIT:
@@ -168,8 +168,8 @@ def _check(config: PortmapConf) -> None:
             )
 
 
-def _remark(call: Call[PortmapConf]) -> None:
-    """Say what is done otherwise than the configuration has it, though to the same effect."""
+def _report_differences(call: Call[PortmapConf]) -> None:
+    """Report on stderr which keys of the configuration are not followed, though the effect is the same."""
     config = call.config
     if config.backend == "iptables":
         call.stderr.append("portmap: backend iptables: netlib does the same with nftables")
@@ -198,23 +198,23 @@ def _mappings(call: Call[PortmapConf]) -> tuple[PortMapping, ...]:
     return tuple(found.values())
 
 
-def published_beside(tx: Transaction, container: str, netns: NetnsRef, record: str) -> list[PublishedPort]:
-    """What other attachments of the container than *record* publish: a runtime asks for its ports in each of its networks."""
+def published_by_others(tx: Transaction, container: str, netns: NetnsRef, record: str) -> list[PublishedPort]:
+    """The ports that other attachments of the container than *record* publish: a runtime asks for them in each network."""
     rows = [row for row in tx.attachments_in(netns.path) if row.id != record and row.value.netns.identity == netns.identity]
     found = [part for row in rows if row.value.container == container for part in (row.id, row.value.sandbox) if part]
     return [port for record in dict.fromkeys(found) for port in tx.objects(record).of(PublishedPort)]
 
 
-def _is_served(mapping: PortMapping, version: int, served: Sequence[PublishedPort]) -> bool:
+def _is_published(mapping: PortMapping, version: int, published: Sequence[PublishedPort]) -> bool:
     return any(
         (port.protocol, port.host_ip, port.address.version) == (mapping.protocol, mapping.host_ip, version)
         and mapping.host_port in port.host_ports
-        for port in served
+        for port in published
     )
 
 
 class _Ports(NamedTuple):
-    """What to publish now, and what once another network of the container does so no more."""
+    """The ports to publish now, and those to publish when another network of the container stops publishing them."""
 
     own: list[PublishedPort]
     awaited: list[PublishedPort]
@@ -224,21 +224,21 @@ def _ports(
     config: PortmapConf,
     mappings: Sequence[PortMapping],
     addresses: Sequence[IPInterface],
-    served: Sequence[PublishedPort],
+    published: Sequence[PublishedPort],
 ) -> _Ports:
-    """The objects of *mappings*; others of the container publish *served* ones."""
+    """The objects of *mappings*; other attachments of the container have *published* some of them."""
     found, conditions = _Ports([], []), _conditions(config)
     for address in addresses:
-        waiting = {item for item in mappings if _is_served(item, address.version, served)}
+        waiting = {item for item in mappings if _is_published(item, address.version, published)}
         condition = conditions.get(address.version)
-        led = partial(published_ports, address=address.ip, hairpin=_answered(config, address), condition=condition)
-        found.own.extend(led([item for item in mappings if item not in waiting]))
-        found.awaited.extend(led([item for item in mappings if item in waiting]))
+        objects = partial(published_ports, address=address.ip, hairpin=_hairpin(config, address), condition=condition)
+        found.own.extend(objects([item for item in mappings if item not in waiting]))
+        found.awaited.extend(objects([item for item in mappings if item in waiting]))
     return found
 
 
-def _one_by_one(ports: Iterable[PublishedPort]) -> list[PublishedPort]:
-    """Without runs: what was published in two goes is what is asked for in one."""
+def _single_ports(ports: Iterable[PublishedPort]) -> list[PublishedPort]:
+    """Split runs of ports into single ones, which compare as equal however they were grouped."""
     return [
         replace(port, host_port=mapping.host_port, container_port=mapping.container_port, count=1)
         for port in ports
@@ -247,7 +247,7 @@ def _one_by_one(ports: Iterable[PublishedPort]) -> list[PublishedPort]:
 
 
 def _conditions(config: PortmapConf) -> dict[int, PortCondition]:
-    """What is asked of packets before they are led to the container, by IP version."""
+    """The conditions on packets to the published ports, by IP version."""
     found = {
         4: read_condition("conditionsV4", 4, config.conditions_v4),
         6: read_condition("conditionsV6", 6, config.conditions_v6),
@@ -255,15 +255,15 @@ def _conditions(config: PortmapConf) -> dict[int, PortCondition]:
     return {version: condition for version, condition in found.items() if condition is not None}
 
 
-def _answered(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
-    """Who is answered by way of the host, besides its own loopback."""
+def _hairpin(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
+    """The sources that get their answers by way of the host, besides the host's loopback; None for no others."""
     if not config.snat:
         return None
     return _EVERYWHERE[address.version] if config.masq_all else address.network
 
 
 def _loopback(config: PortmapConf, addresses: tuple[IPInterface, ...], made: Adding) -> list[KernelObject]:
-    """Lets what the host sends to 127.0.0.1 go out; the firewall base drops such packets that come from elsewhere."""
+    """The sysctl that lets the host's packets to 127.0.0.1 out to the container; the firewall base drops those of others."""
     ipv4 = next((address for address in addresses if address.version == 4), None)
     link = route_link(made.kernel, ipv4.ip) if config.snat and ipv4 is not None else None
     return [Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1")] if link is not None else []
@@ -274,11 +274,11 @@ def _wanted(
     mappings: tuple[PortMapping, ...],
     addresses: tuple[IPInterface, ...],
     loopback: list[KernelObject],
-    served: Sequence[PublishedPort],
+    published: Sequence[PublishedPort],
 ) -> Wanted:
-    subnets = {subnet for address in addresses if (subnet := _answered(config, address)) is not None}
-    ports = _ports(config, mappings, addresses, served)
-    published = {(item.protocol, item.host_port, item.host_ip) for port in ports.own for item in port.mappings}
+    subnets = {subnet for address in addresses if (subnet := _hairpin(config, address)) is not None}
+    ports = _ports(config, mappings, addresses, published)
+    own = {(item.protocol, item.host_port, item.host_ip) for port in ports.own for item in port.mappings}
     conditions = {port.condition.key: port.condition for kind in ports for port in kind if port.condition is not None}
     return Wanted(
         own=Plan(*loopback, *ports.own, *(AwaitedPort(port=port) for port in ports.awaited)),
@@ -288,7 +288,7 @@ def _wanted(
         ports=tuple(
             item
             for item in mappings
-            if (item.protocol, item.host_port, item.host_ip) in published
-            and not any(_is_served(item, version, served) for version in (4, 6))
+            if (item.protocol, item.host_port, item.host_ip) in own
+            and not any(_is_published(item, version, published) for version in (4, 6))
         ),
     )

@@ -65,14 +65,14 @@ class Code(IntEnum):
 
     KERNEL = 100  # the kernel refused
     MISSING = 101  # a link, a network or another thing that the request names is not there
-    CONFLICT = 102  # something that exists stands against it: an address, a port, a name
+    CONFLICT = 102  # it contradicts something that exists: an address, a port, a name
     EXHAUSTED = 103  # no address is left
     FEATURE_MISSING = 104  # this kernel lacks what the plugin needs
     NOT_PERMITTED = 105  # root or a capability is needed
     DRIFT = 106  # CHECK: what ADD made is altered or gone
-    TEARDOWN = 107  # DEL or GC went to its end, and some things would not go
+    TEARDOWN = 107  # DEL or GC removed all that it could, and something is left
     STORE = 108  # the state folder cannot be used
-    DAEMON = 109  # netlibd broke off
+    DAEMON = 109  # netlibd could not be started or reached, or ended in the middle of an answer
     INTERNAL = 999  # a defect; libcni's number for any error without a code
 
 
@@ -100,7 +100,7 @@ _CODES: dict[type[NetlibError], Code] = {
     HostExhausted: Code.TRY_AGAIN,
     TeardownError: Code.TEARDOWN,
     StoreError: Code.STORE,
-    StoreLost: Code.TRY_AGAIN,  # it is as it was, and a person is asked to see to the store
+    StoreLost: Code.TRY_AGAIN,  # nothing was changed; a person has to look after the store
     DaemonError: Code.DAEMON,
     NetlibError: Code.INTERNAL,
 }
@@ -118,7 +118,7 @@ def as_cni_error(error: NetlibError, command: Command | None = None) -> CniError
 
 
 def error_json(error: CniError, version: str) -> bytes:
-    """Write *error* as the specification's error object; what has no UTF-8 (a path from the environment) is escaped."""
+    """Write *error* as the specification's error object; what is no UTF-8, such as a path of the environment, is escaped."""
     document: dict[str, str | int] = {"cniVersion": version, "code": int(error.code), "msg": _writable(error.msg)}
     if error.details:
         document["details"] = _writable(error.details)

@@ -1,7 +1,7 @@
-"""The plugin type ``ptp``: a veth pair between container and host that everything passes, the container's neighbours too.
+"""The plugin type ``ptp``: a veth pair between container and host that carries all packets, those to the same subnet too.
 
-As in the reference: the container reaches its gateway, the host's end, by a route to that address alone, and its whole subnet
-through it; the host has the gateway's address on every such link, and a route to each container.
+As in the reference, the container has a route to its gateway's address, which is on the host's end, and reaches its subnet
+through the gateway. The host has the gateway's address on every such link, and a route to each container.
 """
 
 from ipaddress import ip_interface, ip_network
@@ -11,14 +11,14 @@ from msgspec.structs import replace
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
 from cni_plugins.interface import (
-    addressed,
+    address_objects,
     check_masquerade_backend,
     checked_mtu,
     chosen_dns,
-    forwarding,
-    masqueraded,
+    forwarding_objects,
+    masquerade_objects,
     remove_foreign_link,
-    routed,
+    route_objects,
     router_addresses,
 )
 from cni_plugins.netconf import NetConf
@@ -72,8 +72,8 @@ class PtpPlugin:
                 if not addressing.asks_over_link:
                     veth = _veth(call.config, adding, leased.ips)
                 result = _result(call.config, veth, leased)
-                subnets, masquerade = masqueraded(call.config, result.ips)
-                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding(result.ips), *subnets))
+                subnets, masquerade = masquerade_objects(call.config, result.ips)
+                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding_objects(result.ips), *subnets))
 
             adding.apply(draft)
             return attaching.finish(adding, call, result)
@@ -136,19 +136,20 @@ def _veth(config: PtpConf, adding: Adding, ips: tuple[IP, ...]) -> Veth:
 
 
 def _own(veth: Veth, result: Result) -> list[KernelObject]:
-    """The link; on the host the gateway's address and a route to the container; in the container all by that gateway."""
+    """The link, the gateway's address and a route to the container on the host, and the container's routes by that gateway."""
     netns = veth.peer_netns
     gateways = dict.fromkeys(ip.gateway for ip in result.ips if ip.gateway is not None)
-    addresses = dict.fromkeys(_only(ip.address.ip) for ip in result.ips)
+    addresses = dict.fromkeys(_single_address(ip.address.ip) for ip in result.ips)
     objects: list[KernelObject] = [
         veth,
         *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
         *(RouteEntry(destination=address, ifname=veth.ifname) for address in addresses),
-        *addressed(veth.peer, netns, result.ips, on_link=False, announced=()),  # its one neighbour is as new as itself
+        # Nothing is announced: the link's only neighbour, the host's end, is new too.
+        *address_objects(veth.peer, netns, result.ips, on_link=False, announced=()),
     ]
     inward: dict[object, KernelObject] = {}
     by_gateways = (route for ip in result.ips for route in _by_gateway(ip, veth.peer, netns))
-    for route in (*by_gateways, *routed(veth.peer, netns, result)):
+    for route in (*by_gateways, *route_objects(veth.peer, netns, result)):
         inward.setdefault(route.key, route)
     return [*objects, *inward.values()]
 
@@ -157,10 +158,10 @@ def _by_gateway(ip: IP, ifname: str, netns: NetnsRef) -> list[RouteEntry]:
     assert ip.gateway is not None
     source = ip.address.ip
     return [
-        RouteEntry(destination=_only(ip.gateway), ifname=ifname, source=source, netns=netns),
+        RouteEntry(destination=_single_address(ip.gateway), ifname=ifname, source=source, netns=netns),
         RouteEntry(destination=ip.address.network, gateway=ip.gateway, ifname=ifname, source=source, netns=netns),
     ]
 
 
-def _only(address: IPAddress) -> IPNetwork:
+def _single_address(address: IPAddress) -> IPNetwork:
     return ip_network(address)

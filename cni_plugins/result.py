@@ -1,4 +1,4 @@
-"""What an ADD answers, in the newest form of the specification (1.1.0), and its way from and to every older one.
+"""The result of an ADD in the form of the newest specification (1.1.0), and its conversion from and to every older form.
 
 Versions below 0.3.0 know one address of each family; below 1.0.0 an address carries its IP version; below 1.1.0 an interface
 has no MTU, socket or PCI id, and a route is no more than destination and gateway. What a version does not know is left out.
@@ -53,7 +53,7 @@ class Route(Struct, frozen=True, omit_defaults=True):
 
 
 class Dns(Struct, frozen=True, omit_defaults=True):
-    """What the resolver is to be told."""
+    """The configuration of the container's resolver."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -91,7 +91,7 @@ class _OldResult(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Versioned(Struct):
-    """What tells the version of a configuration or a result."""
+    """The key that names the version of a configuration or a result."""
 
     cni_version: str = field(name="cniVersion", default="")
 

@@ -1,4 +1,4 @@
-"""One call done in this process: in netlibd for a launcher, or in a launcher's own process where netlibd is not to do it."""
+"""One call done in this process: in netlibd for a launcher, or in the launcher's own process where netlibd cannot do it."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from cni_plugins.decode import MAX_BYTES
-from cni_plugins.launcher.call import Answer, Call, Lost, Undone, lost_answer
+from cni_plugins.launcher.call import Answer, Call, Lost, NotBegun, lost_answer
 from cni_plugins.launcher.wire import NETNS, STDIN, environment
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, as_cni_error, error_json
@@ -30,7 +30,7 @@ _COMMON = ("bridge", "host-local", "portmap", "firewall", "bandwidth", "tuning",
 
 
 def preload() -> None:
-    """Import what most calls need, before the first of them comes: 40 ms less of it."""
+    """Import the modules that most calls need, which makes the first call 40 ms shorter."""
     for kind in _COMMON:
         find_plugin_class(kind)
 
@@ -45,7 +45,7 @@ def perform(kind: str, environ: Mapping[str, str], stdin: bytes, node: Node) -> 
 
 
 def failed(error: NetlibError) -> Outcome:
-    """What a call ends with that did not come as far as its plugin."""
+    """The outcome of a call that failed before its plugin was asked."""
     return Outcome(error_json(as_cni_error(error), NEWEST), 1)
 
 
@@ -62,49 +62,49 @@ def serve(
 
 
 def _content(fd: int) -> bytes:
-    """What the file holds, wherever its offset, which is the lender's, stands; one byte more than may be, to be refused."""
+    """All of a file, whatever its offset, which is the lender's; at most one byte more than a configuration may have."""
     return os.pread(fd, min(os.fstat(fd).st_size, MAX_BYTES + 1), 0)
 
 
-def do_without(call: Call, undone: Undone) -> Answer:
-    """Do a launcher's call that netlibd has not begun: by a netlibd that is started for it, or else in this process."""
+def do_without(call: Call, reason: NotBegun) -> Answer:
+    """Do a launcher's call that netlibd has not begun: start a netlibd that does it, or do it in this process."""
     told: list[str] = []
     with shown_by(told.append):
-        stdout, code, stderr = _do_without(call, undone, told)
-    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # what follows is of the same netlibd
+        stdout, code, stderr = _do_without(call, reason, told)
+    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # the others are about the same netlibd
     return stdout, code, notices.encode(errors="backslashreplace") + stderr
 
 
-def _do_without(call: Call, undone: Undone, told: list[str]) -> Answer:
+def _do_without(call: Call, reason: NotBegun, told: list[str]) -> Answer:
     try:
         config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
-    except NetlibError as error:  # meant from a folder that is gone
+    except NetlibError as error:  # the folder is relative to a working directory that is gone
         outcome = failed(error)
         return outcome.stdout, outcome.code, b""
     try:
-        if _bring_up(call, undone, config):
+        if _bring_up(call, reason, config):
             return call.ask()
     except Lost as lost:
         return lost_answer(lost)
-    except (Undone, Unsent):  # it is not this call's after all
+    except (NotBegun, Unsent):  # the netlibd that was started cannot do this call either
         pass
     except (Silent, NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
         told.append(f"netlibd is not used: {error}")
-    silent = known_pid(config) if undone.is_silent else 0
-    if undone.is_silent:
+    silent = known_pid(config) if reason.is_silent else 0
+    if reason.is_silent:
         meet(silent)
-        notice(f"netlibd is not used: {trouble(silent) if silent else undone}")
+        notice(f"netlibd is not used: {trouble(silent) if silent else reason}")
     outcome = _do_here(call, config, silent)
     return outcome.stdout, outcome.code, outcome.stderr
 
 
-def _bring_up(call: Call, undone: Undone, config: Config) -> bool:
-    """Start netlibd where there is none, or in the place of an older one; whether it is worth asking then."""
+def _bring_up(call: Call, reason: NotBegun, config: Config) -> bool:
+    """Start netlibd where there is none, or where an older one can be replaced; True where it can then be asked."""
     from netlib.wire.client import leave, see_out_former, start_daemon
     from netlib.wire.conversation import START_SECONDS
 
-    is_older = bool(undone.release) and release(undone.release) < release(__version__)
-    if call.stdin is None or os.geteuid() != 0 or not (undone.is_absent or is_older):
+    is_older = bool(reason.release) and release(reason.release) < release(__version__)
+    if call.stdin is None or os.geteuid() != 0 or not (reason.is_absent or is_older):
         return False
     if is_older:
         leave(config, deadline=min(START_SECONDS, call.seconds_left))
@@ -123,7 +123,7 @@ def _do_here(call: Call, config: Config, silent: int) -> Outcome:
             from netlib.wire.client import DaemonWatcher
 
             watcher = stack.enter_context(DaemonWatcher(config, silent=silent))
-            is_leaving = environ.get("CNI_COMMAND") == "DEL"  # a DEL works without records: it finds things by their tags
-            return stack.enter_context(Controller(config, watcher=watcher, despite_loss=is_leaving))
+            is_del = environ.get("CNI_COMMAND") == "DEL"  # which works without records: it finds objects by their tags
+            return stack.enter_context(Controller(config, watcher=watcher, despite_loss=is_del))
 
         return perform(call.kind, environ, call.stdin or b"", Node(open_controller, call.netns))

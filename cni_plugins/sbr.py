@@ -1,7 +1,7 @@
-"""The plugin type ``sbr``: what comes from an interface's addresses leaves by that interface, each by a table of its own.
+"""The plugin type ``sbr``, source-based routing: packets from an address of an interface leave by that interface.
 
-An address gets the first routing table from 100 on that nobody uses, a rule that leads to it, its default route, and the
-routes by the interface that fit it; these leave the main table until DEL.
+Each address gets the first routing table from 100 on that nobody uses, a rule that selects the table, a default route, and the
+interface's routes that fit the address. Those routes are removed from the main table until DEL.
 """
 
 import itertools
@@ -36,7 +36,7 @@ _LINK_SCOPE = 253
 
 
 class SbrConf(NetConf, frozen=True, kw_only=True, rename="camel"):
-    """The configuration. With a ``table``, which somebody else fills, rules are all there is."""
+    """The configuration. With a ``table``, which somebody else fills, only rules are made."""
 
     table: Annotated[int, Meta(ge=1, lt=1 << 32)] | None = None
     gateways: tuple[Address, ...] = ()
@@ -79,28 +79,28 @@ class SbrPlugin:
         _gateways(call.config)
 
     def _remove_foreign(self, call: Call[SbrConf]) -> None:
-        """The rules of the reference: by the link's addresses, and by those told if it has gone; routes go with the link."""
+        """Remove the reference's rules for the addresses of the link and of prevResult; its routes vanish with the link."""
         if self._node.netns is None:
             return
         netns = attaching.netns_of(self._node, call)
         with attaching.lent_kernel(self._node, call) as kernel:
             sources = {address.ip for address in addresses_of(kernel, call.ifname, netns)}
             if call.prev_result is not None:
-                sources |= {ip.address.ip for ip in _supplied(call.prev_result, call.ifname)}
+                sources |= {ip.address.ip for ip in _addresses_on(call.prev_result, call.ifname)}
             for rule in rules_from(kernel, sources, netns):
                 if call.config.table in (None, rule.table):
                     rule.remove(kernel)
 
 
-def _supplied(result: Result, ifname: str) -> list[IP]:
-    """The addresses that *result* does not say to be another interface's."""
+def _addresses_on(result: Result, ifname: str) -> list[IP]:
+    """The addresses of *result*, except those that it says are on another interface."""
     told = [(ip, result.interface_of(ip)) for ip in result.ips]
     return list({ip.address: ip for ip, interface in told if interface is None or interface.name == ifname}.values())
 
 
 def _ips_of(result: Result, ifname: str) -> list[IP]:
-    """The same; CniError where there are none."""
-    if not (found := _supplied(result, ifname)):
+    """The addresses that :func:`_addresses_on` finds; CniError where there are none."""
+    if not (found := _addresses_on(result, ifname)):
         raise CniError(Code.INVALID_CONFIG, f"No IP addresses supplied on interface: {ifname}", "prevResult has none for it")
     return found
 
@@ -123,7 +123,7 @@ def _rule(ip: IP, table: int, adding: Adding) -> PolicyRule:
 
 
 def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding: Adding, tx: Transaction) -> Plan:
-    """Tables, then the rules that lead there, then the main table: until then that one answers."""
+    """The tables, then the rules that select them, and last the routes to remove from the main table, in use until then."""
     ifname, netns = adding.key.ifname, adding.netns
     versions = {ip.address.version for ip in ips}
     by_link = routes_by(adding.kernel, ifname, netns, connected=True)
@@ -134,9 +134,11 @@ def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding
         fitting = [route for route in routes if _fits(route, ip.address) or not any(_fits(route, item.address) for item in ips)]
         objects += _table(ip, gateways.get(ip.address.version), fitting, table, adding)
     objects += [_rule(ip, table, adding) for ip, table in zip(ips, tables, strict=True)]
-    subnets = {ip.address.network: ip.address.ip for ip in reversed(ips)}  # of several addresses the first, as the kernel
+    subnets = {
+        ip.address.network: ip.address.ip for ip in reversed(ips)
+    }  # a subnet's first address, as in the kernel's own routes
     staying = [route for route in routes if config.add_source_hints and _is_hinted(route, subnets)]
-    # Those by gateways first: they are set again last, when their gateways can be reached.
+    # Routes by gateways first, so that DEL, in reverse order, sets them again when their gateways can be reached.
     objects += [RouteAway(route=route, netns=netns) for route in reversed(routes) if route not in staying]
     if config.add_source_hints:
         hinted = {route.destination for route in staying}
@@ -149,9 +151,9 @@ def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding
 
 
 def _table(ip: IP, gateway: IPAddress | None, routes: list[RouteEntry], table: int, adding: Adding) -> list[KernelObject]:
-    """The table of one address: the way into its subnets, then routes by gateways.
+    """The routes in the table of one address: those into its subnets, then those by gateways.
 
-    Of default routes that by the configured *gateway* counts most, that by the address's own least.
+    A default route by the configured *gateway* replaces one of the interface, which replaces one by the address's own gateway.
     """
     version = ip.address.version
     ours = [replace(route, table=table) for route in routes if route.destination.version == version]
@@ -172,19 +174,19 @@ def _default(gateway: IPAddress | None, table: int, adding: Adding) -> list[Rout
 
 
 def _is_hinted(route: RouteEntry, subnets: Container[IPNetwork]) -> bool:
-    """Whether it leads into a subnet and says by which address, or to a gateway's side of it (ptp)."""
+    """Whether *route* leads into one of *subnets* and names a source or a gateway, or is of scope link (ptp)."""
     leads_there = route.destination in subnets and (route.source or route.gateway)
     return route.scope == _LINK_SCOPE or bool(leads_there)
 
 
 def _fits(route: RouteEntry, address: IPInterface) -> bool:
-    """Whether it belongs to an address: by its source or its gateway, or because it has neither."""
+    """Whether *route* belongs to *address*: by its source or its gateway, or because it has neither."""
     known = [item for item in (route.source, route.gateway) if item is not None]
     return route.destination.version == address.version and (not known or any(item in address.network for item in known))
 
 
 def _free_tables(adding: Adding, tx: Transaction, count: int) -> list[int]:
-    """The first routing tables that are neither in use nor written down to be."""
+    """The first *count* routing tables that neither the kernel nor a record uses."""
     written = [item for row in tx.attachments_in(adding.netns.path) for item in tx.objects(row.id)]
     taken = {item.table for item in written if isinstance(item, PolicyRule | RouteEntry)}
     taken |= tables_of_rules(adding.kernel, adding.netns) | tables_with_routes(adding.kernel, adding.netns)

@@ -1,19 +1,19 @@
-"""What plugin types have in common that give a container one link and its addresses.
+"""The verbs of plugin types that give a container one link and its addresses.
 
-A type says which link; where that is on another one, the parent is looked at before anything is made.
+A type says which link. The parent of a link that has one is looked up before anything is made.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
-from cni_plugins.interface import addressed, checked_mtu, chosen_dns, remove_foreign_link, routed
+from cni_plugins.interface import address_objects, checked_mtu, chosen_dns, remove_foreign_link, route_objects
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
@@ -30,7 +30,7 @@ from netlib.names import check_ifname, endpoint_mac
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Transaction
 
-__all__ = ["Given", "MacRequest", "ParentConf", "SingleLink", "checked_mode", "find_parent"]
+__all__ = ["LinkPlan", "MacRequest", "Parent", "ParentConf", "PreparedLink", "SingleLink", "checked_mode", "find_parent"]
 
 C = TypeVar("C", bound=NetConf)
 M = TypeVar("M", bound=str)
@@ -43,7 +43,7 @@ class MacRequest(Struct, frozen=True):
 
 
 class ParentConf(NetConf, frozen=True, kw_only=True, rename="camel"):
-    """The configuration of a link on another one."""
+    """The configuration of a link that has a parent."""
 
     master: str = ""
     mtu: int = 0
@@ -51,30 +51,35 @@ class ParentConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class Parent(NamedTuple):
-    """The link that another one is on."""
+    """The parent of a container's link: its name, the netns that it is in, and its MAC address."""
 
     ifname: str
     netns: NetnsRef
     mac: str
 
 
-class Given(NamedTuple):
-    """The link for a container, with its MAC address; *more* comes right after it."""
+class LinkPlan(NamedTuple):
+    """The link of a container, its MAC address, and the objects to make right after the link."""
 
     link: KernelObject
     mac: str
     more: tuple[KernelObject, ...] = ()
 
 
-MacFor = Callable[[IPAddress | None], str]
+class PreparedLink(Protocol):
+    """The link that one call asks for; its configuration is checked, and its parent found."""
+
+    def link(self, adding: Adding, mac: str) -> LinkPlan:
+        """Plan the link for *adding*, with the address *mac* where links of this type have MAC addresses of their own."""
+        ...
 
 
 class SingleLink(ABC, Generic[C]):
-    """What each verb answers; a subclass names its link."""
+    """What each verb answers; a subclass prepares its link."""
 
     name: ClassVar[str]
     kind: ClassVar[str]
-    """Of the link, as the kernel has it: what a DEL without a record takes away."""
+    """The kernel's kind of the link: a DEL without a record removes a link of this kind only."""
     config: type[C]
     needs_addresses: ClassVar[bool] = False
 
@@ -82,49 +87,50 @@ class SingleLink(ABC, Generic[C]):
         self._node = node
 
     @abstractmethod
-    def prepared(self, call: Call[C], netns: NetnsRef) -> Callable[[Adding, str], Given]:
-        """Check *call* and look at what is there; answer with a function from a MAC address, if one is free, to the link.
+    def prepare(self, call: Call[C], netns: NetnsRef) -> PreparedLink:
+        """Check the configuration of *call*, find the links of the host that it names, and change nothing.
 
-        *netns* is the container's, HOST where there is none (STATUS). Raises ConfigError, ObjectMissing.
+        *netns* is the container's, or HOST for a STATUS, which has no container. Raises ConfigError, ObjectMissing.
         """
 
     def leased(self, _call: Call[C]) -> Result:
-        """Where the configuration has no IPAM: the addresses that come from elsewhere."""
+        """The addresses of a container whose configuration has no IPAM; none for most types."""
         return Result()
 
     def requested_mac(self, _call: Call[C]) -> str:
-        """The MAC address that is asked for, or ""."""
+        """The MAC address that *call* asks for, or ""."""
         return ""
 
     def add(self, call: Call[C]) -> Result:
         addressing = self._addressing(call)
-        prepared = self.prepared(call, attaching.netns_of(self._node, call))
+        prepared = self.prepare(call, attaching.netns_of(self._node, call))
         wanted_mac = self.requested_mac(call)
         with attaching.adding(self._node, call, self.name) as adding:
             ifname, netns, result = call.ifname, adding.netns, Result()
 
-            def made(address: IPAddress | None) -> Given:
-                late = addressing.asks_over_link and bool(addressing)
-                return prepared(adding, wanted_mac or endpoint_mac(adding.record, None if late else address))
+            def plan_link(address: IPAddress | None) -> LinkPlan:
+                link_is_first = addressing.asks_over_link and bool(addressing)  # its MAC cannot follow from the address then
+                return prepared.link(adding, wanted_mac or endpoint_mac(adding.record, None if link_is_first else address))
 
             if addressing and addressing.asks_over_link:
-                given = made(None)
-                adding.apply(lambda _: Wanted(Plan(given.link, *given.more, LinkUp(ifname=ifname, netns=netns))))
+                planned = plan_link(None)
+                adding.apply(lambda _: Wanted(Plan(planned.link, *planned.more, LinkUp(ifname=ifname, netns=netns))))
                 addressing.ask(adding)
 
             def draft(tx: Transaction) -> Wanted:
                 nonlocal result
                 leased, held = addressing.lease(tx, adding) if addressing else (self.leased(call), Plan())
                 self._check_addresses(leased, addressing)
-                given = made(next((ip.address.ip for ip in leased.ips if isinstance(ip.address.ip, IPv4Address)), None))
+                ipv4 = next((ip.address.ip for ip in leased.ips if isinstance(ip.address.ip, IPv4Address)), None)
+                planned = plan_link(ipv4)
                 result = Result(
-                    interfaces=(Interface(ifname, given.mac, sandbox=netns.path),),
+                    interfaces=(Interface(ifname, planned.mac, sandbox=netns.path),),
                     ips=tuple(replace(ip, interface=0) for ip in leased.ips),
                     routes=leased.routes,
                     dns=chosen_dns(call.config.dns, leased.dns),
                 )
-                inside = [*addressed(ifname, netns, result.ips), *routed(ifname, netns, result)]
-                return Wanted(Plan(*held, given.link, *given.more, *inside))
+                inside = [*address_objects(ifname, netns, result.ips), *route_objects(ifname, netns, result)]
+                return Wanted(Plan(*held, planned.link, *planned.more, *inside))
 
             adding.apply(draft)
             return attaching.finish(adding, call, result)
@@ -138,7 +144,7 @@ class SingleLink(ABC, Generic[C]):
         attaching.delete(self._node, call, self.name, lambda: self.delete_foreign(call))
 
     def delete_foreign(self, call: Call[C]) -> None:
-        """DEL of what no record knows."""
+        """DEL for a container that no record knows."""
         Addressing(self._node, call).delete()
         remove_foreign_link(self._node, call, (self.kind,))
 
@@ -148,7 +154,7 @@ class SingleLink(ABC, Generic[C]):
 
     def status(self, call: Call[C]) -> None:
         addressing = self._addressing(call)
-        self.prepared(call, HOST)
+        self.prepare(call, HOST)
         addressing.status()
 
     def _addressing(self, call: Call[C]) -> Addressing:
@@ -164,21 +170,24 @@ class SingleLink(ABC, Generic[C]):
 
 
 def checked_mode(kind: str, mode: str, known: Sequence[M]) -> M:
-    """*mode* as one of the *known* ones; CniError else. Not by its type, which a DEL would be refused for."""
+    """Return *mode*, which is one of the *known* ones; CniError for any other.
+
+    The configuration's type leaves it a text, for a DEL must not be refused because of an unknown mode.
+    """
     found = next((entry for entry in known if entry == mode), None)
     if found is None:
         raise CniError(Code.INVALID_CONFIG, f'unknown {kind} mode: "{mode}"', f"known are {', '.join(known)}")
     return found
 
 
-def find_parent(node: Node, config: ParentConf, netns: NetnsRef) -> Parent | None:
-    """The link that *config* names, else that of the default route, where it says to look; MTU and name checked.
+def find_parent(node: Node, config: ParentConf, netns: NetnsRef) -> Parent:
+    """Find the parent: the link that *config* names, else the link of the default route. Its name and the MTU are checked.
 
-    None for a link inside a container where there is no container (STATUS).
+    With ``linkInContainer`` the parent is looked for in *netns*, the container's, else on the host.
     """
     checked_mtu(config.mtu)
-    if config.link_in_container and netns.is_host:
-        return None
+    if config.link_in_container and netns.is_host:  # STATUS: there is no container to look into, and no link to make
+        return Parent(config.master, netns, "")
     home = netns if config.link_in_container else HOST
     with Kernel() as kernel:
         if not home.is_host and node.netns is not None:

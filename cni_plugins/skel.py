@@ -1,6 +1,6 @@
 """The protocol from end to end: environment and stdin in, stdout and exit code out, as values.
 
-Nothing in here touches the process, so netlibd, a launcher and a test call it alike. Checks come before the plugin is asked:
+Nothing in here touches the process, so netlibd, a launcher and a test call it alike. Before the plugin is asked are checked the
 verb, environment, JSON, network name, version, previous result, the plugin's own keys, and last the netns.
 """
 
@@ -42,7 +42,7 @@ _VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # lib
 
 
 class Call(Struct, Generic[C], frozen=True, kw_only=True):
-    """One checked request. What the verb does not need is empty: GC and STATUS have no container, DEL perhaps no netns."""
+    """One checked request. Fields that the verb has no use for are empty: GC and STATUS have no container."""
 
     command: Command
     container_id: str
@@ -93,13 +93,13 @@ class Plugin(Protocol[C]):
         """Compare what is there with ``prev_result`` (never None here)."""
 
     def delete(self, call: Call[C]) -> None:
-        """Take away what ADD made; success where there is nothing."""
+        """Remove what ADD made; succeed where there is nothing."""
 
     def garbage_collect(self, call: Call[C]) -> None:
-        """Take away what belongs to none of ``valid_attachments``."""
+        """Remove what belongs to none of ``valid_attachments``."""
 
     def status(self, call: Call[C]) -> None:
-        """Raise what an ADD would fail with; own codes are answered as 50."""
+        """Raise the error that an ADD would raise; our own codes are answered as 50."""
 
 
 def answer(plugin: Plugin[C], environ: Mapping[str, str], stdin: bytes, is_own_netns: Callable[[str], bool]) -> Outcome:
@@ -124,12 +124,12 @@ def answer(plugin: Plugin[C], environ: Mapping[str, str], stdin: bytes, is_own_n
             _refuse_own_netns(call, is_own_netns)
         stdout = _perform(plugin, call)
     except NetlibError as error:
-        return Outcome(error_json(as_cni_error(error, command), _spoken(stdin)), 1, _lines(stderr))
+        return Outcome(error_json(as_cni_error(error, command), _callers_version(stdin)), 1, _lines(stderr))
     except Exception as error:  # noqa: BLE001  the last one before the runtime: a defect of ours, told in one sentence
         if (scarce := exhaustion(error)) is not None:
-            return Outcome(error_json(as_cni_error(scarce, command), _spoken(stdin)), 1, _lines(stderr))
+            return Outcome(error_json(as_cni_error(scarce, command), _callers_version(stdin)), 1, _lines(stderr))
         defect = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", _where(error))
-        return Outcome(error_json(defect, _spoken(stdin)), 1, _lines(stderr))
+        return Outcome(error_json(defect, _callers_version(stdin)), 1, _lines(stderr))
     return Outcome(stdout, 0, _lines(stderr))
 
 
@@ -156,7 +156,7 @@ def _perform(plugin: Plugin[C], call: Call[C]) -> bytes:
 
 
 class _Common(Versioned, rename="camel"):
-    """What every configuration is asked for first."""
+    """The keys that are read first in every configuration."""
 
     name: str = ""
     prev_result: Any = None
@@ -284,12 +284,12 @@ def _prev_result(found: Any, version: str, command: Command, stderr: list[str]) 
 
 
 def _configuration(command: Command, raw: dict[str, Any], kind: type[C], what: str, stderr: list[str]) -> C:
-    """*raw* as *kind*. A DEL goes on without what does not fit: no ADD has made anything of that."""
+    """*raw* as *kind*. A DEL ignores values that do not fit: no ADD with them has succeeded."""
     return convert_fitting(raw, kind, what, stderr) if command is Command.DEL else convert(raw, kind, what)
 
 
 def _valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment]:
-    """The attachments to spare. Their absence is refused (null is an empty list): a GC would else take away everything."""
+    """The attachments that a GC keeps. A missing list is refused (null is an empty one): the GC would remove everything."""
     for key in _VALID_ATTACHMENTS:
         if key in raw:
             return convert([] if raw[key] is None else raw[key], frozenset[Attachment], key)
@@ -312,8 +312,8 @@ def _refuse_own_netns(call: Call[Any], is_own_netns: Callable[[str], bool]) -> N
 # --- when it fails -------------------------------------------------------------------------------------------------------
 
 
-def _spoken(stdin: bytes) -> str:
-    """The version that the caller speaks, the newest where that cannot be read."""
+def _callers_version(stdin: bytes) -> str:
+    """The CNI version of the caller, the newest where that cannot be read."""
     try:
         version = convert(read_json(stdin, _WHAT), Versioned, _WHAT).cni_version
     except CniError:

@@ -51,7 +51,7 @@ class Args(Struct, frozen=True):
 
 
 class StaticConf(NetConf, frozen=True, kw_only=True, rename="camel"):
-    """The configuration of the calling plugin, as this one reads it."""
+    """The configuration of the calling plugin, as static reads it."""
 
     ipam: StaticIpam | None = None
     runtime_config: RequestedIPs = RequestedIPs()
@@ -68,7 +68,7 @@ class StaticPlugin:
         """It needs nothing of the host."""
 
     def lease(self, call: Call[StaticConf], tx: "Transaction", adding: "Adding") -> "Lease":
-        """The addresses of the configuration; nothing holds them."""
+        """The addresses of the configuration; no object has to hold them."""
         from cni_plugins.addressing import Lease  # only a main plugin asks, and it has imported the core
 
         return Lease(self.add(call))

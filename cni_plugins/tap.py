@@ -1,14 +1,13 @@
-"""The plugin type ``tap``: a link inside the container whose other end is a program, such as a virtual machine's."""
+"""The plugin type ``tap``: a tap link in the container, which a program such as a virtual machine opens."""
 
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
 from cni_plugins.interface import checked_mtu, requested_mac
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import Given, MacRequest, SingleLink
+from cni_plugins.single import LinkPlan, MacRequest, SingleLink
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.kernel.bridges import BridgePort
@@ -38,15 +37,15 @@ class TapPlugin(SingleLink[TapConf]):
     """What each verb answers."""
 
     name = "tap"
-    kind = "tun"  # what the kernel calls it
+    kind = "tun"  # the kernel's name for tap links too
     config = TapConf
 
     def requested_mac(self, call: Call[TapConf]) -> str:
-        """``mac``, before it that of CNI_ARGS, before that of the runtime."""
+        """``runtimeConfig.mac``, else ``MAC`` in CNI_ARGS, else ``mac``."""
         given = call.arguments("MAC").get("MAC", "")
         return requested_mac(call, call.config.mac, given, call.config.runtime_config.mac)
 
-    def prepared(self, call: Call[TapConf], _netns: NetnsRef) -> Callable[[Adding, str], Given]:
+    def prepare(self, call: Call[TapConf], _netns: NetnsRef) -> "_PreparedTap":
         config = call.config
         checked_mtu(config.mtu)
         if config.selinux_context:
@@ -57,18 +56,22 @@ class TapPlugin(SingleLink[TapConf]):
             )
         if config.bridge:
             check_ifname(config.bridge)
+        return _PreparedTap(call.ifname, config)
 
-        def given(adding: Adding, mac: str) -> Given:
-            tap = Tap(
-                ifname=call.ifname,
-                netns=adding.netns,
-                mac=mac,
-                mtu=config.mtu,
-                multi_queue=config.multi_queue,
-                owner=config.owner,
-                group=config.group,
-            )
-            port = BridgePort(ifname=call.ifname, bridge=config.bridge, netns=adding.netns)
-            return Given(tap, mac, (port,) if config.bridge else ())
 
-        return given
+class _PreparedTap(NamedTuple):
+    ifname: str
+    config: TapConf
+
+    def link(self, adding: Adding, mac: str) -> LinkPlan:
+        tap = Tap(
+            ifname=self.ifname,
+            netns=adding.netns,
+            mac=mac,
+            mtu=self.config.mtu,
+            multi_queue=self.config.multi_queue,
+            owner=self.config.owner,
+            group=self.config.group,
+        )
+        port = BridgePort(ifname=self.ifname, bridge=self.config.bridge, netns=adding.netns)
+        return LinkPlan(tap, mac, (port,) if self.config.bridge else ())

@@ -1,7 +1,7 @@
-"""The plugin type ``tuning``: sysctls of the container, and settings of the link that the plugins before it brought.
+"""The plugin type ``tuning``: sysctls of the container, and settings of the link that the plugins before it made.
 
-What all that was before is in the record. The reference plugin keeps it in a file instead, which a DEL without a record heeds.
-A list may tune an interface several times: each entry is an attachment of its own, and the first DEL takes all of them back.
+The former values are in the record. The reference plugin keeps them in a file instead, which a DEL without a record reads.
+A list may tune an interface several times: each entry is an attachment of its own, and the first DEL undoes all of them.
 """
 
 import re
@@ -34,7 +34,7 @@ from netlib.plan import KernelObject, Plan
 __all__ = ["TuningConf", "TuningPlugin"]
 
 NAME = "tuning"
-_ENTRIES = (NAME, *(f"{NAME}#{number}" for number in range(2, 9)))  # what the entries of one list are recorded as
+_ENTRIES = (NAME, *(f"{NAME}#{number}" for number in range(2, 9)))  # plugin names in the records of one list's entries
 _BACKUPS = "/run/cni/tuning"
 _ALLOWLIST = Path("/etc/cni/tuning/allowlist.conf")
 _LINK = "IFNAME"  # in the name of a sysctl: the container's link
@@ -43,7 +43,7 @@ Setting = Literal["mac", "mtu", "txqlen", "promisc", "allmulti"]
 
 
 class TuningArgs(Struct, frozen=True, rename="camel"):
-    """The keys under ``args.cni``; what is there counts more than the configuration's own."""
+    """The keys under ``args.cni``, which override the configuration's own."""
 
     sysctl: dict[str, str] = {}
     mac: str | None = None
@@ -74,7 +74,7 @@ class TuningConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class Backup(Struct, frozen=True, rename="camel"):
-    """What the reference plugin wrote down of a link."""
+    """The former settings of a link, in the file of the reference plugin."""
 
     mac: str = ""
     promisc: bool | None = None
@@ -99,7 +99,7 @@ class TuningPlugin:
         with attaching.adding(self._node, call, self._next_entry(call)) as adding:
             plan = _plan(config, call.ifname, adding.netns)
             adding.apply(lambda _: Wanted(plan))
-            return attaching.finish(adding, call, _told(result, config, call.ifname))
+            return attaching.finish(adding, call, _changed_result(result, config, call.ifname))
 
     def check(self, call: Call[TuningConf]) -> None:
         configured = _plan(_merged(call), call.ifname, attaching.netns_of(self._node, call))
@@ -112,7 +112,7 @@ class TuningPlugin:
         attachments = attaching.attachments_of(self._node)
         for entry in reversed(self._later_entries(call)):
             attachments.delete(attaching.key_of(call, entry))
-        attaching.delete(self._node, call, NAME, lambda: self._give_back(call))
+        attaching.delete(self._node, call, NAME, lambda: self._restore_from_file(call))
 
     def garbage_collect(self, call: Call[TuningConf]) -> None:
         for entry in reversed(_ENTRIES):
@@ -124,7 +124,7 @@ class TuningPlugin:
         _plan(config, "eth0", HOST)
 
     def _next_entry(self, call: Call[TuningConf]) -> str:
-        """What the entry of *call* is to be recorded as: the first that nothing is in this container."""
+        """The plugin name to record the entry of *call* under: the first that is free in this container."""
         attachments, netns = attaching.attachments_of(self._node), attaching.netns_of(self._node, call)
         for entry in _ENTRIES:
             found = attachments.find(attaching.key_of(call, entry))
@@ -133,14 +133,14 @@ class TuningPlugin:
         return NAME
 
     def _later_entries(self, call: Call[TuningConf]) -> list[str]:
-        """What entries besides the first are recorded as, oldest first."""
+        """The plugin names under which entries besides the first are recorded, oldest first."""
         with attaching.attachments_of(self._node).store.read() as tx:
             return [
                 entry for entry in _ENTRIES[1:] if tx.find_named(CniAttachment, attaching.key_of(call, entry).name) is not None
             ]
 
-    def _give_back(self, call: Call[TuningConf]) -> None:
-        """What the reference plugin changed and wrote down; its file goes."""
+    def _restore_from_file(self, call: Call[TuningConf]) -> None:
+        """Restore the settings that the reference plugin changed, from its file, and delete the file."""
         file = Path(call.config.data_dir or _BACKUPS) / f"{call.container_id}_{call.ifname}.json"
         with doing(f"read {file}"):
             try:
@@ -176,7 +176,7 @@ class TuningPlugin:
 def _merged(call: Call[TuningConf]) -> TuningConf:
     """The configuration with what ``args.cni``, the runtime and CNI_ARGS ask for, checked."""
     config, args = call.config, call.config.args.cni
-    _refuse_twins(call)
+    _refuse_duplicates(call)
     mac = args.mac if args.mac is not None else requested_mac(call, config.runtime_config.mac) or config.mac
     changes = {name: value for name in ("promisc", "mtu", "allmulti", "tx_q_len") if (value := getattr(args, name)) is not None}
     config = replace(config, sysctl={**config.sysctl, **args.sysctl}, mac=check_mac(mac) if mac else "", **changes)
@@ -196,7 +196,7 @@ def _plan(config: TuningConf, ifname: str, netns: NetnsRef) -> Plan:
 
 
 def _settings(wanted: Any, mac: str) -> list[tuple[Setting, str]]:
-    """The settings of a link that a configuration asks for, or that were written down."""
+    """The settings of a link that a configuration asks for, or that a backup holds."""
     found: list[tuple[Setting, str]] = []
     if mac:
         found.append(("mac", mac))
@@ -211,8 +211,8 @@ def _settings(wanted: Any, mac: str) -> list[tuple[Setting, str]]:
     return found
 
 
-def _told(result: Result, config: TuningConf, ifname: str) -> Result:
-    """*result* with what has changed of the link; an MTU only where one was told."""
+def _changed_result(result: Result, config: TuningConf, ifname: str) -> Result:
+    """*result* with the link's new MAC address, and its new MTU where *result* names one."""
     interfaces = tuple(
         replace(item, mac=config.mac or item.mac, mtu=config.mtu if config.mtu and item.mtu else item.mtu)
         if item.name == ifname
@@ -233,8 +233,8 @@ def _path(name: str, ifname: str) -> str:
     return path.replace(_LINK, ifname, 1)
 
 
-def _refuse_twins(call: Call[TuningConf]) -> None:
-    """Raise CniError where the configuration gives one setting twice: which one counts would be chance."""
+def _refuse_duplicates(call: Call[TuningConf]) -> None:
+    """Raise CniError where the configuration names one sysctl twice: which value counts would be chance."""
     if not call.config.sysctl:
         return
     import json  # costs a millisecond of every start
@@ -251,7 +251,7 @@ def _refuse_twins(call: Call[TuningConf]) -> None:
 
 
 def _check_allowed(names: Iterable[str]) -> None:
-    """Raise CniError for a name that the host's list of allowed ones, where there is one, has no pattern for."""
+    """Raise CniError for a sysctl that no pattern in the host's list of allowed ones matches; without a list all are."""
     with doing(f"read {_ALLOWLIST}"):
         try:
             lines = _ALLOWLIST.read_text(errors="replace").splitlines()

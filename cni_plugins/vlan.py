@@ -1,11 +1,11 @@
-"""The plugin type ``vlan``: an 802.1Q sub-interface of one of the host's links, inside the container."""
+"""The plugin type ``vlan``: a link in the container that is an 802.1Q VLAN of a link of the host."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec import field
 
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import Given, ParentConf, SingleLink, find_parent
+from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, find_parent
 from cni_plugins.skel import Call
 from netlib.core.adding import Adding
 from netlib.kernel.sublinks import Vlan
@@ -30,7 +30,7 @@ class VlanPlugin(SingleLink[VlanConf]):
     config = VlanConf
     needs_addresses = True
 
-    def prepared(self, call: Call[VlanConf], netns: NetnsRef) -> Callable[[Adding, str], Given]:
+    def prepare(self, call: Call[VlanConf], netns: NetnsRef) -> "_PreparedVlan":
         config = call.config
         if not config.master:
             msg = '"master" field is required. It specifies the host interface name to create the VLAN for'
@@ -39,18 +39,22 @@ class VlanPlugin(SingleLink[VlanConf]):
             raise CniError(
                 Code.INVALID_CONFIG, f"invalid VLAN ID {config.vlan_id} (must be between 0 and {_HIGHEST_ID} inclusive)"
             )
-        parent = find_parent(self._node, config, netns)
+        return _PreparedVlan(call.ifname, config.mtu, config.vlan_id, find_parent(self._node, config, netns))
 
-        def given(adding: Adding, _mac: str) -> Given:
-            assert parent is not None
-            link = Vlan(
-                ifname=call.ifname,
-                netns=adding.netns,
-                mtu=config.mtu,
-                parent=parent.ifname,
-                parent_netns=adding.netns if config.link_in_container else parent.netns,
-                vlan_id=config.vlan_id,
-            )
-            return Given(link, parent.mac)
 
-        return given
+class _PreparedVlan(NamedTuple):
+    ifname: str
+    mtu: int
+    vlan_id: int
+    parent: Parent
+
+    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+        link = Vlan(
+            ifname=self.ifname,
+            netns=adding.netns,
+            mtu=self.mtu,
+            parent=self.parent.ifname,
+            parent_netns=self.parent.netns,
+            vlan_id=self.vlan_id,
+        )
+        return LinkPlan(link, self.parent.mac)

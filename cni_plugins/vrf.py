@@ -1,6 +1,6 @@
-"""The plugin type ``vrf``: the interface that the plugins before it brought, in a VRF of the container.
+"""The plugin type ``vrf``: puts the interface that the plugins before it made into a VRF of the container.
 
-The VRF comes with its first interface and goes with its last one.
+The VRF is made for its first interface and removed with its last one.
 """
 
 from typing import Annotated
@@ -28,7 +28,7 @@ NAME = "vrf"
 
 
 class VrfConf(NetConf, frozen=True, kw_only=True):
-    """The configuration. ``table`` 0 is any: that of the VRF which is there, else the first that no VRF has."""
+    """The configuration. ``table`` 0 means the table of an existing VRF of that name, else the first that no VRF has."""
 
     vrfname: str = ""
     table: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
@@ -66,7 +66,7 @@ class VrfPlugin:
         _check(call.config)
 
     def _remove_foreign(self, call: Call[VrfConf]) -> None:
-        """Free the interface of a container that no record knows; a VRF that nothing is left in goes."""
+        """Take the interface of a container that no record knows out of its VRF, and delete the VRF where it is empty then."""
         if self._node.netns is None or not call.config.vrfname:
             return
         netns = attaching.netns_of(self._node, call)
@@ -86,7 +86,7 @@ def _check(config: VrfConf) -> None:
 
 
 def _wanted(config: VrfConf, netns: NetnsRef, tx: Transaction) -> Vrf:
-    """The VRF as another interface of the container has it, where that has a table which will do."""
+    """The VRF to make, as recorded for another interface of the container that is in it; CniError for another table."""
     wanted = Vrf(ifname=config.vrfname, table=config.table, netns=netns)
     for row in tx.attachments_in(netns.path):
         for other in tx.objects(row.id).of(Vrf):

@@ -52,7 +52,7 @@ class BridgeDriver:
     endpoint_options = BridgeEndpointOptions
 
     def validate_network(self, network: Network) -> None:
-        """Refuse a bridge name or an MTU that the kernel would not take."""
+        """Refuse names, an MTU or a host binding that cannot work, and a network without addresses."""
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         if not network.ipv4 and not network.ipv6:
             raise ConfigError(f"network {network.name!r}: a bridge network needs IPv4 or IPv6; leave one of them on")
@@ -79,7 +79,7 @@ class BridgeDriver:
         return bridge_ifname(network)
 
     def gateway_port(self, endpoint: Endpoint) -> str:
-        """The bridge port: the host's end of the veth pair."""
+        """The bridge port, which is the host's end of the veth pair."""
         return veth_ifname(endpoint.id)
 
     def ifname_prefix(self, network: Network) -> str:
@@ -92,7 +92,7 @@ class BridgeDriver:
         return ipaddress.ip_address(binding) if binding else None
 
     def network_plan(self, network: Network) -> Plan:
-        """The bridge with its gateway addresses, forwarding, and the network's place in the firewall."""
+        """The bridge with its gateway addresses, forwarding, and the network's firewall objects."""
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
         subnets = tuple(pool.subnet for pool in network.pools)
@@ -118,7 +118,7 @@ class BridgeDriver:
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
         """Wire the sandbox to the bridge with a veth pair, its peer made inside the sandbox.
 
-        Of a masquerading network it may send from its own addresses only; in any other one it may be a router.
+        In a masquerading network the sandbox may send from its own addresses only; in any other network it may be a router.
         """
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
@@ -136,12 +136,12 @@ class BridgeDriver:
         return veth_ifname(endpoint.id) if _masquerades(network, options) else ""
 
     def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
-        """Entries of the firewall, a run of ports each; for 127.0.0.1 the bridge must take packets from there."""
+        """Firewall entries, one for each run of ports, and a sysctl of the bridge for ports on 127.0.0.1."""
         bridge = bridge_ifname(network)
         published = published_ports(ports, address, bridge=bridge)
         if address.version == 6 or not any(_on_loopback(mapping) for mapping in ports):
             return Plan(*published)
-        # Lets what the host sends to 127.0.0.1 go out to the bridge; the firewall base drops such packets from elsewhere.
+        # Lets packets of the host to 127.0.0.1 leave by the bridge; the firewall base drops such packets from elsewhere.
         return Plan(Sysctl(name=f"net/ipv4/conf/{bridge}/route_localnet", value="1"), *published)
 
 
@@ -150,7 +150,7 @@ def _masquerades(network: Network, options: BridgeOptions) -> bool:
 
 
 def _bridge_addresses(network: Network) -> list[IPInterface]:
-    """The gateways; with IPv6 a link-local address too, Docker's, the same on every bridge: the link makes none itself."""
+    """The gateways; with IPv6 Docker's link-local address too, the same on every bridge: the kernel makes none on ours."""
     gateways = [pool.gateway_interface for pool in network.pools if pool.gateway_interface]
     return [*gateways, *([_LINK_LOCAL] if network.pool(6) else [])]
 
@@ -169,5 +169,5 @@ def _on_loopback(mapping: PortMapping) -> bool:
 
 
 def _bridge_mac(network: Network) -> str:
-    """A MAC that stays: a bridge without one of its own takes the lowest of its ports', and changes it as they come and go."""
+    """A fixed MAC address: a bridge without one has the lowest of its ports', which changes when ports do."""
     return "02:42:" + ":".join(network.id[i : i + 2] for i in range(0, 8, 2))

@@ -19,7 +19,7 @@ class HostDriver:
         return ""
 
     def validate_network(self, network: Network) -> None:
-        """Refuse a second one: the predefined network is the only one there can be."""
+        """Refuse a second network of this driver: the predefined one is the only one."""
         if not network.predefined:
             raise ConfigError(f"network {network.name!r}: there is one network of driver host, called host; use that one")
 

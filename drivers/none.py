@@ -15,11 +15,11 @@ class NoneDriver:
     endpoint_options = NoOptions
 
     def sandbox_netns(self) -> str | None:
-        """One of its own."""
+        """None: each sandbox has a netns of its own."""
         return None
 
     def validate_network(self, network: Network) -> None:
-        """Refuse a second one: the predefined network is the only one there can be."""
+        """Refuse a second network of this driver: the predefined one is the only one."""
         if not network.predefined:
             raise ConfigError(f"network {network.name!r}: there is one network of driver none, called none; use that one")
 
@@ -28,5 +28,5 @@ class NoneDriver:
         return Plan()
 
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
-        """Nothing: lo comes with the sandbox."""
+        """Nothing: every netns has lo."""
         return Plan()

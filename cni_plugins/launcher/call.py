@@ -1,6 +1,6 @@
-"""One call of a CNI plugin, asked of netlibd: what goes there, what comes back, and what it means when nothing does.
+"""One call of a CNI plugin that a launcher asks netlibd to do: the request, the answer, and what no answer means.
 
-Imported by the Python launcher, which imports next to nothing (a test says what), for a runtime waits for it.
+Imported by the Python launcher, which imports next to nothing (a test lists its modules), for a runtime waits for it.
 """
 
 import posix  # os itself takes longer than all the rest
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NO_MEMORY", "SILENT", "Answer", "Call", "Lost", "Undone", "encoded", "error_object", "lost_answer", "write_all"]
+__all__ = ["NO_MEMORY", "SILENT", "Answer", "Call", "Lost", "NotBegun", "encoded", "error_object", "lost_answer", "write_all"]
 
 NAMESPACES = ("net", "mnt", "user")
 MAX_REQUEST = 4 << 20  # netlib.wire.protocol's
@@ -38,10 +38,10 @@ Answer = tuple[bytes, int, bytes]
 """What to write on stdout, the exit code, what to write on stderr."""
 
 
-class Undone(Exception):
-    """netlibd certainly has not begun the call. *release* is that of a netlibd that refused, empty where none answered.
+class NotBegun(Exception):
+    """netlibd certainly has not begun the call. *release* is the version of a netlibd that refused, empty where none answered.
 
-    *is_silent*: netlibd is there, and did not greet.
+    *is_absent*: there is no netlibd. *is_silent*: there is one, but it did not greet.
     """
 
     def __init__(self, reason: str, release: str = "", *, is_absent: bool = False, is_silent: bool = False) -> None:
@@ -52,7 +52,7 @@ class Undone(Exception):
 
 
 class Lost(Exception):
-    """The call has no answer; *msg* and *details* are what the caller is told with the code 11."""
+    """netlibd may have begun the call and gave no answer; *msg* and *details* tell the caller, with the code 11."""
 
     def __init__(self, msg: str, details: str) -> None:
         super().__init__(msg)
@@ -74,7 +74,7 @@ _UNREADABLE = (
 
 
 def lost_answer(lost: Lost) -> Answer:
-    """What the caller gets for a call without an answer: the code 11, "try again later"."""
+    """The answer to the caller of a call that netlibd did not answer: the code 11, "try again later"."""
     return error_object(11, lost.msg, lost.details), 1, b""
 
 
@@ -85,7 +85,7 @@ def error_object(code: int, msg: str, details: str) -> bytes:
 
 
 class Call:
-    """One call of a plugin type: what came by environment and stdin, and the netns that CNI_NETNS led to."""
+    """One call of a plugin type: its environment, its stdin, and the netns that CNI_NETNS led to."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Call:
         self._until = until
 
     def ask(self) -> Answer:
-        """Have it done by netlibd. Raises Undone, Lost."""
+        """Have netlibd do the call. Raises NotBegun, Lost."""
         greeted_by = time.monotonic() + GREETING_SECONDS
         sock = self._connected()
         try:
@@ -127,45 +127,45 @@ class Call:
         try:
             folder = posix.open(self.run_dir, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         except OSError as error:
-            raise Undone(f"{_decoded(self.run_dir)}: {error.strerror}", is_absent=True) from None
+            raise NotBegun(f"{_decoded(self.run_dir)}: {error.strerror}", is_absent=True) from None
         try:
             sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             # Not settimeout: with it a connect to a full backlog fails at once instead of waiting.
             patience = int(GREETING_SECONDS).to_bytes(_LONG, sys.byteorder) + bytes(_LONG)
             sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, patience)
-            sock.connect(f"/proc/self/fd/{folder}/control.sock")  # its own path may be longer than an address
+            sock.connect(f"/proc/self/fd/{folder}/control.sock")  # the folder's path may be too long for a socket's address
             credentials = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 3 * _INT)
         except BlockingIOError:  # its backlog is full, so it accepts nobody
-            raise Undone(SILENT, is_silent=True) from None
+            raise NotBegun(SILENT, is_silent=True) from None
         except OSError as error:
-            raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
+            raise NotBegun(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
         finally:
             posix.close(folder)
         user = int.from_bytes(credentials[_INT : 2 * _INT], sys.byteorder)
         if user not in (0, posix.geteuid()):
-            raise Undone(f"{_decoded(self.run_dir)}/control.sock belongs to user {user}, not to root")
+            raise NotBegun(f"{_decoded(self.run_dir)}/control.sock belongs to user {user}, not to root")
         return sock
 
     def _hear_greeting(self, sock: socket, by: float) -> None:
-        """Nothing is sent before it: a netlibd that is stopped accepts connections all the same."""
+        """Wait for netlibd's greeting before anything is sent: the kernel accepts connections for a stopped netlibd, too."""
         heard, size = b"", _LENGTH
         while len(heard) < size:
             sock.settimeout(max(by - time.monotonic(), 0.001))
             try:
                 data = sock.recv(size - len(heard))
             except TimeoutError:
-                raise Undone(SILENT, is_silent=True) from None
+                raise NotBegun(SILENT, is_silent=True) from None
             except OSError as error:
-                raise Undone(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
+                raise NotBegun(f"netlibd cannot be reached: {error.strerror}", is_absent=True) from None
             if not data:
-                raise Undone("netlibd closed the connection", is_absent=True)
+                raise NotBegun("netlibd closed the connection", is_absent=True)
             heard += data
             if len(heard) == _LENGTH:
                 size += int.from_bytes(heard, "big")
-                if size > _LENGTH + _LONGEST_GREETING:  # what is left of it would be taken for the answer
+                if size > _LENGTH + _LONGEST_GREETING:  # the rest of it would be taken for the answer
                     break
         if not heard.startswith(_GREETING, _LENGTH):
-            raise Undone(f"{_decoded(self.run_dir)}/control.sock is not netlibd's")
+            raise NotBegun(f"{_decoded(self.run_dir)}/control.sock is not netlibd's")
 
     def _send(self, sock: socket) -> None:
         lent = {STDIN: _memory_file(self.stdin)} if self.stdin is not None else {}
@@ -183,7 +183,7 @@ class Call:
         except TimeoutError:
             raise Lost(*_UNTAKEN) from None
         except OSError as error:
-            raise Undone(f"the request did not reach netlibd: {error.strerror}", is_absent=True) from None
+            raise NotBegun(f"the request did not reach netlibd: {error.strerror}", is_absent=True) from None
         finally:
             for fd in namespaces:
                 posix.close(fd)
@@ -199,7 +199,7 @@ class Call:
             *(name + b"=" + value for name, value in self.environ.items()),
         )
         if len(body) > MAX_REQUEST:
-            raise Undone(f"an environment of {len(body)} bytes is more than netlibd takes")
+            raise NotBegun(f"an environment of {len(body)} bytes is more than netlibd takes")
         return len(body).to_bytes(_LENGTH, "big") + body
 
     def _store(self) -> bytes:
@@ -212,8 +212,8 @@ class Call:
     def _answer(self, sock: socket) -> Answer:
         try:
             start = self._receive(sock, _LENGTH)
-        except ConnectionResetError:  # the kernel says so when it closed without having read all that we sent
-            raise Undone("netlibd ended before it had the request", is_absent=True) from None
+        except ConnectionResetError:  # netlibd closed its end before it had read all of the request
+            raise NotBegun("netlibd ended before it had the request", is_absent=True) from None
         size = int.from_bytes(start, "big")
         if size > MAX_ANSWER:
             raise Lost(*_UNREADABLE)
@@ -221,7 +221,7 @@ class Call:
             outcome, *rest = unpack(self._receive(sock, size))
             if outcome == NOT_MINE:
                 reason, release = rest
-                raise Undone(reason.decode(), release.decode())
+                raise NotBegun(reason.decode(), release.decode())
             code, stdout, stderr = rest
             if outcome != DONE or len(code) != 1:
                 raise Lost(*_UNREADABLE)
@@ -290,7 +290,7 @@ def _memory_file(content: bytes) -> int:
             posix.close(fd)
             raise
     except OSError as error:
-        raise Undone(f"stdin cannot be kept in memory: {error.strerror}") from None
+        raise NotBegun(f"stdin cannot be kept in memory: {error.strerror}") from None
     return fd
 
 

@@ -1,8 +1,8 @@
-"""The Python launcher, which takes the C launcher's place where netlibd will not do: one call, done by netlibd or here.
+"""The Python launcher: one call of a CNI plugin, done by netlibd or here. The C launcher executes it where netlibd cannot help.
 
-Runs under ``python -IS`` and imports next to nothing (a test says what), for a runtime waits for it. Its rule is that of
-:mod:`netlib.verbs.call`: the call is done here only when netlibd certainly has not begun it. Once the request has reached
-netlibd whole, only its answer counts; without one the call ends with the code 11, "try again later".
+Runs under ``python -IS`` and imports next to nothing (a test lists its modules), for a runtime waits for it. Its rule is the
+one of :mod:`netlib.verbs.call`: the call is done here only when netlibd certainly has not begun it. Once the whole request has
+reached netlibd, only netlibd's answer counts; without one the call ends with the code 11, "try again later".
 """
 
 import posix  # os itself, which -S leaves out, takes longer than all the rest
@@ -15,7 +15,7 @@ from cni_plugins.launcher.call import (
     Answer,
     Call,
     Lost,
-    Undone,
+    NotBegun,
     encoded,
     error_object,
     lost_answer,
@@ -34,7 +34,7 @@ _ENOMEM = 12  # errno itself is one import more
 
 
 def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn":
-    """Do the call that the environment and stdin describe as the plugin type *kind*, and end this process as it says.
+    """Do the call of the plugin type *kind* that environment and stdin describe, and end this process with its exit code.
 
     The folders are those of the installation, unless the environment names others; *deadline* is in seconds. A C launcher that
     has waited in vain for netlibd's greeting says so by the argument "silent".
@@ -71,16 +71,16 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
 def _answer(call: Call, *, is_silent: bool) -> Answer:
     try:
         if is_silent:
-            raise Undone(SILENT, is_silent=True)
+            raise NotBegun(SILENT, is_silent=True)
         return call.ask()
-    except Undone as undone:
-        return _do_without(call, undone)
+    except NotBegun as reason:
+        return _do_without(call, reason)
     except Lost as lost:
         return lost_answer(lost)
 
 
-def _do_without(call: Call, undone: Undone) -> Answer:
-    """Start netlibd where that helps, else do the call here; by now the heavy imports are worth it."""
+def _do_without(call: Call, reason: NotBegun) -> Answer:
+    """Start netlibd where that helps, else do the call here; only this needs the heavy imports."""
     import site
 
     try:
@@ -88,7 +88,7 @@ def _do_without(call: Call, undone: Undone) -> Answer:
         from cni_plugins.run import do_without
     except (ImportError, OSError) as error:
         return _not_imported(error)
-    return do_without(call, undone)
+    return do_without(call, reason)
 
 
 def _not_imported(error: Exception) -> Answer:
@@ -99,7 +99,7 @@ def _not_imported(error: Exception) -> Answer:
     return error_object(5, msg, details), 1, f"{error}\n".encode()
 
 
-# --- what came -----------------------------------------------------------------------------------------------------------
+# --- input ---------------------------------------------------------------------------------------------------------------
 
 
 def _hold_standard_descriptors() -> None:
@@ -115,7 +115,7 @@ def _hold_standard_descriptors() -> None:
 
 
 def _read_stdin() -> bytes:
-    """All of stdin, or one byte more than a configuration may have; of one that is closed or broken, what has come."""
+    """All of stdin, at most one byte more than a configuration may have; where reading fails, what was read before."""
     parts = []
     left = MAX_STDIN + 1
     while left:

@@ -1,7 +1,7 @@
 /* The launcher of netlib's CNI plugins: hands one call to netlibd and prints its answer.
  *
  * One rule: nothing is decided here, and nothing is done twice. Where netlibd certainly has not begun the call (it is not
- * there, it did not greet, the request did not reach it whole, it answered "not mine"), Python takes this process's place and does
+ * there, it did not greet, the request did not reach it whole, it answered "not mine"), this process executes Python, which does
  * the same from the start. From then on only netlibd's answer counts; without one the call ends with the code 11, "try again
  * later".
  *
@@ -95,7 +95,7 @@ static _Noreturn void run_python(void)
     fail(IO_FAILURE, "netlib's Python cannot be run; run `netlib cni install` again", strerror(errno));
 }
 
-/* --- what is handed over ---------------------------------------------------------------------------------------------- */
+/* --- input ------------------------------------------------------------------------------------------------------------ */
 
 /* Keep the numbers 0 to 2 from being given to files of ours where the caller closed them. */
 static void hold_standard_descriptors(void)
@@ -214,7 +214,7 @@ static int connect_to_netlibd(void)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (folder < 0 || fd < 0)
         run_python();
-    /* By way of the folder's descriptor: its own path may be longer than an address. */
+    /* By way of the folder's descriptor: its path may be too long for a socket's address. */
     snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/control.sock", folder);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
@@ -228,7 +228,7 @@ static int connect_to_netlibd(void)
     return fd;
 }
 
-/* Hear netlibd's greeting, a small frame. Nothing is sent before: a netlibd that is stopped accepts connections all the same. */
+/* Hear netlibd's greeting, a small frame, before anything is sent: the kernel accepts connections for a stopped netlibd, too. */
 static void hear_greeting(int fd, int64_t by)
 {
     char greeting[sizeof(uint32_t) + GREETING_MOST];
@@ -350,7 +350,7 @@ static void receive(int fd, void *data, size_t size, int is_first)
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0 && errno == ECONNRESET && is_first)
-            run_python(); /* the kernel says so when it closed without having read all that we sent */
+            run_python(); /* netlibd closed its end before it had read all of the request */
         if (got <= 0)
             fail(TRY_AGAIN, "netlibd ended during the call", "what it left half done is undone by the next call; try again");
         at += got;

@@ -1,10 +1,10 @@
-"""How a launcher and netlibd speak: in frames (:mod:`netlib.wire.protocol`) of fields instead of JSON, for C writes them.
+"""Messages of a launcher and netlibd: frames (:mod:`netlib.wire.protocol`) that hold fields instead of JSON, for C writes them.
 
 A body is MAGIC, whose last byte counts the protocol's versions, and fields: four bytes of length (network order) and that many
-bytes, whichever. A request has the launcher's release, the store (``device:inode``, empty before there is one), what is lent
-besides the namespaces (``stdin``, ``netns``: words in the order of the descriptors), the plugin type, and the environment,
-``NAME=VALUE`` each. The answer is ``done``, the exit code (one byte), stdout and stderr; or ``not mine``, a reason and
-netlibd's release. Imports nothing.
+bytes of any value. A request has the launcher's release, the store (``device:inode``, empty before there is one), names for
+the descriptors that are lent besides the namespaces (``stdin``, ``netns``: words in their order), the plugin type, and the
+environment, ``NAME=VALUE`` each. The answer is ``done``, the exit code (one byte), stdout and stderr; or ``not mine``, a reason
+and netlibd's release. Imports nothing.
 """
 
 __all__ = ["DONE", "MAGIC", "MAX_STDIN", "NETNS", "NOT_MINE", "STDIN", "environment", "pack", "unpack"]
@@ -13,7 +13,7 @@ MAGIC = b"CNI\x01"
 STDIN, NETNS = b"stdin", b"netns"
 DONE, NOT_MINE = b"done", b"not mine"
 MAX_STDIN = 16 << 20
-"""How much of stdin is read, and one byte more, so that the longer one is refused: cni_plugins.decode.MAX_BYTES."""
+"""Bytes of the longest configuration, as cni_plugins.decode.MAX_BYTES; one more is read, so that a longer one is refused."""
 
 _LENGTH = 4
 

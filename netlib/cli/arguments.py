@@ -1,31 +1,33 @@
-"""Reading the command line: argparse, made to say one sentence for wrong arguments and to show examples.
+"""The command line, read by argparse: one sentence for wrong arguments, and help with examples.
 
-Its one rule: quick. A ready parser costs 9 ms with the import. Beyond a bare Python, importing argparse costs 8 ms, click 31,
-typer 52 (medians); typer 0.29 imports pydantic too when it runs a command.
+One rule: quick, as every command waits for it. A ready parser costs 9 ms with the import. Beyond a bare Python, importing
+argparse costs 8 ms, click 31, typer 52 (medians); typer 0.29 imports pydantic too when it runs a command.
 """
 
 import argparse
 import os
 import re
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from netlib.cli.outcome import OURS
+from netlib.cli.outcome import REFUSED
 from netlib.config import Config
 from netlib.errors import ConfigError
 
 Command = tuple[Callable[[], "Parser"], Callable[[Config, Namespace], int]]
-"""How a command's arguments are read, and what it does; answers with the exit code."""
+"""The parser of a command's arguments, and the function that does the command and returns its exit code."""
 
 _EXAMPLES = "examples:"
 _HELP_COLUMNS = 80
 _HIGHEST_NUMBER = (1 << 31) - 1
+_DASHES = "\0--"  # how argparse gets the value "--", which it would drop (3.11); no word of a command line holds a zero byte
 _TRUTH = re.compile(r"(--[a-z0-9-]+)=(true|false)", re.IGNORECASE)
 
 
 def do(config: Config, command: Command, words: Sequence[str]) -> int:
-    """Read *words* and do the command; return its exit code. Raises ConfigError for words that it does not understand."""
+    """Read *words*, do the command, and return its exit code. Raises ConfigError for words that the parser does not know."""
     parser, action = command
     try:
         given = parser().read(list(words))
@@ -37,7 +39,7 @@ def do(config: Config, command: Command, words: Sequence[str]) -> int:
 class WrongOption(ConfigError):
     """An option is unknown or its value malformed; as in Docker, that has an exit code of its own."""
 
-    exit_code = OURS
+    exit_code = REFUSED
 
 
 class HelpShown(Exception):
@@ -45,7 +47,7 @@ class HelpShown(Exception):
 
 
 class _Place(NamedTuple):
-    """Where words that are no options go."""
+    """A place for words that are no options: the name of the argument, and how the usage calls it."""
 
     name: str
     metavar: str
@@ -53,19 +55,15 @@ class _Place(NamedTuple):
     takes_all: bool
 
 
-class _Help(argparse.HelpFormatter):
-    """Help as wide as the terminal, up to _HELP_COLUMNS; examples are left as they are, to be copied."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, up to _HELP_COLUMNS. Description and examples are printed as they are."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog)
-        self._width = min(self._width, _HELP_COLUMNS)
+        super().__init__(prog, width=_help_width())
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if text.startswith(_EXAMPLES):
-            return text
-        import textwrap  # as argparse does it, only for help
 
-        return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _help_width() -> int:
+    return min(shutil.get_terminal_size().columns - 2, _HELP_COLUMNS)
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,15 +80,16 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        self.add_argument(*(["-h"] if short_help else []), "--help", action="help", help="show this")
+        self._options: dict[str, argparse.Action] = {}  # by each flag
         self._fields: list[str] = []
         self._places: list[_Place] = []
         self._ends_options = False
+        self._add([*(["-h"] if short_help else []), "--help"], action="help", help="show this")
 
     def read(self, words: list[str]) -> Namespace:
-        """The arguments in *words*, and under ``asked`` those that are fields of the verb's request. ConfigError, HelpShown.
+        """Read *words* into a namespace; its ``asked`` holds the fields of the verb's request. Raises ConfigError, HelpShown.
 
-        A field with a dot (``resolver.servers``) is one of a struct in the request.
+        A field with a dot (``resolver.servers``) belongs to a struct within the request.
         """
         options, rest = self._split(words)
         given = self.parse_args(options)
@@ -108,18 +107,17 @@ class Parser(argparse.ArgumentParser):
     def _asked(self, given: Namespace) -> dict[str, Any]:
         asked: dict[str, Any] = {}
         for field in self._fields:
-            if (value := getattr(given, field)) is None:  # not given: the request's own default
+            if (value := getattr(given, field)) is None:  # the option was not given: the request has its own default
                 continue
             struct, _, name = field.rpartition(".")
             (asked.setdefault(struct, {}) if struct else asked)[name] = value
         return asked
 
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and action.nargs is None and arg_strings == ["--"]:  # argparse would drop this value
-            value = self._get_value(action, "--")
-            self._check_value(action, value)
-            return value
-        return super()._get_values(action, arg_strings)
+    def format_help(self) -> str:
+        import textwrap  # as argparse does it, only for help
+
+        self.description = textwrap.fill(self.description or "", _help_width(), break_on_hyphens=False)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise self._refusal(message, WrongOption)
@@ -130,10 +128,10 @@ class Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise HelpShown
 
-    # --- what there is to read -----------------------------------------------------------------------------------------
+    # --- declaring arguments -------------------------------------------------------------------------------------------
 
     def switch(self, *flags: str, purpose: str, on: bool = False, field: str = "") -> None:
-        """Add an option without a value; one that is *on* gets a ``--no-…`` too. *field* is that of the verb's request."""
+        """Add an option without a value; one that is *on* by default gets a ``--no-…`` too. *field* is one of the request's."""
         if on:
             self._add(flags, field, action=argparse.BooleanOptionalAction, default=True, help=purpose)
         else:
@@ -141,41 +139,46 @@ class Parser(argparse.ArgumentParser):
 
     def value(self, *flags: str, purpose: str, metavar: str, default: str = "", field: str = "") -> None:
         """Add an option with one value."""
-        self._add(flags, field, default=default, metavar=metavar, help=purpose)
+        self._add(flags, field, type=_text, default=default, metavar=metavar, help=purpose)
 
     def values(self, *flags: str, purpose: str, metavar: str, field: str = "") -> None:
         """Add an option that may be repeated."""
-        self._add(flags, field, action="append", default=[], metavar=metavar, help=purpose)
+        self._add(flags, field, action="append", type=_text, default=[], metavar=metavar, help=purpose)
 
     def number(self, *flags: str, purpose: str, default: int = 0, field: str = "") -> None:
         """Add an option whose value is a whole number."""
         self._add(flags, field, type=_number, default=default, metavar="N", help=purpose)
 
     def seconds(self, *flags: str, purpose: str, field: str = "") -> None:
-        """Add an option whose value is a number of seconds; None without it."""
+        """Add an option whose value is a number of seconds; None where it is not given."""
         self._add(flags, field, type=_seconds, metavar="SECONDS", help=purpose)
 
-    def _add(self, flags: Sequence[str], field: str, **how: Any) -> None:
-        if field:
-            how["dest"] = field
-            self._fields.append(field)
-        self.add_argument(*flags, **how)
+    def choice(self, *flags: str, purpose: str, choices: Sequence[str]) -> None:
+        """Add an option whose value is one of *choices*; None where it is not given."""
+        self._add(flags, type=_text, choices=choices, help=purpose)
 
     def format_option(self) -> None:
         """Add ``--format``, as ``template``."""
-        self.add_argument("-f", "--format", dest="template", default="", metavar="FORMAT", help="json, or a template")
+        self._add(["-f", "--format"], type=_text, dest="template", default="", metavar="FORMAT", help="json, or a template")
+
+    def _add(self, flags: Sequence[str], field: str = "", **how: Any) -> None:
+        if field:
+            how["dest"] = field
+            self._fields.append(field)
+        action = self.add_argument(*flags, **how)
+        self._options.update(dict.fromkeys(action.option_strings, action))
 
     def positional(self, name: str, metavar: str, *, is_needed: bool = True, field: bool = False) -> None:
-        """Add one argument without a flag; empty where it is not given and not needed. It may be a *field* of the request."""
+        """Add one argument without a flag, "" where it is not given and not needed. It may be a *field* of the request."""
         self._places.append(_Place(name, metavar, is_needed, takes_all=False))
         self._fields += [name] if field else []
 
     def names(self, metavar: str) -> None:
-        """Add one name or more, as ``names``."""
+        """Add one or more names, as ``names``."""
         self._places.append(_Place("names", metavar, is_needed=True, takes_all=True))
 
     def command_after(self, *names: str) -> None:
-        """End the options with the first word that is none: then come *names*, then the command with options of its own."""
+        """End the options at the first word that is none: *names* begin there, then the command with options of its own."""
         self._ends_options = True
         self._places += [_Place(name.lower(), name, is_needed=True, takes_all=False) for name in names]
         self._places.append(_Place("command", "COMMAND", is_needed=True, takes_all=True))
@@ -183,9 +186,9 @@ class Parser(argparse.ArgumentParser):
     # --- reading -------------------------------------------------------------------------------------------------------
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Options, as argparse reads them (a value may begin with a dash), and the other words.
+        """Split *words* into options, spelled so that argparse takes any word as a value, and the other words.
 
-        Where a command is wanted, options end at the first other word, else they may stand anywhere.
+        Where a command is wanted, options end at the first other word; elsewhere they may be anywhere.
         """
         options: list[str] = []
         others: list[str] = []
@@ -202,16 +205,26 @@ class Parser(argparse.ArgumentParser):
             elif (flag := self._flag_before_value(word)) and at < len(words):
                 if not word.startswith("--") and len(word) > 2:  # switches before it, as in -dp
                     options.append(word[:-1])
-                options.append(f"{flag}={words[at]}")
+                options.append(f"{flag}={_for_argparse(words[at])}")
                 at += 1
             else:
                 self._check_known(word)
-                options += self._truth(word)
+                truth = self._truth(word)
+                options += truth if truth is not None else self._with_dashes(word) or [word]
         return options, others
 
+    def _with_dashes(self, word: str) -> list[str]:
+        """An option whose value is ``--`` in the same word (``--name=--``, ``-e--``), for argparse; empty for another."""
+        flag, _, value = word.partition("=")
+        if value == "--" and flag in self._options and self._options[flag].nargs != 0:
+            return [f"{flag}={_DASHES}"]
+        if not word.startswith("--") and word.endswith("--") and (flag := self._flag_before_value(word[:-2])):
+            return [*([word[:-3]] if len(word) > 4 else []), f"{flag}={_DASHES}"]
+        return []
+
     def _check_known(self, word: str) -> None:
-        """Refuse an option that is none of ours by its name alone, for the next word may be anything."""
-        known = self._option_string_actions
+        """Refuse an unknown option. Only its own word is named: the next one may be its value or not."""
+        known = self._options
         if word.startswith("--"):
             flags = [word.partition("=")[0]]
         else:
@@ -222,33 +235,33 @@ class Parser(argparse.ArgumentParser):
             if flag not in known:
                 self.error(f"unknown option {flag}" + (f" in {word}" if len(flags) > 1 else ""))
 
-    def _truth(self, word: str) -> list[str]:
-        """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them."""
+    def _truth(self, word: str) -> list[str] | None:
+        """Docker's ``--flag=true`` and ``--flag=false`` as argparse reads them; None for another word."""
         found = _TRUTH.fullmatch(word)
-        action = self._option_string_actions.get(found[1]) if found else None
+        action = self._options.get(found[1]) if found else None
         if not found or action is None or action.nargs != 0:
-            return [word]
+            return None
         if found[2].lower() == "true":
             return [found[1]]
         negative = f"--no-{found[1][2:]}"
         return [negative] if negative in action.option_strings else []
 
     def _flag_before_value(self, word: str) -> str:
-        """The long flag of an option (the last one in ``-dp``) whose value is the next word; empty where there is none."""
+        """The long flag of the option in *word* (the last one in ``-dp``) whose value is the next word; "" for none."""
         if word.startswith("--"):
-            action = self._option_string_actions.get(word)
+            action = self._options.get(word)
             return word if action is not None and action.nargs != 0 else ""
         for at, letter in enumerate(word[1:], 2):
-            action = self._option_string_actions.get(f"-{letter}")
+            action = self._options.get(f"-{letter}")
             if action is not None and action.nargs != 0:
                 return max(action.option_strings, key=len) if at == len(word) else ""
         return ""
 
 
 def environment(items: Sequence[str], files: Sequence[str], inherited: Mapping[str, str]) -> dict[str, str]:
-    """What ``--env-file`` and then ``-e`` say; a ``NAME`` alone takes its value in *inherited*, or is left out.
+    """The variables of ``--env-file`` and then of ``-e``; a ``NAME`` alone takes its value in *inherited*, or is left out.
 
-    Raises ConfigError for a variable without a name and a file that cannot be read.
+    Raises ConfigError for a variable without a name, and for a file that cannot be read.
     """
     found: dict[str, str] = {}
     for item in [*(line for path in files for line in _lines(path)), *items]:
@@ -274,7 +287,16 @@ def _lines(path: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _number(text: str) -> int:
+def _for_argparse(value: str) -> str:
+    return _DASHES if value == "--" else value
+
+
+def _text(value: str) -> str:
+    return "--" if value == _DASHES else value
+
+
+def _number(value: str) -> int:
+    text = _text(value)
     try:
         number = int(text)
     except ValueError:
@@ -284,7 +306,8 @@ def _number(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def _seconds(value: str) -> float:
+    text = _text(value)
     try:
         seconds = float(text)
     except ValueError:

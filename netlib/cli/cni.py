@@ -1,4 +1,4 @@
-"""``netlib cni …``: the executables that container runtimes call, and what these did for containers."""
+"""``netlib cni …``: install the executables that container runtimes call; list and remove what these attached."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ HELP = """\
 usage: netlib cni COMMAND …
 
   install    write the CNI plugins into a folder
-  uninstall  take them out of it again
+  uninstall  remove them from it
   ls         list what they attached, and networks without attachments
   inspect    show a container's attachments in JSON: which plugin holds what, and what differs
   prune      remove networks without attachments, or also attachments whose netns is gone
@@ -52,8 +52,8 @@ def install_parser() -> Parser:
         "--replace /opt/cni/bin",
         usage="[OPTION …] DIR",
     )
-    parser.switch("--replace", purpose="set aside what others have there under these names; uninstall puts it back")
-    parser.switch("--c", purpose="compile the launcher from C, or fail (compiled where a C compiler is there)")
+    parser.switch("--replace", purpose="set aside files of others with these names; uninstall puts them back")
+    parser.switch("--c", purpose="compile the launcher from C, or fail (compiled if there is a C compiler)")
     parser.switch("--python", purpose="write the launcher in Python: some 10 ms a call instead of 1")
     parser.number("--deadline", default=int(DEADLINE_SECONDS), purpose=f"seconds that a call may take ({DEADLINE_SECONDS:.0f})")
     parser.format_option()
@@ -182,7 +182,7 @@ def inspect_parser() -> Parser:
 
 
 def inspect(config: Config, given: Namespace) -> int:
-    """Show what is known of containers' attachments."""
+    """Show attachments of containers."""
     found, code = each(given.names, lambda name: call(config, "cni.inspect", {"name": name}))
     print_objects([item for items in found for item in items], given.template)
     return code

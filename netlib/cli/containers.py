@@ -1,4 +1,4 @@
-"""``netlib ps``, ``stop``, ``rm``, ``logs`` and the other commands for containers that are there already."""
+"""``netlib ps``, ``stop``, ``rm``, ``logs`` and the other commands for containers that exist."""
 
 import sys
 from argparse import Namespace
@@ -27,13 +27,13 @@ _COLUMNS = (
 _COMMAND_WIDTH = 20
 
 
-# --- looking -----------------------------------------------------------------------------------------------------------
+# --- showing -----------------------------------------------------------------------------------------------------------
 
 
 def ps_parser() -> Parser:
     """The arguments of ``ps``."""
     parser = Parser("ps", "List containers that run.", "-a", "-q --filter network=web", usage="[-a] [-q] [OPTION …]")
-    parser.switch("-a", "--all", purpose="also those that have ended")
+    parser.switch("-a", "--all", purpose="also containers that have ended")
     parser.switch("-q", "--quiet", purpose="ids only")
     parser.switch("--no-trunc", purpose="ids and commands in full")
     parser.switch("-l", "--latest", purpose="the newest one, in whatever state")
@@ -86,19 +86,19 @@ def inspect_parser() -> Parser:
         usage="[-f FORMAT] NAME …",
     )
     parser.format_option()
-    parser.add_argument("--type", choices=("container", "network"), help="what the names are of (either)")
+    parser.choice("--type", choices=("container", "network"), purpose="what the names are of (either)")
     parser.names("NAME")
     return parser
 
 
 def inspect(config: Config, given: Namespace) -> int:
-    """Show what is known of containers, or else networks, by these names."""
-    found, code = each(given.names, lambda name: _inspected(config, name, given.type))
+    """Show the containers of these names, or the networks where there is no such container."""
+    found, code = each(given.names, lambda name: _inspect_one(config, name, given.type))
     print_objects(found, given.template)
     return code
 
 
-def _inspected(config: Config, name: str, kind: str | None) -> Any:
+def _inspect_one(config: Config, name: str, kind: str | None) -> Any:
     if kind != "network":
         try:
             return call(config, "container.inspect", {"names": [name]})[0]
@@ -117,7 +117,7 @@ def port_parser() -> Parser:
     """The arguments of ``port``."""
     parser = Parser(
         "port",
-        "Show where the host answers for a container: for all its ports, or for one (TCP unless it says otherwise).",
+        "Show the addresses and ports of the host that lead to a container's ports, or to one of them (TCP by default).",
         "web",
         "web 80/tcp",
         usage="CONTAINER [PORT[/PROTOCOL]]",
@@ -152,12 +152,12 @@ def logs_parser() -> Parser:
     """The arguments of ``logs``."""
     parser = Parser(
         "logs",
-        "Show what a container has written, each line to where it was written.",
+        "Show a container's output; its standard error goes to standard error.",
         "-f web",
         "--tail 20 --since 10m web",
         usage="[-f] [-t] [OPTION …] CONTAINER",
     )
-    parser.switch("-f", "--follow", purpose="go on until it ends")
+    parser.switch("-f", "--follow", purpose="wait for more, until it ends")
     parser.switch("-t", "--timestamps", purpose="with the time of each line")
     parser.value("-n", "--tail", metavar="LINES", default="all", purpose="the last ones only")
     parser.value("--since", metavar="TIME", purpose="only from a time on (2024-05-01T10:00:00), or that long ago (10m)")
@@ -197,7 +197,7 @@ def stop_parser() -> Parser:
     """The arguments of ``stop``."""
     parser = Parser(
         "stop",
-        "Ask containers to end, and kill those that have not in time.",
+        "Ask containers to end, and kill those that do not end in time.",
         "web",
         "-t 1 web db",
         usage="[-t SECONDS] [-s SIGNAL] CONTAINER …",
@@ -232,7 +232,7 @@ def restart(config: Config, given: Namespace) -> int:
 
     def restart_one(name: str) -> None:
         _stop_one(config, given, name)
-        run.started(config, name)
+        run.start_detached(config, name)
 
     return _for_each(given.names, restart_one)
 
@@ -272,7 +272,7 @@ def _exit_code(config: Config, name: str) -> int:
         try:
             with connect(run.minder_socket(config, facts["Id"]), output=False) as connection:
                 code = wait_for_end(connection)
-        except NotFound:  # it ended just now
+        except NotFound:  # the container has ended meanwhile
             code = None
         if code is not None:
             return code
@@ -283,14 +283,14 @@ def _exit_code(config: Config, name: str) -> int:
 def rm_parser() -> Parser:
     """The arguments of ``rm``."""
     parser = Parser("rm", "Remove containers with their files and logs.", "job", "-f web db", usage="[-f] CONTAINER …")
-    parser.switch("-f", "--force", purpose="kill those that run; no error for those that are not there")
+    parser.switch("-f", "--force", purpose="kill those that run; no error for those that do not exist")
     parser.switch("-v", "--volumes", purpose="accepted; volumes are folders of the host, which stay")
     parser.names("CONTAINER")
     return parser
 
 
 def rm(config: Config, given: Namespace) -> int:
-    """Remove containers; print the names of those that are gone."""
+    """Remove containers; print the names of the removed ones."""
 
     def remove_one(name: str) -> None:
         try:
@@ -300,7 +300,7 @@ def rm(config: Config, given: Namespace) -> int:
                 raise
 
     if len(given.names) > 1:
-        with suppress(NetlibError):  # all at once, which is quicker; else one by one, to tell which would not go
+        with suppress(NetlibError):  # all in one call, which is quicker; after an error one by one, to name its subject
             call(config, "container.rm", {"names": given.names, "force": given.force})
             print("\n".join(given.names))
             return 0

@@ -1,6 +1,6 @@
 """``netlib``: finds the command's module by its first word, before anything heavy is imported.
 
-Nothing here touches records or the kernel: a command asks :func:`netlib.verbs.call.call`, which asks netlibd if it runs.
+Nothing here touches records or the kernel: a command asks :func:`netlib.verbs.call.call`, which asks netlibd if that runs.
 """
 
 import sys
@@ -29,7 +29,7 @@ containers:
   ps        list containers                   inspect   show containers or networks in JSON
   start     start what has ended              stop      end its command, gently first
   restart   stop and start                    kill      send its command a signal
-  wait      wait for its end                  attach    be its terminal again
+  wait      wait for its end                  attach    connect your terminal to it
   logs      show its output                   port      show its published ports
   rm        remove it
 
@@ -39,12 +39,12 @@ CNI plugins:
   cni prune    remove networks without attachments
 
 looking behind it:
-  explain   the ip and nft commands that amount to a network or a container
+  explain   the ip and nft commands that make a network or a container
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
   events    what happens, as it happens, one JSON object a line
   info      what there is, and where          version   print the version
-  system backup  copy the records to a file   system restore  put a copy back
+  system backup  copy the records to a file   system restore  use such a copy
   system reset   remove all that netlib made
 
 options:
@@ -119,7 +119,7 @@ def _choose(config: Config, commands: Mapping[str, Command], usage: str, noun: s
 
 
 def _global_options(words: Sequence[str]) -> tuple[Config, list[str]]:
-    """Take ``--state-dir`` and ``--run-dir`` off the front."""
+    """Read ``--state-dir`` and ``--run-dir`` at the beginning of *words*; return the folders and the other words."""
     found: dict[str, str] = {}
     rest = list(words)
     while rest and rest[0].startswith("--"):

@@ -17,8 +17,8 @@ usage: netlib network COMMAND …
   inspect     show networks with their members in JSON
   connect     join a container to a network, while it runs
   disconnect  take a container out of a network
-  rm          remove networks that nobody is in
-  prune       remove all networks of yours that nobody is in
+  rm          remove networks that no container is in
+  prune       remove all networks of yours that no container is in
 
 `netlib network COMMAND --help` shows more.
 """
@@ -44,12 +44,14 @@ def create_parser() -> Parser:
     parser.values("--gateway", metavar="IP", field="gateways", purpose="gateway of a subnet (its first address)")
     parser.values("--ip-range", metavar="CIDR", field="ip_ranges", purpose="where in a subnet containers get addresses")
     parser.values("--aux-address", metavar="NAME=IP", field="auxiliary", purpose="address that no container is to get")
-    parser.switch("--internal", field="internal", purpose="no way out, and none in")
+    parser.switch("--internal", field="internal", purpose="nothing leads out of it, nor into it")
     parser.switch("--ipv4", on=True, field="ipv4", purpose="IPv4 addresses")
     parser.switch("--ipv6", field="ipv6", purpose="IPv6 addresses")
     parser.values("-o", "--opt", metavar="KEY=VALUE", field="options", purpose="option of the driver")
     parser.values("--label", metavar="KEY=VALUE", field="labels", purpose="label to find it by")
-    parser.value("--ipam-driver", metavar="NAME", default="default", field="ipam_driver", purpose="who gives out the addresses")
+    parser.value(
+        "--ipam-driver", metavar="NAME", default="default", field="ipam_driver", purpose="what gives out the addresses"
+    )
     parser.values("--ipam-opt", metavar="KEY=VALUE", field="ipam_options", purpose="option of the IPAM driver")
     parser.value("--scope", metavar="SCOPE", default="local", field="scope", purpose="how far it reaches: local, this host")
     parser.switch("--attachable", purpose="accepted; networks of this host always are")
@@ -101,13 +103,13 @@ def inspect_parser() -> Parser:
         usage="[-f FORMAT] NETWORK …",
     )
     parser.format_option()
-    parser.switch("-v", "--verbose", purpose="accepted; all there is is always shown")
+    parser.switch("-v", "--verbose", purpose="accepted; everything is shown anyway")
     parser.names("NETWORK")
     return parser
 
 
 def inspect(config: Config, given: Namespace) -> int:
-    """Show what is known of networks."""
+    """Show networks."""
     found, code = each(given.names, lambda name: call(config, "network.inspect", {"names": [name]})[0])
     print_objects(found, given.template)
     return code
@@ -125,9 +127,9 @@ def connect_parser() -> Parser:
     parser.value("--ip", metavar="IP", field="ip", purpose="IPv4 address to have")
     parser.value("--ip6", metavar="IP", field="ip6", purpose="IPv6 address to have")
     parser.values("--alias", metavar="NAME", field="aliases", purpose="one more name here")
-    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="know another container by a name")
+    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="a name by which it finds another container")
     parser.values("--driver-opt", metavar="KEY=VALUE", field="options", purpose="option of the driver")
-    parser.number("--gw-priority", field="gw_priority", purpose="the highest one's gateway is the default (0)")
+    parser.number("--gw-priority", field="gw_priority", purpose="the network with the highest has the default route (0)")
     parser.value("--mac-address", metavar="MAC", field="mac", purpose="MAC address to have")
     parser.positional("network", "NETWORK", field=True)
     parser.positional("container", "CONTAINER", field=True)
@@ -144,7 +146,7 @@ def connect(config: Config, given: Namespace) -> int:
 def disconnect_parser() -> Parser:
     """The arguments of ``network disconnect``."""
     parser = Parser("network disconnect", "Take a container out of a network.", "web db", usage="[-f] NETWORK CONTAINER")
-    parser.switch("-f", "--force", purpose="no error when it is not in it")
+    parser.switch("-f", "--force", purpose="no error when the container is not in it")
     parser.positional("network", "NETWORK", field=True)
     parser.positional("container", "CONTAINER", field=True)
     return parser
@@ -163,14 +165,14 @@ def disconnect(config: Config, given: Namespace) -> int:
 
 def rm_parser() -> Parser:
     """The arguments of ``network rm``."""
-    parser = Parser("network rm", "Remove networks that nobody is in.", "web backend", usage="[-f] NETWORK …")
+    parser = Parser("network rm", "Remove networks that no container is in.", "web backend", usage="[-f] NETWORK …")
     parser.switch("-f", "--force", purpose="no error for a network that does not exist")
     parser.names("NETWORK")
     return parser
 
 
 def rm(config: Config, given: Namespace) -> int:
-    """Remove networks; print the names of those that are gone."""
+    """Remove networks; print the names of the removed ones."""
 
     def remove_one(name: str) -> None:
         try:

@@ -15,7 +15,7 @@ from netlib.wire.notices import shown_by
 
 _T = TypeVar("_T")
 
-OURS = 125  # as Docker: what a command that runs others, or answers with 1, cannot have said itself
+REFUSED = 125  # as in Docker: netlib refused, where 1 and the like are the exit code of a container's command or of check
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 ERROR_LOG = "errors.log"
@@ -54,30 +54,30 @@ def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             _give_up_output()
             complain("the output cannot be written: no space left on device")
-            return OURS
+            return REFUSED
         try:
             from netlib.kernel.scarcity import exhaustion
 
             scarce = exhaustion(error)
-            complain(str(scarce or f"internal error: {type(error).__name__}: {error}; {_written_down(config, arguments)}"))
+            complain(str(scarce or f"internal error: {type(error).__name__}: {error}; {_log_traceback(config, arguments)}"))
         except MemoryError:
-            os.write(2, _NO_MEMORY)  # ready made: to compose a sentence takes memory
-        return OURS
+            os.write(2, _NO_MEMORY)  # a constant, for composing a sentence takes memory
+        return REFUSED
     return code
 
 
 @contextmanager
-def refusals_apart() -> Iterator[None]:
-    """Give refusals in the block an exit code that tells them from what a command says by its own; 126 and 127 stay."""
+def refusals_exit_125() -> Iterator[None]:
+    """Give errors in the block the exit code REFUSED; 126 and 127, of a command that cannot be run, stay."""
     try:
         yield
     except NetlibError as error:
-        error.exit_code = max(error.exit_code, OURS)
+        error.exit_code = max(error.exit_code, REFUSED)
         raise
 
 
 def open_standard() -> None:
-    """Open /dev/null where the caller closed standard input, output or error: else our own files get these numbers."""
+    """Open /dev/null where the caller closed standard input, output or error: else files of ours would get these numbers."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -89,13 +89,13 @@ def open_standard() -> None:
 
 
 def _give_up_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports a BrokenPipeError when it ends
 
 
 def each(names: Sequence[str], action: Callable[[str], _T]) -> tuple[list[_T], int]:
-    """Do *action* for every name, going on over failures; answer with the results and the exit code of the last failure.
+    """Do *action* for every name, also after failures; return the results and the exit code of the last failure.
 
-    Every failure is a line on standard error at once.
+    Each failure is reported on standard error at once.
     """
     results: list[_T] = []
     code = 0
@@ -108,8 +108,8 @@ def each(names: Sequence[str], action: Callable[[str], _T]) -> tuple[list[_T], i
     return results, code
 
 
-def _written_down(config: Config, arguments: Sequence[str]) -> str:
-    """Append the traceback to a file in the run folder and say where, or why not."""
+def _log_traceback(config: Config, arguments: Sequence[str]) -> str:
+    """Append the traceback to a file in the run folder; return a phrase that says where, or why it could not be written."""
     import traceback
 
     path = os.path.join(config.run_dir, ERROR_LOG)

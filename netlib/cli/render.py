@@ -1,6 +1,6 @@
 """What the commands print: tables, JSON and templates on standard output, progress and questions on the terminal.
 
-Colours and progress only where somebody looks: on a terminal, and never with ``NO_COLOR`` set.
+Colours and progress are shown on a terminal only, and never with ``NO_COLOR`` set.
 """
 
 import json
@@ -54,7 +54,7 @@ def table_lines(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list
 
 
 def print_objects(items: Sequence[Any], template: str = "") -> None:
-    """Print what ``inspect`` found: one JSON array, or for each a line by a template (``json`` for one object a line)."""
+    """Print *items* as one JSON array, or each as a line by a template (``json`` for one object a line)."""
     if template == "":
         print(json.dumps(items, indent=4))
     elif template == "json":
@@ -75,9 +75,9 @@ def coloured(stream: Any) -> bool:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[Any], None] | None]:
-    """Show *what*, a spinner and the object changed last on standard error while the work takes longer than a moment.
+    """Show *what*, a spinner and the object changed last on standard error if the block takes longer than a moment.
 
-    On a terminal only; else it yields None. What it yields is to be told of every object, as ``netlib.verbs.call.call`` does.
+    Yields the observer that ``netlib.verbs.call.call`` calls for every object; None where standard error is no terminal.
     """
     if not coloured(sys.stderr):
         yield None
@@ -94,10 +94,10 @@ def progress(what: str) -> Iterator[Callable[[Any], None] | None]:
 
 
 def confirm(question: str) -> None:
-    """Ask on standard error for a ``y``; ConfigError when the answer is another one, or nobody can answer."""
+    """Ask *question* on standard error; ConfigError for any answer but y or yes, and for none."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise ConfigError("not confirmed, so nothing was changed; answer y, or pass --force to go without asking")
+        raise ConfigError("not confirmed, so nothing was changed; answer y, or pass --force to skip the question")
 
 
 def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], template: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""``netlib run``, ``start``, ``attach``, ``exec``: commands whose input and output become the caller's."""
+"""``netlib run``, ``start``, ``attach``, ``exec``: commands that connect the caller's terminal with a container's command."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from netlib.cli.arguments import Parser, environment
-from netlib.cli.outcome import complain, each, refusals_apart
+from netlib.cli.outcome import complain, each, refusals_exit_125
 from netlib.config import Config, whole_path
 from netlib.errors import CommandNotRun, ConfigError, Conflict, NetlibError
 from netlib.verbs.call import call
@@ -31,7 +31,7 @@ def run_parser() -> Parser:
     parser.switch("-t", "--tty", field="tty", purpose="give it a terminal")
     _add_detach_keys(parser)
     parser.switch("--rm", field="auto_remove", purpose="remove it when it ends")
-    parser.value("--name", metavar="NAME", field="name", purpose="its name, which others on its networks find it by")
+    parser.value("--name", metavar="NAME", field="name", purpose="its name, by which others on its networks find it")
     parser.value("-h", "--hostname", metavar="NAME", field="hostname", purpose="its hostname (the beginning of its id)")
     parser.value("--domainname", metavar="NAME", field="domainname", purpose="its domain name")
     _add_network_options(parser)
@@ -39,7 +39,7 @@ def run_parser() -> Parser:
     parser.values("--env-file", metavar="FILE", purpose="variables, one a line")
     parser.value("-w", "--workdir", metavar="DIR", field="workdir", purpose="folder that the command starts in")
     parser.value("-u", "--user", metavar="USER[:GROUP]", field="user", purpose="who runs the command")
-    parser.values("-v", "--volume", metavar="SOURCE:TARGET[:ro]", field="volumes", purpose="show a folder of the host in it")
+    parser.values("-v", "--volume", metavar="SOURCE:TARGET[:ro]", field="volumes", purpose="mount a folder of the host into it")
     parser.value("--rootfs", metavar="DIR", purpose="folder with its files")
     parser.values("-l", "--label", metavar="KEY=VALUE", field="labels", purpose="label")
     parser.value("--stop-signal", metavar="SIGNAL", default="TERM", field="stop_signal", purpose="what `stop` sends (TERM)")
@@ -49,7 +49,7 @@ def run_parser() -> Parser:
 
 
 def _add_detach_keys(parser: Parser) -> None:
-    parser.value("--detach-keys", metavar="KEYS", purpose="keys that leave its terminal (ctrl-p,ctrl-q)")
+    parser.value("--detach-keys", metavar="KEYS", purpose="keys that detach from its terminal (ctrl-p,ctrl-q)")
 
 
 def _add_network_options(parser: Parser) -> None:
@@ -67,7 +67,7 @@ def _add_network_options(parser: Parser) -> None:
     parser.value("--ip", metavar="IP", field="ip", purpose="IPv4 address on the first network")
     parser.value("--ip6", metavar="IP", field="ip6", purpose="IPv6 address on the first network")
     parser.value("--mac-address", metavar="MAC", field="mac", purpose="MAC address on the first network")
-    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="know another container by a name")
+    parser.values("--link", metavar="NAME[:ALIAS]", field="links", purpose="a name by which it finds another container")
     parser.values(
         "-p",
         "--publish",
@@ -75,7 +75,7 @@ def _add_network_options(parser: Parser) -> None:
         field="publish",
         purpose="publish a port: 80, 8080:80, IP:8080:80, IP::80, 8000-8010:80-90, with /udp",
     )
-    parser.values("--dns", metavar="IP", field="resolver.servers", purpose="name server for what is no container")
+    parser.values("--dns", metavar="IP", field="resolver.servers", purpose="name server for names that are no container's")
     parser.values("--dns-search", metavar="DOMAIN", field="resolver.search", purpose="search domain")
     parser.values("--dns-option", "--dns-opt", metavar="OPTION", field="resolver.options", purpose="resolver option")
     parser.values("--add-host", metavar="NAME:IP", field="resolver.extra_hosts", purpose="line for /etc/hosts")
@@ -83,9 +83,9 @@ def _add_network_options(parser: Parser) -> None:
 
 
 def run(config: Config, given: Namespace) -> int:
-    """Run a command in a new container; its exit code is ours, unless it is detached."""
+    """Run a command in a new container; return its exit code, or 0 when it is detached."""
     _check_terminal(given)
-    with refusals_apart():
+    with refusals_exit_125():
         return _run(config, given)
 
 
@@ -93,7 +93,7 @@ def _run(config: Config, given: Namespace) -> int:
     args: dict[str, Any] = {
         **given.asked,
         "command": given.command,
-        "rootfs": whole_path(given.rootfs) if given.rootfs else "",  # from the caller's folder, which netlibd has not
+        "rootfs": whole_path(given.rootfs) if given.rootfs else "",  # relative to the caller's folder, not to netlibd's
         "environment": environment(given.env, given.env_file, os.environ),
     }
     if given.detach:
@@ -117,7 +117,7 @@ def start_parser() -> Parser:
 def start(config: Config, given: Namespace) -> int:
     """Start containers."""
     if not (given.attach or given.stdin):
-        _, code = each(given.names, lambda name: print(started(config, name)))
+        _, code = each(given.names, lambda name: print(start_detached(config, name)))
         return code
     if len(given.names) > 1:
         raise ConfigError(
@@ -127,7 +127,7 @@ def start(config: Config, given: Namespace) -> int:
     facts = call(config, "container.inspect", {"names": [name]})[0]
     if facts["State"]["Running"]:
         raise Conflict(f"container {name!r} is running already; `netlib attach {name}` shows its output")
-    with _as_any_refusal():
+    with _ordinary_exit_code():
         return _foreground(
             config,
             "container.start",
@@ -138,16 +138,16 @@ def start(config: Config, given: Namespace) -> int:
         )
 
 
-def started(config: Config, name: str) -> str:
+def start_detached(config: Config, name: str) -> str:
     """Start a container in the background; return its name."""
-    with _as_any_refusal():
+    with _ordinary_exit_code():
         call(config, "container.start", {"name": name})
     return name
 
 
 @contextmanager
-def _as_any_refusal() -> Iterator[None]:
-    """Let a command that cannot be run be a refusal like any other: with Docker, 126 and 127 are ``run``'s and ``exec``'s."""
+def _ordinary_exit_code() -> Iterator[None]:
+    """Give CommandNotRun the exit code of other errors: in Docker only ``run`` and ``exec`` end with 126 and 127."""
     try:
         yield
     except CommandNotRun as error:
@@ -159,7 +159,7 @@ def attach_parser() -> Parser:
     """The arguments of ``attach``."""
     parser = Parser(
         "attach",
-        "Be the terminal of a running container; its exit code is yours.",
+        "Connect your terminal to a running container; end with its exit code.",
         "web",
         usage="[--no-stdin] [--detach-keys KEYS] CONTAINER",
     )
@@ -170,7 +170,7 @@ def attach_parser() -> Parser:
 
 
 def attach(config: Config, given: Namespace) -> int:
-    """Attach to a running container until it ends, or until the keys that leave it are pressed, which is told as a failure."""
+    """Attach to a running container until it ends, or until the keys to detach are pressed, which counts as a failure."""
     from netlib.runtime.attach import DETACHED, Detached, connect, parse_detach_keys
 
     keys = parse_detach_keys(given.detach_keys)
@@ -180,7 +180,7 @@ def attach(config: Config, given: Namespace) -> int:
     with connect(minder_socket(config, facts["Id"]), output=True) as connection:
         stdin = facts["Config"]["OpenStdin"] and not given.no_stdin
         try:
-            return _relayed(config, connection, facts["Id"], tty=facts["Config"]["Tty"], stdin=stdin, keys=keys)
+            return _relay(config, connection, facts["Id"], tty=facts["Config"]["Tty"], stdin=stdin, keys=keys)
         except Detached:
             print(DETACHED, file=sys.stderr)
             return NetlibError.exit_code
@@ -209,7 +209,7 @@ def exec_parser() -> Parser:
 
 
 def execute(config: Config, given: Namespace) -> int:
-    """Run one more command in a container: this process becomes the one that joins it, and ends with its exit code."""
+    """Run one more command in a container: this process executes the program that joins it, and ends with its exit code."""
     _check_terminal(given)
     variables = environment(given.env, given.env_file, os.environ)
     record = call(config, "container.record", {"name": given.container})
@@ -234,13 +234,13 @@ def execute(config: Config, given: Namespace) -> int:
 
 
 def minder_socket(config: Config, container_id: str) -> Any:
-    """Where a container's minder answers (a Path)."""
+    """The path of the socket on which a container's minder answers."""
     return config.run_dir / "containers" / container_id / "attach.sock"
 
 
 def _check_terminal(given: Namespace) -> None:
     if given.tty and given.stdin and not given.detach and not sys.stdin.isatty():
-        raise ConfigError("standard input is no terminal, so -t cannot be one; leave it out")
+        raise ConfigError("standard input is no terminal, which -t needs; leave -t out")
 
 
 def _warn(started: dict[str, Any]) -> None:
@@ -249,9 +249,9 @@ def _warn(started: dict[str, Any]) -> None:
 
 
 def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, stdin: bool, keys: str) -> int:
-    """Start a container attached from its first word on, be its terminal, and return its exit code once it is cleared away.
+    """Start a container, relay all of its output and input, and return its exit code once its sandbox is removed.
 
-    When its terminal is left before that, by the *keys* for it, there is no exit code yet: that is a success.
+    Return 0, for there is no exit code yet, when the user detaches by *keys* before it ends.
     """
     from netlib.runtime.attach import Detached, pair, parse_detach_keys
     from netlib.runtime.terminal import size
@@ -263,24 +263,24 @@ def _foreground(config: Config, verb: str, args: dict[str, Any], *, tty: bool, s
             started = call(config, verb, {**args, "size": size(0) if stdin else size(1)}, fds=[theirs.fileno()])
         _warn(started)
         try:
-            code = _relayed(config, ours, started["Id"], tty=tty, stdin=stdin, keys=detach_keys)
+            code = _relay(config, ours, started["Id"], tty=tty, stdin=stdin, keys=detach_keys)
         except Detached:
             return 0
-    # Its minder asks for this too; to wait for it here is what lets the next command have its name, addresses and ports.
+    # The container's minder asks for this too. Waiting for it makes its name, addresses and ports free for the next command.
     try:
         call(config, "container.reap", {"name": started["Id"]})
-    except NetlibError as error:  # the minder or the next command does it; the command has ended as it has
+    except NetlibError as error:  # the minder or the next command clears up; the exit code counts
         complain(str(error))
     return code
 
 
-def _relayed(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool, keys: bytes) -> int:
+def _relay(config: Config, connection: Any, container_id: str, *, tty: bool, stdin: bool, keys: bytes) -> int:
     from netlib.runtime.attach import relay
 
     def forward(number: int) -> None:
         try:
             call(config, "container.kill", {"name": container_id, "signal": str(number)})
-        except NetlibError as error:  # it has ended meanwhile; its end is told by the relay
+        except NetlibError as error:  # the container has ended meanwhile, which relay() will see
             complain(str(error))
 
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""``netlib explain``, ``check``, ``log``, ``info``, ``version`` and ``netlib system …``: looking behind it, and clearing up."""
+"""``netlib explain``, ``check``, ``log``, ``info``, ``version`` and ``netlib system …``: inspection, backups and reset."""
 
 import re
 from argparse import Namespace
@@ -6,7 +6,7 @@ from typing import Any
 
 from netlib.cli.arguments import Command, Parser
 from netlib.cli.events import events, events_parser
-from netlib.cli.outcome import refusals_apart
+from netlib.cli.outcome import refusals_exit_125
 from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
@@ -19,7 +19,7 @@ usage: netlib system COMMAND …
   info     show what there is, and where
   events   show what happens, as it happens
   backup   copy the store into a file, also while it is in use
-  restore  put a backup in the place of the store, or accept the one that is there
+  restore  replace the store by a backup, or accept the present store
   reset    remove every container, network and firewall rule that netlib made
 
 `netlib system COMMAND --help` shows more.
@@ -32,7 +32,7 @@ def explain_parser() -> Parser:
     """The arguments of ``explain``."""
     parser = Parser(
         "explain",
-        "Print the ip, sysctl and nft commands that amount to a network or a container.",
+        "Print the ip, sysctl and nft commands that make a network or a container.",
         "bridge",
         "--format json web",
         usage="[-f FORMAT] NETWORK|CONTAINER",
@@ -69,7 +69,7 @@ def check_parser() -> Parser:
 
 def check(config: Config, given: Namespace) -> int:
     """Print differences."""
-    with refusals_apart():
+    with refusals_exit_125():
         found = call(config, "check", {"name": given.name})
     if given.template:
         print_objects(found, given.template)
@@ -128,7 +128,7 @@ def info(config: Config, given: Namespace) -> int:
 
 def version_parser() -> Parser:
     """The arguments of ``version``."""
-    parser = Parser("version", "Print the versions of what answers.", "--format json", usage="[-f FORMAT]")
+    parser = Parser("version", "Print the versions of the programs in use.", "--format json", usage="[-f FORMAT]")
     parser.format_option()
     return parser
 
@@ -148,8 +148,8 @@ def reset_parser() -> Parser:
         usage="[-f] [--lost [--store TAG …]]",
     )
     parser.switch("-f", "--force", purpose="do not ask")
-    parser.switch("--lost", purpose="the store is damaged or was deleted: clear away by marks, without records")
-    parser.values("--store", metavar="TAG", purpose="with --lost: and what this store made, whose state folder is gone")
+    parser.switch("--lost", purpose="the store is damaged or was deleted: find objects by their marks, not by records")
+    parser.values("--store", metavar="TAG", purpose="with --lost: also objects of this store, whose state folder is gone")
     return parser
 
 
@@ -158,10 +158,10 @@ def reset(config: Config, given: Namespace) -> int:
     from netlib.verbs.lost import reset_lost, reset_on_full_disk, strays
 
     if given.store and not given.lost:
-        raise ConfigError("--store goes with --lost")
+        raise ConfigError("--store names a lost store; pass --lost too")
     if not given.force:
         confirm("This stops and removes every container and network that netlib made. Go on?")
-    refuse_silent(config)  # before anything goes: it could not be asked to end
+    refuse_silent(config)  # before anything is removed: a silent netlibd could not be told to end
     if given.lost:
         for line in reset_lost(config, given.store):
             print(line)
@@ -202,8 +202,8 @@ def restore_parser() -> Parser:
     """The arguments of ``system restore``."""
     parser = Parser(
         "system restore",
-        "Put a backup in the place of the store, or accept the one that is there, though older than what was made since. "
-        "Nothing running is stopped. Records are kept for things whose tags prove them; things without a record are listed.",
+        "Replace the store by a backup, or accept the present store although objects were made after it. Nothing that runs is "
+        "stopped. Records are kept for objects whose tags prove them; objects without a record are listed.",
         "/var/backups/netlib.db",
         "-f",
         usage="[-f] [FILE]",
