@@ -119,12 +119,13 @@ with netlib.Controller() as controller:
 
 
 @pytest.mark.timeout(240)  # without its cache, it reads everything that netlib imports
-def test_a_type_checker_refuses_a_wrong_keyword(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(WRONG)
+def test_a_type_checker_refuses_a_wrong_keyword() -> None:
     cache = Path(__file__).parents[2] / ".mypy_cache"
+    program = cache / "wrong_keyword.py"  # the cache keeps its path
+    cache.mkdir(exist_ok=True)
+    program.write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={cache}", "--no-error-summary", str(program)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]).stdout
-    lines = [line.removeprefix(f"{program}:") for line in found.splitlines() if ": error:" in line]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache.parent).stdout
+    lines = [line.partition("wrong_keyword.py:")[2] for line in found.splitlines() if ": error:" in line]
     assert [line.partition(":")[0] for line in lines] == ["5", "7"]
     assert 'Unexpected keyword argument "subnet" for "create_network" of "Controller"' in lines[0]
