@@ -12,7 +12,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call, Plugin, reread
 from cni_plugins.types import find_plugin_class
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.plan import Plan
 from netlib.store.records import Transaction
 
@@ -30,8 +30,8 @@ class Lease(NamedTuple):
 class Leases(Protocol):
     """A plugin type that gives addresses to main plugins in the same process."""
 
-    def lease(self, call: Call[Any], tx: Transaction, adding: Adding) -> Lease:
-        """Choose addresses for *adding* inside the transaction that writes the lease's plan down; may be called again."""
+    def lease(self, call: Call[Any], tx: Transaction, pending: PendingAttachment) -> Lease:
+        """Choose addresses for *pending* inside the transaction that writes the lease's plan down; may be called again."""
         ...
 
 
@@ -39,7 +39,7 @@ class Leases(Protocol):
 class AsksOverLink(Protocol):
     """An IPAM type that asks for addresses over the container's link, which must be up by then."""
 
-    def ask(self, call: Call[Any], adding: Adding) -> None:
+    def ask(self, call: Call[Any], pending: PendingAttachment) -> None:
         """Ask for addresses, outside of any transaction; :meth:`Leases.lease` then returns them."""
         ...
 
@@ -73,10 +73,10 @@ class Addressing:
         """Whether the container's link must be up before :meth:`ask`: for dhcp, and for a foreign plugin, which may be one."""
         return self._ours is None or isinstance(self._ours, AsksOverLink)
 
-    def ask(self, adding: Adding) -> None:
+    def ask(self, pending: PendingAttachment) -> None:
         """Ask a DHCP server or a foreign plugin for addresses, outside of any transaction; a no-op for other types."""
         if isinstance(self._ours, AsksOverLink):
-            self._ours.ask(self._call, adding)
+            self._ours.ask(self._call, pending)
         elif self.kind and self._ours is None:
             call = self._call
             held = ForeignLease(
@@ -87,12 +87,12 @@ class Addressing:
                 environ={name: value for name, value in call.environ.items() if name.startswith("CNI_") or name == "PATH"},
                 config=call.stdin.decode(errors="replace"),
             )
-            adding.apply(lambda _: Wanted(Plan(held)))
+            pending.apply(lambda _: Wanted(Plan(held)))
             self._answer = delegate_add(call, self.kind)
 
-    def lease(self, tx: Transaction, adding: Adding) -> Lease:
-        """Lease the addresses of *adding*, none where there is no IPAM. CniError for a gateway of the other IP version."""
-        lease = Lease(self._answer) if self._ours is None else cast(Leases, self._ours).lease(self._call, tx, adding)
+    def lease(self, tx: Transaction, pending: PendingAttachment) -> Lease:
+        """Lease the addresses of *pending*, none where there is no IPAM. CniError for a gateway of the other IP version."""
+        lease = Lease(self._answer) if self._ours is None else cast(Leases, self._ours).lease(self._call, tx, pending)
         for ip in lease.result.ips:
             if ip.gateway is not None and ip.gateway.version != ip.address.version:
                 raise CniError(

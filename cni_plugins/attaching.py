@@ -9,8 +9,8 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, AttachmentKey
 from netlib.core.attachments import Attachments
+from netlib.core.pending_attachment import AttachmentKey, PendingAttachment
 from netlib.errors import KernelError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import identity_of
@@ -18,7 +18,6 @@ from netlib.model import CniAttachment, CniNetwork, NetnsRef
 from netlib.plan import KernelObject
 
 __all__ = [
-    "adding",
     "attachments_of",
     "check",
     "collect",
@@ -27,6 +26,7 @@ __all__ = [
     "key_of",
     "lent_kernel",
     "netns_of",
+    "pending_attachment",
     "previous",
     "recorded_result",
 ]
@@ -53,11 +53,11 @@ def netns_of(node: Node, call: Call[Any]) -> NetnsRef:
 
 
 @contextmanager
-def adding(node: Node, call: Call[Any], plugin: str) -> Iterator[Adding]:
+def pending_attachment(node: Node, call: Call[Any], plugin: str) -> Iterator[PendingAttachment]:
     """Make *plugin*'s attachment in the block, which ends with :func:`finish`; an error in the block undoes the attachment."""
     netns = netns_of(node, call)
     key = key_of(call, plugin)
-    with node.controller.undoing_on_scarcity(), attachments_of(node).adding(key, netns, node.netns) as made:
+    with node.controller.undoing_on_scarcity(), attachments_of(node).pending(key, netns, node.netns) as made:
         node.check_awaited()
         yield made
 
@@ -69,7 +69,7 @@ def previous(call: Call[Any]) -> Result:
     return call.prev_result
 
 
-def finish(made: Adding, call: Call[Any], result: Result) -> Result:
+def finish(made: PendingAttachment, call: Call[Any], result: Result) -> Result:
     """Record *result* as the answer of ADD, and return it; CniError where the CNI version of *call* cannot express it."""
     if not at_least(call.version, "0.3.0"):  # since 0.3.0 every result can be expressed
         render_result(result, call.version)

@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from cni_plugins.attaching import adding, check, collect, delete, finish
+from cni_plugins.attaching import check, collect, delete, finish, pending_attachment
 from cni_plugins.chained import previous
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -18,7 +18,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_bandwidth
 from cni_plugins.result import Interface, Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.kernel.handle import HOST, Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.qdiscs import IngressRedirect, TokenBucket
@@ -81,7 +81,7 @@ class BandwidthPlugin:
         result = previous(call, _CHAINED)
         if not limits:
             return result
-        with adding(self._node, call, self.name) as made:
+        with pending_attachment(self._node, call, self.name) as made:
             host = _host_link(made, result)
             plan = _plan(limits, host, made)
             made.apply(lambda _: Wanted(plan))
@@ -130,7 +130,7 @@ def _limits(config: BandwidthConf) -> Bandwidth:
     return limits
 
 
-def _plan(limits: Bandwidth, host: LinkInfo, made: Adding) -> Plan:
+def _plan(limits: Bandwidth, host: LinkInfo, made: PendingAttachment) -> Plan:
     objects: list[KernelObject] = []
     if limits.ingress_rate:
         objects.append(TokenBucket(ifname=host.ifname, rate=limits.ingress_rate, burst=limits.ingress_burst))
@@ -144,7 +144,7 @@ def _plan(limits: Bandwidth, host: LinkInfo, made: Adding) -> Plan:
     return Plan(*objects)
 
 
-def _host_link(made: Adding, result: Result) -> LinkInfo:
+def _host_link(made: PendingAttachment, result: Result) -> LinkInfo:
     """The host's end of the container's veth pair, which must be among the interfaces of *result*."""
     ifname = made.key.ifname
     if not result.interfaces:

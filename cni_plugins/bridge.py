@@ -33,7 +33,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.firewall.spoofing import PortMac, PortMacs, remove_reference_check
 from netlib.kernel.addresses import Address, addresses_of
 from netlib.kernel.bridges import Bridge, BridgePort
@@ -107,22 +107,22 @@ class BridgePlugin:
         addressing = Addressing(self._node, call)
         _check(call.config, addressing)
         mac = requested_mac(call, call.config.args.cni.mac, call.config.runtime_config.mac)
-        with attaching.adding(self._node, call, NAME) as adding:
+        with attaching.pending_attachment(self._node, call, NAME) as pending:
             if addressing.asks_over_link:  # the link is made before the address is known that its MAC could be derived from
-                mac = mac or endpoint_mac(adding.record, None)
-            wiring = _Wiring(call.config, adding, mac)
+                mac = mac or endpoint_mac(pending.record, None)
+            wiring = _Wiring(call.config, pending, mac)
             if addressing.asks_over_link:
-                adding.apply(lambda _: wiring.wanted(Result(), Plan()))
-                addressing.ask(adding)
+                pending.apply(lambda _: wiring.wanted(Result(), Plan()))
+                addressing.ask(pending)
 
             def draft(tx: Transaction) -> Wanted:
-                result, plan = addressing.lease(tx, adding)
+                result, plan = addressing.lease(tx, pending)
                 if addressing and not result.ips:
                     raise CniError(Code.INVALID_CONFIG, "IPAM plugin returned missing IP config", addressing.kind)
                 return wiring.wanted(result, plan)
 
-            adding.apply(draft)
-            return attaching.finish(adding, call, wiring.result)
+            pending.apply(draft)
+            return attaching.finish(pending, call, wiring.result)
 
     def check(self, call: Call[BridgeConf]) -> None:
         Addressing(self._node, call).check()
@@ -173,15 +173,15 @@ def _check(config: BridgeConf, addressing: Addressing) -> None:
 class _Wiring:
     """Plans the objects of one ADD; of the kernel it reads only the bridge, its addresses, and its link into a VLAN."""
 
-    def __init__(self, config: BridgeConf, adding: Adding, mac: str) -> None:
+    def __init__(self, config: BridgeConf, pending: PendingAttachment, mac: str) -> None:
         self._config = config
-        self._adding = adding
+        self._pending = pending
         self._mac = mac
         self.result = Result()
 
     def wanted(self, leased: Result, held: Plan) -> Wanted:
         """Plan the objects for the IPAM result *leased*, with those that hold it (*held*)."""
-        config, adding = self._config, self._adding
+        config, pending = self._config, self._pending
         ips = tuple(self._with_gateway(ip) for ip in leased.ips)
         routes = leased.routes
         if config.is_default_gateway:
@@ -191,10 +191,10 @@ class _Wiring:
                     routes = (*routes, wanted)
         bridge = self._bridge()
         gateways = [_gateway_on_bridge(ip) for ip in ips] if config.routes_for_containers else []
-        in_vlan = vlan_gateway(bridge.ifname, config.port, config.mtu, adding) if gateways and config.vlan else None
-        host, ifname, netns = veth_ifname(adding.record), adding.key.ifname, adding.netns
-        mac = self._mac or endpoint_mac(adding.record, next((ip.address.ip for ip in ips if ip.address.version == 4), None))
-        host_mac = host_end_mac(adding.record)
+        in_vlan = vlan_gateway(bridge.ifname, config.port, config.mtu, pending) if gateways and config.vlan else None
+        host, ifname, netns = veth_ifname(pending.record), pending.key.ifname, pending.netns
+        mac = self._mac or endpoint_mac(pending.record, next((ip.address.ip for ip in ips if ip.address.version == 4), None))
+        host_mac = host_end_mac(pending.record)
         self.result = Result(
             interfaces=(
                 Interface(bridge.ifname, bridge.adopted.mac if bridge.adopted else bridge.mac),
@@ -233,7 +233,7 @@ class _Wiring:
         return {version for version in versions if version == 6 or not mac_follows_address}
 
     def _objects_inside(self, ips: tuple[IP, ...], announced: set[int]) -> list[KernelObject]:
-        ifname, netns = self._adding.key.ifname, self._adding.netns
+        ifname, netns = self._pending.key.ifname, self._pending.netns
         if not ips:  # there is no IPAM, or it asks over the link, which this makes ready
             return [LinkUp(ifname=ifname, netns=netns)]
         return [
@@ -250,10 +250,10 @@ class _Wiring:
     def _bridge(self) -> Bridge:
         """The bridge: as the network's record has it, else as it will be made; its MAC is derived from store and name."""
         ifname = self._config.bridge
-        digest = hashlib.blake2b(f"{self._adding.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(f"{self._pending.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
         wanted = Bridge(ifname=ifname, mac=endpoint_mac(digest, None), mtu=self._config.mtu)
-        present = [item for item in self._adding.shared.of(Bridge) if item.key == wanted.key]
-        return replace(wanted, adopted=present[0].adopted) if present else wanted.observed(self._adding.kernel)
+        present = [item for item in self._pending.shared.of(Bridge) if item.key == wanted.key]
+        return replace(wanted, adopted=present[0].adopted) if present else wanted.observed(self._pending.kernel)
 
     def _settings(self) -> list[KernelObject]:
         """Settings of the bridge in which networks on it may differ, and the table that checks the MAC addresses of ports."""
@@ -270,11 +270,11 @@ class _Wiring:
 
         CniError where ``forceAddress`` does not allow that, and for an address that netlib did not set.
         """
-        present = {item.address: item.key for item in self._adding.shared.of(Address) if item.ifname == ifname}
+        present = {item.address: item.key for item in self._pending.shared.of(Address) if item.ifname == ifname}
         fresh = [gateway for gateway in gateways if gateway not in present]
         if not fresh:
             return frozenset()
-        addresses = {*present, *addresses_of(self._adding.kernel, ifname)}
+        addresses = {*present, *addresses_of(self._pending.kernel, ifname)}
         in_the_way = [address for address in addresses for gateway in fresh if _excludes(address, gateway)]
         if in_the_way and not self._config.force_address:
             raise CniError(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from cni_plugins.protocol import CniError, Code
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.bridges import BridgePort
 from netlib.kernel.links import LinkUp, Veth, is_ours
 from netlib.kernel.sysctl import Sysctl
@@ -78,13 +78,13 @@ def port_conf(vlan: int, trunk: Sequence[Trunk], *, keeps_default: bool) -> Port
     return PortConf(vlan, tuple(tagged), keeps_default)
 
 
-def vlan_gateway(bridge: str, conf: PortConf, mtu: int, adding: Adding) -> VlanGateway:
+def vlan_gateway(bridge: str, conf: PortConf, mtu: int, pending: PendingAttachment) -> VlanGateway:
     """Plan the host's link in the VLAN of *conf*; a link of that name which somebody else made is used unchanged."""
     ifname = check_ifname(f"{bridge}.{conf.vlan}")
-    link = adding.kernel.rtnl().find_link(ifname)
+    link = pending.kernel.rtnl().find_link(ifname)
     if link is not None and not is_ours(link, "veth"):
         return VlanGateway(ifname, link.mac, [])
-    digest = hashlib.blake2b(f"{adding.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{pending.store_tag}/{ifname}".encode(), digest_size=16).hexdigest()
     mac, port = endpoint_mac(digest, None), f"nlgw{digest[:8]}"
     return VlanGateway(
         ifname,

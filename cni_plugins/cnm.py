@@ -22,9 +22,9 @@ from cni_plugins.portmap import PortEntry, published_by_others
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Interface, Result, Route
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
 from netlib.core.endpoint_record import endpoint_record
 from netlib.core.endpoints import connect
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.core.sandbox_plan import resolver_address
 from netlib.driverapi import Addressless
 from netlib.errors import AddressTaken, ConfigError, PoolExhausted, PortTaken
@@ -92,12 +92,12 @@ class CnmPlugin:
         controller = self._node.controller
         with (
             controller.locks.hold(_lock(call), f"attaching container {call.container_id} to network {network.name}"),
-            attaching.adding(self._node, call, NAME) as adding,
+            attaching.pending_attachment(self._node, call, NAME) as pending,
         ):
             box = self._sandbox(call.container_id, netns)
             with controller.store.read() as tx:
-                adding.sandbox, adding.endpoint = box.id, tx.new_link_id()
-            adding.apply(lambda _: Wanted(Plan()))
+                pending.sandbox, pending.endpoint = box.id, tx.new_link_id()
+            pending.apply(lambda _: Wanted(Plan()))
             if not box.created:
                 controller.create_sandbox(
                     box.name, netns=netns.path, sandbox_id=box.id, hostname=box.hostname, cni_container=call.container_id
@@ -105,16 +105,16 @@ class CnmPlugin:
             others = controller.endpoints(sandbox=box.id)
             priority = call.config.gw_priority if call.config.gw_priority is not None else -len(others)
             with controller.store.read() as tx:
-                beside = published_by_others(tx, call.container_id, netns, adding.record)
+                beside = published_by_others(tx, call.container_id, netns, pending.record)
             published = [
                 mapping
                 for holder in (*(item.ports for item in others), *(port.mappings for port in beside))
                 for mapping in holder
             ]
             ports = tuple(port for port in wanted.ports if not any(_satisfies(mapping, port) for mapping in published))
-            request = replace(wanted, network=network.id, container=adding.sandbox, ports=ports, gw_priority=priority)
-            endpoint = self._connect(call, adding, request)
-            return attaching.finish(adding, call, self._result(call, network, controller.sandbox(box.id), endpoint))
+            request = replace(wanted, network=network.id, container=pending.sandbox, ports=ports, gw_priority=priority)
+            endpoint = self._connect(call, pending, request)
+            return attaching.finish(pending, call, self._result(call, network, controller.sandbox(box.id), endpoint))
 
     def check(self, call: Call[CnmConf]) -> None:
         if attaching.check(self._node, call, NAME) is None:
@@ -163,15 +163,15 @@ class CnmPlugin:
         sandbox_id = container if is_free and _FULL_ID.fullmatch(container) else new_id()
         return Sandbox(id=sandbox_id, name=name, created=0, netns=netns, owned=False)
 
-    def _connect(self, call: Call[CnmConf], adding: Adding, request: ConnectRequest) -> Endpoint:
+    def _connect(self, call: Call[CnmConf], pending: PendingAttachment, request: ConnectRequest) -> Endpoint:
         """Join the network; where an address or port is taken, remove attachments of containers that are gone and try again."""
         controller = self._node.controller
         try:
-            return connect(controller, request, endpoint_id=adding.endpoint)
+            return connect(controller, request, endpoint_id=pending.endpoint)
         except (AddressTaken, PoolExhausted, PortTaken):
             if not attaching.attachments_of(self._node).reclaim(call.network):
                 raise
-        return connect(controller, request, endpoint_id=adding.endpoint)
+        return connect(controller, request, endpoint_id=pending.endpoint)
 
     def _result(self, call: Call[CnmConf], network: Network, box: Sandbox, endpoint: Endpoint) -> Result:
         with self._node.controller.store.read() as tx:

@@ -4,7 +4,6 @@ The plugin asks in the container's netns over the container's link, so the conta
 renews the lease; the reference's daemon and its socket are not needed.
 """
 
-import time
 from ipaddress import IPv4Interface
 
 from msgspec import Struct
@@ -17,8 +16,8 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.dhcp import Option, Terms
-from ipam.dhcp_client import Conversation, DhcpLease, lease_key, now
-from netlib.core.adding import Adding, Wanted
+from ipam.dhcp_client import DhcpClient, LeaseAsked, granted_terms, kept_lease, lease_key
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.errors import DaemonError, Stuck
 from netlib.kernel.links import LinkUp
 from netlib.plan import Plan
@@ -81,8 +80,8 @@ class DhcpPlugin:
         self._node = node
         self._answer = Result()
 
-    def ask(self, call: Call[DhcpConf], adding: Adding) -> None:
-        """Get a lease from a DHCP server; the server's offer is written down for *adding* before the lease is requested.
+    def ask(self, call: Call[DhcpConf], pending: PendingAttachment) -> None:
+        """Get a lease from a DHCP server; the server's offer is written down for *pending* before the lease is requested.
 
         Raises DaemonError or Stuck when there is no netlibd to renew the lease, DeadlineExceeded when no server answers,
         NotFound for an offer without a subnet mask.
@@ -90,24 +89,18 @@ class DhcpPlugin:
         ipam = _ipam(call)
         options = _options(call, ipam)
         self._require_netlibd()
-        until = time.monotonic() + SECONDS
         client = f"{call.container_id}/{call.network}/{call.ifname}"
-        with Conversation(adding.kernel, adding.netns, call.ifname, client, options) as conversation:
-            terms = None
-            while terms is None:
-                offer = conversation.discover(until)
-                _write_down(adding, _lease(adding, call, client, options, offer))
-                terms = conversation.request(offer, until)
-        _write_down(adding, _lease(adding, call, client, options, terms))
-        self._answer = _result(terms, ipam.priority)
+        asked = LeaseAsked(netns=pending.netns, link=call.ifname, client=client, options=options, seconds=SECONDS)
+        facts = pending.ask_world(DhcpClient(), asked, kept_lease)
+        self._answer = _result(granted_terms(facts), ipam.priority)
 
-    def lease(self, call: Call[DhcpConf], tx: Transaction, adding: Adding) -> Lease:
-        """The lease that :meth:`ask` got; its object belongs to *adding* already."""
+    def lease(self, call: Call[DhcpConf], tx: Transaction, pending: PendingAttachment) -> Lease:
+        """The lease that :meth:`ask` got; its object belongs to *pending* already."""
         return Lease(self._answer)
 
     def add(self, call: Call[DhcpConf]) -> Result:
         _options(call, _ipam(call))  # refused before anything is made
-        with attaching.adding(self._node, call, self.name) as made:
+        with attaching.pending_attachment(self._node, call, self.name) as made:
             made.apply(lambda _: Wanted(Plan(LinkUp(ifname=call.ifname, netns=made.netns))))
             self.ask(call, made)
             return attaching.finish(made, call, self._answer)
@@ -171,30 +164,6 @@ def _code(option: str) -> int:
         return int(option)
     details = f"it is a number from 1 to 254, or one of {', '.join(_NAMES)}"
     raise CniError(Code.INVALID_CONFIG, f'Can not parse option "{option}"', details)
-
-
-def _lease(
-    adding: Adding, call: Call[DhcpConf], client: str, options: tuple[tuple[int, bytes], ...], terms: Terms
-) -> DhcpLease:
-    return DhcpLease(
-        netns=adding.netns,
-        link=call.ifname,
-        client=client,
-        options=options,
-        address=terms.address,
-        server=terms.server,
-        since=now(),
-        lease=terms.lease,
-        renewal=terms.renewal,
-        rebinding=terms.rebinding,
-    )
-
-
-def _write_down(adding: Adding, lease: DhcpLease) -> None:
-    if lease.key in adding.plan.keys:
-        adding.revise(lease)
-    else:
-        adding.apply(lambda _: Wanted(Plan(lease)))
 
 
 def _result(terms: Terms, priority: int) -> Result:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from cni_plugins.netconf import NetConf
 from cni_plugins.single import LinkPlan, SingleLink
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Dummy
 from netlib.model import NetnsRef
 
@@ -27,5 +27,5 @@ class DummyPlugin(SingleLink[NetConf]):
 class _PreparedDummy(NamedTuple):
     ifname: str
 
-    def link(self, adding: Adding, mac: str) -> LinkPlan:
-        return LinkPlan(Dummy(ifname=self.ifname, netns=adding.netns, mac=mac), mac)
+    def link(self, pending: PendingAttachment, mac: str) -> LinkPlan:
+        return LinkPlan(Dummy(ifname=self.ifname, netns=pending.netns, mac=mac), mac)

@@ -6,7 +6,7 @@ The rules are nftables', whichever ``backend`` is named. An administrator's own 
 
 from typing import Literal
 
-from cni_plugins.attaching import adding, check, collect, delete, finish
+from cni_plugins.attaching import check, collect, delete, finish, pending_attachment
 from cni_plugins.chained import previous
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -14,7 +14,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_allowance
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.firewall.backend import firewall
 from netlib.firewall.foreign import has_firewalld
 from netlib.firewall.objects import AddressAllowance, ApartBridge, FirewallBase, ForwardedAddress
@@ -50,7 +50,7 @@ class FirewallPlugin:
         _check(call.config)
         result = previous(call, _MISSING)
         apart = _ingress_policy(call.config, result)
-        with adding(self._node, call, self.name) as made:
+        with pending_attachment(self._node, call, self.name) as made:
             _report_differences(call, made.kernel)
             made.apply(lambda _: _wanted(result, apart, made))
             return finish(made, call, result)
@@ -116,7 +116,7 @@ def _ingress_policy(config: FirewallConf, result: Result) -> tuple[ApartBridge, 
     return (ApartBridge(bridge=bridge, icc=config.ingress_policy == "same-bridge"),)
 
 
-def _wanted(result: Result, apart: tuple[ApartBridge, ...], made: Adding) -> Wanted:
+def _wanted(result: Result, apart: tuple[ApartBridge, ...], made: PendingAttachment) -> Wanted:
     addresses = dict.fromkeys(ip.address.ip for ip in result.ips)
     present: tuple[ApartBridge, ...] = made.shared.of(ApartBridge)
     return Wanted(

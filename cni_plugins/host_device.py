@@ -12,7 +12,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import LinkPlan, SingleLink
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.errors import ObjectMissing
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
@@ -76,9 +76,9 @@ class _PreparedDevice(NamedTuple):
     ifname: str
     device: LinkInfo
 
-    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+    def link(self, pending: PendingAttachment, _mac: str) -> LinkPlan:
         device = self.device
-        return LinkPlan(MovedDevice(device=device.ifname, ifname=self.ifname, netns=adding.netns), device.mac)
+        return LinkPlan(MovedDevice(device=device.ifname, ifname=self.ifname, netns=pending.netns), device.mac)
 
 
 def _find(config: HostDeviceConf) -> LinkInfo:

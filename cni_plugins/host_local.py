@@ -2,7 +2,7 @@
 
 A host may change from the reference plugin to netlib and back while containers run: each respects and frees the files of the
 other. An address is chosen in the transaction that writes its holder down, and its file is made afterwards; where the reference
-has made that file meanwhile, another address is chosen (see :class:`netlib.core.adding.Adding`).
+has made that file meanwhile, another address is chosen (see :class:`netlib.core.pending_attachment.PendingAttachment`).
 """
 
 import os
@@ -24,7 +24,7 @@ from cni_plugins.result import IP, Dns, Result, Route
 from cni_plugins.skel import Call
 from ipam.host_local import RangeSet, RangeSpec, parse_range_sets
 from ipam.lease_files import LeaseFile, LeaseFolder, lease_text, parse_lease
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.errors import AddressTaken, AlreadyExists, ConfigError, PoolExhausted
 from netlib.kernel.handle import Kernel
 from netlib.model import HOST, IPAddress
@@ -101,12 +101,12 @@ class HostLocalPlugin:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def lease(self, call: Call[HostLocalConf], tx: Transaction, adding: Adding) -> Lease:
+    def lease(self, call: Call[HostLocalConf], tx: Transaction, pending: PendingAttachment) -> Lease:
         """Choose an address of each range set, the requested one where there is one.
 
         Raises PoolExhausted, AddressTaken for a requested address, ConfigError and CniError.
         """
-        return _choose(call, tx, adding.record, adding.plan)
+        return _choose(call, tx, pending.record, pending.plan)
 
     def add(self, call: Call[HostLocalConf]) -> Result:
         answer = Result()
@@ -117,12 +117,12 @@ class HostLocalPlugin:
             answer = lease.result
             return Wanted(lease.plan)
 
-        made: Adding
+        made: PendingAttachment
         attachments, key = attachments_of(self._node), key_of(call, self.name)
         # A caller of host-local alone may name no netns. Such a lease ends by DEL or GC only: no netns tells that it is stale.
         netns = netns_of(self._node, call) if self._node.netns is not None else HOST
         try:
-            with attachments.adding(key, netns, self._node.netns) as made:
+            with attachments.pending(key, netns, self._node.netns) as made:
                 self._node.check_awaited()
                 made.apply(draft)
                 return finish(made, call, answer)

@@ -8,7 +8,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Ipvlan
 from netlib.model import NetnsRef
 
@@ -56,10 +56,10 @@ class _PreparedIpvlan(NamedTuple):
     mode: _Mode
     parent: Parent
 
-    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+    def link(self, pending: PendingAttachment, _mac: str) -> LinkPlan:
         link = Ipvlan(
             ifname=self.ifname,
-            netns=adding.netns,
+            netns=pending.netns,
             mtu=self.mtu,
             parent=self.parent.ifname,
             parent_netns=self.parent.netns,

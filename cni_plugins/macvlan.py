@@ -7,7 +7,7 @@ from msgspec import Meta, field
 from cni_plugins.interface import requested_mac
 from cni_plugins.single import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Macvlan
 from netlib.model import NetnsRef
 
@@ -48,11 +48,11 @@ class _PreparedMacvlan(NamedTuple):
     mode: _Mode
     parent: Parent
 
-    def link(self, adding: Adding, mac: str) -> LinkPlan:
+    def link(self, pending: PendingAttachment, mac: str) -> LinkPlan:
         has_parents_mac = self.mode == "passthru" and not _requested_mac(self.call)
         link = Macvlan(
             ifname=self.call.ifname,
-            netns=adding.netns,
+            netns=pending.netns,
             mac="" if has_parents_mac else mac,
             mtu=self.call.config.mtu,
             parent=self.parent.ifname,

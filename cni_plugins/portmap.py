@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from cni_plugins.attaching import adding, attachments_of, check, collect, delete, finish
+from cni_plugins.attaching import attachments_of, check, collect, delete, finish, pending_attachment
 from cni_plugins.chained import addresses_of, previous
 from cni_plugins.conditions import backend_of, read_condition
 from cni_plugins.decode import Address
@@ -22,7 +22,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.firewall.backend import firewall
 from netlib.firewall.objects import AwaitedPort, ContainerSubnet, FirewallBase, PortCondition, PublishedPort, published_ports
 from netlib.kernel.handle import Kernel
@@ -87,7 +87,7 @@ class PortmapPlugin:
             return result
         _report_differences(call)
         attachments_of(self._node).clear_ports(mappings)
-        with adding(self._node, call, self.name) as made:
+        with pending_attachment(self._node, call, self.name) as made:
             loopback = _loopback(call.config, addresses, made)
 
             def draft(tx: Transaction) -> Wanted:
@@ -262,7 +262,7 @@ def _hairpin(config: PortmapConf, address: IPInterface) -> IPNetwork | None:
     return _EVERYWHERE[address.version] if config.masq_all else address.network
 
 
-def _loopback(config: PortmapConf, addresses: tuple[IPInterface, ...], made: Adding) -> list[KernelObject]:
+def _loopback(config: PortmapConf, addresses: tuple[IPInterface, ...], made: PendingAttachment) -> list[KernelObject]:
     """The sysctl that lets the host's packets to 127.0.0.1 out to the container; the firewall base drops those of others."""
     ipv4 = next((address for address in addresses if address.version == 4), None)
     link = route_link(made.kernel, ipv4.ip) if config.snat and ipv4 is not None else None

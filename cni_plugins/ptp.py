@@ -27,7 +27,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.routes import RouteEntry
@@ -60,23 +60,23 @@ class PtpPlugin:
 
     def add(self, call: Call[PtpConf]) -> Result:
         addressing = _addressing(self._node, call)
-        with attaching.adding(self._node, call, NAME) as adding:
-            result, veth = Result(), _veth(call.config, adding, ())
+        with attaching.pending_attachment(self._node, call, NAME) as pending:
+            result, veth = Result(), _veth(call.config, pending, ())
             if addressing.asks_over_link:
-                adding.apply(lambda _: Wanted(Plan(veth, LinkUp(ifname=veth.peer, netns=adding.netns))))
-                addressing.ask(adding)
+                pending.apply(lambda _: Wanted(Plan(veth, LinkUp(ifname=veth.peer, netns=pending.netns))))
+                addressing.ask(pending)
 
             def draft(tx: Transaction) -> Wanted:
                 nonlocal result, veth
-                leased, held = addressing.lease(tx, adding)
+                leased, held = addressing.lease(tx, pending)
                 if not addressing.asks_over_link:
-                    veth = _veth(call.config, adding, leased.ips)
+                    veth = _veth(call.config, pending, leased.ips)
                 result = _result(call.config, veth, leased)
                 subnets, masquerade = masquerade_objects(call.config, result.ips)
                 return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding_objects(result.ips), *subnets))
 
-            adding.apply(draft)
-            return attaching.finish(adding, call, result)
+            pending.apply(draft)
+            return attaching.finish(pending, call, result)
 
     def check(self, call: Call[PtpConf]) -> None:
         _addressing(self._node, call).check()
@@ -123,14 +123,14 @@ def _result(config: PtpConf, veth: Veth, leased: Result) -> Result:
     )
 
 
-def _veth(config: PtpConf, adding: Adding, ips: tuple[IP, ...]) -> Veth:
+def _veth(config: PtpConf, pending: PendingAttachment, ips: tuple[IP, ...]) -> Veth:
     address = next((ip.address.ip for ip in ips if ip.address.version == 4), None)
     return Veth(
-        ifname=veth_ifname(adding.record),
-        peer=adding.key.ifname,
-        peer_netns=adding.netns,
-        mac=endpoint_mac(adding.record, address),
-        host_mac=host_end_mac(adding.record),
+        ifname=veth_ifname(pending.record),
+        peer=pending.key.ifname,
+        peer_netns=pending.netns,
+        mac=endpoint_mac(pending.record, address),
+        host_mac=host_end_mac(pending.record),
         mtu=config.mtu,
     )
 

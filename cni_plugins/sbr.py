@@ -20,7 +20,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.routes import RouteAway, RouteEntry, routes_by, tables_with_routes
 from netlib.kernel.rules import PolicyRule, rules_from, tables_of_rules
@@ -56,15 +56,15 @@ class SbrPlugin:
         result = attaching.previous(call)
         ips = _ips_of(result, call.ifname)
         gateways = _gateways(call.config)
-        with attaching.adding(self._node, call, NAME) as adding:
+        with attaching.pending_attachment(self._node, call, NAME) as pending:
 
             def draft(tx: Transaction) -> Wanted:
                 if call.config.table is not None:
-                    return Wanted(Plan(*(_rule(ip, call.config.table, adding) for ip in ips)))
-                return Wanted(_plan(call.config, ips, gateways, adding, tx))
+                    return Wanted(Plan(*(_rule(ip, call.config.table, pending) for ip in ips)))
+                return Wanted(_plan(call.config, ips, gateways, pending, tx))
 
-            adding.apply(draft)
-            return attaching.finish(adding, call, result)
+            pending.apply(draft)
+            return attaching.finish(pending, call, result)
 
     def check(self, call: Call[SbrConf]) -> None:
         attaching.check(self._node, call, NAME)
@@ -118,22 +118,22 @@ def _gateways(config: SbrConf) -> dict[int, IPAddress]:
     return found
 
 
-def _rule(ip: IP, table: int, adding: Adding) -> PolicyRule:
-    return PolicyRule(table=table, family=ip.address.version, source=ip_network(ip.address.ip), netns=adding.netns)
+def _rule(ip: IP, table: int, pending: PendingAttachment) -> PolicyRule:
+    return PolicyRule(table=table, family=ip.address.version, source=ip_network(ip.address.ip), netns=pending.netns)
 
 
-def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding: Adding, tx: Transaction) -> Plan:
+def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], pending: PendingAttachment, tx: Transaction) -> Plan:
     """The tables, then the rules that select them, and last the routes to remove from the main table, in use until then."""
-    ifname, netns = adding.key.ifname, adding.netns
+    ifname, netns = pending.key.ifname, pending.netns
     versions = {ip.address.version for ip in ips}
-    by_link = routes_by(adding.kernel, ifname, netns, connected=True)
+    by_link = routes_by(pending.kernel, ifname, netns, connected=True)
     routes = [route for route in by_link if route.destination.version in versions]
-    tables = _free_tables(adding, tx, len(ips))
+    tables = _free_tables(pending, tx, len(ips))
     objects: list[KernelObject] = []
     for ip, table in zip(ips, tables, strict=True):
         fitting = [route for route in routes if _fits(route, ip.address) or not any(_fits(route, item.address) for item in ips)]
-        objects += _table(ip, gateways.get(ip.address.version), fitting, table, adding)
-    objects += [_rule(ip, table, adding) for ip, table in zip(ips, tables, strict=True)]
+        objects += _table(ip, gateways.get(ip.address.version), fitting, table, pending)
+    objects += [_rule(ip, table, pending) for ip, table in zip(ips, tables, strict=True)]
     subnets = {
         ip.address.network: ip.address.ip for ip in reversed(ips)
     }  # a subnet's first address, as in the kernel's own routes
@@ -150,7 +150,9 @@ def _plan(config: SbrConf, ips: list[IP], gateways: dict[int, IPAddress], adding
     return Plan(*objects)
 
 
-def _table(ip: IP, gateway: IPAddress | None, routes: list[RouteEntry], table: int, adding: Adding) -> list[KernelObject]:
+def _table(
+    ip: IP, gateway: IPAddress | None, routes: list[RouteEntry], table: int, pending: PendingAttachment
+) -> list[KernelObject]:
     """The routes in the table of one address: those into its subnets, then those by gateways.
 
     A default route by the configured *gateway* replaces one of the interface, which replaces one by the address's own gateway.
@@ -159,18 +161,18 @@ def _table(ip: IP, gateway: IPAddress | None, routes: list[RouteEntry], table: i
     ours = [replace(route, table=table) for route in routes if route.destination.version == version]
     objects = [
         *(route for route in ours if route.gateway is None),
-        *_default(ip.gateway, table, adding),
+        *_default(ip.gateway, table, pending),
         *(route for route in ours if route.gateway is not None),
-        *_default(gateway, table, adding),
+        *_default(gateway, table, pending),
     ]
     return list({route.key: route for route in objects}.values())
 
 
-def _default(gateway: IPAddress | None, table: int, adding: Adding) -> list[RouteEntry]:
+def _default(gateway: IPAddress | None, table: int, pending: PendingAttachment) -> list[RouteEntry]:
     if gateway is None:
         return []
     anywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
-    return [RouteEntry(destination=anywhere, ifname=adding.key.ifname, gateway=gateway, table=table, netns=adding.netns)]
+    return [RouteEntry(destination=anywhere, ifname=pending.key.ifname, gateway=gateway, table=table, netns=pending.netns)]
 
 
 def _is_hinted(route: RouteEntry, subnets: Container[IPNetwork]) -> bool:
@@ -185,9 +187,9 @@ def _fits(route: RouteEntry, address: IPInterface) -> bool:
     return route.destination.version == address.version and (not known or any(item in address.network for item in known))
 
 
-def _free_tables(adding: Adding, tx: Transaction, count: int) -> list[int]:
+def _free_tables(pending: PendingAttachment, tx: Transaction, count: int) -> list[int]:
     """The first *count* routing tables that neither the kernel nor a record uses."""
-    written = [item for row in tx.attachments_in(adding.netns.path) for item in tx.objects(row.id)]
+    written = [item for row in tx.attachments_in(pending.netns.path) for item in tx.objects(row.id)]
     taken = {item.table for item in written if isinstance(item, PolicyRule | RouteEntry)}
-    taken |= tables_of_rules(adding.kernel, adding.netns) | tables_with_routes(adding.kernel, adding.netns)
+    taken |= tables_of_rules(pending.kernel, pending.netns) | tables_with_routes(pending.kernel, pending.netns)
     return list(islice((table for table in itertools.count(_FIRST_TABLE) if table not in taken), count))

@@ -19,7 +19,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Interface, Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding, Wanted
+from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.errors import ObjectMissing
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
@@ -69,8 +69,8 @@ class LinkPlan(NamedTuple):
 class PreparedLink(Protocol):
     """The link that one call asks for; its configuration is checked, and its parent found."""
 
-    def link(self, adding: Adding, mac: str) -> LinkPlan:
-        """Plan the link for *adding*, with the address *mac* where links of this type have MAC addresses of their own."""
+    def link(self, pending: PendingAttachment, mac: str) -> LinkPlan:
+        """Plan the link for *pending*, with the address *mac* where links of this type have MAC addresses of their own."""
         ...
 
 
@@ -105,21 +105,21 @@ class SingleLink(ABC, Generic[C]):
         addressing = self._addressing(call)
         prepared = self.prepare(call, attaching.netns_of(self._node, call))
         wanted_mac = self.requested_mac(call)
-        with attaching.adding(self._node, call, self.name) as adding:
-            ifname, netns, result = call.ifname, adding.netns, Result()
+        with attaching.pending_attachment(self._node, call, self.name) as pending:
+            ifname, netns, result = call.ifname, pending.netns, Result()
 
             def plan_link(address: IPAddress | None) -> LinkPlan:
                 link_is_first = addressing.asks_over_link and bool(addressing)  # its MAC cannot follow from the address then
-                return prepared.link(adding, wanted_mac or endpoint_mac(adding.record, None if link_is_first else address))
+                return prepared.link(pending, wanted_mac or endpoint_mac(pending.record, None if link_is_first else address))
 
             if addressing and addressing.asks_over_link:
                 planned = plan_link(None)
-                adding.apply(lambda _: Wanted(Plan(planned.link, *planned.more, LinkUp(ifname=ifname, netns=netns))))
-                addressing.ask(adding)
+                pending.apply(lambda _: Wanted(Plan(planned.link, *planned.more, LinkUp(ifname=ifname, netns=netns))))
+                addressing.ask(pending)
 
             def draft(tx: Transaction) -> Wanted:
                 nonlocal result
-                leased, held = addressing.lease(tx, adding) if addressing else (self.leased(call), Plan())
+                leased, held = addressing.lease(tx, pending) if addressing else (self.leased(call), Plan())
                 self._check_addresses(leased, addressing)
                 ipv4 = next((ip.address.ip for ip in leased.ips if isinstance(ip.address.ip, IPv4Address)), None)
                 planned = plan_link(ipv4)
@@ -132,8 +132,8 @@ class SingleLink(ABC, Generic[C]):
                 inside = [*address_objects(ifname, netns, result.ips), *route_objects(ifname, netns, result)]
                 return Wanted(Plan(*held, planned.link, *planned.more, *inside))
 
-            adding.apply(draft)
-            return attaching.finish(adding, call, result)
+            pending.apply(draft)
+            return attaching.finish(pending, call, result)
 
     def check(self, call: Call[C]) -> None:
         if addressing := Addressing(self._node, call):

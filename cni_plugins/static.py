@@ -17,7 +17,7 @@ from ipam.static import Assignment, assignments, drift
 
 if TYPE_CHECKING:
     from cni_plugins.addressing import Lease
-    from netlib.core.adding import Adding
+    from netlib.core.pending_attachment import PendingAttachment
     from netlib.store.records import Transaction
 
 __all__ = ["StaticConf", "StaticPlugin"]
@@ -67,7 +67,7 @@ class StaticPlugin:
     def __init__(self, node: Node) -> None:
         """It needs nothing of the host."""
 
-    def lease(self, call: Call[StaticConf], tx: "Transaction", adding: "Adding") -> "Lease":
+    def lease(self, call: Call[StaticConf], tx: "Transaction", pending: "PendingAttachment") -> "Lease":
         """The addresses of the configuration; no object has to hold them."""
         from cni_plugins.addressing import Lease  # only a main plugin asks, and it has imported the core
 

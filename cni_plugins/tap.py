@@ -9,7 +9,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import LinkPlan, MacRequest, SingleLink
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.bridges import BridgePort
 from netlib.kernel.taps import Tap
 from netlib.model import NetnsRef
@@ -63,15 +63,15 @@ class _PreparedTap(NamedTuple):
     ifname: str
     config: TapConf
 
-    def link(self, adding: Adding, mac: str) -> LinkPlan:
+    def link(self, pending: PendingAttachment, mac: str) -> LinkPlan:
         tap = Tap(
             ifname=self.ifname,
-            netns=adding.netns,
+            netns=pending.netns,
             mac=mac,
             mtu=self.config.mtu,
             multi_queue=self.config.multi_queue,
             owner=self.config.owner,
             group=self.config.group,
         )
-        port = BridgePort(ifname=self.ifname, bridge=self.config.bridge, netns=adding.netns)
+        port = BridgePort(ifname=self.ifname, bridge=self.config.bridge, netns=pending.netns)
         return LinkPlan(tap, mac, (port,) if self.config.bridge else ())

@@ -22,7 +22,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.single import MacRequest
 from cni_plugins.skel import Call
-from netlib.core.adding import Wanted
+from netlib.core.pending_attachment import Wanted
 from netlib.errors import NetlibError, ObjectMissing, TeardownError
 from netlib.kernel.sysctl import sysctl_path
 from netlib.kernel.translate import doing
@@ -96,10 +96,10 @@ class TuningPlugin:
         result = attaching.previous(call)
         config = _merged(call)
         _check_allowed(config.sysctl)
-        with attaching.adding(self._node, call, self._next_entry(call)) as adding:
-            plan = _plan(config, call.ifname, adding.netns)
-            adding.apply(lambda _: Wanted(plan))
-            return attaching.finish(adding, call, _changed_result(result, config, call.ifname))
+        with attaching.pending_attachment(self._node, call, self._next_entry(call)) as pending:
+            plan = _plan(config, call.ifname, pending.netns)
+            pending.apply(lambda _: Wanted(plan))
+            return attaching.finish(pending, call, _changed_result(result, config, call.ifname))
 
     def check(self, call: Call[TuningConf]) -> None:
         configured = _plan(_merged(call), call.ifname, attaching.netns_of(self._node, call))

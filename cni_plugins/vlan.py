@@ -7,7 +7,7 @@ from msgspec import field
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, find_parent
 from cni_plugins.skel import Call
-from netlib.core.adding import Adding
+from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Vlan
 from netlib.model import NetnsRef
 
@@ -48,10 +48,10 @@ class _PreparedVlan(NamedTuple):
     vlan_id: int
     parent: Parent
 
-    def link(self, adding: Adding, _mac: str) -> LinkPlan:
+    def link(self, pending: PendingAttachment, _mac: str) -> LinkPlan:
         link = Vlan(
             ifname=self.ifname,
-            netns=adding.netns,
+            netns=pending.netns,
             mtu=self.mtu,
             parent=self.parent.ifname,
             parent_netns=self.parent.netns,

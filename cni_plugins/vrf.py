@@ -14,7 +14,7 @@ from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
-from netlib.core.adding import Wanted
+from netlib.core.pending_attachment import Wanted
 from netlib.kernel.links import delete_link
 from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import NetnsRef
@@ -46,10 +46,10 @@ class VrfPlugin:
     def add(self, call: Call[VrfConf]) -> Result:
         result = attaching.previous(call)
         _check(call.config)
-        with attaching.adding(self._node, call, NAME) as adding:
-            enslaved = Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=adding.netns)
-            adding.apply(lambda tx: Wanted(Plan(_wanted(call.config, adding.netns, tx), enslaved)))
-            return attaching.finish(adding, call, result)
+        with attaching.pending_attachment(self._node, call, NAME) as pending:
+            enslaved = Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=pending.netns)
+            pending.apply(lambda tx: Wanted(Plan(_wanted(call.config, pending.netns, tx), enslaved)))
+            return attaching.finish(pending, call, result)
 
     def check(self, call: Call[VrfConf]) -> None:
         _check(call.config)

@@ -14,17 +14,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Self
+from typing import Any, Self
+
+from msgspec import Struct
 
 from ipam.dhcp import CLIENT_PORT, SERVER_PORT, Kind, Message, Option, Terms, decode, encode, terms_of
+from netlib.codec import convert, to_builtins
 from netlib.errors import DeadlineExceeded, KernelError, NotFound
+from netlib.facts import Facts, World
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import command_in
 from netlib.kernel.packets import PacketSocket
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject, Key
 
-__all__ = ["Conversation", "DhcpLease", "lease_key", "now"]
+__all__ = ["Conversation", "DhcpClient", "DhcpLease", "LeaseAsked", "granted_terms", "kept_lease", "lease_key", "now"]
 
 _EVERYBODY, _NOBODY = IPv4Address("255.255.255.255"), IPv4Address(0)
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 8.0  # seconds for an answer, doubled each time: a new link may lose the first question
@@ -45,7 +49,7 @@ def lease_key(netns: str, link: str) -> Key:
 class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
     """An address that a DHCP server granted to a link of a container.
 
-    Written down before it is asked for; the asking is the caller's, and renewing is netlibd's. Times are of :func:`now`.
+    Written down before it is requested, by :class:`DhcpClient`; renewing is netlibd's. Times are of :func:`now`.
     """
 
     batch = "dhcp"  # goes before links do: giving it back needs the link
@@ -72,9 +76,8 @@ class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
         """Nothing: see above."""
 
     def remove(self, kernel: Kernel) -> None:
-        """Give it back; where that cannot be said any more, the server will see that nobody renews it."""
-        with suppress(KernelError), self.conversation(kernel) as conversation:
-            conversation.release(self)
+        """Have the client give it back."""
+        DhcpClient().release("", {"lease": to_builtins(self)}, kernel)
 
     def conversation(self, kernel: Kernel) -> "Conversation":
         """As who holds this lease; ObjectMissing when its netns or link is gone."""
@@ -86,6 +89,70 @@ class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
     def commands(self) -> Iterable[str]:
         identifier = _identifier(self.client).hex()
         yield command_in(self.netns, f"udhcpc -i {self.link} -r {self.address.ip} -x 0x3d:{identifier}")
+
+
+class LeaseAsked(Struct, frozen=True, kw_only=True):
+    """Of :class:`DhcpClient`: an address for a link that is there, and up."""
+
+    netns: NetnsRef
+    link: str
+    client: str  # by which the server is to know the container
+    options: tuple[tuple[int, bytes], ...]  # sent along with every request
+    seconds: float  # how long to ask
+
+
+class DhcpClient:
+    """What gets and gives back leases (:class:`netlib.facts.Prepares`).
+
+    Its facts are the lease and what the server said besides: :func:`kept_lease` and :func:`granted_terms` read them.
+    """
+
+    def prepare(self, asked: Struct, world: World) -> Facts:
+        """Get a lease; the server's offer is noted before it is requested.
+
+        Raises DeadlineExceeded when no server answers, NotFound for an offer without a subnet mask.
+        """
+        assert isinstance(asked, LeaseAsked)
+        until = time.monotonic() + asked.seconds
+        with Conversation(world.kernel, asked.netns, asked.link, asked.client, asked.options) as conversation:
+            terms = None
+            while terms is None:
+                offer = conversation.discover(until)
+                world.note(_facts(asked, offer))
+                terms = conversation.request(offer, until)
+        return _facts(asked, terms)
+
+    def release(self, record: str, facts: Mapping[str, Any], kernel: Kernel) -> None:
+        """Give the lease back; where that cannot be said any more, the server will see that nobody renews it."""
+        lease = kept_lease(facts)
+        with suppress(KernelError), lease.conversation(kernel) as conversation:
+            conversation.release(lease)
+
+
+def _facts(asked: LeaseAsked, terms: Terms) -> Facts:
+    lease = DhcpLease(
+        netns=asked.netns,
+        link=asked.link,
+        client=asked.client,
+        options=asked.options,
+        address=terms.address,
+        server=terms.server,
+        since=now(),
+        lease=terms.lease,
+        renewal=terms.renewal,
+        rebinding=terms.rebinding,
+    )
+    return {"lease": to_builtins(lease), "terms": to_builtins(terms)}
+
+
+def kept_lease(facts: Mapping[str, Any]) -> DhcpLease:
+    """The lease that the client's *facts* tell of; it is the object that is written down for them."""
+    return convert(facts["lease"], DhcpLease)
+
+
+def granted_terms(facts: Mapping[str, Any]) -> Terms:
+    """All that the server said."""
+    return convert(facts["terms"], Terms)
 
 
 class Conversation:

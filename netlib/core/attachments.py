@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from netlib.core.adding import Adding, AttachmentKey, Wanted
 from netlib.core.controller import Controller
+from netlib.core.pending_attachment import AttachmentKey, PendingAttachment, Wanted
 from netlib.core.recovery import drift
 from netlib.core.session import chunks, no_network
 from netlib.errors import (
@@ -46,8 +46,10 @@ class Attachments:
     # --- making ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def adding(self, key: AttachmentKey, netns: NetnsRef, fd: int | None = None) -> Iterator[Adding]:
-        """Make an attachment in the block, by :meth:`Adding.apply` and :meth:`Adding.finish`; an error in it undoes all.
+    def pending(self, key: AttachmentKey, netns: NetnsRef, fd: int | None = None) -> Iterator[PendingAttachment]:
+        """Make an attachment in the block, by its :meth:`~PendingAttachment.apply` and :meth:`~PendingAttachment.finish`.
+
+        An error in the block undoes all.
 
         *netns* has its identity; *fd*, where given, is a descriptor of it, and its path is not looked at. Raises
         AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
@@ -60,11 +62,11 @@ class Attachments:
             with self._lifecycle.working_on([record], purpose), self.engine.kernel(record) as kernel:
                 if fd is not None:
                     kernel.lend(netns, fd)
-                adding = Adding(self, key, record, netns, kernel)
+                pending = PendingAttachment(self, key, record, netns, kernel)
                 try:
-                    yield adding
+                    yield pending
                 except NetlibError as error:
-                    self._undo(adding, error)
+                    self._undo(pending, error)
                     raise
 
     @contextmanager
@@ -73,12 +75,12 @@ class Attachments:
         with self.controller.locks.hold(f"attachment:{key.name}", purpose):
             yield
 
-    def _undo(self, adding: Adding, error: NetlibError) -> None:
+    def _undo(self, pending: PendingAttachment, error: NetlibError) -> None:
         failures: list[NetlibError] = []
         try:
-            adding.undo()
-            if adding.made_network:
-                self._prune(adding.made_network)
+            pending.undo()
+            if pending.made_network:
+                self._prune(pending.made_network)
         except TeardownError as failure:
             failures.extend(failure.failures)
         if failures:

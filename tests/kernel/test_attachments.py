@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.core.adding import Adding, AttachmentKey, Wanted
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
+from netlib.core.pending_attachment import AttachmentKey, PendingAttachment, Wanted
 from netlib.core.repair import repair_network
 from netlib.errors import AlreadyExists, NetlibError
 from netlib.kernel.addresses import Address
@@ -78,12 +78,12 @@ def _own(record: str, netns: NetnsRef, number: int) -> Plan:
 
 def _add(attachments: Attachments, container: str, netns: NetnsRef, number: int = 2, mtu: int = 0) -> None:
     def draft(tx: Transaction) -> Wanted:
-        return Wanted(_own(adding.record, netns, number), _shared(mtu))
+        return Wanted(_own(pending.record, netns, number), _shared(mtu))
 
-    adding: Adding
-    with attachments.adding(_key(container), netns) as adding:
-        adding.apply(draft)
-        adding.finish({"ips": [{"address": f"10.22.0.{number}/16"}]})
+    pending: PendingAttachment
+    with attachments.pending(_key(container), netns) as pending:
+        pending.apply(draft)
+        pending.finish({"ips": [{"address": f"10.22.0.{number}/16"}]})
 
 
 def _links(where: str = "") -> list[str]:
@@ -115,11 +115,11 @@ def test_del_waits_for_the_add_of_a_plugin_that_was_killed(
             deleted.append(found.container if found is not None else "nothing")
 
     attachments, box, thread = Attachments(controller), netns("c1"), threading.Thread(target=delete)
-    with attachments.adding(_key("c1"), box) as adding:
+    with attachments.pending(_key("c1"), box) as pending:
         thread.start()
         thread.join(0.2)  # long enough for a DEL that does not wait
-        adding.apply(lambda _: Wanted(_own(adding.record, box, 2), _shared()))
-        adding.finish({})
+        pending.apply(lambda _: Wanted(_own(pending.record, box, 2), _shared()))
+        pending.finish({})
     thread.join()
     assert deleted == ["c1"]
     assert _links("c1") == ["lo"]

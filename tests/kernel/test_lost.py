@@ -13,9 +13,9 @@ import pytest
 
 from netlib.cli.main import main
 from netlib.config import Config
-from netlib.core.adding import Wanted
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
+from netlib.core.pending_attachment import Wanted
 from netlib.errors import ConfigError, Conflict, StoreDamaged, StoreLost, TeardownError, WrongHost
 from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR

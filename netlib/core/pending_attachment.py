@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from netlib.core.endpoint_record import port_publisher
 from netlib.core.lifecycle import Lifecycle
 from netlib.core.repair import with_repair
 from netlib.errors import AddressTaken, Conflict, PoolExhausted, PortTaken, TeardownError
+from netlib.facts import Facts, Prepares, World
 from netlib.kernel.handle import Kernel
 from netlib.kernel.sockets import port_facts
 from netlib.model import CniAttachment, CniNetwork, NetnsRef, Phase, PortMapping
@@ -19,7 +21,7 @@ from netlib.store.records import Transaction
 if TYPE_CHECKING:
     from netlib.core.attachments import Attachments
 
-__all__ = ["Adding", "AttachmentKey", "Wanted"]
+__all__ = ["AttachmentKey", "PendingAttachment", "Wanted"]
 
 _ATTEMPTS = 5  # at sharing what a configuration that changes all the time asks for
 _CHOICES = 100  # of an address, where other programs take addresses from the same files all the time
@@ -61,7 +63,7 @@ class _Unshared(Exception):
 Draft = Callable[[Transaction], Wanted]
 
 
-class Adding:
+class PendingAttachment:
     """One attachment being made: every step is written down before it is applied."""
 
     def __init__(self, attachments: "Attachments", key: AttachmentKey, record: str, netns: NetnsRef, kernel: Kernel) -> None:
@@ -157,7 +159,24 @@ class Adding:
         self._is_written = True
         return fresh
 
-    def revise(self, item: KernelObject) -> None:
+    def ask_world(self, driver: Prepares, asked: Struct, keep: Callable[[Facts], KernelObject]) -> Facts:
+        """What *driver* finds out; whatever it notes meanwhile is written down as the object that *keep* makes of it.
+
+        The removal of that object is what gives back what the driver took.
+        """
+
+        def note(facts: Facts) -> None:
+            item = keep(facts)
+            if item.key in self.plan.keys:
+                self._revise(item)
+            else:
+                self.apply(lambda _: Wanted(Plan(item)))
+
+        facts = driver.prepare(asked, World(self.kernel, note))
+        note(facts)
+        return facts
+
+    def _revise(self, item: KernelObject) -> None:
         """Write *item* down in the place of the object with its key, which is what :attr:`plan` says of it already."""
         self.plan = Plan(*(item if present.key == item.key else present for present in self.plan))
         self._attachments.revise(self.record, item, Phase.CREATING)
