@@ -1,7 +1,7 @@
 # Everything a developer does. Each target does the set-up that it needs by itself, quickly when it is done already.
 .DEFAULT_GOAL := help
 VENV_PYTHON := .venv/bin/python
-TESTHOST := tests/testhost
+TESTHOST := netlib/testing/testhost
 
 # What part of a soak's cycles to run: make soak SOAK=0.1
 SOAK ?= 1

@@ -44,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is asked for; print and keep the results."""
     given = _parser().parse_args(arguments)
     if os.environ.get("NETLIB_TESTHOST") != os.readlink("/proc/self/ns/net"):
-        print("benchmarks: this changes the network: run it by `make bench`, or with tests/testhost in front", file=sys.stderr)
+        print(
+            "benchmarks: this changes the network: run it by `make bench`, or with netlib/testing/testhost in front",
+            file=sys.stderr,
+        )
         return 2
     facts: dict[str, object] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -61,7 +61,7 @@ class Side:
     def __init__(self, root: Path) -> None:
         """Start it for the netlib in the folder *root*, in a test host, where its own things are in memory."""
         environ = {**os.environ, "PYTHONPATH": str(root)}
-        command = [str(ROOT / "tests" / "testhost"), sys.executable, str(_SIDE), "/run/tmp/side"]
+        command = [str(ROOT / "netlib" / "testing" / "testhost"), sys.executable, str(_SIDE), "/run/tmp/side"]
         self._process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.rows: list[str] = json.loads(self._line())
 

@@ -64,7 +64,9 @@ class Docker:
 
     def __enter__(self) -> Self:
         if not os.environ.get("NETLIB_TESTHOST"):
-            raise PeerError("a dockerd would change this machine's network: run it with tests/testhost in front of the command")
+            raise PeerError(
+                "a dockerd would change this machine's network: run it with netlib/testing/testhost in front of the command"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         create_netns(self.host)
         try:

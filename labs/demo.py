@@ -1,6 +1,6 @@
 """The first lab: networks, names, a published port and masquerade on one host, each check printed with its result.
 
-Run it by ``make demo``: in a host of its own (``tests/testhost``) it builds this picture and takes it down again::
+Run it by ``make demo``: in a host of its own (``netlib/testing/testhost``) it builds this picture and takes it down again::
 
     neighbour ── (192.0.2.0/24) ── host ─┬─ alpine-net: web, client, both
                                           └─ bridge:     loner, both

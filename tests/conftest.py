@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Refuse to touch a real machine's network; set aside what this user, or this kernel, cannot do."""
     if not _IN_TEST_HOST and any(_room(item.nodeid) != "unit" for item in items):
         raise pytest.UsageError(
-            "these tests change the network: run them with `make test`, or with tests/testhost in front of the command"
+            "these tests change the network: run them with `make test`, or with netlib/testing/testhost in front of the command"
         )
     if needs.BOOT:
         _set_aside(config, items, {item for item in items if needs.BOOT not in needs.boots_of(item)})

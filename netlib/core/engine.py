@@ -19,7 +19,10 @@ from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS
 
 Observer = Callable[[str, KernelObject], None]
-"""Told ``"ensure"``/``"ensured"`` and ``"remove"``/``"removed"`` around each object: progress for people, faults for tests."""
+"""Told ``ensure``/``ensured`` and ``remove``/``removed`` around each object, ``ask``/``noted`` where the world is asked.
+
+Progress for people, faults for tests.
+"""
 
 
 def _silent(moment: str, item: KernelObject) -> None:
@@ -33,7 +36,7 @@ class Engine:
         self.store = store
         self.locks = locks
         self.store_tag = store_tag
-        self._tell = observer or _silent
+        self.tell = observer or _silent
 
     def kernel(self, record: str) -> Kernel:
         """A handle whose tag says that what it makes belongs to *record*."""
@@ -142,11 +145,11 @@ class Engine:
                     unheld = self._free(records, run) if any(item.shared for item in run) else free  # asked again, locked
                     leaving = [item for item in run if item.key in unheld]
                     for item in leaving:
-                        self._tell("remove", item)
+                        self.tell("remove", item)
                     if leaving:
                         type(leaving[0]).remove_many(kernel, leaving)
                         for item in leaving:
-                            self._tell("removed", item)
+                            self.tell("removed", item)
                     self._let_go(records, run)
                 except TeardownError as error:
                     failures.extend(error.failures)
@@ -157,10 +160,10 @@ class Engine:
 
     def _ensure_run(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
         for item in run:
-            self._tell("ensure", item)
+            self.tell("ensure", item)
         type(run[0]).ensure_many(kernel, run)
         for item in run:
-            self._tell("ensured", item)
+            self.tell("ensured", item)
 
     def _restore(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
         self.remove(kernel, [record], plan_change(new, old).remove)

@@ -282,7 +282,7 @@ def test_every_step_that_fails_undoes_all(
     config = tuning(**ALL, sysctl=SYSCTLS, prevResult=bridged)
     before = inside()
     steps: list[str] = []
-    told = controller.engine._tell
+    told = controller.engine.tell
     monkeypatch.setattr(controller.engine, "_tell", lambda moment, item: steps.append(moment))
     caller.ok("ADD", config)
     count = steps.count("ensured")

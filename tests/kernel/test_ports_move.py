@@ -13,7 +13,7 @@ from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.ports import parse_publish
-from tests.kernel.test_faults import Stop, run_and_die
+from netlib.testing.host import Stop, TestedHost
 from tests.peers.surroundings import HOST_ADDRESS, answering, ask, uplink
 
 RP_FILTER = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
@@ -141,7 +141,7 @@ def test_a_death_while_ports_are_handed_on_is_finished(controller: Controller, c
         controller.create_sandbox("doomed")
         controller.connect("zoo", "doomed")
         controller.connect("web", "doomed", ports=PORTS)
-        moment = run_and_die(config, lambda it: it.disconnect("web", "doomed", keep_ports=True), number)
+        moment = TestedHost(config).dies(lambda it: it.disconnect("web", "doomed", keep_ports=True), number)
         controller.recover()
         assert controller.check("doomed") == [], moment
         assert [len(item.ports) for item in controller.endpoints(sandbox="doomed")] == [2], moment

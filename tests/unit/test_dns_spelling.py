@@ -37,7 +37,7 @@ def test_the_root_has_no_letters() -> None:
 
 
 def test_what_is_an_answer() -> None:
-    asked = dns.message.make_query("ExAmPlE.org", "A")
+    asked = dns.message.make_query("ExAmPlE.org", "A", id=0x1234)
     wire = asked.to_wire()
     query = parsed(dns.message.make_query("example.org", "A").to_wire())
     response = dns.message.make_response(asked).to_wire()

@@ -21,7 +21,7 @@ _FOLDERS = (
     ("cni_plugins",),
     ("netlib.verbs",),
     ("netlib.daemon",),
-    ("netlib.cli", "netlib.__main__", "labs"),
+    ("netlib.cli", "netlib.__main__", "netlib.testing", "labs"),
 )
 LEVELS = {folder: number for number, folders in enumerate(_FOLDERS, 1) for folder in folders}
 CONTRACT = 0

@@ -1,0 +1,94 @@
+"""The suite for network drivers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from netlib.codec import encode
+from netlib.core.controller import Controller
+from netlib.errors import ConfigError
+from netlib.kernel.snapshot import differences, snapshot
+from netlib.model import HOST
+from netlib.plan import KernelObject, Plan
+from netlib.registry import driver as find_driver
+from netlib.store.objects import decode_object
+from netlib.testing.host import TestedHost
+from netlib.testing.suite import NETWORK, SANDBOX, Suite
+
+__all__ = ["NetworkDriverSuite"]
+
+
+class NetworkDriverSuite(Suite):
+    """What every network driver must hold; a subclass names it by ``driver``."""
+
+    driver: str
+
+    def network_keywords(self) -> Mapping[str, Any]:
+        return {"driver": self.driver, **self.network}
+
+    def _connected(self, host: TestedHost) -> None:
+        host.perform([self.create_network, self.create_sandbox, self.connect])
+
+    def _plans(self, controller: Controller) -> Iterator[Plan]:
+        network, sandbox = controller.network(NETWORK), controller.sandbox(SANDBOX)
+        (endpoint,) = controller.endpoints(network=NETWORK)
+        known = find_driver(self.driver)
+        yield known.network_plan(network)
+        yield known.join_plan(network, endpoint, sandbox)
+
+    def test_plans_follow_from_the_records_alone(self, host: TestedHost) -> None:
+        self._connected(host)
+        with host.controller() as controller:
+            assert [*self._plans(controller)] == [*self._plans(controller)]
+
+    def test_objects_read_as_they_are_written(self, host: TestedHost) -> None:
+        self._connected(host)
+        with host.controller() as controller:
+            for item in (item for plan in self._plans(controller) for item in plan):
+                assert decode_object(encode(item), str(item.key)) == item
+                assert all(isinstance(command, str) for command in item.commands())
+
+    def test_what_is_written_down_is_in_the_kernel(self, host: TestedHost) -> None:
+        self._connected(host)
+        with host.controller() as controller:
+            assert controller.check(NETWORK) == []
+            assert controller.check(SANDBOX) == []
+
+    def test_ensure_may_be_repeated(self, host: TestedHost) -> None:
+        self._connected(host)
+        before = host.state()
+        with host.controller() as controller:
+            for reference in (NETWORK, SANDBOX):
+                record = controller.network(reference) if reference == NETWORK else controller.sandbox(reference)
+                with controller.engine.kernel(record.id) as kernel:
+                    for run in controller.plan_of(record).runs():
+                        type(run[0]).ensure_many(kernel, run)
+        host.assert_same(before, "every object again")
+
+    def test_what_somebody_removes_is_missed(self, host: TestedHost) -> None:
+        """An object that is removed behind our back says so, unless its removal changed nothing."""
+        self._connected(host)
+        with host.controller() as controller:
+            for item in reversed(self._own_objects(controller)):
+                with controller.engine.kernel("") as kernel:
+                    before = [snapshot(netns) for netns in (HOST, item.netns)]
+                    item.remove(kernel)
+                    after = [snapshot(netns) for netns in (HOST, item.netns)]
+                    if any(differences(*pair) for pair in zip(before, after, strict=True)):
+                        assert item.drift(kernel), f"{item.key} was removed, and its drift() says nothing"
+                    item.remove(kernel)  # a no-op when it is gone
+
+    def _own_objects(self, controller: Controller) -> list[KernelObject]:
+        """The driver's own, as they are written down."""
+        keys = {item.key for plan in self._plans(controller) for item in plan}
+        written = (*controller.plan_of(NETWORK), *controller.plan_of(SANDBOX))
+        return [item for item in written if item.key in keys and not item.shared]
+
+    def test_an_option_that_it_does_not_have_is_refused(self, host: TestedHost) -> None:
+        before = host.state()
+        keywords = dict(self.network_keywords())
+        keywords["options"] = {**keywords.get("options", {}), "no.such.option": "1"}
+        with host.controller() as controller, pytest.raises(ConfigError, match=r"no\.such\.option"):
+            controller.create_network(NETWORK, **keywords)
+        host.assert_same(before, "a refused option")
