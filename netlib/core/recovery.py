@@ -52,6 +52,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
+    found = False
     for record, kind, sandbox in sorted(rows, key=lambda row: kind_called(row[1]).order):
         lock = record_lock(sandbox if kind_called(kind).locked_by_sandbox else record)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
@@ -61,6 +62,9 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
                 present = tx.by_id(record)
             if present is not None and present.phase is not Phase.READY and not _keeps_its_users(lifecycle, present):
                 failures.extend(_take_down(lifecycle, present))
+                found = True
+    if found:
+        lifecycle.engine.locks.sweep()  # of keys, too, that the dead held
     return failures
 
 

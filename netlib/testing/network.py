@@ -59,10 +59,12 @@ class NetworkDriverSuite(Suite):
         self._connected(host)
         before = host.state()
         with host.controller() as controller:
-            for reference in (NETWORK, SANDBOX):
-                record = controller.network(reference) if reference == NETWORK else controller.sandbox(reference)
-                with controller.engine.kernel(record.id) as kernel:
-                    for run in controller.plan_of(record).runs():
+            (endpoint,) = controller.endpoints(network=NETWORK)
+            for record in (controller.network(NETWORK).id, endpoint.id):
+                with controller.store.read() as tx:
+                    plan = tx.objects(record)
+                with controller.engine.kernel(record) as kernel:
+                    for run in plan.runs():
                         type(run[0]).ensure_many(kernel, run)
         host.assert_same(before, "every object again")
 

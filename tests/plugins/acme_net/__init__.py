@@ -1,0 +1,1 @@
+"""Somebody else's drivers, by netlib's contracts alone."""

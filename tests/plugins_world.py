@@ -1,0 +1,70 @@
+"""Somebody else's package (``tests/plugins``), as it is installed: on the path, or not on it any more."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from netlib import objects, registry
+
+__all__ = ["INSTALLED", "Service", "forget_drivers", "installed"]
+
+INSTALLED = Path(sys.prefix) / "plugins"
+"""Where ``scripts/install`` put it."""
+
+_CACHES: tuple[Any, ...] = (registry.driver, registry.ipam_driver, objects.object_class)
+
+
+def forget_drivers() -> None:
+    """Have netlib look for drivers and kernel objects again, as a new process would."""
+    for found in _CACHES:
+        found.cache_clear()
+
+
+class Service:
+    """The package's address service, in a process of its own."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.path = path
+        command = [sys.executable, "-m", "acme_net.service", path, str(seconds)]
+        environment = {**os.environ, "PYTHONPATH": str(INSTALLED)}
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """How a network is told of it."""
+        return {"acme.service": self.path}
+
+    def held(self) -> list[str]:
+        """All that it has given away."""
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as lines:
+            connection.connect(self.path)
+            lines.write('{"verb": "held"}\n')
+            lines.flush()
+            found: list[str] = json.loads(lines.readline())["held"]
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@contextmanager
+def installed(syspath_prepend: Callable[[str], None]) -> Iterator[None]:
+    """Have the package installed in the block, as far as this process goes."""
+    syspath_prepend(str(INSTALLED))
+    forget_drivers()
+    try:
+        yield
+    finally:
+        forget_drivers()
