@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ __all__ = ["INSTALLED", "Service", "forget_drivers", "installed"]
 INSTALLED = Path(sys.prefix) / "plugins"
 """Where ``scripts/install`` put it."""
 
+_QUESTION_SECONDS = 30
+_QUESTION_SECONDS = 30
 _CACHES: tuple[Any, ...] = (registry.driver, registry.ipam_driver, objects.object_class)
 
 
@@ -41,6 +45,27 @@ class Service:
     def options(self) -> dict[str, str]:
         """How a network is told of it."""
         return {"acme.service": self.path}
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it answer nobody in the block, who can ask."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def wait_for_question(self) -> None:
+        """Wait until somebody's connection is waiting for it."""
+        deadline = time.monotonic() + _QUESTION_SECONDS
+        while self.path not in self._waited_for():
+            assert time.monotonic() < deadline, "nobody asked"
+
+    def _waited_for(self) -> str:
+        """The service's sockets that have a connection that was not accepted yet."""
+        command = ["ss", "--no-header", "--listening", "--unix", "--processes"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return "\n".join(line for line in lines if int(line.split()[2]) > 0)
 
     def held(self) -> list[str]:
         """All that it has given away."""

@@ -133,15 +133,14 @@ class Controller(Session):
     # --- endpoints -------------------------------------------------------------------------------------------------
 
     def endpoints(self, *, network: str | Network | None = None, sandbox: str | Sandbox | None = None) -> list[Endpoint]:
-        """The endpoints of one network, of one sandbox, or all of them."""
+        """The endpoints of one network, of one sandbox, of one sandbox in one network, or all of them."""
         with self.store.read() as tx:
-            if network is not None:
-                rows = tx.endpoints_of_network(self.find_network(tx, network).id)
-            elif sandbox is not None:
+            home = self.find_network(tx, network).id if network is not None else ""
+            if sandbox is not None:
                 rows = tx.endpoints_of_sandbox(self.find_sandbox(tx, sandbox).id)
             else:
-                rows = tx.all(Endpoint)
-            return [row.value for row in rows if row.phase is Phase.READY]
+                rows = tx.endpoints_of_network(home) if home else tx.all(Endpoint)
+            return [row.value for row in rows if row.phase is Phase.READY and home in ("", row.value.network)]
 
     def connect(
         self,

@@ -135,8 +135,8 @@ def network_draft(
     if request.scope != Scope.LOCAL:
         raise ConfigError(f"--scope {request.scope!r} is not there yet; networks reach as far as this host (local)")
     known = driver(request.driver)
-    taken = tx.find(Network, request.name)
-    if taken is not None and taken.name == request.name and taken.id != network_id:
+    taken = tx.find_named(Network, request.name)
+    if taken is not None and taken.id != network_id:
         raise AlreadyExists(
             f"network {request.name!r} already exists; choose another name, or remove it by `netlib network rm`",
             name=request.name,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from netlib.core import recovery
-from netlib.core.session import Session, reference_of
+from netlib.core.session import Session
 from netlib.model import Network, Sandbox
 from netlib.plan import Plan
 from netlib.registry import driver_of
@@ -13,14 +13,12 @@ __all__ = ["check", "explain", "plan_of"]
 
 def plan_of(session: Session, reference: str | Network | Sandbox) -> Plan:
     """What a network or a sandbox (with its endpoints) is made of: as written down, or as it would be at first use."""
-    reference = reference_of(reference)
     with session.store.read() as tx:
-        network = tx.find(Network, reference)
-        if network is not None:
-            return tx.objects(network.id) or driver_of(network.value).network_plan(network.value)
-        box = session.find_sandbox(tx, reference)
-        parts = [tx.objects(row.id) for row in tx.endpoints_of_sandbox(box.id)]
-        unique = {item.key: item for plan in (tx.objects(box.id), *parts) for item in plan}
+        found = session.find_subject(tx, reference)
+        if isinstance(found.value, Network):
+            return tx.objects(found.id) or driver_of(found.value).network_plan(found.value)
+        parts = [tx.objects(row.id) for row in tx.endpoints_of_sandbox(found.id)]
+        unique = {item.key: item for plan in (tx.objects(found.id), *parts) for item in plan}
         return Plan(*unique.values())
 
 
@@ -35,10 +33,8 @@ def check(session: Session, reference: str | Network | Sandbox) -> list[tuple[st
 
 
 def _records(session: Session, reference: str | Network | Sandbox) -> Sequence[str]:
-    reference = reference_of(reference)
     with session.store.read() as tx:
-        network = tx.find(Network, reference)
-        if network is not None:
-            return [network.id]
-        box = session.find_sandbox(tx, reference)
-        return [box.id, *(row.id for row in tx.endpoints_of_sandbox(box.id))]
+        found = session.find_subject(tx, reference)
+        if isinstance(found.value, Network):
+            return [found.id]
+        return [found.id, *(row.id for row in tx.endpoints_of_sandbox(found.id))]

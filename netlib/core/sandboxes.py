@@ -84,8 +84,8 @@ def _checked(request: SandboxRequest) -> dict[str, str]:
 
 
 def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
-    taken = tx.find(Sandbox, sandbox.name)
-    if taken is not None and taken.name == sandbox.name:
+    taken = tx.find_named(Sandbox, sandbox.name)
+    if taken is not None:
         raise AlreadyExists(
             f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one",
             name=sandbox.name,

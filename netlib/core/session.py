@@ -217,6 +217,15 @@ class Session:
             raise no_container(reference)
         return row
 
+    def find_subject(self, tx: Transaction, reference: str | Network | Sandbox) -> Row[Network] | Row[Sandbox]:
+        """The network or the sandbox that is meant: one of exactly that name before one whose id begins so; NotFound else."""
+        reference = reference_of(reference)
+        if (network := tx.find_named(Network, reference)) is not None:
+            return network
+        if (box := tx.find_named(Sandbox, reference)) is not None:
+            return box
+        return tx.find(Network, reference) or self.find_sandbox(tx, reference)
+
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
         return sandbox_plan(sandbox, tx.memberships(sandbox.id), host_resolver())
 

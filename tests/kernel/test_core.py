@@ -413,3 +413,25 @@ def test_arguments_of_the_wrong_type_are_refused_and_nothing_is_changed(controll
     assert snapshot() == before
     assert [network.name for network in controller.networks()] == ["bridge", "host", "none", "web"]
     assert [sandbox.name for sandbox in controller.sandboxes()] == ["box"]
+
+
+def test_a_name_comes_before_the_beginning_of_an_id(controller: Controller) -> None:
+    digit = controller.create_network("net").id[0]
+    controller.create_sandbox(digit)
+    controller.connect("net", digit)
+    assert "netns add" in "\n".join(controller.explain(digit))
+    assert controller.create_network(digit).name == digit
+    assert controller.network(digit).name == digit
+
+
+def test_endpoints_of_a_sandbox_in_a_network(controller: Controller) -> None:
+    for name in ("a", "b"):
+        controller.create_network(name)
+        controller.create_sandbox(f"box-{name}")
+    pairs = [("a", "box-a"), ("a", "box-b"), ("b", "box-a")]
+    made = {pair: controller.connect(*pair).id for pair in pairs}
+    assert {pair: [item.id for item in controller.endpoints(network=pair[0], sandbox=pair[1])] for pair in pairs} == {
+        pair: [record] for pair, record in made.items()
+    }
+    assert controller.endpoints(network="b", sandbox="box-b") == []
+    assert len(controller.endpoints()) == 3
