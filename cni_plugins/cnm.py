@@ -33,7 +33,7 @@ from netlib.kernel.netns import identity_of_path
 from netlib.kernel.routes import RouteEntry
 from netlib.model import Endpoint, NetnsRef, Network, Phase, PortMapping, Protocol, Sandbox
 from netlib.names import NAME_LENGTH, check_alias, new_id
-from netlib.plan import Plan
+from netlib.plan import Plan, ability
 from netlib.ports import PortRequest
 from netlib.registry import driver_of
 from netlib.requests import ConnectRequest
@@ -144,7 +144,7 @@ class CnmPlugin:
                 f"leave out ipam (it is {config.ipam.type})",
             )
         network = self._node.controller.network(config.network or config.name)
-        if isinstance(driver_of(network), Addressless):
+        if ability(driver_of(network), Addressless):
             raise CniError(
                 Code.INVALID_CONFIG, f'network "{network.name}" ({network.driver}) gives no interface', "name another network"
             )

@@ -11,6 +11,7 @@ import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from signal import SIGKILL
 from typing import Any
 
@@ -86,7 +87,7 @@ class ForeignLease(KernelObject, frozen=True, kw_only=True, tag="foreign_lease")
     environ: dict[str, str]
     config: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("foreign_lease", "", f"{self.kind}/{self.container}/{self.ifname}/{self.environ.get('CNI_NETNS', '')}")
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Self
 
@@ -64,7 +65,7 @@ class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
     renewal: int  # seconds after which it is to be renewed, at this server
     rebinding: int  # … and at any server
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return lease_key(self.netns.path, self.link)
 

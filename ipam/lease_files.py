@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -212,7 +213,7 @@ class LeaseFile(KernelObject, frozen=True, kw_only=True, tag="lease_file"):
     ifname: str
     range_set: int = 0  # index in the configuration
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("lease_file", "", f"{self.folder}/{self.address}")
 

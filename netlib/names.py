@@ -13,6 +13,7 @@ from netlib.model import IPAddress, IPNetwork, Link, Network
 
 __all__ = [
     "BRIDGE_NAME_OPTION",
+    "ID_DIGITS",
     "NAME_LENGTH",
     "bridge_ifname",
     "check_alias",
@@ -245,9 +246,12 @@ def _check_key_value(what: str, key: str, value: str) -> None:
 # --- what we derive ----------------------------------------------------------------------------------------------------
 
 
+ID_DIGITS = 64
+
+
 def new_id() -> str:
     """A record's id: 64 random hexadecimal digits."""
-    return os.urandom(32).hex()
+    return os.urandom(ID_DIGITS // 2).hex()
 
 
 def bridge_ifname(network: Network) -> str:

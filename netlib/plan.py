@@ -5,7 +5,7 @@ reads the kernel: what had to be known first is in the record, or is *observed* 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ class Key(NamedTuple):
         return f"{self.kind}/{self.netns or 'host'}/{self.name}"
 
 
-class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, dict=True):
     """One thing the kernel holds for us: names, never ifindexes.
 
     Subclasses declare ``tag="…"`` (their stable name in the store), their key, and the four verbs ``ensure``, ``remove``,
@@ -46,7 +46,7 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
 
     netns: NetnsRef = HOST
 
-    @property
+    @cached_property
     def key(self) -> Key:
         raise NotImplementedError
 
@@ -142,11 +142,11 @@ class Overrides(Protocol):
 
 
 _A = TypeVar("_A")
-_offers: Callable[[Any, Any], bool] = cache(issubclass)  # a connect asks fifty times
+_offers: Callable[[Any, Any], bool] = cache(issubclass)  # a connect asks fifty times; isinstance looks at each method again
 
 
-def ability(item: KernelObject, kind: type[_A]) -> _A | None:
-    """*item*, where its class offers the ability *kind* (:class:`Carrier`, …), else None."""
+def ability(item: object, kind: type[_A]) -> _A | None:
+    """*item* (a kernel object, a driver), where its class offers the ability *kind* (a Protocol such as :class:`Carrier`)."""
     return cast(_A, item) if _offers(type(item), kind) else None
 
 

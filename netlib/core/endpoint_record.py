@@ -3,7 +3,7 @@
 Everything that can be refused is refused here, before anything is written or touched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ from netlib.model import (
 )
 from netlib.names import check_alias, check_ifname, check_mac, endpoint_mac
 from netlib.options import decoded_options
+from netlib.plan import ability
 from netlib.ports import PortRequest
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
@@ -46,11 +47,13 @@ def endpoint_record(
     request: ConnectRequest,
     *,
     linked: bool,
+    links: Collection[str] = (),
     facts: Mapping[str, Facts] | None = None,
 ) -> Endpoint:
     """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
 
     *linked* says whether the network's driver gives endpoints a link; without one there is nothing to address or publish.
+    *links* are the names of those that the sandbox has.
     *facts* are what the network's drivers found out for it, by side.
     """
     subject = f"endpoint of {sandbox.name!r} in network {network.name!r}"
@@ -76,7 +79,7 @@ def endpoint_record(
         return endpoint
     endpoint = replace(
         endpoint,
-        ifname=_ifname(tx, network, sandbox, request),
+        ifname=_ifname(links, network, sandbox, request),
         addresses=_addresses(tx, endpoint, network, request, subject),
     )
     return replace(
@@ -86,22 +89,21 @@ def endpoint_record(
     )
 
 
-def _ifname(tx: Transaction, network: Network, sandbox: Sandbox, request: ConnectRequest) -> str:
-    used = {row.value.ifname for row in tx.endpoints_of_sandbox(sandbox.id)}
+def _ifname(used: Collection[str], network: Network, sandbox: Sandbox, request: ConnectRequest) -> str:
     wanted = request.ifname or request.options.get("com.docker.network.endpoint.ifname", "")
     if wanted:
         check_ifname(wanted)
         if wanted in used or wanted == "lo":
             raise AlreadyExists(f"sandbox {sandbox.name!r} has a link {wanted} already; choose another ifname", name=wanted)
         return wanted
-    known = driver_of(network)
-    prefix = known.ifname_prefix(network) if isinstance(known, NamesLinks) else "eth"
+    known = ability(driver_of(network), NamesLinks)
+    prefix = known.ifname_prefix(network) if known else "eth"
     return next(name for number in range(len(used) + 1) if (name := f"{prefix}{number}") not in used)
 
 
 def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
-    known = driver_of(network)
-    reason = known.why_no_mac(network) if isinstance(known, SharesMac) else ""
+    known = ability(driver_of(network), SharesMac)
+    reason = known.why_no_mac(network) if known else ""
     if reason and wanted:
         raise ConfigError(f"an endpoint of network {network.name!r} can have no --mac-address: {reason}; leave it out")
     if reason:
@@ -152,8 +154,10 @@ def _address(
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
-    known = driver_of(network)
-    default = known.default_host_ip(network) if isinstance(known, PublishesPorts) else None
+    if not requests:
+        return ()
+    known = ability(driver_of(network), PublishesPorts)
+    default = known.default_host_ip(network) if known else None
     chosen: list[PortMapping] = []
     places: _Places = {}
     fixed = {

@@ -1,7 +1,7 @@
 """Sandboxes joined to networks, and taken out of them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from netlib.core.endpoint_record import endpoint_record
 from netlib.core.preparing import Question, prepared_facts, questions
@@ -12,7 +12,7 @@ from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
 from netlib.facts import AddressesAsked, EndpointAsked, Facts
 from netlib.model import Endpoint, Event, Network, Phase, Sandbox
-from netlib.plan import Plan
+from netlib.plan import Plan, ability
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
 from netlib.store.records import Row, Transaction
@@ -32,8 +32,8 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
 
     def draft(tx: Transaction, facts: Mapping[str, Facts] | None = None) -> tuple[Endpoint, Plan]:
         network, sandbox = session.find_network(tx, home.id).value, session.find_sandbox(tx, box.id).value
-        _check(tx, endpoint_id, network, sandbox)
-        return _draft(tx, endpoint_id, network, sandbox, request, facts)
+        links = _check(tx, endpoint_id, network, sandbox)
+        return _draft(tx, endpoint_id, network, sandbox, request, links, facts)
 
     with (
         session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)),
@@ -111,22 +111,27 @@ def _questions(endpoint_id: str, network: Network, box: Sandbox, request: Connec
     )
 
 
-def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) -> None:
-    """Refuse a sandbox that is in the network, and one whose netns the network's driver cannot use."""
-    same = [row for row in tx.endpoints_of_sandbox(box.id) if row.value.network == network.id and row.id != endpoint_id]
+def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) -> Collection[str]:
+    """Refuse a sandbox that is in the network, and one whose netns the network's driver cannot use.
+
+    Answer with the names of the links that it has.
+    """
+    present = [row for row in tx.endpoints_of_sandbox(box.id) if row.id != endpoint_id]
+    same = [row for row in present if row.value.network == network.id]
     if any(row.phase is Phase.REMOVING for row in same):
         text = f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`"
         raise InUse(text, users=[box.name])
     if same:
         text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"
         raise AlreadyExists(text, name=box.name)
-    known = driver_of(network)
-    host_wanted = isinstance(known, Addressless) and known.sandbox_netns() == ""
+    linkless = ability(driver_of(network), Addressless)
+    host_wanted = linkless is not None and linkless.sandbox_netns() == ""
     if host_wanted != box.netns.is_host:
         raise ConfigError(
             f"{box.name!r} {'shares the netns of the host' if box.netns.is_host else 'has a netns of its own'}, "
             f"so it cannot join network {network.name!r} ({network.driver}); create it anew on that network"
         )
+    return {row.value.ifname for row in present}
 
 
 def _draft(
@@ -135,10 +140,11 @@ def _draft(
     network: Network,
     box: Sandbox,
     request: ConnectRequest,
+    links: Collection[str],
     facts: Mapping[str, Facts] | None,
 ) -> tuple[Endpoint, Plan]:
     known = driver_of(network)
-    linked = not isinstance(known, Addressless)
-    endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked, facts=facts)
+    linked = ability(known, Addressless) is None
+    endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked, links=links, facts=facts)
     plan = known.join_plan(network, endpoint, box)
     return endpoint, plan + inside_plan(endpoint, box.netns) if linked else plan

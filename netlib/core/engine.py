@@ -6,7 +6,7 @@ holds its key; a shared object is ensured and removed under a lock of its key.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from msgspec.structs import replace
 
@@ -23,6 +23,9 @@ Observer = Callable[[str, KernelObject], None]
 
 Progress for people, faults for tests.
 """
+
+
+_NO_LOCKS = nullcontext()
 
 
 def _silent(moment: str, item: KernelObject) -> None:
@@ -180,10 +183,15 @@ class Engine:
         except NetlibError as failure:
             raise TeardownError([error, failure]) from error
 
+    def _locked(self, run: Iterable[KernelObject]) -> AbstractContextManager[object]:
+        """Hold the locks of the shared objects of *run*; most have none."""
+        keys = sorted(str(item.key) for item in run if item.shared)
+        return self._holding(keys) if keys else _NO_LOCKS
+
     @contextmanager
-    def _locked(self, run: Iterable[KernelObject]) -> Iterator[None]:
+    def _holding(self, keys: Iterable[str]) -> Iterator[None]:
         with ExitStack() as stack:
-            for key in sorted(str(item.key) for item in run if item.shared):
+            for key in keys:
                 stack.enter_context(self.locks.hold(f"key:{key}", f"changing {key}"))
             yield
 

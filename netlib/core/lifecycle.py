@@ -46,21 +46,23 @@ class Lifecycle:
         """Write down that *record* is being made, if *check* lets it, and ask the world for it; its lock is held."""
         with self.store.write() as tx:
             check(tx)
-            self._write(tx, record)
+            self._write(tx, record, (), was_prepared=False)
         with self._or_forget(record.id):
             return tuple(ask_world(self.engine, kernel, record.id, asked))
 
     @staticmethod
-    def _write(tx: Transaction, record: Network | Endpoint) -> None:
-        """Insert *record*, or replace what :meth:`prepare` wrote down of it."""
+    def _write(tx: Transaction, record: Network | Endpoint, objects: Iterable[KernelObject], *, was_prepared: bool) -> None:
+        """Write *record* down with its objects, in the place of what :meth:`prepare` wrote down of it, if it did."""
+        if was_prepared:
+            tx.replace(record)
+            tx.write_objects(record.id, objects)
+            return
         if isinstance(record, Network):
             name, network, sandbox = record.name, None, None
         else:
             name, network, sandbox = f"{record.network}/{record.sandbox}", record.network, record.sandbox
-        if tx.by_id(record.id) is not None:
-            tx.replace(record)
-        else:
-            tx.insert(record, name=name, network=network, sandbox=sandbox)
+        tx.insert(record, name=name, network=network, sandbox=sandbox)
+        tx.insert_objects(record.id, objects)
 
     def create_network(
         self, kernel: Kernel, network_id: str, draft: Callable[[Transaction], Network], prepared: Sequence[Prepared] = ()
@@ -74,8 +76,7 @@ class Lifecycle:
             wanted = driver_of(network).network_plan(network)
             self._refuse_links_of_others(tx, wanted)
             plan = Plan(*prepared, *self.engine.observed(tx, kernel, network_id, wanted))
-            self._write(tx, network)
-            tx.write_objects(network_id, plan)
+            self._write(tx, network, plan, was_prepared=bool(prepared))
         with self._or_forget(network_id):
             self.engine.ensure(kernel, network_id, plan)
         with self.store.write() as tx:
@@ -157,8 +158,7 @@ class Lifecycle:
             endpoint, plan = draft(tx)
             plan = self.engine.observed(tx, kernel, endpoint_id, plan)
             plan = Plan(*prepared, *plan) if prepared else plan
-            self._write(tx, endpoint)
-            tx.write_objects(endpoint_id, plan)
+            self._write(tx, endpoint, plan, was_prepared=bool(prepared))
             tx.claim_ports(endpoint.ports, endpoint_id)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         try:

@@ -18,6 +18,7 @@ from netlib.kernel.routes import host_routes, routes_by
 from netlib.model import IPAddress, IPInterface, IPNetwork, Network, Scope
 from netlib.names import check_labels, check_network_name
 from netlib.options import decoded_options
+from netlib.plan import ability
 from netlib.registry import Side, driver, ipam_driver, package_of
 from netlib.requests import NetworkRequest
 from netlib.settings import Settings
@@ -43,13 +44,14 @@ class Surroundings(NamedTuple):
 def surroundings(kernel: "Kernel", request: NetworkRequest, settings: Settings) -> Surroundings:
     """Look at the host for *request*: what is on the link that it names stands in nobody's way."""
     known = driver(request.driver)
-    if isinstance(known, JoinsLan):
-        link = known.lan_link(request.options)
+    if (on_lan := ability(known, JoinsLan)) is not None:
+        link = on_lan.lan_link(request.options)
         routes = routes_by(kernel, link) if link and kernel.rtnl().find_link(link) else []
         routers = tuple(dict.fromkeys(route.gateway for route in routes if route.gateway))
         addresses = addresses_of(kernel, link) if link else ()
         return Surroundings(host_routes(kernel), link, addresses, is_lan=True, routers=routers, settings=settings)
-    link = known.link_name(request.options) if isinstance(known, TakesLink) else ""
+    on_link = ability(known, TakesLink)
+    link = on_link.link_name(request.options) if on_link else ""
     addresses = addresses_of(kernel, link) if link else ()
     return Surroundings(host_routes(kernel, besides=link), link, addresses, settings=settings)
 
@@ -162,10 +164,10 @@ def network_draft(
         forwards=around.settings.ip_forward,
         packages=_packages(request),
     )
-    if isinstance(known, ValidatesNetwork):
-        known.validate_network(network)
-    if isinstance(known, ShapesNetwork):
-        network = known.shaped(network)
+    if (checking := ability(known, ValidatesNetwork)) is not None:
+        checking.validate_network(network)
+    if (shaping := ability(known, ShapesNetwork)) is not None:
+        network = shaping.shaped(network)
     if network.ipv6 and not kernel_has_ipv6():
         raise FeatureMissing(f"network {request.name!r}: this kernel has no IPv6; leave --ipv6 and IPv6 subnets out")
     ipam_driver(request.ipam_driver)  # NotFound before anything is written

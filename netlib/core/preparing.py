@@ -5,15 +5,15 @@ moment leaves a row that says what to give back.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
 from netlib.errors import NetlibError, NotFound
 from netlib.facts import Facts, Prepares, World
 from netlib.kernel.handle import Kernel
-from netlib.plan import KernelObject, Key, Plan
+from netlib.plan import KernelObject, Key, Plan, ability
 from netlib.registry import Side, driver, ipam_driver, missing_package, package_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
     package: str = ""  # that it came with
     facts: Facts
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("prepared", "", f"{self.side}/{self.record}")
 
@@ -47,8 +47,9 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
             known = _BY_NAME[self.side](self.name)
         except NotFound as error:
             raise missing_package(f"record {self.record[:12]}", self.side, self.name, self.package) from error
-        if isinstance(known, Prepares):  # a newer one of that name may need nothing
-            known.release(self.record, self.facts, kernel)
+        asked = ability(known, Prepares)
+        if asked is not None:  # a newer driver of that name may need nothing
+            asked.release(self.record, self.facts, kernel)
 
     def drift(self, kernel: Kernel) -> str | None:
         return None
@@ -72,15 +73,14 @@ class Question(NamedTuple):
 
 
 _Asked = tuple[Side, str, object, Callable[[], Struct]]
-_offers: Callable[[Any, Any], bool] = cache(issubclass)
 
 
 def questions(*drivers: _Asked) -> list[Question]:
     """What is to be asked of those *drivers* (side, name, driver, how to make the question) that must ask the world."""
     return [
-        Question(side, name, cast(Prepares, known), make())
+        Question(side, name, asking, make())
         for side, name, known, make in drivers
-        if _offers(type(known), Prepares)
+        if (asking := ability(known, Prepares)) is not None
     ]
 
 

@@ -5,13 +5,12 @@ Pure: re-planned at every connect and disconnect, and compared with what is appl
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from netlib.dns.resolvconf import UPLINK_RESOLV_CONF, HostResolver, hosts_file, parse_resolv_conf, sandbox_resolv_conf
 from netlib.driverapi import ChecksSources, HoldsGateways, PublishesPorts, RoutesByLink
-from netlib.errors import NotFound
 from netlib.firewall.members import PortSources
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel.addresses import Address
@@ -23,8 +22,8 @@ from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl, sysctl_ifname
 from netlib.kernel.tuning import TunedSysctl
 from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
-from netlib.plan import KernelObject, Plan
-from netlib.registry import driver, driver_of
+from netlib.plan import KernelObject, Plan, ability
+from netlib.registry import driver_of
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
@@ -56,8 +55,8 @@ def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: Host
 def _shared_sources(attachments: Sequence[Attachment]) -> Iterator[PortSources]:
     """Let a sandbox in several networks send from any of its addresses by each of its links."""
     for network, endpoint in attachments if len(attachments) > 1 else ():
-        known = driver_of(network)
-        port = known.checked_port(network, endpoint) if isinstance(known, ChecksSources) else ""
+        known = ability(driver_of(network), ChecksSources)
+        port = known.checked_port(network, endpoint) if known else ""
         for _, other in attachments:
             if port and other.id != endpoint.id and other.addresses:
                 yield PortSources(port=port, addresses=tuple(address.ip for address in other.addresses), by=other.id)
@@ -109,7 +108,7 @@ def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[
     return [
         Seat(network.id, pool.gateway, known.gateway_link(network), address.ip, known.gateway_port(endpoint))
         for network, endpoint in attachments
-        if isinstance(known := driver_of(network), HoldsGateways)
+        if (known := ability(driver_of(network), HoldsGateways)) is not None
         for pool in network.pools
         if pool.gateway is not None
         for address in endpoint.addresses
@@ -140,28 +139,12 @@ def publishing_attachment(attachments: Sequence[Attachment], family: int) -> Att
     Answers to what came in by another one would leave by this one, and a host that checks where packets come from
     (``rp_filter``) drops such. None where no network of the sandbox can publish any.
     """
-    able = [(network, endpoint) for network, endpoint in attachments if _publisher(network.driver) and endpoint.address(family)]
+    able = [(network, endpoint) for network, endpoint in attachments if _publisher(network) and endpoint.address(family)]
     return gateway_attachment(able, family) or next(iter(able), None)
 
 
-@cache  # 5 µs each, and a connect asks ten times
-def _publisher(name: str) -> PublishesPorts | None:
-    known = _known(name)
-    return known if isinstance(known, PublishesPorts) else None
-
-
-@cache
-def _router_by_link(name: str) -> RoutesByLink | None:
-    known = _known(name)
-    return known if isinstance(known, RoutesByLink) else None
-
-
-def _known(name: str) -> object:
-    """The driver of that name; None where its package is not installed any more."""
-    try:
-        return driver(name)
-    except NotFound:
-        return None
+def _publisher(network: Network) -> PublishesPorts | None:
+    return ability(driver_of(network), PublishesPorts)
 
 
 def _published(attachments: Sequence[Attachment]) -> Iterator[KernelObject]:
@@ -170,7 +153,7 @@ def _published(attachments: Sequence[Attachment]) -> Iterator[KernelObject]:
         if found is None:
             continue
         network, endpoint = found
-        known, address = _publisher(network.driver), endpoint.address(family)
+        known, address = _publisher(network), endpoint.address(family)
         assert known is not None
         assert address is not None
         # One plan for each that asked: runs of ports do not grow together, and so keep their keys.
@@ -195,7 +178,7 @@ def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: 
 
 
 def _goes_by_link(network: Network, endpoint: Endpoint, family: int) -> bool:
-    known = _router_by_link(network.driver)
+    known = ability(driver_of(network), RoutesByLink)
     return known is not None and known.routes_by_link(network) and endpoint.address(family) is not None
 
 

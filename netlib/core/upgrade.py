@@ -16,7 +16,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.links import deafen
 from netlib.kernel.routers import heard
 from netlib.model import HOST, Endpoint, Network, Phase
-from netlib.plan import Plan
+from netlib.plan import Plan, ability
 from netlib.registry import driver_of
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.tags import store_of
@@ -102,4 +102,4 @@ def _plan(tx: Transaction, row: Row[Any]) -> Plan:
         return Plan()
     known = driver_of(network.value)
     plan = known.join_plan(network.value, row.value, box.value)
-    return plan if isinstance(known, Addressless) else plan + inside_plan(row.value, box.value.netns)
+    return plan if ability(known, Addressless) else plan + inside_plan(row.value, box.value.netns)

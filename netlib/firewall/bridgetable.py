@@ -6,6 +6,7 @@ The chain sees a frame as it comes in by a port, before the bridge and br_netfil
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from netlib.errors import ObjectMissing
@@ -27,7 +28,7 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
     sets: ClassVar[tuple[tuple[str, str], ...]]  # name and type of each
     rules: ClassVar[tuple[tuple[str, str], ...]]  # rule and comment, which tells the rule from others
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("firewall", self.netns.path, self.part)
 

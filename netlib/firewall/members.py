@@ -16,6 +16,7 @@ connect. Not checked: ARP, and within fe80::/10 whose address it is, for the ker
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
@@ -131,7 +132,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
     addresses: tuple[IPAddress, ...] = ()
     by: str = ""
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("firewall", self.netns.path, f"sources/{self.port}" + (f"/{self.by}" if self.by else ""))
 

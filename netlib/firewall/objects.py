@@ -99,7 +99,7 @@ class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base
     def shared(self) -> bool:
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named("base")
 
@@ -123,7 +123,7 @@ class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_ne
     icc: bool = True
     mode: Literal["nat", "nat-unprotected"] = "nat"
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"network/{self.bridge}")
 
@@ -134,7 +134,7 @@ class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
     subnet: IPNetwork
     bridge: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"masquerade/{self.bridge}/{self.subnet}")
 
@@ -151,7 +151,7 @@ class ContainerSubnet(FirewallObject, frozen=True, kw_only=True, tag="container_
     def shared(self) -> bool:
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"subnet/{self.subnet}")
 
@@ -170,7 +170,7 @@ class MasqueradedAddress(FirewallObject, frozen=True, kw_only=True, tag="masquer
         """True: two networks may give out the same address, and a container that was never detached may hold it still."""
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"masquerade/{self.address.ip}")
 
@@ -193,7 +193,7 @@ class PortCondition(FirewallObject, frozen=True, kw_only=True, tag="port_conditi
     def shared(self) -> bool:
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"condition/{self.digest}")
 
@@ -293,7 +293,7 @@ class AwaitedPort(KernelObject, frozen=True, kw_only=True, tag="awaited_port"):
 
     port: PublishedPort
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("awaited", "", f"{self.port.key.name} for {self.port.address}")
 
@@ -322,7 +322,7 @@ class Allowance(FirewallObject, frozen=True, kw_only=True):
         """A bridge, or ``MARKED``."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"forward/{self.subject}")
 
@@ -362,7 +362,7 @@ class ForwardedAddress(FirewallObject, frozen=True, kw_only=True, tag="forwarded
         """True: two networks may give out the same address, and a container that was never detached may hold it still."""
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"forwarded/{self.address}")
 
@@ -381,7 +381,7 @@ class ApartBridge(FirewallObject, frozen=True, kw_only=True, tag="apart_bridge")
         """True: several networks may be on one bridge."""
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named(f"apart/{self.bridge}")
 
@@ -393,7 +393,7 @@ class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect")
     address: IPAddress = ipaddress.ip_address("127.0.0.11")
     port: int
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self._named("dns")
 

@@ -7,6 +7,7 @@ thousandth costs what the first did.
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
@@ -41,7 +42,7 @@ class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
     port: str  # not called ifname: it outlives the link
     mac: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("firewall", self.netns.path, f"port mac/{self.port}")
 

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from msgspec.structs import replace
@@ -42,7 +43,7 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
 
     observations = ("adopted",)
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("address", self.netns.path, f"{self.ifname} {self.address}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -81,7 +82,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
 
     observations = ("adopted",)
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 
@@ -212,7 +213,7 @@ class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
     filtered: bool = False
     learning: bool = True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("port", self.netns.path, self.ifname)
 

@@ -9,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -41,7 +42,7 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
     mode: int = 0o644
     adopted: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("file", "", self.path)
 
@@ -144,7 +145,7 @@ class Folder(KernelObject, frozen=True, kw_only=True, tag="folder"):
     mode: int = 0o700
     adopted: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("folder", "", self.path)
 

@@ -9,7 +9,7 @@ import errno
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -188,7 +188,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     mtu: int = 0
     host_mac: str = ""
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 
@@ -314,7 +314,7 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
 
     observations = ("adopted",)
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("up", self.netns.path, self.ifname)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
@@ -64,7 +65,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     home: NetnsRef = HOST
     before: DeviceBefore | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 

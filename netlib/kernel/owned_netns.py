@@ -3,6 +3,7 @@
 import errno
 import shlex
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     path: str
     identity: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("netns", self.path, "self")
 

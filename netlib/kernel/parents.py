@@ -1,6 +1,7 @@
 """Links of the host that macvlan and ipvlan networks sit on."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from netlib.errors import ConfigError, ObjectMissing
@@ -21,7 +22,7 @@ class ParentLink(KernelObject, frozen=True, kw_only=True, tag="parent_link"):
     use: str
     made: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("parent", self.netns.path, self.ifname)
 

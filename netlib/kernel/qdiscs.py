@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from netlib.errors import AlreadyExists, KernelError, ObjectMissing
@@ -42,7 +43,7 @@ class TokenBucket(KernelObject, frozen=True, kw_only=True, tag="token_bucket"):
     rate: int
     burst: int
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("qdisc", self.netns.path, f"{self.ifname} root")
 
@@ -122,7 +123,7 @@ class IngressRedirect(KernelObject, frozen=True, kw_only=True, tag="ingress_redi
     ifname: str
     to: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("qdisc", self.netns.path, f"{self.ifname} ingress")
 

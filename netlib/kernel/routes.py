@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msgspec.structs import replace
@@ -67,7 +68,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
     yields: bool = False
     behind: int = 0
 
-    @property
+    @cached_property
     def key(self) -> Key:
         metric = f" metric {self.metric}" if self.metric else ""
         table = f" table {self.table}" if self.table != MAIN_TABLE else ""
@@ -291,7 +292,7 @@ class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
     def ifname(self) -> str:
         return self.route.ifname
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("route_away", self.netns.path, f"{self.ifname} {self.route.key.name}")
 

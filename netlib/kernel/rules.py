@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -46,7 +47,7 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
     priority: int = 0
     adopted: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("rule", self.netns.path, f"{self.family} {self._text}")
 

@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from msgspec.structs import replace
@@ -76,7 +77,7 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
     mtu: int = 0
     up: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 

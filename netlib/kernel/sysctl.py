@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -111,7 +111,7 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
     optional: bool = False
     prior: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("sysctl", self.netns.path, sysctl_path(self.name))
 
@@ -177,7 +177,7 @@ class RouterAdvertisements(KernelObject, frozen=True, kw_only=True, tag="router_
     def shared(self) -> bool:
         return True
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("router_advertisements", self.netns.path, "links")
 

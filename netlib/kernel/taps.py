@@ -4,6 +4,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
@@ -48,7 +49,7 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
     owner: int | None = None
     group: int | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link", self.netns.path, self.ifname)
 

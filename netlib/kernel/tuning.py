@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Self
 
 from msgspec.structs import replace
@@ -50,7 +51,7 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
     value: str
     prior: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("link_setting", self.netns.path, f"{self.ifname} {self.setting}")
 
@@ -129,7 +130,7 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
 class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
     """A setting that overrides what the plan of another record set; *prior* may be that record's value."""
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("tuned_sysctl", *super().key[1:])
 

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -42,7 +43,7 @@ class PortVlans(KernelObject, frozen=True, kw_only=True, tag="port_vlans"):
     keeps_default: bool = False
     before: tuple[tuple[int, int], ...] | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("port_vlans", self.netns.path, self.ifname)
 

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
@@ -83,7 +84,7 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
     vrf: str
     routes: tuple[RouteEntry, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("vrf", self.netns.path, self.ifname)
 

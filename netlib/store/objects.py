@@ -1,6 +1,7 @@
 """Kernel objects to and from the rows of the store, also those whose class is not installed any more."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec import Struct
@@ -35,7 +36,7 @@ class Unreadable(KernelObject, frozen=True, kw_only=True, tag="unreadable"):
     why: str
     package: str
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return _WrittenKey("unreadable", "", self.written)
 

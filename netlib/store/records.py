@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from netlib.codec import decode, encode
 from netlib.model import CniAttachment, Endpoint, Event, IPAddress, Network, Phase, PortMapping, Protocol, Sandbox
-from netlib.names import new_id
+from netlib.names import ID_DIGITS, new_id
 from netlib.plan import KernelObject, Key, Plan
 from netlib.store.kinds import kind_called, kind_of, recovered_names
 from netlib.store.leases import StoredLeases
@@ -98,6 +98,8 @@ class Transaction:
         """The record of that name or id; an id may be shortened as long as one record alone has it."""
         if not isinstance(reference, str):  # None, or the record itself, of a Python caller
             return None
+        if len(reference) == ID_DIGITS and (whole := self.by_id(reference)) is not None and isinstance(whole.value, cls):
+            return whole
         if (row := self.find_named(cls, reference)) is not None or not reference:
             return row
         rows = self.db.execute(
@@ -153,8 +155,12 @@ class Transaction:
 
     def memberships(self, sandbox: str) -> list[tuple[Network, Endpoint]]:
         """The networks that a sandbox (by id) is in with its endpoints there, but for those that it is leaving; by ifname."""
-        endpoints = [row.value for row in self.endpoints_of_sandbox(sandbox) if row.phase is not Phase.REMOVING]
-        found = [(network.value, endpoint) for endpoint in endpoints if (network := self.by_id(endpoint.network)) is not None]
+        rows = self.db.execute(
+            "SELECT home.body, member.body FROM record AS member JOIN record AS home ON home.id=member.network "
+            "WHERE member.sandbox=? AND +member.kind='endpoint' AND member.phase<>'removing'",
+            (sandbox,),
+        )
+        found = [(decode(network, Network), decode(endpoint, Endpoint)) for network, endpoint in rows]
         return sorted(found, key=lambda pair: pair[1].ifname)
 
     def users_of(self, record: str) -> list[Row[Any]]:
@@ -204,13 +210,17 @@ class Transaction:
 
     # --- objects ---------------------------------------------------------------------------------------------------
 
-    def write_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
-        """Write down what is about to be applied for *record*, replacing what stood there."""
-        self.db.execute("DELETE FROM object WHERE record=?", (record,))
+    def insert_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
+        """Write down what is about to be applied for *record*, of which nothing is written down yet."""
         self.db.executemany(
             "INSERT INTO object (record, seq, key, body) VALUES (?,?,?,?)",
             [(record, seq, str(item.key), encode_object(item)) for seq, item in enumerate(objects)],
         )
+
+    def write_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
+        """Write down what is about to be applied for *record*, replacing what stood there."""
+        self.db.execute("DELETE FROM object WHERE record=?", (record,))
+        self.insert_objects(record, objects)
 
     def objects(self, record: str) -> Plan:
         """What was written down for *record*, in order."""

@@ -1,6 +1,7 @@
 """A kernel object that netlib does not have: how many packets wait at a link."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ class QueueLength(KernelObject, frozen=True, kw_only=True, tag="acme-net.queue_l
     ifname: str
     packets: int
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return Key("queue_length", "", self.ifname)
 
