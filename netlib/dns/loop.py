@@ -4,7 +4,7 @@ Everything that a handler touches belongs to the loop's thread; other threads us
 :meth:`Loop.join` only. A socket that belongs to a party is handled in that party's turns (:mod:`netlib.dns.turns`), any other
 one at once.
 
-Why not asyncio: a plain loop answers about 147,000 cached questions a second (107,000 to 121,000 through the rule that redirects
+Why not asyncio: a plain loop answers about 147,000 cached questions a second (107,000 to 121,000 through the rule that leads
 port 53 here), where Docker's resolver answered 76,000; and this loop must decide which socket is handled next, where asyncio
 calls the handlers of all ready sockets before it looks for new events. What asyncio would answer was not measured.
 """
