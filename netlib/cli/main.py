@@ -39,7 +39,7 @@ CNI plugins:
   cni prune    remove networks without attachments
 
 looking behind it:
-  explain   the ip and nft commands that make a network or a container
+  explain   the ip and nft commands that correspond to a network or container
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
   events    what happens, as it happens, one JSON object a line
