@@ -38,7 +38,7 @@ CNI plugins:
   cni ls       list what they attached        cni inspect    show it in JSON
   cni prune    remove networks without attachments
 
-looking behind it:
+inspection and maintenance:
   explain   the ip and nft commands that correspond to a network or container
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
