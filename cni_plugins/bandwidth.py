@@ -68,7 +68,7 @@ class BandwidthConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class BandwidthPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "bandwidth"
     config = BandwidthConf

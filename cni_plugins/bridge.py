@@ -95,7 +95,7 @@ class BridgeConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class BridgePlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = BridgeConf

@@ -71,7 +71,7 @@ class CnmConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class CnmPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = CnmConf

@@ -71,7 +71,7 @@ class DhcpConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class DhcpPlugin:
-    """What each verb answers, and the lease of a main plugin in the same process."""
+    """The verbs of this type, and the lease of a main plugin in the same process."""
 
     name = "dhcp"
     config = DhcpConf

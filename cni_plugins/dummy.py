@@ -13,7 +13,7 @@ __all__ = ["DummyPlugin"]
 
 
 class DummyPlugin(SingleLink[NetConf]):
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "dummy"
     kind = "dummy"

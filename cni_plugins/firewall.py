@@ -38,7 +38,7 @@ class FirewallConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class FirewallPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "firewall"
     config = FirewallConf

@@ -46,7 +46,7 @@ class HostDeviceConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class HostDevicePlugin(SingleLink[HostDeviceConf]):
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "host-device"
     kind = ""

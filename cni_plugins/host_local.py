@@ -93,7 +93,7 @@ class HostLocalConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class HostLocalPlugin:
-    """What each verb answers, and the leases of main plugins in the same process."""
+    """The verbs of this type, and the leases of main plugins in the same process."""
 
     name = "host-local"
     config = HostLocalConf

@@ -25,7 +25,7 @@ class IpvlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class IpvlanPlugin(SingleLink[IpvlanConf]):
-    """What each verb answers. In a list of plugins, the result of the plugin before may give the parent and the addresses."""
+    """The verbs of this type. In a list of plugins, the result of the plugin before may give the parent and the addresses."""
 
     name = "ipvlan"
     kind = "ipvlan"

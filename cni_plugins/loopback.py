@@ -19,7 +19,7 @@ _LINK = "lo"
 
 
 class LoopbackPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = _NAME
     config = NetConf

@@ -27,7 +27,7 @@ class MacvlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class MacvlanPlugin(SingleLink[MacvlanConf]):
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "macvlan"
     kind = "macvlan"

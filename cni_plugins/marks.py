@@ -1,4 +1,4 @@
-"""Remove, at DEL, what carries a lost store's tags and belongs to the container.
+"""Remove, at DEL, objects of the container that have tags of a lost store.
 
 The tag on the container's link, or on the link's other end, names a record. Firewall entries belong to the container when they
 carry the tag of that record, or hold one of the container's addresses.

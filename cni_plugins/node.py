@@ -18,7 +18,7 @@ _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
 
 
 class Node:
-    """What a plugin works with. It belongs to one call and its thread; whoever made it closes the descriptor."""
+    """The host and the netns of one call, for its thread. The caller that made the node closes the descriptor of the netns."""
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class PortmapConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class PortmapPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "portmap"
     config = PortmapConf

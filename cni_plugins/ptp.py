@@ -50,7 +50,7 @@ class PtpConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class PtpPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = PtpConf

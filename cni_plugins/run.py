@@ -100,7 +100,7 @@ def _do_without(call: Call, reason: NotBegun, told: list[str]) -> Answer:
 
 def _bring_up(call: Call, reason: NotBegun, config: Config) -> bool:
     """Start netlibd where there is none, or where an older one can be replaced; True where it can then be asked."""
-    from netlib.wire.client import leave, see_out_former, start_daemon
+    from netlib.wire.client import end_former, leave, start_daemon
     from netlib.wire.conversation import START_SECONDS
 
     is_older = bool(reason.release) and release(reason.release) < release(__version__)
@@ -109,7 +109,7 @@ def _bring_up(call: Call, reason: NotBegun, config: Config) -> bool:
     if is_older:
         leave(config, deadline=min(START_SECONDS, call.seconds_left))
     else:
-        see_out_former(config, time.monotonic() + min(START_SECONDS, call.seconds_left))
+        end_former(config, time.monotonic() + min(START_SECONDS, call.seconds_left))
     start_daemon(config, deadline=min(START_SECONDS, call.seconds_left))
     return True
 

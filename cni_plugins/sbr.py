@@ -44,7 +44,7 @@ class SbrConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class SbrPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = SbrConf

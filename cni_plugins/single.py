@@ -75,7 +75,7 @@ class PreparedLink(Protocol):
 
 
 class SingleLink(ABC, Generic[C]):
-    """What each verb answers; a subclass prepares its link."""
+    """The verbs of such a type; a subclass prepares its link."""
 
     name: ClassVar[str]
     kind: ClassVar[str]

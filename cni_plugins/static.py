@@ -59,7 +59,7 @@ class StaticConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class StaticPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "static"
     config = StaticConf

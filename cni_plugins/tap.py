@@ -34,7 +34,7 @@ class TapConf(NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class TapPlugin(SingleLink[TapConf]):
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "tap"
     kind = "tun"  # the kernel's name for tap links too

@@ -84,7 +84,7 @@ class Backup(Struct, frozen=True, rename="camel"):
 
 
 class TuningPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = TuningConf

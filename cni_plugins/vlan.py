@@ -23,7 +23,7 @@ class VlanConf(ParentConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class VlanPlugin(SingleLink[VlanConf]):
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = "vlan"
     kind = "vlan"

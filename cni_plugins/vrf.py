@@ -35,7 +35,7 @@ class VrfConf(NetConf, frozen=True, kw_only=True):
 
 
 class VrfPlugin:
-    """What each verb answers."""
+    """The verbs of this type."""
 
     name = NAME
     config = VrfConf

@@ -1,1 +1,1 @@
-"""What a runtime executes: a launcher per plugin type, in C or in Python, which has the call done by netlibd or in-process."""
+"""The launchers that a runtime executes as plugins, in C and in Python: netlibd does the call, or the launcher's process."""

@@ -38,8 +38,8 @@ CNI plugins:
   cni ls       list what they attached        cni inspect    show it in JSON
   cni prune    remove networks without attachments
 
-looking behind it:
-  explain   the ip and nft commands that make a network or a container
+inspection and maintenance:
+  explain   the ip and nft commands that correspond to a network or container
   check     how the kernel differs from what was asked for
   log       what netlib did, one line per operation
   events    what happens, as it happens, one JSON object a line

@@ -32,7 +32,7 @@ def explain_parser() -> Parser:
     """The arguments of ``explain``."""
     parser = Parser(
         "explain",
-        "Print the ip, sysctl and nft commands that make a network or a container.",
+        "Print the ip, sysctl and nft commands that correspond to a network or a container.",
         "bridge",
         "--format json web",
         usage="[-f FORMAT] NETWORK|CONTAINER",

@@ -1,7 +1,7 @@
-"""One question put to one server upstream, by UDP or TCP, from a socket of its own.
+"""One attempt: a question sent to one server upstream, by UDP or TCP, from a socket of its own.
 
-Nobody can guess the id, the port and the case of the letters (:mod:`netlib.dns.spelling`). A message is an answer only when it
-was sent by the server asked, with that id and that question in that spelling.
+A forger cannot guess the id, the port and the case of the letters (:mod:`netlib.dns.spelling`). A message is an answer only if
+it is from the server that was asked, with that id and that question in that spelling.
 """
 
 import os
@@ -24,7 +24,7 @@ _LENGTH_SIZE = 2
 
 
 class Question(Protocol):
-    """Whose attempt it is, and what it is told."""
+    """The question that an attempt belongs to, and the methods by which the attempt reports."""
 
     loop: Loop
     party: Party
@@ -38,20 +38,20 @@ class Question(Protocol):
 
 
 class Attempt:
-    """The question by UDP. The kernel picks the port and checks the source."""
+    """An attempt by UDP. The kernel chooses the port, and drops messages from other sources than the server."""
 
     kind = socket.SOCK_DGRAM
 
     def __init__(self, question: Question, server: IPAddress, *, mixing: bool) -> None:
-        """Ask *server*; *mixing* the letters' case. Raises OSError where that is impossible, and leaves nothing then."""
+        """Ask *server*, *mixing* the letters' case or not. Raises OSError where that is impossible, and leaves nothing open."""
         self.server = server
         section = mixed(question.query.question) if mixing else question.query.question
         self._question = question
         start, end = HEADER_SIZE - 2, HEADER_SIZE - 2 + len(section)
         self.message = os.urandom(2) + question.body[:start] + section + question.body[end:]
-        self.is_doubted = False  # there was an answer in other letters than these
-        self.resolves_doubt = False  # asked because of such an answer
-        self._mixing = mixing  # otherwise any spelling will do
+        self.is_doubted = False  # there was an answer in another spelling
+        self.resolves_doubt = False  # made because of such an answer to an earlier attempt
+        self._mixing = mixing  # if not, an answer in any spelling is accepted
         family = socket.AF_INET if server.version == 4 else socket.AF_INET6
         self.sock = lifted(socket.socket(family, self.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
         try:
@@ -69,7 +69,7 @@ class Attempt:
         self._question.loop.watch(self.sock.fileno(), self._on_ready, events, self._question.party)
 
     def repeat(self) -> None:
-        """Send again: same id, same port, so that an answer to either will do."""
+        """Send the message again with the same id and port, so that an answer to either counts."""
         try:
             self.sock.send(self.message)
         except OSError:
@@ -86,11 +86,11 @@ class Attempt:
                     return
         except BlockingIOError:
             return
-        except OSError:  # refused: nobody listens there
+        except OSError:  # connection refused: no server listens there
             self._question.on_failure(self)
 
     def _take(self, response: bytes) -> bool:
-        """Hand on *response* when it answers this very question; else count it and wait on."""
+        """Report *response* if it answers this very question; else report a forgery, and keep waiting."""
         verdict = judge(response, self.message, self._question.query)
         if verdict is Verdict.FOREIGN:
             self._question.on_forgery()
@@ -103,19 +103,19 @@ class Attempt:
 
 
 class StreamAttempt(Attempt):
-    """The same by TCP: the message behind its length, and one answer."""
+    """An attempt by TCP: the message behind its length, and one answer."""
 
     kind = socket.SOCK_STREAM
 
     def _start(self) -> None:
-        with suppress(BlockingIOError):  # under way: ready to write once it is established
+        with suppress(BlockingIOError):  # connecting: the socket is writable once it is connected
             self.sock.connect(_socket_address(self.server))
         self._unsent = len(self.message).to_bytes(_LENGTH_SIZE, "big") + self.message
         self._received = bytearray()
         self._watch(WRITABLE)
 
     def repeat(self) -> None:
-        """TCP repeats by itself."""
+        """Do nothing: TCP repeats by itself."""
 
     def _on_ready(self, events: int) -> None:
         try:

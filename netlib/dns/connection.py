@@ -1,8 +1,8 @@
 """One client's TCP connection: queries in, answers out, each behind two bytes of length (RFC 1035 section 4.2.2).
 
-A client can hold up nobody but itself: every read and write returns at once, what is buffered for it is bounded, its queries
-are answered in its party's turns, and it is closed when it has sent no whole query for ``IDLE_SECONDS`` to twice that
-(CVE-2024-8418 was a resolver that waited for such a client).
+A client can delay only itself: every read and write returns at once, its buffers are bounded, its queries are answered in its
+party's turns, and its connection is closed when it has sent no whole query for ``IDLE_SECONDS`` to twice that (CVE-2024-8418
+was a resolver that waited for such a client).
 """
 
 import select
@@ -15,21 +15,21 @@ from netlib.dns.turns import Party
 
 __all__ = ["IDLE_SECONDS", "Connection", "Reply"]
 
-# RFC 7766 section 6.2.3 asks for "a few seconds". An answer from upstream takes 4 at most, so none is cut off.
+# RFC 7766 section 6.2.3 asks for "a few seconds". An answer from upstream takes 4 at most, so none comes too late.
 IDLE_SECONDS = 10.0
-# Beyond these we stop reading from the client until it has taken its answers. One answer may pass the first of them.
+# Beyond these limits nothing is read from the client until it has received answers. One answer may exceed the first limit.
 _MAX_UNSENT = 65536
 _MAX_PENDING = 16
 _LENGTH_SIZE = 2
-_BROKEN = select.EPOLLERR | select.EPOLLHUP  # reported also when nothing is waited for: close, or it comes for ever
+_BROKEN = select.EPOLLERR | select.EPOLLHUP  # reported for any socket, so without closing it for ever
 
 Reply = Callable[[bytes], None]
 
 
 class Connection:
-    """Reads queries and hands each to *respond* with the function that takes its answer, at once or later, in any order.
+    """Reads queries and calls *respond* with each and with a function for its answer, to be called now or later, in any order.
 
-    ``party`` is whose time it takes; *ended* is called once, when the connection is closed.
+    ``party`` is charged for the time; *ended* is called once, when the connection is closed.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Connection:
         self._finished = False  # the client will send no more, but may wait for answers
         self._closed = False
         self._taking = False
-        self._cut_off = False  # its turn ended while there were queries to take
+        self._cut_off = False  # the turn ended while there were queries to answer
         self._events = READABLE
         self._progressed = False
         loop.watch(sock.fileno(), self._on_ready, party=party)
         self._timer = loop.after(IDLE_SECONDS, self._on_deadline)
 
     def close(self) -> None:
-        """Close at once; answers still to come are dropped."""
+        """Close at once; later answers are dropped."""
         if self._closed:
             return
         self._closed = True
@@ -68,7 +68,7 @@ class Connection:
         self._ended(self)
 
     def _on_deadline(self) -> None:
-        """Close, unless a whole query since the last look has bought another term."""
+        """Close, unless the client has sent a whole query since the last deadline; then set another one."""
         if not self._progressed:
             self.close()
             return
@@ -76,7 +76,7 @@ class Connection:
         self._timer = self._loop.after(IDLE_SECONDS, self._on_deadline)
 
     def _on_ready(self, events: int) -> None:
-        """Read once, and take and answer as many queries as the turn has time for."""
+        """Read once, and answer as many queries as the turn has time for."""
         try:
             if events & _BROKEN:
                 self.close()
@@ -91,7 +91,7 @@ class Connection:
         self._advance()
 
     def _advance(self) -> None:
-        """Take and send as long as one makes room for the other and the turn lasts."""
+        """Answer queries and send answers, each of which makes room for the other, until the turn ends."""
         while self._take_queries() and not self._cut_off:
             self._send()
         self._send()
@@ -105,7 +105,7 @@ class Connection:
         return not self._finished and self._has_room()
 
     def _take_queries(self) -> bool:
-        """Hand on the whole queries that are here, as far as time and limits allow; whether there were any."""
+        """Call *respond* with the whole queries received, as far as time and limits allow; return whether there were any."""
         taken = self._cut_off = False
         self._taking = True
         while not self._closed and self._has_room():
@@ -115,7 +115,7 @@ class Connection:
             if len(self._received) < _LENGTH_SIZE:
                 break
             length = int.from_bytes(self._received[:_LENGTH_SIZE], "big")
-            if not HEADER_SIZE <= length <= MAX_DATAGRAM:  # no query: neither to be waited for nor a sign of life
+            if not HEADER_SIZE <= length <= MAX_DATAGRAM:  # it cannot be a query, nor is it a reason to wait longer
                 self.close()
                 break
             end = _LENGTH_SIZE + length
@@ -130,13 +130,13 @@ class Connection:
         return taken
 
     def _reply(self, message: bytes) -> None:
-        """Take one answer; empty when there is none to give."""
+        """Queue one answer; an empty *message* means that there is none."""
         self._pending -= 1
         if self._closed:
             return
         if message:
             self._unsent += len(message).to_bytes(_LENGTH_SIZE, "big") + message
-        if not self._taking:  # else _advance is at work, and sends
+        if not self._taking:  # else _advance is running, and sends it
             self._advance()
 
     def _send(self) -> None:
@@ -146,14 +146,14 @@ class Connection:
             try:
                 del self._unsent[: self._sock.send(self._unsent)]
             except BlockingIOError:
-                pass  # the kernel has as much as fits; the rest waits for WRITABLE
+                pass  # the kernel's buffer is full: wait for WRITABLE
             except OSError:
                 self.close()
                 return
         if self._finished and not self._unsent and not self._pending and not self._cut_off:
             self.close()
             return
-        # Also where its turn was cut off: two system calls a turn saved.
+        # Also when the turn was cut off, which saves two system calls a turn.
         events = (READABLE if self._wants_more() else 0) | (WRITABLE if self._unsent else 0)
         if events != self._events:
             self._events = events

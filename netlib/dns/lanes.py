@@ -1,8 +1,8 @@
-"""The sockets at which one address is answered: a pair for everybody and, at a gateway, a pair more for each guest.
+"""The sockets of one address that answers queries: a pair for everybody and, at a gateway, one more pair for each guest.
 
-A pair is a *lane*: what one guest sends fills the queue of its own lane only. The kernel chooses the lane by the source address
-(``SO_ATTACH_REUSEPORT_CBPF``, socket(7)), so that a flood costs us nothing but its sender's turns. Beside one that sent 10,000
-questions at a gateway in one go, a neighbour's question was dropped at the one full queue that they shared.
+A pair is a *lane*: packets of a guest fill the queue of its own lane only. The kernel chooses the lane by the source address
+(``SO_ATTACH_REUSEPORT_CBPF``, socket(7)), so that a flood takes only turns of its sender. With one queue for all, a guest that
+sent 10,000 questions at once filled it, and a neighbour's question was dropped.
 """
 
 import array
@@ -29,10 +29,10 @@ _MOST_GUESTS = 400
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
-# linux/bpf_common.h, linux/filter.h: load a word of the packet, go on where it is equal, return a number
+# linux/bpf_common.h, linux/filter.h: load a word of the packet, compare it and jump, return a number
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _NETWORK_HEADER = 0x100000000 - 0x100000  # SKF_NET_OFF
-_SOURCE = {4: 12, 6: 8}  # where the address is in it
+_SOURCE = {4: 12, 6: 8}  # offset of the source address in the header
 
 
 class Lane(NamedTuple):
@@ -47,15 +47,15 @@ class Lane(NamedTuple):
 
 
 class Lanes:
-    """The lanes of one address, the first of them for everybody who has none."""
+    """The lanes of one address; the first is for everybody without a lane of their own."""
 
     def __init__(self, address: IPAddress, device: str, first: Lane) -> None:
         self.address = address
         self.port: int = first.udp.getsockname()[1]
         self._device = device
-        self._lanes = [first]  # as in the kernel's two groups, which number their sockets
-        self._guests: list[IPAddress] = []  # theirs, from the second on
-        self._by_guest: dict[IPAddress, Lane] = {}  # the same: whoever sees a new view is looked up
+        self._lanes = [first]  # in the order of the kernel's two groups, which number their sockets
+        self._guests: list[IPAddress] = []  # of the lanes from the second on
+        self._by_guest: dict[IPAddress, Lane] = {}  # for look-ups: there is one at every change of a view
         self._most = _MOST_GUESTS
 
     @property
@@ -66,19 +66,19 @@ class Lanes:
         return iter(self._lanes)
 
     def add(self, guest: IPAddress) -> Lane | None:
-        """A new lane for *guest*; None where it has one, or there are too many. Raises OSError, and opens nothing then."""
+        """Open a lane for *guest*; None where it has one, or there are too many. Raises OSError, leaving nothing open."""
         if guest in self._by_guest or len(self._guests) >= self._most:
             return None
-        for sock in self.first:  # only now: at the first bind, another program's socket was to be in the way
+        for sock in self.first:  # only now, so that the first bind failed beside another program's socket
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         lane = open_lane(self.address, self.port, self._device, joining=True)
         try:
             self._sort([*self._guests, guest])
         except OSError:
-            lane.close()  # the last of its groups, so the numbers of the others stay
+            lane.close()  # the last of its groups, so the others keep their numbers
             with suppress(OSError):  # one of the two groups may have the new program
                 self._sort(self._guests)
-            self._most = len(self._guests)  # the kernel refuses more (net.core.optmem_max): not tried before a guest leaves
+            self._most = len(self._guests)  # the kernel refuses more (net.core.optmem_max); try again when a guest has left
             raise
         self._lanes.append(lane)
         self._guests.append(guest)
@@ -90,14 +90,14 @@ class Lanes:
         return self._by_guest.get(guest)
 
     def remove(self, guest: IPAddress) -> None:
-        """Close the lane of *guest*; nobody may watch its sockets any more."""
+        """Close the lane of *guest*, whose sockets must no longer be watched."""
         at = self._guests.index(guest)
         self._by_guest.pop(guest).close()
-        # The kernel gives the number of one that leaves to the last one.
+        # The kernel gives the number of a closed socket to the last one.
         self._lanes[at + 1], self._guests[at] = self._lanes[-1], self._guests[-1]
         del self._lanes[-1], self._guests[-1]
         self._most = _MOST_GUESTS
-        with suppress(OSError):  # net.core.optmem_max was lowered meanwhile: some packets wait in another guest's lane
+        with suppress(OSError):  # net.core.optmem_max was lowered meanwhile; some packets are queued in another guest's lane
             self._sort(self._guests)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Lanes:
             lane.close()
 
     def _sort(self, guests: list[IPAddress]) -> None:
-        """Let the kernel sort packets by source address. Until it has the program, some wait in another guest's lane."""
+        """Give the kernel the program that sorts packets by source address; before, some are queued in another guest's lane."""
         code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in _program(guests)))
         program = struct.pack("@HP", len(code) // 8, code.buffer_info()[0])
         for sock in self.first:
@@ -114,7 +114,7 @@ class Lanes:
 
 
 def _program(guests: list[IPAddress]) -> list[tuple[int, int, int, int]]:
-    """From a packet's source address to the number of a lane; (code, jump if true, jump if false, number) each."""
+    """The program from a source address to the number of a lane: instructions (code, jump if true, jump if false, number)."""
     lines: list[tuple[int, int, int, int]] = []
     for number, guest in enumerate(guests, 1):
         words = struct.unpack(f"!{len(guest.packed) // 4}I", guest.packed)
@@ -129,7 +129,7 @@ def _program(guests: list[IPAddress]) -> list[tuple[int, int, int, int]]:
 def open_lane(address: IPAddress, port: int, device: str, *, joining: bool = False) -> Lane:
     """A UDP and a listening TCP socket on one port of *address*: *port*, or a free one where that is taken.
 
-    *joining* opens them beside others of the same address, on that port and no other one.
+    *joining* opens them beside other sockets of that address and port, and on no other port.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     for wanted in (port, *[0] * (0 if joining else _PORT_ATTEMPTS)):
@@ -173,5 +173,5 @@ def _prepare(sock: socket.socket, device: str) -> None:
 def _enlarge(sock: socket.socket, option: int, forced: int, size: int) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, forced, size)
-    except PermissionError:  # in a user namespace: as far as net.core allows
+    except PermissionError:  # in a user namespace: up to the limit of net.core
         sock.setsockopt(socket.SOL_SOCKET, option, size)

@@ -1,12 +1,12 @@
-"""One thread, one epoll, one heap of timers: what the sockets of the resolver run on.
+"""The event loop of the resolver's sockets: one thread, one epoll, one heap of timers.
 
-Everything that a handler touches belongs to the loop's thread; other threads get in by :meth:`Loop.post`, :meth:`Loop.call`
-and :meth:`Loop.join` alone. A socket that belongs to a party is handled in that party's turns (:mod:`netlib.dns.turns`), any
-other one at once.
+Everything that a handler touches belongs to the loop's thread; other threads use :meth:`Loop.post`, :meth:`Loop.call` and
+:meth:`Loop.join` only. A socket that belongs to a party is handled in that party's turns (:mod:`netlib.dns.turns`), any other
+one at once.
 
 Why not asyncio: a plain loop answers about 147,000 cached questions a second (107,000 to 121,000 through the rule that leads
-port 53 here), where Docker's resolver answered 76,000; and whose socket is handled next must be ours to decide, where asyncio
-calls the handlers of all sockets that are ready before it looks for new events. What asyncio would answer was not measured.
+port 53 here), where Docker's resolver answered 76,000; and this loop must decide which socket is handled next, where asyncio
+calls the handlers of all ready sockets before it looks for new events. What asyncio would answer was not measured.
 """
 
 import heapq
@@ -27,13 +27,13 @@ from netlib.errors import DaemonError, DeadlineExceeded
 _T = TypeVar("_T")
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
-# More than there are sockets that attackers can keep ready: each poll is to show every party. 512 events take 0.1 ms to read.
+# More than the sockets that attackers can keep ready, so that each poll shows every party. To read 512 events takes 0.1 ms.
 _EVENTS_PER_WAKE = 1024
-_CALL_SECONDS = 10.0  # the longest wait for the loop's attention; a wake's work takes milliseconds
+_CALL_SECONDS = 10.0  # the longest wait for the loop's thread, which is busy for milliseconds at a time
 
 
 class Timer:
-    """Something to be done at a time; ``cancel`` leaves it in the heap, with nothing to do."""
+    """An action for a later time; a cancelled timer stays in the heap without an action."""
 
     __slots__ = ("action",)
 
@@ -69,11 +69,11 @@ class Loop:
         self._epoll.register(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
-        """Wait for other events of a descriptor that is watched."""
+        """Change the events that *fd*, which is watched, is watched for."""
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Watch *fd* no longer; to be done before it is closed."""
+        """Watch *fd* no longer; call this before *fd* is closed."""
         _, party = self._handlers.pop(fd)
         if party is not None:
             party.ready.pop(fd, None)
@@ -98,7 +98,7 @@ class Loop:
     # --- for other threads -----------------------------------------------------------------------------------------
 
     def join(self, handlers: Mapping[int, Handler], party: Party | None = None) -> None:
-        """Have new descriptors of *party* watched, each with its handler, without waking the thread: all of them or none."""
+        """Watch new descriptors of *party*, each with its handler, without waking the thread: all of them or none."""
         with self._lock:
             if not self._running:
                 raise DaemonError("the DNS server is closed")
@@ -113,7 +113,7 @@ class Loop:
                 raise
 
     def post(self, action: Callable[[], _T]) -> "Future[_T]":
-        """Let the loop's thread run *action*, after all that it was given before, and do not wait."""
+        """Have the loop's thread run *action* after all earlier ones, and do not wait."""
         future: Future[_T] = Future()
         with self._lock:
             if not self._running:
@@ -123,7 +123,7 @@ class Loop:
         return future
 
     def call(self, action: Callable[[], _T]) -> _T:
-        """Run *action* in the loop's thread and give back what it returns or raises."""
+        """Run *action* in the loop's thread; return or raise what it does."""
         future = self.post(action)
         try:
             return future.result(_CALL_SECONDS)
@@ -149,7 +149,7 @@ class Loop:
             turns = self._turns
             while self._running:
                 for fd, events in self._epoll.poll(0 if turns else self._patience(), _EVENTS_PER_WAKE):
-                    watched = self._handlers.get(fd)  # one handled before it may have closed this one
+                    watched = self._handlers.get(fd)  # a handler of this round may have closed it
                     if watched is None:
                         continue
                     handler, party = watched
@@ -175,7 +175,7 @@ class Loop:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
 
     def _run_timers(self) -> None:
-        """Do what is due, a wake's time of it: 1,000 questions asked together without an answer are given up together."""
+        """Do due actions for a wake's time at most: 1,000 questions asked at once time out at once."""
         now = time.monotonic()
         end = now + WAKE_SECONDS
         while self._timers and self._timers[0][0] <= now < end:

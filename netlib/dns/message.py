@@ -1,6 +1,6 @@
-"""DNS messages, as much as a server needs that answers a few types itself and passes on the rest.
+"""DNS messages: the part of them that a server needs which answers a few types itself and forwards the rest.
 
-Its one rule: any bytes at all end in a :class:`Query`, in the rcode of a refusal, or in silence; nothing raises. Sources:
+One rule: any bytes at all end in a :class:`Query`, in the rcode of a refusal, or in silence; nothing raises. Sources:
 RFC 1035 section 4 (messages), RFC 6891 (EDNS), RFC 7766 (TCP).
 """
 
@@ -29,12 +29,12 @@ __all__ = [
 
 HEADER_SIZE = 12
 MIN_DATAGRAM = 512  # what a client without EDNS takes, RFC 1035 section 4.2.1
-# What we take and give by UDP at most: the names of a large network fit, and a forged size cannot make us send more.
+# The longest message that we receive and send by UDP: a large network's names fit, and no forged size makes us send more.
 MAX_DATAGRAM = 4096
 MAX_MESSAGE = 65535
 _MAX_NAME = 255
 _MAX_LABEL = 63
-# A query carries an OPT, perhaps a TSIG or SIG(0). Thousands of records in one would be an attack on our time.
+# A query has an OPT, perhaps a TSIG or SIG(0). Thousands of records would be an attack on our time.
 _MAX_RECORDS = 8
 _CLASS_IN = 1
 _TYPE_OPT = 41
@@ -57,7 +57,7 @@ class Flag(IntEnum):
 
 
 class QueryType(IntEnum):
-    """The types that we treat in some way of their own."""
+    """The types that are not all answered alike."""
 
     A = 1
     PTR = 12
@@ -68,7 +68,7 @@ class QueryType(IntEnum):
 
 
 class Rcode(IntEnum):
-    """How a question ended; ``BADVERS`` needs the four bits more that EDNS gives."""
+    """How a question ended; ``BADVERS`` needs the four further bits of EDNS."""
 
     NOERROR = 0
     FORMERR = 1
@@ -80,7 +80,7 @@ class Rcode(IntEnum):
 
 
 class Edns(NamedTuple):
-    """The client's OPT record: how much it takes by UDP, and whether it asked for DNSSEC."""
+    """The client's OPT record: the longest answer that it takes by UDP, and whether it asks for DNSSEC."""
 
     size: int
     version: int
@@ -88,9 +88,9 @@ class Edns(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One well-formed question. ``name`` is lower-cased, without the last dot; ``question`` is its section as it came.
+    """One well-formed question. ``name`` is lower-cased, without the last dot; ``question`` is its section unchanged.
 
-    ``signed`` means that the message may not be changed: it has records besides the OPT, such as a TSIG (RFC 8945).
+    With ``signed`` the message must not be changed: it has records besides the OPT, such as a TSIG (RFC 8945).
     """
 
     flags: int
@@ -110,8 +110,8 @@ class Query(NamedTuple):
 def parse_query(wire: bytes) -> Query | Rcode | None:
     """Read a message that should be a query.
 
-    None is for what must get no answer: shorter than a header, or itself a response (two servers would answer each other for
-    ever). An rcode is for what can only be refused.
+    Return None for a message that must get no answer: it is shorter than a header, or itself a response (two servers would
+    answer each other for ever). Return an rcode for one that can only be refused.
     """
     if len(wire) < HEADER_SIZE:
         return None
@@ -142,7 +142,7 @@ def parse_query(wire: bytes) -> Query | Rcode | None:
 
 
 def _question_name(wire: bytes) -> tuple[str, int] | None:
-    """The question's name as lower-case text, and where it ends; a dot inside a label is escaped, as in no name of ours."""
+    """The question's name as lower-case text, and where it ends; a dot inside a label is escaped: no name of ours has one."""
     labels: list[bytes] = []
     offset = HEADER_SIZE
     limit = HEADER_SIZE + _MAX_NAME
@@ -151,7 +151,7 @@ def _question_name(wire: bytes) -> tuple[str, int] | None:
         offset += 1
         if length == 0:
             return b".".join(labels).lower().decode("latin-1"), offset
-        if length > _MAX_LABEL:  # compression has nothing to point back to here
+        if length > _MAX_LABEL:  # a pointer: there is no earlier name to point to
             return None
         labels.append(wire[offset : offset + length].replace(b".", b"\\."))
         offset += length
@@ -204,7 +204,7 @@ def records(qtype: int, ttl: int, values: list[bytes]) -> list[bytes]:
 
 
 def head(query: Query, rcode: Rcode, answers: int = 0, *, flags: int = 0) -> tuple[bytes, bytes]:
-    """What goes before and after the answer's records; the id, which comes first of all, is the sender's to add."""
+    """The parts of a response before and after its records; the sender puts the id before them."""
     flags |= Flag.RESPONSE | Flag.RECURSION_AVAILABLE | rcode & 15
     flags |= query.flags & (Flag.RECURSION_DESIRED | Flag.CHECKING_DISABLED)
     if query.edns is None:
@@ -223,7 +223,7 @@ def error_body(wire: bytes, rcode: Rcode) -> bytes:
 def respelled(response: bytes, question: bytes) -> bytes:
     """*response* with the question section *question*, which differs from its own in the letters' case only.
 
-    Records name the question by a pointer to it as a rule; those that spell the name out get the wanted spelling too.
+    Most records have a pointer to the question as their name; those that spell the name out get the wanted spelling too.
     """
     start = HEADER_SIZE + len(question)
     name, wanted = response[HEADER_SIZE : start - _PAIR.size], question[: -_PAIR.size]
@@ -242,6 +242,6 @@ def respelled(response: bytes, question: bytes) -> bytes:
 
 
 def truncated(response: bytes, query: Query) -> bytes:
-    """*response* (with its id) cut down to the question, saying so: the client asks again by TCP."""
+    """*response* (with its id) cut to the question and marked as truncated, so that the client asks again by TCP."""
     flags = _COUNTS.unpack_from(response, 2)[0]
     return response[:2] + _COUNTS.pack(flags | Flag.TRUNCATED, 1, 0, 0, 0) + query.question

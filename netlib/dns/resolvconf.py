@@ -1,7 +1,7 @@
 """resolv.conf and hosts: read the host's, make a sandbox's. Pure text in, text out.
 
-What a person writes here (search domains, options, names of extra hosts) ends up in a file read line by line and word by
-word, so whatever could become another word or line is refused.
+Values of a person (search domains, options, names of extra hosts) get into a file that is read line by line and word by word,
+so a value that could become several words or lines is refused.
 """
 
 import ipaddress
@@ -23,11 +23,11 @@ __all__ = [
     "sandbox_resolv_conf",
 ]
 
-# Docker's, for a sandbox that needs servers of its own where the host has none but loopback ones.
+# Docker's, for a sandbox that asks servers itself where the host has only loopback ones.
 _FALLBACK = {4: ("8.8.8.8", "8.8.4.4"), 6: ("2001:4860:4860::8888", "2001:4860:4860::8844")}
 UPLINK_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
 _SYSTEMD_STUB = ipaddress.ip_address("127.0.0.53")
-_NDOTS = "ndots:0"  # a bare name is asked as it is before any search domain is added, as Docker does
+_NDOTS = "ndots:0"  # as in Docker: a bare name is asked for before any search domain is added
 _MAX_DOMAIN = 253
 _DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:[0-9]+)?")
@@ -42,7 +42,7 @@ ff02::2\tip6-allrouters
 
 
 class HostResolver(Struct, frozen=True):
-    """What a resolv.conf says."""
+    """The content of a resolv.conf."""
 
     servers: tuple[IPAddress, ...] = ()
     search: tuple[str, ...] = ()
@@ -50,14 +50,14 @@ class HostResolver(Struct, frozen=True):
 
     @property
     def is_stub(self) -> bool:
-        """Only systemd-resolved's own address: the servers behind it, for other netns, are in ``UPLINK_RESOLV_CONF``."""
+        """Whether the only server is systemd-resolved's stub; the servers behind it are in ``UPLINK_RESOLV_CONF``."""
         return self.servers == (_SYSTEMD_STUB,)
 
 
 def parse_resolv_conf(text: str) -> HostResolver:
     """Read a resolv.conf as resolv.conf(5) does: the last ``search`` (or ``domain``) counts, options add up.
 
-    What cannot be understood is left out, as the C library leaves it out.
+    A line or value that cannot be understood is left out, as by the C library.
     """
     servers: list[IPAddress] = []
     search: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def parse_resolv_conf(text: str) -> HostResolver:
 
 
 def check_resolver(resolver: ResolverConfig) -> None:
-    """Raise ConfigError for a search domain, option or extra host that cannot stand in the files."""
+    """Raise ConfigError for a search domain, option or extra host that the files cannot have."""
     for domain in resolver.search:
         if domain != "." and not _is_domain(domain):
             raise ConfigError(f'search domain "{domain}": letters, digits, "-" and "_" in labels of 1 to 63, or "." for none')
@@ -91,7 +91,7 @@ def check_resolver(resolver: ResolverConfig) -> None:
 
 
 def check_host_name(name: str) -> None:
-    """Raise ConfigError for what cannot be a host's name."""
+    """Raise ConfigError for a text that cannot be a host's name."""
     if not _is_domain(name):
         raise ConfigError(f'host name "{name}": letters, digits, "-" and "_" in labels of 1 to 63')
 
@@ -105,10 +105,10 @@ def sandbox_resolv_conf(
 ) -> str:
     """The resolv.conf of a sandbox.
 
-    *embedded* is where our resolver answers it (127.0.0.11, or the network's gateway); it then asks the servers. Without it
-    the sandbox asks them itself: those it was given, else the host's without loopback ones (and without IPv6 ones unless it
-    has *ipv6*), else Docker's fallback. In the host's netns all of the host's servers are in reach. Search domains and
-    options are the sandbox's own, else the host's; ``ndots:0`` is added where *embedded* answers and nobody says otherwise.
+    *embedded* is the address of our resolver for the sandbox (127.0.0.11, or the network's gateway), which asks the servers
+    then. Without it the sandbox asks servers itself: its own, else the host's without loopback ones (and without IPv6 ones
+    unless it has *ipv6*), else Docker's fallback. In the host's netns all of the host's servers can be reached. Search domains
+    and options are the sandbox's own, else the host's; ``ndots:0`` is added with *embedded* unless an option sets ndots.
     """
     check_resolver(resolver)
     if embedded is not None:
@@ -130,7 +130,7 @@ def sandbox_resolv_conf(
 
 
 def _reachable(servers: Iterable[IPAddress], ipv6: bool) -> Sequence[IPAddress]:
-    """The host's servers that answer in another netns too: no loopback, no link-local (it needs the host's link)."""
+    """The host's servers that another netns can reach: without loopback and link-local ones, which need the host's links."""
     found = [
         server for server in servers if not server.is_loopback and not server.is_link_local and (server.version == 4 or ipv6)
     ]
@@ -149,7 +149,7 @@ def hosts_file(
 ) -> str:
     """The hosts file of a sandbox: localhost as in Docker, then the extra hosts, then its own addresses.
 
-    Its own names are the host name with the domain, the bare host name, and *names* (what the sandbox is called, say).
+    Its own names are the host name with the domain, the bare host name, and *names* (the sandbox's name, say).
     """
     full = f"{hostname}.{domainname}" if hostname and domainname else hostname
     own = list(dict.fromkeys(name for name in (full, full.partition(".")[0], *names) if name))

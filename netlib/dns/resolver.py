@@ -1,8 +1,8 @@
 """From a question to its answer: pure, no sockets, no clock.
 
-The rcodes say what is true. NOERROR without records: the name is ours, but has nothing of that type. NXDOMAIN: the name is
-nowhere that this sandbox may look. :class:`Forward`: not ours, somebody upstream knows. SERVFAIL is never said here: it means
-that the servers upstream failed.
+NOERROR without records: the name is ours, but has no record of that type. NXDOMAIN: the name is not ours, and this sandbox may
+not ask upstream. :class:`Forward`: the name is not ours, and a server upstream is to be asked. SERVFAIL is no answer of this
+module: it means that the servers upstream failed.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from netlib.dns.zone import View
 
 __all__ = ["TTL", "Answer", "Forward", "answer", "refusal"]
 
-# Seconds. A container comes back with another address within one, so nobody may keep an answer: Docker's 600 (and aardvark's
-# 60, until it followed) send clients to whoever holds the old address now. Asking again costs some 10 µs here.
+# Seconds. A container may be back with another address within one, so clients must not keep an answer: with Docker's 600 (and
+# aardvark's 60, before) they talk to whoever has the old address now. Asking again costs some 10 µs here.
 TTL = 0
 _IN, _ANY_CLASS = 1, 255
 _FAMILIES = {QueryType.A: 4, QueryType.AAAA: 6}
 
 
 class Answer(NamedTuple):
-    """An answer of our own: ``bodies`` gives for ever what follows the id, rotated by one record each time.
+    """An answer of our own: ``bodies`` yields the message without its id, for ever, with the records rotated by one each time.
 
-    ``steady`` ones depend on nothing but the view and the query's bytes after its id.
+    A ``steady`` answer depends on the view and the query's bytes after its id only.
     """
 
     bodies: Iterator[bytes]
@@ -32,15 +32,15 @@ class Answer(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Not ours: to be asked upstream."""
+    """A query for a server upstream."""
 
     query: Query
 
 
 def answer(wire: bytes, view: View, *, stream: bool = False, turn: int = 0) -> Answer | Forward | None:
-    """Answer the message *wire* as *view* sees the world; None when it must get no answer.
+    """Answer the message *wire* for a sandbox that has *view*; None when it must get no answer.
 
-    *stream* is TCP, where nothing needs to be cut; *turn* is which of several records comes first.
+    *stream* is TCP, where no answer is too long; *turn* is the number of the first of several records.
     """
     query = parse_query(wire)
     if query is None:
@@ -60,7 +60,7 @@ def answer(wire: bytes, view: View, *, stream: bool = False, turn: int = 0) -> A
 
 
 def refusal(query: Query, rcode: Rcode) -> Answer:
-    """The answer that has no records, only an rcode."""
+    """An answer without records, only with an rcode."""
     return Answer(repeat(b"".join(head(query, rcode))))
 
 
@@ -81,7 +81,7 @@ def _find(query: Query, view: View) -> list[bytes] | None:
 
 
 def _rotated(query: Query, found: list[bytes], limit: int, turn: int) -> Answer:
-    """As many of the records as fit in *limit* bytes, TC set when some do not (RFC 2181 section 9)."""
+    """An answer with as many records as fit in *limit* bytes, and TC set when some do not (RFC 2181 section 9)."""
     before, after = head(query, Rcode.NOERROR, len(found), flags=Flag.AUTHORITATIVE)
     room = limit - 2 - len(before) - len(after)
     fitting = len(found)

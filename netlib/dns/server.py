@@ -1,8 +1,8 @@
 """The embedded DNS server: sockets inside each sandbox's netns, one thread that answers them all.
 
-It only moves bytes: :mod:`netlib.dns.resolver` knows the answers, :mod:`netlib.dns.upstream` asks elsewhere. A sandbox's view
-is swapped, never edited, and the answers made from it go with it. A socket pins its netns, so :meth:`DnsServer.withdraw`
-comes back only when all of the sandbox's are closed.
+It only moves bytes: :mod:`netlib.dns.resolver` finds answers, :mod:`netlib.dns.upstream` asks other servers. A sandbox's view
+is replaced, never edited, together with the answers cached from it. An open socket keeps its netns from ending, so
+:meth:`DnsServer.withdraw` returns only when all of the sandbox's are closed.
 """
 
 import errno
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 
-# Datagrams answered from the cache before anything else is looked at: half a millisecond, a turn.
+# Datagrams answered from the cache before anything else is handled: half a millisecond, a turn.
 _BURST = 64
-# Answers kept per sandbox and view. A stub resolver asks each name in a few spellings; one that never repeats a query
-# (cookies, random names) cannot make it grow. Queries longer than a name with an OPT are not kept at all.
+# Cached answers per sandbox and view. A stub resolver asks for each name in a few spellings; a client that never repeats a
+# query (cookies, random names) cannot make the cache grow. Answers to queries longer than a name with an OPT are not cached.
 _CACHED_ANSWERS = 1024
 _CACHED_QUERY_SIZE = 320
-# TCP connections: of one party, and in all. At the last limit the oldest connection of the party with most makes room, so that
-# clients who hold on to theirs cannot lock the others out.
+# TCP connections: of one party, and in all. At the last limit the oldest connection of the party with most is closed, so that
+# clients who keep theirs open cannot lock others out.
 _CONNECTIONS_PER_CLIENT = 32
 _CONNECTIONS = 512
 _ACCEPTS_PER_WAKE = 16
@@ -53,7 +53,7 @@ _ACCEPT_PAUSE_SECONDS = 1.0
 
 
 class DnsStats(Struct, frozen=True):
-    """Counts since the start, and how things stand."""
+    """Counts since the start, and present numbers."""
 
     queries: int  # datagrams and TCP messages received
     cache_hits: int
@@ -61,14 +61,14 @@ class DnsStats(Struct, frozen=True):
     failures: int  # SERVFAIL: no server upstream answered
     refused: int  # REFUSED: too many questions in flight
     forged: int  # answers from upstream with a wrong id or question
-    dropped: int  # nothing to answer, or an answer that could not be sent
-    connections: int  # TCP clients by now
-    in_flight: int  # questions upstream by now
+    dropped: int  # queries without an answer, and answers that could not be sent
+    connections: int  # open TCP connections
+    in_flight: int  # questions upstream without an answer yet
     sandboxes: int
 
 
 class _Snapshot:
-    """What *party* sees and the answers made from it, by the query's bytes after its id."""
+    """The view of *party*, and cached answers from it by the query's bytes after its id."""
 
     __slots__ = ("cache", "party", "view")
 
@@ -79,18 +79,18 @@ class _Snapshot:
 
 
 class _Served:
-    """One sandbox (or gateway) that is answered: its sockets and its snapshot."""
+    """One sandbox (or gateway) whose queries are answered: its sockets and its snapshot."""
 
     def __init__(self, name: str, netns: NetnsRef, lanes: Lanes, snapshot: _Snapshot) -> None:
         self.name = name
         self.netns = netns
         self.lanes = lanes
         self.snapshot = snapshot
-        self.guests: dict[str, _Snapshot] = {}  # by address: who sees something else at a gateway
+        self.guests: dict[str, _Snapshot] = {}  # by address, those who have a view of their own at a gateway
         self.connections: dict[Connection, None] = {}
 
     def snapshot_of(self, client: str) -> _Snapshot:
-        """What who asks from the address *client* sees."""
+        """The snapshot for queries from the address *client*."""
         return self.guests.get(client, self.snapshot)
 
 
@@ -101,7 +101,7 @@ class DnsServer:
         self._loop = Loop("netlib-dns")
         self._upstream = Upstream(self._loop, HostServers(resolv_conf))
         self._served: dict[str, _Served] = {}
-        self._parties: WeakValueDictionary[str, Party] = WeakValueDictionary()  # by sandbox, as long as it is somewhere a guest
+        self._parties: WeakValueDictionary[str, Party] = WeakValueDictionary()  # by sandbox, while it is a guest of any gateway
         self._connections: dict[Connection, None] = {}  # oldest first
         self._queries = self._cache_hits = self._dropped = 0
 
@@ -119,9 +119,9 @@ class DnsServer:
     ) -> int:
         """Answer *sandbox* (an id) at *address* inside *netns*, by UDP and TCP, and return the port really bound.
 
-        Where *port* is taken (or 0) it is another one. *device* limits it to what comes in by that link: for a gateway's
-        address in the host's netns, which the whole world might reach. Until there is a view the answer is SERVFAIL, which
-        clients do not take for final. Serving again what is served keeps the sockets. Raise ObjectMissing when the netns is
+        Where *port* is taken (or 0) another one is bound. *device* limits the sockets to packets received by that link, for a
+        gateway's address in the host's netns, which the whole world might reach. Without a view the answer is SERVFAIL, after
+        which clients try again. Serving again with the same arguments keeps the sockets. Raises ObjectMissing when the netns is
         gone; nothing remains after a failure.
         """
         known = self._served.get(sandbox)
@@ -144,15 +144,15 @@ class DnsServer:
         return lanes.port
 
     def publish(self, sandbox: str, view: View) -> None:
-        """Let *sandbox* see *view* from now on; a no-op when it is not served. Costs about a microsecond."""
+        """Replace the view of *sandbox*; a no-op when it is not served. Costs about a microsecond."""
         served = self._served.get(sandbox)
         if served is not None:
             served.snapshot = _Snapshot(view, served.snapshot.party)
 
     def admit(self, gateway: str, client: IPAddress, sandbox: str, view: View) -> None:
-        """Let who asks at *gateway* (served by that name) from the address *client* be *sandbox*, and see *view* from now on.
+        """Make *client* the address of *sandbox* at *gateway* (served by that name): queries from it are answered by *view*.
 
-        It has a queue of its own there (:mod:`netlib.dns.lanes`), and whatever gateways it asks at, its shares are one.
+        It gets a queue of its own there (:mod:`netlib.dns.lanes`). A sandbox is one party, however many gateways it asks.
         """
         served = self._served.get(gateway)
         if served is None:
@@ -168,7 +168,7 @@ class DnsServer:
         try:
             with entered(served.netns):
                 lane = served.lanes.add(client)
-        except OSError as error:  # no descriptors left, or a kernel without such groups
+        except OSError as error:  # no descriptors left, or a kernel without socket groups
             logger.warning("%s shares the queue of strangers at the gateway %s: %s", client, served.lanes.address, error)
             return
         if lane is not None:
@@ -180,7 +180,7 @@ class DnsServer:
                 raise
 
     def dismiss(self, gateway: str, client: IPAddress) -> None:
-        """Let *client* be a stranger at *gateway* again; a no-op when it is one."""
+        """Make *client* a stranger at *gateway* again; a no-op when it is one."""
         served = self._served.get(gateway)
         if served is not None and served.guests.pop(str(client), None) is not None:
             self._loop.call(partial(self._close_lane, served, client))
@@ -245,13 +245,13 @@ class DnsServer:
         }
 
     def _on_datagrams(self, served: _Served, udp: socket.socket, events: int) -> None:
-        """Answer what has come in. Everything of a repeated question is one lookup: its answer stands, all but the id."""
+        """Answer queued queries. A repeated one costs one lookup in the cache, which has the answer except for its id."""
         receive, send = udp.recvfrom, udp.sendto
         hits = others = 0
         for _ in range(_BURST):
             try:
                 query, client = receive(MAX_DATAGRAM)
-                # Only now: who asks after a swap must not see what was before it.
+                # Looked up only now: a query received after a view was replaced must not get an answer from the old one.
                 snapshot = served.guests.get(client[0], served.snapshot) if served.guests else served.snapshot
                 bodies = snapshot.cache.get(query[2:])
                 if bodies is None:
@@ -264,7 +264,7 @@ class DnsServer:
                     send(query[:2] + next(bodies), client)
             except BlockingIOError:
                 break
-            except OSError:  # the client's port is gone, a firewall refuses
+            except OSError:  # the client has closed its port, or a firewall refuses
                 self._dropped += 1
         self._queries += hits + others
         self._cache_hits += hits
@@ -279,7 +279,7 @@ class DnsServer:
             self._dropped += 1
 
     def _answer(self, snapshot: _Snapshot, wire: bytes, reply: Reply, *, stream: bool = False) -> None:
-        """Find the answer and *reply* with it, now or when upstream has answered; keep it where it will serve again."""
+        """Find the answer and *reply* with it, now or when a server upstream has answered; cache it if it can be reused."""
         if snapshot.view is None:
             query = parse_query(wire)
             reply(b"" if query is None or isinstance(query, Rcode) else wire[:2] + next(refusal(query, Rcode.SERVFAIL).bodies))
@@ -304,24 +304,24 @@ class DnsServer:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:  # the client stays in the backlog, and we must not spin on it
+                if error.errno in _NO_DESCRIPTORS:  # the client stays in the backlog, so accept would fail again at once
                     self._pause_clients(served, listener)
                     return
-                continue  # the client gave up
+                continue  # the client closed its connection meanwhile
             sock.setblocking(False)
-            self._welcome(served, sock, client[0])
+            self._admit_connection(served, sock, client[0])
             if self._loop.turn_is_over():
                 return
 
-    def _welcome(self, served: _Served, sock: socket.socket, client: str) -> None:
-        """Take a client's connection, if it has not too many; where all places are taken, somebody else's makes room."""
+    def _admit_connection(self, served: _Served, sock: socket.socket, client: str) -> None:
+        """Accept a client's connection unless its party has too many; at the limit for all, close another party's oldest."""
         party = served.snapshot_of(client).party
         if party.connections >= _CONNECTIONS_PER_CLIENT:
             sock.close()
             self._dropped += 1
             return
         if len(self._connections) >= _CONNECTIONS:
-            max(self._connections, key=lambda connection: connection.party.connections).close()  # the first: its oldest
+            max(self._connections, key=lambda connection: connection.party.connections).close()  # the first found is its oldest
         respond, ended = partial(self._on_message, served, client), partial(self._on_ended, served)
         connection = Connection(self._loop, sock, party, respond, ended)
         party.connections += 1

@@ -1,7 +1,7 @@
 """The case of a question's letters as a secret that an answer has to repeat ("0x20").
 
-Servers compare names without regard to case and send the question back as it was spelled. So each letter holds one bit that a
-forger has to guess besides the id and the port. Source: draft-vixie-dnsext-dns0x20-00.
+Servers compare names without regard to case and repeat the question as it was spelled. So each letter is one bit that a forger
+has to guess besides the id and the port. Source: draft-vixie-dnsext-dns0x20-00.
 """
 
 import random
@@ -13,9 +13,9 @@ from netlib.model import IPAddress
 
 __all__ = ["TRY_NEXT", "FoldingServers", "Verdict", "judge", "lowered", "mixed"]
 
-# A server that does not keep the case costs one question more each time that it is tried: once in ten minutes.
+# Trying whether a server keeps the case costs a second question if it does not: once in ten minutes.
 FOLDING_SECONDS = 600.0
-REMEMBERED = 1024  # servers: sandboxes name their own
+REMEMBERED = 1024  # servers, for sandboxes name their own
 _TYPE_AND_CLASS = 4
 TRY_NEXT = {Rcode.SERVFAIL, Rcode.REFUSED}
 _MAY_OMIT_QUESTION = {Rcode.FORMERR, Rcode.NOTIMP, *TRY_NEXT}
@@ -24,7 +24,7 @@ _source = random.SystemRandom()
 
 
 class Verdict(Enum):
-    """What a message from a server is to a question."""
+    """How a message from a server answers a question."""
 
     ANSWER = auto()
     FOLDED = auto()  # an answer to the question in another spelling
@@ -58,7 +58,7 @@ class FoldingServers:
 
 
 def mixed(question: bytes) -> bytes:
-    """The question section *question* with each letter of its name in upper or lower case, as chance has it."""
+    """The question section *question* with each letter of its name in upper or lower case, at random."""
     name, rest = question[:-_TYPE_AND_CLASS], question[-_TYPE_AND_CLASS:]
     # The length of a label is 63 at most, which is no letter's code.
     lower, upper, bits = name.lower(), name.upper(), _source.getrandbits(len(name))

@@ -1,7 +1,7 @@
-"""Turns at the thread: which ready sockets are handled next, so that one sandbox's load delays no other sandbox's answer.
+"""Turns of the resolver's thread: which ready sockets are handled next, so that no sandbox's load delays another's answer.
 
-One rule: time is shared by party, not by socket. Of the parties that have something ready, the one that has used the least time
-lately has the next turn; a turn is over after ``TURN_SECONDS``, and new events are asked for after ``WAKE_SECONDS``::
+One rule: time is shared by party, not by socket. Of the parties with ready sockets, the one that has used the least time lately
+has the next turn; a turn is over after ``TURN_SECONDS``, and epoll is asked for new events after ``WAKE_SECONDS``::
 
     epoll ──> ready, by party ──> sorted by time used ──> a turn each ──> (WAKE_SECONDS later) epoll
                      ^                                       │
@@ -15,16 +15,16 @@ __all__ = ["Handler", "Party", "Turns"]
 
 Handler = Callable[[int], None]
 
-# A look-up waits for one wake at most before its party's turn begins. Beside 30 pipelining connections of a neighbour, the
-# median look-up took 94 ms when every ready socket was served to its end, and takes 0.2 ms with these.
+# A look-up waits for one wake at most until its party's turn begins. Beside 30 pipelining connections of a neighbour the median
+# look-up took 94 ms when each ready socket was handled until it was empty, and takes 0.2 ms with these.
 WAKE_SECONDS = 0.002
 TURN_SECONDS = 0.0005
-# Time used counts half after so long: a burst of questions is forgotten soon, a flood is not.
+# After so long, used time counts half: a burst of questions is soon forgotten, a flood is not.
 HALF_LIFE_SECONDS = 0.1
 
 
 class Party:
-    """One who shares the thread with others, through any number of sockets: a sandbox, or the strangers at a gateway."""
+    """A share of the thread, with any number of sockets: a sandbox, or all strangers at a gateway together."""
 
     __slots__ = ("__weakref__", "connections", "counted_at", "name", "ready", "used")
 
@@ -36,14 +36,14 @@ class Party:
         self.counted_at = 0.0
 
     def recent_use(self, now: float) -> float:
-        """Seconds of the thread that it had lately, older ones counting less."""
+        """Seconds of the thread that the party has used lately; older ones count less."""
         self.used *= 0.5 ** ((now - self.counted_at) / HALF_LIFE_SECONDS)
         self.counted_at = now
         return self.used
 
 
 class Turns:
-    """The parties that have something ready; used by the loop's thread alone."""
+    """The parties with ready sockets; used by the loop's thread only."""
 
     def __init__(self, handlers: Mapping[int, tuple[Handler, Party | None]]) -> None:
         self._handlers = handlers
@@ -60,11 +60,11 @@ class Turns:
         self._waiting[party] = None
 
     def is_over(self) -> bool:
-        """Whether the handler at work has had its party's time; it does one piece of work all the same."""
+        """Whether the running handler has used up its party's turn; it does at least one piece of work anyway."""
         return monotonic() >= self._end
 
     def run(self) -> None:
-        """Give turns until nothing is ready any more or new events are due."""
+        """Give turns until no socket is ready any more, or until epoll has to be asked again."""
         now = monotonic()
         wake_end = now + WAKE_SECONDS
         order = list(self._waiting)
@@ -75,7 +75,7 @@ class Turns:
             while party.ready and now < self._end:
                 fd = next(iter(party.ready))
                 events = party.ready.pop(fd)
-                watched = self._handlers.get(fd)  # None where another thread has just taken it back
+                watched = self._handlers.get(fd)  # None where another thread has just stopped watching it
                 if watched is not None:
                     watched[0](events)
                 now = monotonic()

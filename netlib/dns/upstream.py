@@ -1,7 +1,7 @@
-"""Questions that are not ours, asked of the servers upstream from the host's netns.
+"""Questions for other servers, asked upstream from the host's netns.
 
-A server that failed is asked last for a while, so a dead one costs one client once. Questions in flight are limited, and the
-places are shared: when all are taken, the newest question of the party that has most makes room for one of a party with fewer.
+A server that failed is asked last for a while, so a dead one delays one client once. Questions in flight are limited, and their
+places are shared: when all are taken, the newest question of the party with most is refused in favour of a party with fewer.
 """
 
 import time
@@ -23,19 +23,19 @@ from netlib.model import IPAddress
 __all__ = ["HostServers", "Upstream"]
 
 MAX_SERVERS = 3  # as resolv.conf(5) and Docker
-# A stub resolver asks again after 5 s: by then it must have our answer. Two more servers get their turn within.
+# A stub resolver asks again after 5 s, so it must have our answer before. Two more servers can be asked within this time.
 TOTAL_SECONDS = 4.0
 RETRY_SECONDS = 1.5
-# How long an answer in the right letters may follow one in others, before the server is asked in the client's own too.
+# How long to wait, after an answer in another spelling, for one in the right spelling before the server is asked once more.
 DOUBT_SECONDS = 0.05
-# How long a server that failed is asked last. Long enough to spare clients, short enough to come back to the first one.
+# How long a server that failed is asked last: long enough to spare clients, short enough to use the first server again.
 SHUN_SECONDS = 30.0
-# Questions in flight. Each holds a descriptor; Docker allows 1,024 too. One sandbox cannot take them all, and where twelve take
-# their hundred each, everybody's share is what is left when all have as many.
+# How long to wait, after an answer in another spelling, for one in the right spelling before the server is asked again.
+# hundred each, all parties come to equal shares.
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_PER_SANDBOX = 100
-_RESOLV_CONF_SECONDS = 1.0  # how often resolv.conf is looked at for a change, at most
-_COUNT_OF_QUESTIONS = 3  # the lower byte of it, in what follows the id
+_RESOLV_CONF_SECONDS = 1.0  # resolv.conf is checked for changes at most so often
+_COUNT_OF_QUESTIONS = 3  # offset of its lower byte behind the id
 
 Reply = Callable[[bytes], None]
 
@@ -50,7 +50,7 @@ class HostServers:
         self._resolver = HostResolver()
 
     def current(self) -> tuple[IPAddress, ...]:
-        """The servers by now; none when there is no such file."""
+        """The present servers; none when there is no such file."""
         now = time.monotonic()
         if now - self._checked >= _RESOLV_CONF_SECONDS or not self._checked:
             self._checked = now
@@ -66,22 +66,22 @@ class HostServers:
 
 
 class Counters(Struct):
-    """What happened to the questions passed on."""
+    """Counts of forwarded questions and how they ended."""
 
     forwarded: int = 0
     failed: int = 0
     refused: int = 0
-    forged: int = 0  # answers with another id or question than asked
+    forged: int = 0  # answers with a wrong id or question
 
 
 class _Waiter(Struct):
     message_id: bytes
-    question: bytes  # as it spelled it
+    question: bytes  # in the client's spelling
     reply: Reply
 
 
 class _Share:
-    """What one party has in flight: its questions, oldest first, and how many of its clients wait for them."""
+    """The questions of one party in flight, oldest first, and how many clients wait for them."""
 
     __slots__ = ("questions", "waiters")
 
@@ -112,8 +112,8 @@ class Upstream:
     def ask(self, wire: bytes, query: Query, servers: tuple[IPAddress, ...], party: Party, stream: bool, reply: Reply) -> None:
         """Ask *servers* (none: the host's) the query *wire*, by TCP when *stream*, and *reply* with the whole answer.
 
-        The answer is NXDOMAIN where there is nobody to ask, REFUSED beyond the limits, SERVFAIL when no server answered. Equal
-        questions of a party are asked once at a time, in whatever letters: so a loop of servers that ask each other ends too.
+        The answer is NXDOMAIN where there are no servers, REFUSED beyond the limits, SERVFAIL when no server answered. Equal
+        questions of a party, in whatever spelling, are asked once at a time: so a loop of servers that ask each other ends too.
         """
         chosen = (servers or self._host.current())[:MAX_SERVERS]
         if not chosen:
@@ -139,7 +139,7 @@ class Upstream:
         question.ask_next()
 
     def _has_place(self, share: _Share) -> bool:
-        """Whether one more question may be in flight for *share*; one of a party with more is refused where that is needed.
+        """Whether *share* may have one more question in flight; where all places are taken, refuse one of a party with more.
 
         The newest question of the party with most is refused: its client has waited least. A party with as many questions as
         another cannot take a place from it, or the two would alternate for ever.
@@ -153,7 +153,7 @@ class Upstream:
         return True
 
     def settle(self, question: "_Question") -> None:
-        """Let *question* have no place any more, nor its waiters."""
+        """Free the places of *question* and its waiters."""
         del self._questions[question.key]
         party = question.key[0]
         share = self._shares[party]
@@ -163,7 +163,7 @@ class Upstream:
             del self._shares[party]
 
     def _healthy_first(self, servers: tuple[IPAddress, ...]) -> list[IPAddress]:
-        """In the order given, but failed ones last. When one's time is over, this one question tries it again."""
+        """*servers* in the given order, but failed ones last. When a server's time is over, one question tries it again."""
         now = time.monotonic()
         healthy, shunned = [], []
         for server in servers:
@@ -179,7 +179,7 @@ class Upstream:
     def note_failure(self, server: IPAddress) -> None:
         """Ask *server* last for a while."""
         now = time.monotonic()
-        if len(self._shunned_until) > MAX_IN_FLIGHT:  # sandboxes name their own servers: forget what is over
+        if len(self._shunned_until) > MAX_IN_FLIGHT:  # sandboxes name their own servers: drop those whose time is over
             self._shunned_until = {known: until for known, until in self._shunned_until.items() if until > now}
         self._shunned_until[server] = now + SHUN_SECONDS
 
@@ -193,9 +193,9 @@ class Upstream:
 
 
 class _Question:
-    """One question in flight: who waits for its answer, and the attempts at getting it.
+    """One question in flight: the clients that wait for its answer, and the attempts to get it.
 
-    An attempt stays open while later ones are made: a slow server's answer is still an answer.
+    An attempt stays open while later ones are made: a slow server's answer counts as well.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class _Question:
         self._retry: Timer | None = None
 
     def ask_next(self) -> None:
-        """Ask the next server; when all have failed, so has the question."""
+        """Ask the next server; when all have failed, the question has failed."""
         if self._retry is not None:
             self._retry.cancel()
         while self._servers:
@@ -228,7 +228,7 @@ class _Question:
             self._give_up()
 
     def _try(self, server: IPAddress, *, mixing: bool) -> bool:
-        """Begin an attempt at *server*; whether that was possible."""
+        """Begin an attempt at *server*; return whether that was possible."""
         kind = StreamAttempt if self._stream else Attempt
         try:
             self._attempts.append(kind(self, server, mixing=mixing))
@@ -238,7 +238,7 @@ class _Question:
         return True
 
     def _on_silence(self) -> None:
-        """The server asked last has not answered in time: ask the next one, or this one again (a datagram may be lost)."""
+        """Ask the next server, for the last one has not answered in time, or the last one again: a datagram may be lost."""
         last = self._attempts[-1]
         self.upstream.note_failure(last.server)
         if self._servers:
@@ -248,24 +248,24 @@ class _Question:
             last.repeat()
 
     def on_answer(self, attempt: Attempt, response: bytes) -> None:
-        """Take a checked answer; one that says "not now" only when nobody says better."""
+        """Take a checked answer; after SERVFAIL and REFUSED ask the next server."""
         self.upstream.note_answer(attempt.server)
-        if attempt.is_doubted:  # so the server keeps the case, and the other answer was not from there
+        if attempt.is_doubted:  # the server keeps the case, so the doubtful answer was not from it
             self.on_forgery()
         if attempt.resolves_doubt:
             self.upstream.folding.note(attempt.server)
         if response[3] & 15 in TRY_NEXT:
             self._drop(attempt)
             return
-        if response[5]:  # the question as the client spelled it: it may check that too
+        if response[5]:  # in the client's spelling, which it may check as well
             response = respelled(response, self.query.question)
-        self._hand_on(response)
+        self._answer(response)
 
     def on_folded(self, attempt: Attempt, response: bytes) -> None:
-        """Doubt an answer in other letters than the question's: its server may not keep their case, or a forger not know it.
+        """Doubt an answer in another spelling than the question's: its server keeps no case, or a forger did not know it.
 
-        A moment later the server is asked in the client's spelling too. The answer is what arrives first, in the letters that
-        were asked or to the second question; the doubtful one is handed on only where nothing else arrives in time.
+        A moment later the server is asked in the client's spelling, too. The first answer counts that is in the right spelling,
+        or to that second question; the doubtful one is used only where no other arrives in time.
         """
         if attempt.is_doubted:
             self.on_forgery()
@@ -273,7 +273,7 @@ class _Question:
         attempt.is_doubted = True
         if response[3] & 15 not in TRY_NEXT:
             self._last_resort = respelled(response, self.query.question)
-        if self._stream:  # one connection brings one answer
+        if self._stream:  # a connection has only one answer
             self._ask_plainly(attempt)
         else:
             self.loop.after(DOUBT_SECONDS, partial(self._ask_plainly, attempt))
@@ -295,7 +295,7 @@ class _Question:
         self.upstream.counters.forged += 1
 
     def on_failure(self, attempt: Attempt) -> None:
-        """Nobody listens there, or the connection broke."""
+        """Give up *attempt*: no server listens there, or the connection broke."""
         self.upstream.note_failure(attempt.server)
         self._drop(attempt)
 
@@ -310,9 +310,9 @@ class _Question:
             self.ask_next()
 
     def refuse(self) -> None:
-        """Give the place up for a question of somebody who has fewer.
+        """Refuse this question, whose place a question of another party gets.
 
-        The waiters are told later: a TCP client's next query would ask for the place before it is taken.
+        The waiters are told later: at once, a TCP client's next query would take the place.
         """
         self.upstream.counters.refused += len(self.waiters)
         self.close()
@@ -322,13 +322,13 @@ class _Question:
         for attempt in self._attempts:
             self.upstream.note_failure(attempt.server)
         if self._last_resort:
-            self._hand_on(self._last_resort)
+            self._answer(self._last_resort)
             return
         self.upstream.counters.failed += 1
         self._finish(next(refusal(self.query, Rcode.SERVFAIL).bodies))
 
-    def _hand_on(self, response: bytes) -> None:
-        if not self._stream and len(response) > self.query.limit:  # some servers send what was not asked for
+    def _answer(self, response: bytes) -> None:
+        if not self._stream and len(response) > self.query.limit:  # some servers send more than was asked for
             response = truncated(response, self.query)
         self._finish(response[2:])
 
@@ -344,7 +344,7 @@ class _Question:
             waiter.reply(response)
 
     def close(self) -> None:
-        """Ask no more and forget the question; the waiters get nothing from here."""
+        """Close all attempts and free the places; the waiters get no answer from here."""
         self._deadline.cancel()
         if self._retry is not None:
             self._retry.cancel()

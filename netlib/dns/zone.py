@@ -1,7 +1,7 @@
-"""Names: what the members of a network are called, and which of those names one sandbox sees.
+"""Names of the members of a network, and which of them one sandbox sees.
 
-Pure and immutable: a :class:`Zone` is a snapshot of one network, a :class:`View` is one sandbox's choice of zones. A change
-is a new snapshot, swapped for the old one. A name belongs to one network and is seen by that network's members alone.
+Pure and immutable: a :class:`Zone` is a snapshot of one network, a :class:`View` is one sandbox's choice of zones. A change is
+a new snapshot, which replaces the old one. A name belongs to one network and only that network's members see it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ __all__ = ["View", "Zone", "build_view", "build_zone"]
 class Zone(Struct, frozen=True, kw_only=True):
     """The names of one network at one moment; all text is lower-case.
 
-    ``names`` holds each bare name with the addresses of all its bearers, none when they have none yet; ``pointers`` holds the
-    reverse names (``2.0.18.172.in-addr.arpa``).
+    ``names`` holds each bare name with the addresses of all members of that name, none when they have none yet; ``pointers``
+    holds the reverse names (``2.0.18.172.in-addr.arpa``).
     """
 
     network: str  # name, for ``db.network``
@@ -27,7 +27,7 @@ class Zone(Struct, frozen=True, kw_only=True):
     pointers: Mapping[str, tuple[str, ...]]
 
     def find(self, name: str) -> tuple[IPAddress, ...] | None:
-        """The addresses of *name*, bare or with the network's name after it; None when nobody bears it."""
+        """The addresses of *name*, bare or with the network's name after it; None when no member has that name."""
         found = self.names.get(name)
         if found is None and name.endswith(f".{self.network}"):
             found = self.names.get(name[: -len(self.network) - 1])
@@ -35,10 +35,10 @@ class Zone(Struct, frozen=True, kw_only=True):
 
 
 class View(Struct, frozen=True, kw_only=True):
-    """What one sandbox sees: its networks' zones in order, its own links, and where other questions may go.
+    """What one sandbox sees: its networks' zones in order, its own links, and the servers for other questions.
 
     ``servers`` empty means those of the host. ``forwards`` is False when no network of the sandbox leads outside: then a name
-    that is not here is nowhere (else a name server would be a way out of an internal network, CVE-2024-29018).
+    that is not here does not exist (else a name server would be a way out of an internal network, CVE-2024-29018).
     """
 
     zones: tuple[Zone, ...] = ()
@@ -49,7 +49,7 @@ class View(Struct, frozen=True, kw_only=True):
     def find(self, name: str, version: int) -> tuple[IPAddress, ...] | None:
         """Addresses of *version* (4 or 6) for *name*; empty when it is ours without that family, None when it is not ours.
 
-        A link hides a network's own name; the first network that has the family wins.
+        A link hides a network's own name; the first network with an address of that version counts.
         """
         known = False
         for found in (self.links.get(name), *(zone.find(name) for zone in self.zones)):
@@ -61,7 +61,7 @@ class View(Struct, frozen=True, kw_only=True):
         return () if known else None
 
     def pointers(self, name: str) -> tuple[str, ...] | None:
-        """The full names behind the reverse name *name*; None when that address is nobody's here."""
+        """The full names behind the reverse name *name*; None when no member has that address."""
         return next((zone.pointers[name] for zone in self.zones if name in zone.pointers), None)
 
 
@@ -91,9 +91,9 @@ def build_zone(network: Network, members: Iterable[tuple[Endpoint, Sandbox]]) ->
 
 
 def build_view(attachments: Iterable[tuple[Zone, Endpoint]], resolver: ResolverConfig | None = None) -> View:
-    """What a sandbox with these endpoints sees, its networks in the order given.
+    """The view of a sandbox with these endpoints, its networks in the order given.
 
-    A network that resolves no names (the default bridge) gives only the names that the endpoint's links borrow from it.
+    A network that resolves no names (the default bridge) adds only the names of the endpoint's links.
     """
     zones: list[Zone] = []
     links: dict[str, tuple[IPAddress, ...]] = {}

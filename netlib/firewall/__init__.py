@@ -1,1 +1,1 @@
-"""What containers may reach and what reaches them: objects that betray no backend, and the backends behind them."""
+"""The firewall: objects that say what containers may reach and what may reach them, and backends that make rules of them."""

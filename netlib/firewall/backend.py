@@ -1,6 +1,6 @@
-"""The contract of a firewall backend: what turns firewall objects into rules of the kernel, found by name.
+"""The contract of a firewall backend, which turns firewall objects into rules of the kernel and is found by name.
 
-Nothing outside of a backend's own modules names it. Objects ask :func:`firewall` for that of their netns.
+Only a backend's own modules name it. Objects ask :func:`firewall` for the backend of their netns.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _BACKENDS = {"nftables": "netlib.firewall.nftables:Nftables"}
 
 
 class Tagged(NamedTuple):
-    """Something of ours in the kernel: whose it says it is, what it is, the command that deletes it, and all that is in it."""
+    """Something in the kernel with a tag of ours: the tag, its description, the command that deletes it, and its parts."""
 
     tag: str
     what: str
@@ -36,14 +36,14 @@ class Backend(Protocol):
         """Ask the kernel nothing yet."""
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
-        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag.
+        """Apply the objects of all *groups* in one transaction, all or none; entries get their group's tag as a comment.
 
-        Raises FeatureMissing where the kernel lacks what it takes, ObjectMissing where our table or the netns is gone.
+        Raises FeatureMissing where the kernel lacks a feature for it, ObjectMissing where our table or the netns is gone.
         """
         ...
 
     def remove(self, objects: Sequence[KernelObject]) -> None:
-        """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
+        """Remove all *objects* in one transaction; one that is gone already, with its netns or not, is no error."""
         ...
 
     def drift(self, item: KernelObject) -> str | None:
@@ -52,19 +52,19 @@ class Backend(Protocol):
 
     @staticmethod
     def commands(item: KernelObject) -> Sequence[str]:
-        """The command lines that amount to *item*, for a person; the kernel is not asked."""
+        """The command lines that make *item*, for a person; the kernel is not asked."""
         ...
 
     def listing(self) -> str:
-        """All rules of ours, as the backend's own tool shows them to a person; empty where there are none."""
+        """All our rules, as the backend's own tool shows them to a person; empty where there are none."""
         ...
 
     def bridges(self) -> dict[str, str]:
-        """The bridges that rules of ours are for, each with the tag of whose network it is."""
+        """The bridges that our rules are for, each with the tag of its network."""
         ...
 
     def refuse_other_store(self, tag: str) -> None:
-        """Raise Conflict when there are rules for a bridge of another store than *tag*'s."""
+        """Raise Conflict when there are rules for a bridge of another store than that of *tag*."""
         ...
 
     def list_ours(self) -> tuple[Tagged, ...]:
@@ -72,11 +72,11 @@ class Backend(Protocol):
         ...
 
     def discard(self, found: Iterable[Tagged]) -> None:
-        """Delete what :meth:`list_ours` found; what is gone by now is no error."""
+        """Delete what :meth:`list_ours` found; something that is gone by now is no error."""
         ...
 
     def close(self) -> None:
-        """Let go of what the handle does not close."""
+        """Close what the handle does not close."""
         ...
 
 
@@ -87,5 +87,5 @@ def backend(name: str = BACKEND) -> type[Backend]:
 
 
 def firewall(kernel: Kernel, netns: NetnsRef = HOST) -> Backend:
-    """The backend of *netns*, as long as *kernel* is open."""
+    """The backend of *netns*, kept and closed by *kernel*."""
     return kernel.kept(netns, backend())

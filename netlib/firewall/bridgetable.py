@@ -1,6 +1,6 @@
-"""What our small tables of the bridge family have in common: sets, and one chain that never changes and looks into them.
+"""Our small tables of the bridge family: sets, and one chain that never changes and looks up frames in them.
 
-The chain sees a frame as it comes in by a port, before the bridge and br_netfilter do.
+The chain sees a frame when a port has received it, before the bridge and br_netfilter do.
 """
 
 import shlex
@@ -21,7 +21,7 @@ __all__ = ["BridgeTable"]
 
 
 class BridgeTable(KernelObject, frozen=True, kw_only=True):
-    """One such table; subclasses say what is in it."""
+    """One such table; a subclass names its sets and its rules."""
 
     table: ClassVar[str]
     part: ClassVar[str]  # the last part of its key
@@ -50,7 +50,7 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
         nft(kernel, self.netns).run("\n".join(self._lines), f"set up {self.table}")
 
     def remove(self, kernel: "Kernel") -> None:
-        with suppress(ObjectMissing):  # no netns; the table is added first, so that one which is gone is no error
+        with suppress(ObjectMissing):  # no netns. The table is added first, or it would be an error that it is gone
             nft(kernel, self.netns).run(f"add table {self.table}\ndelete table {self.table}", f"remove {self.table}")
 
     def drift(self, kernel: "Kernel") -> str | None:

@@ -1,8 +1,8 @@
-"""The small table in a sandbox's netns that leads its queries to the resolver, as netlink messages of our own.
+"""The small table in a sandbox's netns that redirects queries to its resolver, set by netlink messages of our own.
 
-Every sandbox gets it when it is first served, and nearly nothing else is ever said to nftables there: by libnftables, which
-reads its files and the ruleset first, these two rules took 0.6 ms of the 4 ms of a connect; so they take 0.15 ms. What a
-person would type for the same is :func:`netlib.firewall.ruleset.dns_commands`. Numbers: ``linux/netfilter/nf_tables.h``.
+Every sandbox gets it with its resolver, and nftables hardly ever gets anything else there. libnftables, which reads its files
+and the ruleset first, took 0.6 ms of the 4 ms of a connect for these two rules; messages of our own take 0.15 ms. The commands
+for the same are :func:`netlib.firewall.ruleset.dns_commands`. Numbers: ``linux/netfilter/nf_tables.h``.
 """
 
 import socket
@@ -47,8 +47,8 @@ _DNS_PORT = 53
 class DnsTable:
     """The table of one netns.
 
-    The conversation stays open until :meth:`close`: the kernel closes no socket of netfilter's before what was deleted last
-    has gone for good, 10 ms later, while other work can be done.
+    The socket stays open until :meth:`close`: the kernel closes a netfilter socket only when what was deleted is freed, 10 ms
+    later, and other work can be done meanwhile.
     """
 
     def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
@@ -57,19 +57,19 @@ class DnsTable:
         self._socket: NetlinkSocket | None = None
 
     def ensure(self, redirect: DnsRedirect) -> None:
-        """Make it lead there, in place of what is there, in one transaction; ConfigError for an impossible redirection."""
+        """Set *redirect*, replacing an earlier one, in one transaction; ConfigError for an impossible redirection."""
         check_redirect(redirect)
         self._change(
             "set up",
             (NEWTABLE, CREATE, _HEADER + text(1, _TABLE_NAME)),
             (NEWCHAIN, CREATE, _HEADER + _chain()),
-            (DELRULE, 0, _HEADER + _IN_CHAIN),  # all that there are
+            (DELRULE, 0, _HEADER + _IN_CHAIN),  # every rule of the chain
             (NEWRULE, CREATE | APPEND, _HEADER + _IN_CHAIN + nest(4, _rule(redirect, socket.IPPROTO_UDP))),
             (NEWRULE, CREATE | APPEND, _HEADER + _IN_CHAIN + nest(4, _rule(redirect, socket.IPPROTO_TCP))),
         )
 
     def remove(self) -> None:
-        """Delete it; a no-op when it is gone."""
+        """Delete the table; a no-op when it is gone."""
         table = _HEADER + text(1, _TABLE_NAME)
         self._change("remove", (NEWTABLE, CREATE, table), (DELTABLE, 0, table))
 
@@ -79,14 +79,14 @@ class DnsTable:
             self._socket = None
 
     def _change(self, verb: str, *messages: tuple[int, int, bytes]) -> None:
-        action = f"{verb} the way to the resolver in {self.netns.label}"
+        action = f"{verb} the redirection to the resolver in {self.netns.label}"
         if self._socket is None:
             with self._kernel.entered(self.netns), doing(action):
                 self._socket = NetlinkSocket(NETFILTER)
         try:
             with doing(action):
                 self._socket.transact(NFTABLES, messages)
-        except ObjectMissing as error:  # the table is part of the transaction: what is missing is an expression or a chain type
+        except ObjectMissing as error:  # not the table, which is made here: an expression or a chain type
             raise FeatureMissing(f"this kernel lacks a part of nf_tables (nat): {error}", error.errno) from error
 
 
@@ -103,7 +103,7 @@ def _rule(redirect: DnsRedirect, protocol: int) -> bytes:
 
 @cache
 def _queries_to(address: bytes, protocol: int) -> bytes:
-    """Go on with queries to *address* only, and with that in register 1."""
+    """Match queries to *address* only, and load it into register 1."""
     return b"".join(
         (
             load(NETWORK_HEADER, 16, 4),  # ip daddr
@@ -119,5 +119,5 @@ def _queries_to(address: bytes, protocol: int) -> bytes:
 
 @cache
 def _dnat() -> bytes:
-    """To the address in register 1 and the port in register 2."""
+    """Translate the destination to the address in register 1 and the port in register 2."""
     return expression("nat", *(number(*pair) for pair in ((1, _DNAT), (2, socket.AF_INET), (3, 1), (5, 2), (7, _WITH_PORT))))

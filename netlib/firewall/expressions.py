@@ -1,6 +1,6 @@
-"""nftables' messages of our own making: the attributes of rules, in nft's own expressions.
+"""Messages of nftables without a library: the attributes of rules, in the expressions that nft uses.
 
-For tables that are small and always the same. Numbers: ``linux/netfilter/nf_tables.h``.
+For small tables that never change. Numbers: ``linux/netfilter/nf_tables.h``.
 """
 
 import struct
@@ -40,7 +40,7 @@ NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = (NFTABLES << 8 | numb
 NEWSET, NEWSETELEM, DELSETELEM = (NFTABLES << 8 | number for number in (9, 12, 14))
 BRIDGE_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
 IFNAME_SIZE = 16
-AT_ONCE = 256  # things that a message is of: an attribute is 64 KiB long at most
+AT_ONCE = 256  # elements in a message: an attribute is 64 KiB long at most
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2  # NFT_PAYLOAD_*
 _EQUAL = 0  # NFT_CMP_EQ
 
@@ -52,12 +52,12 @@ def hooked_chain(table: str, name: str, kind: str, hook: int, priority: int) -> 
 
 
 def load(base: int, offset: int, size: int, register: int = 1) -> bytes:
-    """Take some of the packet into a register."""
+    """Load *size* bytes of the packet into a register."""
     return expression("payload", number(1, register), number(2, base), number(3, offset), number(4, size))
 
 
 def compare(value: bytes, register: int = 1) -> bytes:
-    """Go on only where the register is *value*."""
+    """Match only where the register holds *value*."""
     return expression("cmp", number(1, register), number(2, _EQUAL), nest(3, attribute(1, value)))
 
 
@@ -77,6 +77,6 @@ def ifname_key(ifname: str) -> bytes:
 
 
 def set_elements(table: str, holder: str, keys: Iterable[bytes]) -> bytes:
-    """What a message about elements of a set says of them: the set (NFTA_SET_ELEM_LIST_*), and a key for each."""
+    """The attributes of a message about elements of the set *holder* (NFTA_SET_ELEM_LIST_*), given by their keys."""
     elements = (nest(1, nest(1, attribute(1, key))) for key in keys)  # list element, its key, the value
     return text(1, table) + text(2, holder) + nest(3, *elements)

@@ -1,9 +1,9 @@
-"""Forward hooks of others: which of them drop what they do not know, and where an accept of ours can stand.
+"""Forward hooks of others: which of them drop packets by default, and where a rule of ours can accept packets before that.
 
-An accept in one table is no answer to a drop in another, so a foreign chain with policy ``drop`` (Docker's, ufw's, an
-administrator's) stops our bridges whatever our own table says. One rule: only the default is overridden. Our rule goes
-behind all that others wrote, in front of the final drop; where that would edit what another program owns and rewrites
-(firewalld), the person is told the line to type instead.
+An accept in one table does not override a drop in another, so a foreign chain with policy ``drop`` (Docker's, ufw's, an
+administrator's) stops our bridges' packets whatever our own table says. One rule: only the default is overridden. Our rule is
+put behind all rules of others, before the final drop. Where another program owns and rewrites the chain (firewalld), it is left
+alone, and a person is told the line to type instead.
 """
 
 import re
@@ -32,12 +32,12 @@ class ForeignRule(NamedTuple):
 
 
 class ForeignHook(NamedTuple):
-    """A foreign chain that drops by default, and what is to know about our place in it."""
+    """A foreign chain that drops by default, and the place for a rule of ours in it."""
 
-    chain: str  # where an accept belongs: "ip filter DOCKER-USER"
-    before: int  # handle of the rule to stand in front of; 0: at the end
-    owner: str  # a program that rewrites the chain as it likes, or ""
-    known: frozenset[str]  # link names that rules of its table speak of
+    chain: str  # where to accept packets: "ip filter DOCKER-USER"
+    before: int  # handle of the rule to insert ours before; 0: append it
+    owner: str  # a program that owns and rewrites the chain, or ""
+    known: frozenset[str]  # words of its table's rules, among them link names
 
 
 class _Chain(NamedTuple):
@@ -60,7 +60,7 @@ def foreign_tables(conversation: Nft) -> dict[str, list[dict[str, Any]]]:
 
 
 def has_firewalld(kernel: Kernel) -> bool:
-    """Whether firewalld has its table here. One table that may not be there costs 0.1 ms to ask for, a list of all 10."""
+    """Whether firewalld has its table here. To ask for one table, there or not, takes 0.1 ms; to list all takes 10."""
     try:
         nft(kernel).listing("list table inet firewalld", elements=False)
     except ObjectMissing:
@@ -74,7 +74,7 @@ def hooks(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ForeignHoo
 
 
 def our_rules(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str = "") -> tuple[ForeignRule, ...]:
-    """The rules of ours in foreign tables: those for *subject*, or all. Pure."""
+    """Our rules in foreign tables: those for *subject*, or all. Pure."""
     found = []
     for name, listing in tables.items():
         for rule in (item["rule"] for item in listing if "rule" in item):
@@ -86,7 +86,7 @@ def our_rules(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str = 
 
 
 def allowance_commands(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str, tag: str) -> Iterator[str]:
-    """The commands that let *subject* through every foreign hook that it has no accept in yet. Pure."""
+    """The commands that accept *subject*'s packets in every foreign hook that does not yet. Pure."""
     present = {rule.chain for rule in our_rules(tables, subject)}
     for hook in hooks(tables):
         if not hook.owner and hook.chain not in present:
@@ -97,7 +97,7 @@ def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str) -> 
     """One sentence per foreign hook that drops *subject*'s packets, with the line that helps. Pure."""
     present = {rule.chain for rule in our_rules(tables, subject)}
     for hook in hooks(tables):
-        if hook.owner and subject == MARKED:  # which addresses it lets through is between the person and it
+        if hook.owner and subject == MARKED:  # a person configures which addresses it accepts
             continue
         if hook.owner and subject not in hook.known:
             yield f"{hook.owner} drops what {subject} forwards; type: firewall-cmd --zone=trusted --add-interface={subject}"
@@ -107,7 +107,7 @@ def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str) -> 
 
 
 def named(subject: str) -> str:
-    """A subject as a sentence has it, with its verb."""
+    """*subject* and the verb "forward", for a sentence."""
     return "CNI containers forward" if subject == MARKED else f"{subject} forwards"
 
 
@@ -139,7 +139,7 @@ def _table_hooks(table: str, listing: Sequence[Mapping[str, Any]]) -> Iterator[F
 
 
 def _final(chain: _Chain, chains: Mapping[str, _Chain], depth: int = 0) -> int:
-    """The handle of the rule at the end of *chain* that drops whatever gets there, 0 where none does."""
+    """The handle of the last rule of *chain* if that drops every packet which reaches it, else 0."""
     if not chain.rules or depth > 16:  # the kernel's own limit on jumps
         return 0
     verdict = _unconditional(chain.rules[-1])

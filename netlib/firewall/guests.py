@@ -1,12 +1,13 @@
-"""Which bridge port may ask a gateway for names from which address: a guest's address counts only at the guest's own port.
+"""Queries of guests to a gateway: those from a guest's address are dropped unless its own bridge port received them.
 
-So what is accounted by address there is accounted by port. The kernel compares the two, for nothing shows the port afterwards:
-the link of the packet is the bridge (``IP_PKTINFO``), a mark set by a rule can be read for UDP alone (``SO_RCVMARK``) and is
-others' to use (``ip rule``, Kubernetes), and a source's MAC address is as easily forged as its IP address. It costs a packet to
-port 53 a look into two hash sets: with 200 guests in them, a gateway gave 53,000 answers a second, and 51,000 without.
+So a limit that netlibd counts by address holds for the port. The kernel compares address and port, for netlibd cannot see the
+port: the link of the packet is the bridge (``IP_PKTINFO``), a mark set by a rule can be read for UDP alone (``SO_RCVMARK``) and
+is used by others (``ip rule``, Kubernetes), and a source's MAC address is as easily forged as its IP address. A packet to port
+53 is looked up in two hash sets: with 200 guests in them, a gateway gave 53,000 answers a second, and 51,000 without.
 
-The table belongs to the process that made it (``NFT_TABLE_F_OWNER``, Linux 5.12): it ends with netlibd, however that ends, and
-`nft flush ruleset` passes it over. Where the kernel lacks that or nftables for bridges, guests are told apart by address alone.
+The table belongs to the process that made it (``NFT_TABLE_F_OWNER``, Linux 5.12): the kernel deletes it when netlibd ends,
+however that ends, and `nft flush ruleset` does not touch it. Where the kernel lacks that, or nftables for bridges, guests are
+told apart by address alone.
 """
 
 import os
@@ -58,7 +59,7 @@ _DNS_PORT = 53
 
 
 class _Family(NamedTuple):
-    """Where an IP version has its addresses."""
+    """The addresses of an IP version: their size, and where the header has them."""
 
     ethertype: int
     size: int
@@ -75,11 +76,11 @@ _SETS = {
     for address in ((family.nft_type, family.size),)
     for name, more in (("guests", ()), ("ports", (_IFNAME,)))
 }
-"""The sets, each with the types and sizes of what its keys are made of."""
+"""The sets, each with the types and sizes of its keys' parts."""
 
 
 class Guest(NamedTuple):
-    """Who asks at *gateway* from the address *client*, by the bridge's port *port*."""
+    """A sandbox that asks *gateway* for names, from the address *client* and by the bridge port *port*."""
 
     gateway: IPAddress
     client: IPAddress
@@ -87,18 +88,18 @@ class Guest(NamedTuple):
 
 
 class GuestTable:
-    """The table in the netns that it is first changed in, there as long as it has guests; used by one thread at a time."""
+    """The table, made in the netns of the first change and kept while it has guests; used by one thread at a time."""
 
     def __init__(self) -> None:
         # Two netlibds in PID namespaces of their own may have the same number.
         self._name = f"netlib-guests-{os.getpid()}-{os.urandom(2).hex()}"
         self._socket: NetlinkSocket | None = None
-        self.guests: frozenset[Guest] = frozenset()  # that the kernel was told of
+        self.guests: frozenset[Guest] = frozenset()  # in the kernel's table
 
     def change(self, leaving: Iterable[Guest], joining: Iterable[Guest]) -> None:
-        """Let guests leave and others join, in one transaction; what is so already is no error.
+        """Remove guests and add others, in one transaction; one that is removed or added already is no error.
 
-        Raises NetlibError where the kernel cannot do it or nothing may be changed; all is as before then.
+        Raises NetlibError, and changes nothing, where the kernel lacks it or this process may not.
         """
         guests = self.guests.difference(leaving).union(joining)
         messages: list[tuple[int, int, bytes]] = []
@@ -106,7 +107,7 @@ class GuestTable:
             messages += self._whole_table()
         if guests:
             if gone := self.guests - guests:
-                shared = {(guest.gateway, guest.client) for guest in gone}  # perhaps with one who has the address by now
+                shared = {(guest.gateway, guest.client) for guest in gone}  # another guest may have the same address by now
                 kept = _elements(guest for guest in guests if (guest.gateway, guest.client) in shared)
                 leaving_keys = {name: keys - kept[name] for name, keys in _elements(gone).items()}
                 messages += self._element_messages(DELSETELEM, 0, leaving_keys)
@@ -149,7 +150,7 @@ class GuestTable:
 
 
 def _elements(guests: Iterable[Guest]) -> dict[str, set[bytes]]:
-    """What each set holds."""
+    """The keys of *guests* in each set."""
     found: dict[str, set[bytes]] = {name: set() for name in _SETS}
     for guest in guests:
         pair = guest.gateway.packed + guest.client.packed
@@ -162,8 +163,8 @@ def _elements(guests: Iterable[Guest]) -> dict[str, set[bytes]]:
 def _rule(version: int, protocol: int) -> bytes:
     """``udp dport 53  ip daddr . ip saddr @guests4  ip daddr . ip saddr . iifname != @ports4  drop``, for IPv4 and UDP.
 
-    What has no port (a fragment that is not the first) passes: without the first one it is nothing. The IP version is asked of
-    the packet (``meta protocol``), not of the frame, whose type is another one under a VLAN tag with the number 0.
+    A fragment that is not the first has no port and passes: without the first it is useless. The IP version is the packet's
+    (``meta protocol``), not the frame's type, which is another one where there is a VLAN tag with the number 0.
     """
     family = _FAMILIES[version]
     words = family.size // 4

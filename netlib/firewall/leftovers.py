@@ -1,7 +1,7 @@
-"""Chains and rules of other programs that belong to a container of theirs, removed when that container is detached by us.
+"""Removing chains and rules that other programs made for a container, when netlib detaches the container.
 
-nftables shows those of iptables-nft; iptables-legacy has tables of its own. One rule: what is not there is done, and what is
-removed is named to the letter.
+nftables lists those of iptables-nft; iptables-legacy has tables of its own. One rule: a missing rule is no error, and only
+rules that match exactly are removed.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,7 +13,7 @@ from netlib.firewall.libnftables import Nft, nft
 from netlib.kernel.handle import Kernel
 from netlib.model import HOST, IPAddress
 
-_ATTEMPTS = 4  # each later one lost to another writer in between
+_ATTEMPTS = 4  # each later one because another writer was faster
 _FAMILIES = ("ip", "ip6")
 _FIELDS = {"saddr", "daddr"}
 
@@ -21,7 +21,7 @@ Listing = list[dict[str, Any]]
 
 
 def forget_chains(kernel: Kernel, table: str, names: Collection[str]) -> None:
-    """Remove iptables' chains *names* and the rules that lead to them from a *table* (``nat``), of both families."""
+    """Remove iptables' chains *names*, and the rules that jump to them, from a *table* (``nat``), of both families."""
     for family in _FAMILIES:
         _change(nft(kernel), f"{family} {table}", lambda place, listing: _without_chains(place, listing, names))
     LegacyTables(HOST).forget_chains(table, names)
@@ -39,12 +39,12 @@ def forget_rules(kernel: Kernel, table: str, chains: Collection[str], is_meant: 
 
 
 def forget_accepts(kernel: Kernel, chain: str, addresses: Collection[IPAddress]) -> None:
-    """Remove the rules of iptables' *chain* in ``filter`` that accept what comes from or goes to one of *addresses*."""
+    """Remove the rules of iptables' *chain* in ``filter`` that accept packets from or to one of *addresses*."""
     texts = {str(address) for address in addresses}
 
     def commands(place: str, listing: Listing) -> Iterator[str]:
         for rule in _rules(listing):
-            if rule["chain"] == chain and _accepted(rule) in texts:
+            if rule["chain"] == chain and _accepted_address(rule) in texts:
                 yield f"delete rule {place} {chain} handle {rule['handle']}"
 
     for family in _FAMILIES:
@@ -65,7 +65,7 @@ def _change(conversation: Nft, place: str, commands: Callable[[str, Listing], It
             return
         try:
             conversation.run("\n".join(found), f"clear table {place}")
-        except ObjectMissing:  # somebody else was quicker: look again
+        except ObjectMissing:  # another program has removed a part: read again
             continue
 
 
@@ -88,8 +88,8 @@ def _target(statement: Mapping[str, Any]) -> str:
     return str(verdict.get("target", ""))
 
 
-def _accepted(rule: Mapping[str, Any]) -> str:
-    """The one address by which a rule accepts, or nothing."""
+def _accepted_address(rule: Mapping[str, Any]) -> str:
+    """The address that is the only condition of an accepting rule; "" for any other rule."""
     *conditions, verdict = rule["expr"]
     matches = [statement["match"] for statement in conditions if "match" in statement]
     if "accept" not in verdict or len(matches) != 1:

@@ -1,7 +1,7 @@
-"""Legacy xtables (``iptables-legacy``), which nftables does not show and which rule packets all the same.
+"""Legacy xtables (``iptables-legacy``), which filter packets although nftables does not list them.
 
 One rule: python-iptables takes no lock and replaces whole tables, so every change here holds the lock that iptables itself
-takes, from the reading to the commit.
+takes, from reading a table to committing it.
 """
 
 import os
@@ -50,7 +50,7 @@ class LegacyTables:
                         chain.delete_rule(rule)
 
     def lacking(self, subject: str) -> Iterator[str]:
-        """One sentence per legacy FORWARD chain that drops *subject*'s packets, with the line that helps."""
+        """One sentence per legacy FORWARD chain that drops *subject*'s packets, with the command that helps."""
         for family in self._present():
             with self._forward(family) as chain:
                 closed = chain.get_policy().name == "DROP" and not any(_our_comments(chain, subject))
@@ -59,7 +59,7 @@ class LegacyTables:
                 yield f"{_PROGRAMS[family]}'s FORWARD drops what {named(subject)}; type: {lines}"
 
     def forget_chains(self, table: str, names: Collection[str]) -> None:
-        """Remove the chains *names* and the rules that lead to them from a *table* (``nat``)."""
+        """Remove the chains *names*, and the rules that jump to them, from a *table* (``nat``)."""
         for family in self._present(table):
             saved = self._saved(family, table)
             present = [name for name in names if any(line.startswith(f":{name} ") for line in saved)]
@@ -75,8 +75,8 @@ class LegacyTables:
             present = [line[3:] for line in self._saved(family, "filter") if line.startswith("-A ") and line[3:] in rules]
             self._restore(family, "filter", [f"-D {rule}" for rule in present])
 
-    # python-iptables cannot read rules of an extension that it does not find, and takes some for unknown that are there: what
-    # others wrote is read and changed by iptables' own programs.
+    # python-iptables cannot read rules of an extension that it does not find, and misses some that are installed. So rules of
+    # others are read and changed by iptables' own programs.
 
     def _saved(self, family: str, table: str) -> list[str]:
         return self._run(f"{_PROGRAMS[family]}-save", "-t", table).splitlines()
@@ -102,9 +102,9 @@ class LegacyTables:
         return done.stdout
 
     def _present(self, table: str = "filter") -> tuple[str, ...]:
-        """Families with that legacy table: two file reads, for only asking iptables would make the tables.
+        """The families that have the legacy table, from two files: iptables would make the tables when it is asked.
 
-        In a user namespace the files cannot be read, and what cannot be seen is taken for absent.
+        In a user namespace the files cannot be read, and no family counts as having the table.
         """
         found = []
         with entered(self.netns), doing("look for legacy tables"):
@@ -116,11 +116,11 @@ class LegacyTables:
 
     @contextmanager
     def _forward(self, family: str) -> Iterator[Any]:
-        """The FORWARD chain as it is now, to read and to change under the lock; one commit at the end.
+        """The present FORWARD chain, to be read and changed under the lock; changes are committed at the end.
 
         Readers hold the lock as well: python-iptables has one table object for all threads of the process.
         """
-        import iptc  # 90 ms of imports, only where legacy tables are
+        import iptc  # takes 90 ms, and only a host with legacy tables needs it
 
         with entered(self.netns), doing(f"use the tables of {_PROGRAMS[family]}"), _xtables_lock():
             table = iptc.Table(iptc.Table.FILTER) if family == "ip" else iptc.Table6(iptc.Table6.FILTER)

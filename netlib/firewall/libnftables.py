@@ -1,8 +1,8 @@
 """libnftables by ctypes: text in, text or JSON out, one context per netns.
 
 Two rules: a context belongs to the netns it was opened in and to one thread at a time; and one thread of a process writes JSON
-at a time, whatever the context, for the library (1.0.6) takes types apart with strtok(3), whose place is the process's. The
-library has no error codes, only text; it is read back into errno here and nowhere else.
+at a time, whatever the context, for the library (1.0.6) splits types by strtok(3), which has one state for the whole process.
+The library has no error codes, only text; here and nowhere else it is translated back into errno.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from netlib.kernel.scarcity import NO_MEMORY, exhaustion
 from netlib.kernel.translate import doing, kernel_error
 from netlib.model import HOST, NetnsRef
 
-_ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # its buffers, and what it makes of a command
+_ROOM, _ROOM_PER_BYTE = 4 << 20, 16  # bytes for its buffers, and for each byte of commands
 _NFT_MSG_GETGEN = NFTABLES << 8 | 16
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
@@ -63,15 +63,15 @@ os.register_at_fork(before=_writing_json.acquire, after_in_parent=_writing_json.
 _KEPT_MOST = 4  # of a kind
 _T = TypeVar("_T", bound=Closable)
 
-_kept: dict[type[Closable], list[Any]] | None = None  # idle ones with this process's own netns, where they are kept
+_kept: dict[type[Closable], list[Any]] | None = None  # idle ones with this process's own netns; None: none is kept
 
 
 @contextmanager
 def keeping() -> Iterator[None]:
     """Keep conversations with this process's own netns for the next operation while the block runs, instead of closing them.
 
-    For a process that stays: closing one waits for what was deleted before to be gone from the kernel, which takes some 10 ms,
-    and everybody's transactions wait with it (``nft_rcv_nl_event``).
+    For a long-lived process: closing a conversation waits until the kernel has freed what was deleted before, some 10 ms, and
+    everybody's transactions wait with it (``nft_rcv_nl_event``).
     """
     global _kept
     _kept = {}
@@ -95,7 +95,7 @@ def take_idle(kind: type[_T]) -> _T | None:
 
 
 def leave_idle(conversation: Closable) -> bool:
-    """Keep one with this process's own netns for the next operation; False where it is to be closed."""
+    """Keep *conversation*, with this process's own netns, for the next operation; False where the caller has to close it."""
     if _kept is None:
         return False
     idle = _kept.setdefault(type(conversation), [])
@@ -143,7 +143,7 @@ class Nft:
         library.nft_ctx_buffer_error(self._context)
 
     def generation(self) -> int:
-        """The ruleset's generation, which every change of anybody's moves on (36 µs)."""
+        """The number of the ruleset's generation, which every change by any program increases (36 µs)."""
         with doing(f"ask for the nftables generation in {self.netns.label}"):
             self._socket.send(struct.pack("=IHHIIBBH", 20, _NFT_MSG_GETGEN, _NLM_F_REQUEST, 0, 0, 0, 0, 0))
             answer = self._socket.recv(4096)
@@ -157,11 +157,11 @@ class Nft:
         return int(value)
 
     def run(self, commands: str, action: str) -> None:
-        """Run *commands* as one transaction: all of them or none. KernelError tells what *action* met."""
+        """Run *commands* as one transaction: all of them or none. KernelError says why *action* failed."""
         self._run(commands, action, 0)
 
     def listing(self, command: str, *, elements: bool = True) -> list[dict[str, Any]]:
-        """What a ``list …`` command shows, as nft's JSON objects (libnftables-json(5)); ObjectMissing when it is not there.
+        """What a ``list …`` command shows, as nft's JSON objects (libnftables-json(5)); ObjectMissing for a missing object.
 
         One command at a time: nft 1.0.6 finds only the first of several sets.
         """
@@ -175,7 +175,7 @@ class Nft:
         return self._run(command, command, 0)
 
     def close(self) -> None:
-        """Free the context; the netns is no longer pinned by it. Where they are kept, it waits for the next operation."""
+        """Free the context, which else keeps the netns from ending; or keep it for the next operation (:func:`keeping`)."""
         if self.netns.is_host and leave_idle(self):
             return
         _library().nft_ctx_free(self._context)
@@ -197,7 +197,7 @@ class Nft:
 def _require_memory(size: int) -> None:
     """Raise HostExhausted where memory for *size* bytes of commands is lacking: libnftables would end the whole process.
 
-    The kernel refuses memory only where a limit is set, or where it was told to promise no more than it has.
+    The kernel refuses memory only where a limit is set, or where it may not promise more than it has (overcommit_memory).
     """
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY and not _is_strict():
         return

@@ -1,16 +1,16 @@
-"""What members of a masquerading network may have as their source address: their own, or the frame is dropped.
+"""Source addresses of members of a masquerading network: a frame with another address than the member's own is dropped.
 
 ::
 
     member ── veth ──┬─ bridge netlib_members prerouting: port . source in the set? ── bridge ──┬─ another member
                      └─ no: dropped                                                             └─ the host, and beyond
 
-A table of the bridge family sees a frame as it comes in by the member's port, before the bridge and br_netfilter do: the
-answer is the same whatever the frame would go on to, and a port cannot be spoofed as a MAC address can. The chain never
-changes; a member is one element for its port and one for each address, so that the thousandth costs what the first did.
+A table of the bridge family sees a frame when the member's port has received it, before the bridge and br_netfilter do: the
+check does not depend on where the frame is sent, and a port cannot be spoofed as a MAC address can. The chain never changes; a
+member is one element for its port and one for each address, so that the thousandth costs what the first did.
 
-Members' elements are netlink messages of our own, as the resolver's table is (:mod:`netlib.firewall.dnstable`): 0.05 ms of a
-connect. Not checked: ARP, and within fe80::/10 whose address it is, for the kernel in the sandbox chooses that one.
+Members' elements are changed by netlink messages of our own, as the resolver's table is (:mod:`netlib.firewall.dnstable`):
+0.05 ms of a connect. Not checked are ARP, and which address of fe80::/10 it is, for the kernel in the sandbox chooses that.
 """
 
 import shlex
@@ -62,13 +62,13 @@ _RULES = (
         "before there is an IPv6 address",
     ),
     ("meta protocol ip6 drop", "somebody else's IPv6 address"),
-    # The kernel takes off the inner tags later on, and would find an address that was not looked at here.
+    # The kernel removes the inner tags later, and would then use an address that was not checked here.
     ("meta protocol { 8021q, 8021ad } drop", "a tag within a tag"),
 )
 
 
 class MemberConversation:
-    """What is said to nftables about members in one netns; opened at first use, and kept where libnftables' are."""
+    """A netlink conversation about members of one netns; opened at first use, and kept as libnftables' are."""
 
     def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
         self.netns = netns
@@ -95,7 +95,7 @@ class MemberConversation:
 
 
 def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
-    """What a message says of each set that *ports* have elements in."""
+    """The payload of a message for each set that *ports* have elements in."""
     found: dict[str, list[bytes]] = {}
     for item in ports:
         for holder, key in item.entries:
@@ -104,7 +104,7 @@ def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
 
 
 class MemberTable(BridgeTable, frozen=True, kw_only=True, tag="member_table"):
-    """The table; every :class:`PortSources` is elements in it."""
+    """The table; every :class:`PortSources` is a few elements in it."""
 
     table = TABLE
     part = "member table"
@@ -119,11 +119,11 @@ class MemberTable(BridgeTable, frozen=True, kw_only=True, tag="member_table"):
 
 
 class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
-    """The only addresses that a member may send from by its bridge *port*, besides fe80::/10 and none at all.
+    """The only addresses that a member may send from through its bridge *port*, besides fe80::/10 and no address at all.
 
-    With *by* (an endpoint's id) they are *addresses* of that endpoint of the same sandbox, allowed as well: an answer leaves by
-    the link with the best route, whichever address was asked. An endpoint has its addresses as long as its port, so none is
-    ever taken away from an object that stays.
+    With *by* (an endpoint's id) *addresses* are those of that other endpoint of the same sandbox. They are allowed too, for an
+    answer leaves by the link with the best route, whichever address was asked. An endpoint has its addresses as long as its
+    port, so an object never loses one.
     """
 
     batch = "port sources"
@@ -161,7 +161,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
 
     @classmethod
     def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
-        """Make the run so, with the table where that is missing: a network of an older netlib has none."""
+        """Apply the run, and make the table where it is missing: a network of an older netlib has none."""
         conversation = kernel.kept(run[0].netns, MemberConversation)
         for some in _parts(run):
             try:
@@ -183,7 +183,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
                 nft(kernel, self.netns).text(f"get element {element}")
         except ObjectMissing:
             own = ", ".join(map(str, self.addresses)) or "none"
-            return f"whether bridge port {self.port} sends from its own addresses ({own}) is not checked, or it has others"
+            return f"bridge port {self.port} may send from other addresses than its own ({own}), or not from all of these"
         return None
 
     def commands(self) -> Iterator[str]:
@@ -191,7 +191,7 @@ class PortSources(KernelObject, frozen=True, kw_only=True, tag="port_sources"):
 
 
 def _parts(run: Sequence[KernelObject]) -> Iterator[list[PortSources]]:
-    """Of so many ports that each message about them has room: 60 KiB of messages in one transaction."""
+    """Split the run so that every message is short enough: 60 KiB of messages in one transaction."""
     ports = [item for item in run if isinstance(item, PortSources)]
     for start in range(0, len(ports), AT_ONCE):
         yield ports[start : start + AT_ONCE]

@@ -1,8 +1,7 @@
-"""The nftables backend: what objects ask for, as one transaction in the table ``inet netlib`` of one netns.
+"""The nftables backend: applies objects by one transaction in the table ``inet netlib`` of one netns.
 
-One rule: the common case looks at nothing and sends one transaction. When the kernel refuses it (an entry stands with another
-value, or is gone already), what is there is read and the exact difference sent instead; another writer in between means
-reading again.
+One rule: the transaction is first sent without reading the table. When the kernel refuses it (an entry has another value, or is
+gone already), the table is read and the exact difference is sent instead, again when another program changes it in between.
 """
 
 import ipaddress
@@ -45,7 +44,7 @@ from netlib.kernel.handle import Kernel
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 
-_ATTEMPTS = 4  # the first one looks at nothing; each later one lost to another writer in between
+_ATTEMPTS = 4  # the first reads nothing; each later one because another writer was faster
 _PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
 
 Held = dict[tuple[str, ...], tuple[tuple[str, ...], str]]
@@ -77,21 +76,21 @@ class Nftables:
 
     @staticmethod
     def commands(item: KernelObject) -> Sequence[str]:
-        """The ``nft`` command lines that amount to *item*."""
+        """The ``nft`` command lines that make *item*."""
         return commands(item)
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
-        """Make the objects of all *groups* so in one transaction, all or none; entries are commented with their group's tag.
+        """Apply the objects of all *groups* in one transaction, all or none; entries get their group's tag as a comment.
 
-        The redirect to a resolver, alone in its netns, is a transaction of its own.
+        The redirection to a resolver, alone in its netns, is a transaction of its own.
         """
         objects = [item for group in groups.values() for item in group]
         try:
-            self._transact(lambda exact: self._ensuring(groups, exact), f"set up {_names(objects)}")
+            self._transact(lambda exact: self._ensure_commands(groups, exact), f"set up {_names(objects)}")
         except ObjectMissing as error:
             if not any(isinstance(item, FirewallBase) for item in objects):
                 raise
-            # The table is part of this transaction: what is missing is an expression or a chain type.
+            # The table is made in this transaction: the kernel lacks an expression or a chain type.
             raise FeatureMissing(f"this kernel lacks a part of nf_tables (nat, masq, fib, ct): {error}", error.errno) from error
         for tag, group in groups.items():
             for item in group:
@@ -101,7 +100,7 @@ class Nftables:
                     self._dns.ensure(item)
 
     def remove(self, objects: Sequence[KernelObject]) -> None:
-        """Make all of *objects* gone in one transaction; what is gone already, netns included, is no error."""
+        """Remove all *objects* in one transaction; one that is gone already, with its netns or not, is no error."""
         try:
             with self._kernel.entered(self.netns):
                 pass
@@ -109,7 +108,7 @@ class Nftables:
             return
         failures: list[NetlibError] = []
         try:
-            self._transact(lambda exact: self._removing(objects, exact), f"remove {_names(objects)}")
+            self._transact(lambda exact: self._removal_commands(objects, exact), f"remove {_names(objects)}")
         except NetlibError as error:
             failures.append(error)
         for item in objects:
@@ -144,7 +143,7 @@ class Nftables:
         return "; ".join(wrong) or None
 
     def list_ours(self) -> tuple[Tagged, ...]:
-        """Everything in the kernel that carries a tag of netlib's: entries of our table, rules in foreign chains."""
+        """Everything in the kernel that has a tag of netlib's: entries of our table, rules in foreign chains."""
         found = []
         for holder in (*SETS, *MAPS):
             try:
@@ -161,7 +160,7 @@ class Nftables:
         return tuple(found)
 
     def discard(self, found: Iterable[Tagged]) -> None:
-        """Delete what :meth:`list_ours` found, one transaction each: what went in the meantime is no error."""
+        """Delete what :meth:`list_ours` found, by a transaction each: something that is gone by now is no error."""
         for item in found:
             try:
                 self.nft.run(item.removal, f"discard {item.what}")
@@ -169,7 +168,7 @@ class Nftables:
                 continue
 
     def refuse_other_store(self, tag: str) -> None:
-        """Raise Conflict when a bridge stands in the table that was put there by another store than *tag*'s."""
+        """Raise Conflict when the table has a bridge of another store than that of *tag*."""
         ours = tag.rpartition(":")[0]
         for bridge, its_tag in self.bridges().items():
             other = its_tag.rpartition(":")[0]
@@ -180,11 +179,11 @@ class Nftables:
                 )
 
     def bridges(self) -> dict[str, str]:
-        """The bridges in our table, each with the tag of whose network it is."""
+        """The bridges in our table, each with the tag of its network."""
         return {bridge: comment for (bridge,), (_, comment) in self._entries_or_none("bridges").items()}
 
     def listing(self) -> str:
-        """Our table as ``nft`` shows it to a person; empty when it is not there."""
+        """Our table as ``nft`` shows it to a person; empty when there is none."""
         try:
             return self.nft.text(f"list table {TABLE}")
         except ObjectMissing:
@@ -206,26 +205,26 @@ class Nftables:
                 if attempt == _ATTEMPTS - 1:
                     raise
 
-    def _ensuring(self, groups: Mapping[str, Sequence[KernelObject]], exact: bool) -> list[str]:
+    def _ensure_commands(self, groups: Mapping[str, Sequence[KernelObject]], exact: bool) -> list[str]:
         objects = [item for group in groups.values() for item in group]
         commands: list[str] = []
         has_base = any(isinstance(item, FirewallBase) for item in objects)
         if has_base and self._base_drift() is not None:
             commands += base_commands()
-        for tag, group in groups.items():  # before all elements that lead to them
+        for tag, group in groups.items():  # before all elements that jump to them
             for item in group:
                 commands += chain_commands(item, tag)
         for tag, group in groups.items():
             wanted = [element for item in group for element in elements(item)]
             stale = [element for item in group for element in self._stale(item, elements(item))]
             if exact:
-                gone, wanted = self._difference(wanted, missing_table_is_empty=has_base)
-                stale += gone
+                replaced, wanted = self._difference(wanted, missing_table_is_empty=has_base)
+                stale += replaced
             commands += [*delete_elements(stale), *add_elements(wanted, tag)]
-        commands += self._allowing(groups)
+        commands += self._allowance_commands(groups)
         return commands
 
-    def _removing(self, objects: Sequence[KernelObject], exact: bool) -> list[str]:
+    def _removal_commands(self, objects: Sequence[KernelObject], exact: bool) -> list[str]:
         unwanted = list(dict.fromkeys(element for item in objects for element in elements(item)))
         if exact:
             unwanted = [element for element in unwanted if element.key in self._entries_or_none(element.holder)]
@@ -248,7 +247,7 @@ class Nftables:
                 commands += [f"add table {TABLE}", f"delete table {TABLE}"]
         return commands
 
-    def _allowing(self, groups: Mapping[str, Sequence[KernelObject]]) -> Iterator[str]:
+    def _allowance_commands(self, groups: Mapping[str, Sequence[KernelObject]]) -> Iterator[str]:
         subjects = [(item.subject, tag) for tag, group in groups.items() for item in group if isinstance(item, Allowance)]
         if subjects:
             tables = foreign_tables(self.nft)
@@ -256,8 +255,8 @@ class Nftables:
                 yield from allowance_commands(tables, subject, tag)
 
     def _difference(self, wanted: Iterable[Element], *, missing_table_is_empty: bool) -> tuple[list[Element], list[Element]]:
-        """What must go first because it holds another value, and what must then be added."""
-        gone, added = [], []
+        """The elements to delete first because they have another value, and the elements to add then."""
+        replaced, added = [], []
         for element in wanted:
             try:
                 held = self._entries(element.holder)
@@ -270,13 +269,13 @@ class Nftables:
                 held = {}
             found = held.get(element.key)
             if found is not None and found[0] != element.value:
-                gone.append(element)
+                replaced.append(element)
             if found is None or found[0] != element.value:
                 added.append(element)
-        return gone, added
+        return replaced, added
 
     def _stale(self, item: KernelObject, wanted: Sequence[Element]) -> list[Element]:
-        """Entries that the bridge of a network has from other settings than these."""
+        """Entries of *item*'s bridge that are not *wanted*: they are from earlier settings."""
         if not isinstance(item, BridgedNetwork | ApartBridge):
             return []
         return [
@@ -286,7 +285,7 @@ class Nftables:
             if key[-1] == item.bridge and Element(holder, key) not in wanted
         ]
 
-    # --- what is there ---------------------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------------------------
 
     def _entries(self, holder: str) -> Held:
         """The entries of one of our sets or maps, read once per generation of the ruleset; ObjectMissing without the table."""
@@ -348,7 +347,7 @@ class Nftables:
         return f"nftables table {DNS_TABLE} in {self.netns.label} does not lead to {item.address} port {item.port}"
 
     def _is_free_of_user_rules(self) -> bool:
-        """Whether the table may go: a person's own rules are not ours to delete."""
+        """Whether the chain ``user`` is empty: the rules in it are a person's, and not ours to delete."""
         try:
             return not any("rule" in entry for entry in self.nft.listing(f"list chain {TABLE} user"))
         except ObjectMissing:
@@ -398,7 +397,7 @@ def _parts(value: Any) -> tuple[str, ...]:
 
 
 def _canonical(text: str) -> str:
-    """Nft and Python differ on how IPv4-mapped IPv6 addresses are written."""
+    """*text* as Python writes it: nft writes IPv4-mapped IPv6 addresses otherwise."""
     return str(ipaddress.ip_address(text)) if text.startswith("::ffff:") else text
 
 

@@ -1,7 +1,7 @@
-"""The firewall's kernel objects: what a network and its ports need, in words that no backend is part of.
+"""The firewall's kernel objects: what a network and its ports need, independent of any backend.
 
-One rule: an object only says what it is. How that looks in the kernel is known to the backend (:mod:`netlib.firewall.backend`),
-which takes a whole run of objects as one transaction.
+One rule: an object only says what it is. The backend (:mod:`netlib.firewall.backend`) knows the rules for it, and applies a
+whole run of objects in one transaction.
 """
 
 import hashlib
@@ -44,13 +44,13 @@ __all__ = [
 
 
 MARK = "0x1000"
-"""The bit that packets of CNI containers have while they pass the forward hooks; kube-proxy's are 14 and 15, portmap's 13."""
+"""The mark bit (12) of packets of CNI containers in the forward hooks; kube-proxy's are 14 and 15, portmap's 13."""
 MARKED = f"mark:{MARK}"
-"""The subject of an allowance for them; no link can be called so."""
+"""The subject of an allowance for these packets; no link can be called so."""
 
 
 class FirewallObject(KernelObject, frozen=True, kw_only=True):
-    """What all of them share: the backend makes a run of them so, or gone, in one transaction."""
+    """What all firewall objects share: the backend applies or removes a run of them in one transaction."""
 
     batch: ClassVar[str] = "firewall"
 
@@ -62,7 +62,7 @@ class FirewallObject(KernelObject, frozen=True, kw_only=True):
 
     @classmethod
     def ensure_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
-        """Make the run so in one transaction: all of it or nothing."""
+        """Apply the run in one transaction: all of it or nothing."""
         cls.ensure_tagged(kernel, {kernel.tag: run})
 
     @staticmethod
@@ -74,7 +74,7 @@ class FirewallObject(KernelObject, frozen=True, kw_only=True):
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence[KernelObject]) -> None:
-        """Make the run gone in one transaction; what is gone already is no error."""
+        """Remove the run in one transaction; an object that is gone already is no error."""
         firewall(kernel, run[0].netns).remove(run)
         _flush_udp(kernel, run)
 
@@ -91,8 +91,8 @@ class FirewallObject(KernelObject, frozen=True, kw_only=True):
 class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base"):
     """Our table with its static chains; every other object is an entry in it.
 
-    Its removal leaves everything standing where a person has put rules into the chain ``user``: without entries the other
-    chains touch no packet.
+    The removal leaves the whole table in place where the chain ``user`` has a person's rules: without entries the other chains
+    affect no packet.
     """
 
     @property
@@ -104,16 +104,16 @@ class FirewallBase(FirewallObject, frozen=True, kw_only=True, tag="firewall_base
         return self._named("base")
 
     def observed(self, kernel: "Kernel") -> Self:
-        """See that no other store's networks are in the table; Conflict names that store."""
+        """Raise Conflict, which names the store, when the table has networks of another store."""
         firewall(kernel, self.netns).refuse_other_store(kernel.tag)
         return self
 
 
 class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_network"):
-    """A bridge that is a network of ours: apart from all others, closed to the outside but for its published ports.
+    """A bridge that is a network of ours: isolated from all others, and closed to the outside except for published ports.
 
-    ``internal``: nothing leaves it and nothing enters. ``icc``: its members may talk to each other; bridged frames pass the
-    firewall only where br_netfilter hands them over (see :class:`netlib.kernel.bridges.Bridge` and its ports).
+    ``internal``: no packet leaves or enters it. ``icc``: its members may talk to each other; frames between ports pass the
+    firewall only where br_netfilter is used (see :class:`netlib.kernel.bridges.Bridge` and its ports).
     ``mode``: Docker's gateway mode; with ``nat-unprotected`` the outside may reach ports that are not published.
     """
 
@@ -129,7 +129,7 @@ class BridgedNetwork(FirewallObject, frozen=True, kw_only=True, tag="firewall_ne
 
 
 class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
-    """What leaves *subnet* by another link than *bridge* takes the address of that link."""
+    """Packets from *subnet* that leave by another link than *bridge* get the address of that link as their source."""
 
     subnet: IPNetwork
     bridge: str
@@ -140,9 +140,9 @@ class Masquerade(FirewallObject, frozen=True, kw_only=True, tag="masquerade"):
 
 
 class ContainerSubnet(FirewallObject, frozen=True, kw_only=True, tag="container_subnet"):
-    """A subnet that containers of CNI networks have addresses of: what :class:`MasqueradedAddress` is measured by.
+    """A subnet of containers of CNI networks: it says which destinations a :class:`MasqueradedAddress` is masqueraded for.
 
-    It makes nothing happen by itself, and must be there first. Any number of networks may have the same one.
+    It has no effect by itself, and must be applied first. Any number of networks may have the same one.
     """
 
     subnet: IPNetwork
@@ -157,10 +157,10 @@ class ContainerSubnet(FirewallObject, frozen=True, kw_only=True, tag="container_
 
 
 class MasqueradedAddress(FirewallObject, frozen=True, kw_only=True, tag="masqueraded_address"):
-    """What a container's *address* sends beyond its own subnet, multicast apart, takes the address of the link it leaves by.
+    """Packets from a container's *address* to destinations beyond its subnet get the address of the link they leave by.
 
-    The CNI key ``ipMasq`` asks for it, whatever links lie between. Frames that a bridge only passes on are left alone.
-    The :class:`ContainerSubnet` of the address must be there first.
+    The CNI key ``ipMasq`` asks for it, whatever links are in between. Multicast, and frames that a bridge only forwards, keep
+    their source. The :class:`ContainerSubnet` of the address must be applied first.
     """
 
     address: IPInterface
@@ -176,7 +176,7 @@ class MasqueradedAddress(FirewallObject, frozen=True, kw_only=True, tag="masquer
 
 
 class PacketMatch(Struct, frozen=True):
-    """What a packet must be like, or must not: from or to an address in a subnet, in by a link."""
+    """A condition on a packet, or its negation: source or destination in a subnet, or the link that received it."""
 
     field: Literal["saddr", "daddr", "iifname"]
     value: str
@@ -184,7 +184,7 @@ class PacketMatch(Struct, frozen=True):
 
 
 class PortCondition(FirewallObject, frozen=True, kw_only=True, tag="port_condition"):
-    """What packets must all be like to be led to a :class:`PublishedPort` under it; it must be there first."""
+    """Conditions that a packet to a :class:`PublishedPort` must all meet, else the host gets it; it must be applied first."""
 
     version: Literal[4, 6]
     matches: tuple[PacketMatch, ...]
@@ -199,18 +199,18 @@ class PortCondition(FirewallObject, frozen=True, kw_only=True, tag="port_conditi
 
     @property
     def digest(self) -> str:
-        """A name for what it asks for."""
+        """A name for the conditions."""
         return hashlib.sha256(repr((self.version, self.matches)).encode()).hexdigest()[:12]
 
 
 class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="published_port"):
     """A container's port on a port of the host: on one address, or on every address of its family.
 
-    With a *count*, so many ports from ``host_port`` on lead to as many from ``container_port`` on: a range is one object.
-    ``host_ip`` None, 0.0.0.0 and :: all mean every address. The kernel cannot forward what is sent to ``::1``: netlibd does.
+    *count* is how many ports from ``host_port`` on lead to as many from ``container_port`` on: a range is one object.
+    ``host_ip`` None, 0.0.0.0 and :: all mean every address. The kernel cannot forward packets to ``::1``: netlibd does.
 
-    On the *bridge* of a network of ours, whoever asks from within it is answered by way of the host. Elsewhere *hairpin* says
-    who is, besides the host's loopback: the container's own subnet, or everybody; its :class:`ContainerSubnet` comes first.
+    Clients on the *bridge* of a network of ours get answers by way of the host. Elsewhere *hairpin* names the clients that do,
+    besides the host's loopback: the container's own subnet, or everybody. Its :class:`ContainerSubnet` must be applied first.
     """
 
     bridge: str = ""
@@ -233,7 +233,7 @@ class PublishedPort(FirewallObject, frozen=True, kw_only=True, dict=True, tag="p
 
     @property
     def mappings(self) -> list[PortMapping]:
-        """Port by port, as they are claimed."""
+        """A mapping for each port, as ports are claimed."""
         return [
             PortMapping(
                 container_port=self.container_port + offset,
@@ -270,7 +270,7 @@ def published_ports(
     hairpin: IPNetwork | None = None,
     condition: PortCondition | None = None,
 ) -> list[PublishedPort]:
-    """What leads from *mappings* to a container's *address*, a run of ports each, but for those of the other IP version."""
+    """The objects that publish *mappings* for a container's *address*, one a run of ports; the other IP version is left out."""
     return [
         PublishedPort(
             bridge=bridge,
@@ -289,7 +289,7 @@ def published_ports(
 
 
 class AwaitedPort(KernelObject, frozen=True, kw_only=True, tag="awaited_port"):
-    """A port that another attachment of the container publishes, and this one will when that is gone; nothing in the kernel."""
+    """A port that another attachment of the container publishes, and this one when that is removed; nothing in the kernel."""
 
     port: PublishedPort
 
@@ -313,8 +313,8 @@ class AwaitedPort(KernelObject, frozen=True, kw_only=True, tag="awaited_port"):
 class Allowance(FirewallObject, frozen=True, kw_only=True):
     """Lets packets of a *subject* through forward hooks of others that drop by default.
 
-    An accept in our table cannot override a drop in another one. Only what falls through to such a default is let through:
-    rules that others wrote before it keep their say.
+    An accept in our table cannot override a drop in another one. Only packets that reach such a default are accepted: earlier
+    rules of others decide first.
     """
 
     @property
@@ -338,7 +338,7 @@ class ForwardAllowance(Allowance, frozen=True, kw_only=True, tag="forward_allowa
 
 
 class AddressAllowance(Allowance, frozen=True, kw_only=True, tag="address_allowance"):
-    """Lets through what comes from any :class:`ForwardedAddress`, and the answers to it.
+    """Lets packets from any :class:`ForwardedAddress` through, and the answers to them.
 
     Our table marks these packets while they pass the forward hooks: one rule in a foreign chain serves every address.
     """
@@ -353,7 +353,7 @@ class AddressAllowance(Allowance, frozen=True, kw_only=True, tag="address_allowa
 
 
 class ForwardedAddress(FirewallObject, frozen=True, kw_only=True, tag="forwarded_address"):
-    """A container's address that foreign forward hooks are to let through (see :class:`AddressAllowance`)."""
+    """A container's address whose packets foreign forward hooks are to accept (see :class:`AddressAllowance`)."""
 
     address: IPAddress
 
@@ -368,9 +368,9 @@ class ForwardedAddress(FirewallObject, frozen=True, kw_only=True, tag="forwarded
 
 
 class ApartBridge(FirewallObject, frozen=True, kw_only=True, tag="apart_bridge"):
-    """A bridge of a CNI network that is apart from every other such bridge, published ports or not.
+    """A bridge of a CNI network that is isolated from every other such bridge, also from published ports there.
 
-    Without *icc* its members do not reach each other by the host either, nor directly where br_netfilter hands frames over.
+    Without *icc* its members do not reach each other through the host either, nor directly where br_netfilter is used.
     """
 
     bridge: str
@@ -387,7 +387,7 @@ class ApartBridge(FirewallObject, frozen=True, kw_only=True, tag="apart_bridge")
 
 
 class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect"):
-    """In a sandbox's netns, what its processes send to port 53 of *address* reaches *port* there."""
+    """In a sandbox's netns, queries of its processes to port 53 of *address* reach *port*."""
 
     netns: NetnsRef = HOST
     address: IPAddress = ipaddress.ip_address("127.0.0.11")
@@ -399,7 +399,7 @@ class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect")
 
 
 def _flush_udp(kernel: "Kernel", run: Sequence[KernelObject]) -> None:
-    """Forget the UDP flows to ports of *run*: an entry made before the change would go on leading past it."""
+    """Delete tracked UDP flows to ports of *run*: an entry made before the change would keep them from the new rules."""
     ports: dict[IPAddress | None, set[int]] = {}
     for item in run:
         if isinstance(item, PublishedPort) and item.protocol == Protocol.UDP:

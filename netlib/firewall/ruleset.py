@@ -1,8 +1,8 @@
-"""Our nftables ruleset as text: the static table, and the entries that each firewall object is.
+"""Our nftables ruleset as text: the static table, and the entries of each firewall object.
 
-Pure. One rule: the hooked chains never change; all that comes and goes is an element of a set or of a hash map, so the
-thousandth published port costs what the first did. A subnet of CNI networks has two small chains to which elements lead,
-for such subnets may overlap, and intervals in a set may not. Every name that reaches nft's text is checked here.
+Pure. One rule: the hooked chains never change; networks and ports are elements of sets and hash maps, so the thousandth
+published port costs what the first did. A subnet of CNI networks has two small chains that elements jump to, for such subnets
+may overlap, and intervals in a set may not. Every name that reaches nft's text is checked here.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ from netlib.plan import KernelObject
 TABLE = "inet netlib"
 DNS_TABLE, DNS_CHAIN = "ip netlib_dns", "output"
 NETWORK_SETS = ("bridges", "same", "internal", "open", "own4", "own6")
-"""The sets in which a bridge stands because of its BridgedNetwork; the bridge is the last part of the key in each."""
+"""The sets to which a BridgedNetwork adds its bridge, as the last part of the key in each."""
 APART_SETS = ("apart", "together")
-"""Those in which one stands because of its ApartBridge."""
+"""The sets to which an ApartBridge adds its bridge, likewise."""
 
 _IFNAME = re.compile(r"[A-Za-z0-9_.@+=-]{1,15}")
 _TAG = re.compile(r"[A-Za-z0-9_.:-]{0,100}")
@@ -75,8 +75,8 @@ MAPS = {
 }
 _VERDICT_MAPS = ("outward4", "outward6", "inward4", "inward6", "guarded4", "guarded6", "hostguarded4", "hostguarded6")
 
-# The address of a port may have left the host since: then its new owner answers. fe80::/10 is no address to forward from, and
-# ::1 none that the kernel would forward to.
+# The first rule is for a port on an address that the host no longer has: the address's new owner answers. Packets to fe80::/10
+# cannot be forwarded, and those to ::1 the kernel does not forward.
 _DNAT = (
     ("fib daddr type != local return", "not sent to the host"),
     ("ip daddr . meta l4proto . th dport vmap @hostguarded4", "port on one address with a condition"),
@@ -103,13 +103,13 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ('iifname != "lo" ip saddr 127.0.0.0/8 drop', "nobody else is the host's loopback"),
         ),
     ),
-    # Before the input chains of others: of an internal network, they see nothing but what is for the bridge itself.
+    # Before the input chains of others: of an internal network's packets those see only the ones to the bridge itself.
     "input": (
         "type filter hook input priority raw",
         (
             ("iifname @bridges icmp type redirect drop", "no member is the host's router"),
             ("iifname != @internal accept", "not from an internal network"),
-            # To a port on 127.0.0.1, or to another address of the host, which the host itself asked by.
+            # Where the host asked from 127.0.0.1, or from another address than the bridge's.
             (f"ip saddr . iifname @own4 {_ANSWER} accept", "answers to the host"),
             (f"ip6 saddr . iifname @own6 {_ANSWER} accept", "IPv6 answers to the host"),
             ("fib daddr . iif type != { local, broadcast, multicast } drop", "internal: the host's other addresses"),
@@ -138,7 +138,7 @@ _CHAINS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ("jump user", "yours first"),
             ("iifname @apart oifname @apart iifname . oifname != @together drop", "bridges of CNI networks are apart"),
             ("iifname . oifname @same accept", "within one network"),
-            # Before answers: what is made by hand to look like one is none.
+            # Before the answers, for a forged packet may look like one.
             ("iifname @internal drop", "internal: nothing leaves"),
             ("oifname @internal drop", "internal: nothing enters"),
             ("ct state established,related accept", "answers"),
@@ -173,21 +173,21 @@ class Element(NamedTuple):
 
 
 def checked_ifname(ifname: str) -> str:
-    """Return *ifname* if it can stand between quotes in nft's text; ConfigError otherwise (``*`` would be a wildcard)."""
+    """Return *ifname* if nft's text can have it in quotes; ConfigError otherwise (``*`` would be a wildcard)."""
     if not _IFNAME.fullmatch(ifname):
         raise ConfigError(f"link name {ifname!r} cannot be used in firewall rules: letters, digits and _.@+=- only, 15 at most")
     return ifname
 
 
 def checked_tag(tag: str) -> str:
-    """Return *tag* if it can stand in a comment; ConfigError otherwise."""
+    """Return *tag* if a comment can have it; ConfigError otherwise."""
     if not _TAG.fullmatch(tag):
         raise ConfigError(f"ownership tag {tag!r} cannot be used in a firewall comment")
     return tag
 
 
 def elements(item: KernelObject) -> tuple[Element, ...]:
-    """The entries that *item* is; none for objects that are no entries."""
+    """The entries of *item*; none for an object without entries."""
     match item:
         case BridgedNetwork():
             return tuple(_network_elements(item))
@@ -241,7 +241,7 @@ def _port_elements(port: PublishedPort) -> Iterator[Element]:
 
 
 def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
-    """The chains that *item* is, and their rules."""
+    """The chains of *item*, with their rules."""
     subnet = _subnet(item.subnet)
     family, multicast = ("ip", "224.0.0.0/4") if item.subnet.version == 4 else ("ip6", "ff00::/8")
     sources = f"{{ {subnet}, 127.0.0.0/8 }}" if item.subnet.version == 4 else subnet
@@ -252,7 +252,7 @@ def subnet_chains(item: ContainerSubnet) -> dict[str, tuple[str, ...]]:
 
 
 def condition_chains(item: PortCondition) -> dict[str, tuple[str, ...]]:
-    """As :func:`subnet_chains`: on to where the port is looked up when all is as it must be; else the packet is the host's."""
+    """The chain of *item*: a packet that meets all conditions returns to the lookup of its port, any other is the host's."""
     family = "ip" if item.version == 4 else "ip6"
     return {_condition_chain(item): (" ".join([*(_matched(family, match) for match in item.matches), "return"]), "accept")}
 
@@ -270,7 +270,7 @@ def _matched(family: str, match: PacketMatch) -> str:
 
 
 def own_chains(item: KernelObject) -> dict[str, tuple[str, ...]]:
-    """The chains that *item* is, by name, with their rules; none for most."""
+    """The chains of *item*, by name, with their rules; most objects have none."""
     match item:
         case ContainerSubnet():
             return subnet_chains(item)
@@ -284,7 +284,7 @@ def _chain(direction: str, subnet: IPNetwork) -> str:
 
 
 def chain_commands(item: KernelObject, tag: str = "") -> Iterator[str]:
-    """The commands that make the chains that *item* is, or make them whole again."""
+    """The commands that make the chains of *item*, or restore their rules."""
     for name, rules in own_chains(item).items():
         comment = f' {{ comment "{checked_tag(tag)}"; }}' if tag else ""
         yield f"add chain {TABLE} {name}{comment}"
@@ -337,7 +337,7 @@ def delete_elements(items: Iterable[Element]) -> Iterator[str]:
 
 @cache
 def base_digest() -> str:
-    """What tells this version's static rules from another's; it stands in the comment of one of them."""
+    """A digest of this version's static rules, which the comment of one of them has."""
     return hashlib.sha256(repr((SETS, MAPS, _CHAINS)).encode()).hexdigest()[:8]
 
 
@@ -352,7 +352,7 @@ def base_comments() -> dict[str, list[str]]:
 
 @cache
 def base_commands() -> tuple[str, ...]:
-    """The commands that make the table, or make it whole again: entries and the chain ``user`` stay as they are."""
+    """The commands that make the table, or restore it: entries and the chain ``user`` are left unchanged."""
     lines = [f"add table {TABLE}"]
     for name, kinds in SETS.items():
         flags = " flags interval;" if name in _SUBNET_SETS else ""
@@ -371,7 +371,7 @@ def base_commands() -> tuple[str, ...]:
 
 
 def check_redirect(redirect: DnsRedirect) -> None:
-    """Raise ConfigError for an address or a port that there can be no redirection to."""
+    """Raise ConfigError for an address or a port to which nothing can be redirected."""
     if redirect.address.version != 4 or not 0 < redirect.port < 65536:
         raise ConfigError(
             f"no DNS redirection to {redirect.address} port {redirect.port}: an IPv4 address and a port are needed"
@@ -379,7 +379,7 @@ def check_redirect(redirect: DnsRedirect) -> None:
 
 
 def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
-    """The commands for the sandbox's own small table. ``redirect`` would lead to 127.0.0.1, so it is a DNAT."""
+    """The commands for the sandbox's own small table. The rules are DNAT, for nft's ``redirect`` would lead to 127.0.0.1."""
     check_redirect(redirect)
     address = redirect.address
     lines = [
@@ -397,7 +397,7 @@ def dns_commands(redirect: DnsRedirect) -> tuple[str, ...]:
 def allowance_rules(subject: str, tag: str = "") -> tuple[str, ...]:
     """The rules that let a *subject*'s packets through a foreign chain, with the comment by which they are found again.
 
-    Of such expressions only that iptables-nft can read: else it would refuse to list a table that it takes for its own.
+    Only expressions that iptables-nft understands: else ``iptables -L`` refuses to list the table, which it considers its own.
     """
     if subject == MARKED:
         matches: tuple[str, ...] = (f"meta mark and {MARK} == {MARK}",)
@@ -413,7 +413,7 @@ def allowance_comment(subject: str, tag: str = "") -> str:
 
 
 def commands(item: KernelObject) -> Sequence[str]:
-    """The ``nft`` command lines that amount to *item*."""
+    """The ``nft`` command lines that make *item*."""
     match item:
         case FirewallBase():
             lines: Sequence[str] = base_commands()

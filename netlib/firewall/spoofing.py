@@ -1,6 +1,6 @@
-"""What a bridge port may say to be its own MAC address: everything else that it sends is dropped.
+"""Source MAC addresses of bridge ports: a frame with another one than the port's own is dropped.
 
-A small table of the bridge family, ``bridge netlib``: one rule, and an element for each port that is watched, so that the
+A small table of the bridge family, ``bridge netlib``: one rule, and elements for each port that is checked, so that the
 thousandth costs what the first did.
 """
 
@@ -37,7 +37,7 @@ class PortMacs(BridgeTable, frozen=True, kw_only=True, tag="port_macs"):
 
 
 class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
-    """The only MAC address that frames from a bridge port may have; :class:`PortMacs` must be there first."""
+    """The only MAC address that frames from a bridge port may have; apply :class:`PortMacs` first."""
 
     port: str  # not called ifname: it outlives the link
     mac: str
@@ -56,7 +56,7 @@ class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
 
     def remove(self, kernel: "Kernel") -> None:
         with suppress(ObjectMissing):  # no table
-            self._run(kernel, "add", "delete")  # so that what is gone is no error
+            self._run(kernel, "add", "delete")  # added first, or it would be an error that it is gone
 
     def _run(self, kernel: "Kernel", *verbs: str) -> None:
         lines = [f"{verb} element {element}" for verb in verbs for element in self._elements]
@@ -75,7 +75,7 @@ class PortMac(KernelObject, frozen=True, kw_only=True, tag="port_mac"):
 
 
 def remove_reference_check(kernel: "Kernel", container: str, ifname: str) -> None:
-    """Remove what the reference bridge plugin's ``macspoofchk`` made for an interface; a no-op where there is nothing."""
+    """Remove the rules of the reference bridge plugin's ``macspoofchk`` for an interface; a no-op where there are none."""
     name = f"{container}-{ifname}"
     if not _SPELLABLE.fullmatch(name):
         return

@@ -29,10 +29,10 @@ _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, sc
 
 
 class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
-    """An address with its prefix length on a link; *adopted* when it was there before us, and then it stays.
+    """An address with its prefix length on a link. An *adopted* one was there before us and is never deleted.
 
-    IPv6 without duplicate address detection unless *dad*: addresses come from our own leases, and waiting costs a second.
-    *on_link* False: the kernel adds no route to its subnet.
+    Without *dad* IPv6 detects no duplicates: our own leases make an address unique, and the detection takes a second. With
+    *on_link* False the kernel adds no route to the subnet.
     """
 
     ifname: str
@@ -60,11 +60,14 @@ class Address(KernelObject, frozen=True, kw_only=True, tag="address"):
         self._order(kernel, f"add address {self.address} to", _RTM_NEWADDR, CREATE | EXCLUSIVE, broadcast, errno.EEXIST)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Delete it alone: younger ones of its subnet, which the kernel would take along, stay."""
+        """Delete this address only: by default the kernel would delete the secondary ones of its subnet as well."""
         if self.adopted:
             return
-        younger = f"net/ipv4/conf/{self.ifname}/promote_secondaries"
-        with suppress(ObjectMissing), kept(kernel, self.netns, younger) if self.address.version == 4 else nullcontext():
+        promotion = f"net/ipv4/conf/{self.ifname}/promote_secondaries"
+        with (
+            suppress(ObjectMissing),
+            switched_on(kernel, self.netns, promotion) if self.address.version == 4 else nullcontext(),
+        ):
             self._order(kernel, f"delete address {self.address} from", _RTM_DELADDR, 0, b"", errno.EADDRNOTAVAIL)
 
     def _order(self, kernel: "Kernel", action: str, kind: int, flags: int, more: bytes, already: int) -> None:
@@ -120,7 +123,7 @@ def _on_link(rtnl: "Rtnl", ifname: str, family: int) -> Iterator[_Found]:
 
 
 def addresses_of(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[IPInterface]:
-    """The addresses of a link that are valid beyond it, as the kernel lists them; none when there is no such link."""
+    """The addresses of global scope on a link, in the kernel's order; none when there is no such link."""
     try:
         found = [item for family in (socket.AF_INET, socket.AF_INET6) for item in _on_link(kernel.rtnl(netns), ifname, family)]
     except ObjectMissing:
@@ -129,8 +132,8 @@ def addresses_of(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST) -> list[
 
 
 @contextmanager
-def kept(kernel: "Kernel", netns: NetnsRef, setting: str) -> Iterator[None]:
-    """Have a *setting* that lets addresses live on switched on during the block, where there is such a setting."""
+def switched_on(kernel: "Kernel", netns: NetnsRef, setting: str) -> Iterator[None]:
+    """Have the sysctl *setting* at 1 during the block, and at its former value afterwards; a no-op where it does not exist."""
     prior = read_sysctl(kernel, netns, setting)
     if prior in (None, "1"):
         yield

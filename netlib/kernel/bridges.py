@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netlib.errors import ConfigError, ObjectMissing
-from netlib.kernel.addresses import kept
+from netlib.kernel.addresses import switched_on
 from netlib.kernel.linkinfo import (
     BR_NF_CALL_IP6TABLES,
     BR_NF_CALL_IPTABLES,
@@ -35,8 +35,8 @@ from netlib.kernel.links import (
     link_attributes,
     link_drift,
     not_ours,
-    refusals,
     remove_link,
+    router_refusal_commands,
     set_link,
 )
 from netlib.kernel.netlink import attribute, nest, number
@@ -54,23 +54,24 @@ _FILTERED = (True, True)
 
 
 class BridgeBefore(Struct, frozen=True):
-    """What a bridge of somebody else had before it was a network's."""
+    """The settings of somebody else's bridge before a network of ours used it."""
 
     up: bool
     mac: str
     mtu: int
-    nf_call: tuple[bool, bool]  # hands IPv4, IPv6 to the firewall
+    nf_call: tuple[bool, bool]  # whether the firewall sees IPv4, IPv6 packets between its ports
     disable_ipv6: str | None
 
 
 class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
-    """A Linux bridge, up; 0 leaves the kernel's MTU.
+    """A Linux bridge, up; an MTU of 0 leaves the kernel's.
 
-    An *adopted* one was there before us: it gets what is asked for here, but stays, and then has back what it had. Its MAC
-    address is fixed as it is: else it would become the lowest of its ports', and the host be lost to its neighbours.
-    *filtered*: what its ports send each other passes the firewall where the kernel has br_netfilter, also when the host's
-    ``bridge-nf-call-iptables`` is 0. *ipv6* switches that on, also where it is off for new links; one of ours without it gives
-    the host none: what sits on it cannot reach the host's services that way. One of ours takes nothing from routers.
+    An *adopted* bridge was there before us: it gets these settings, is never deleted, and gets its former settings back at the
+    removal. Its MAC address is set to what it is: else it would become the lowest of its ports', and neighbours would no longer
+    find the host. *filtered*: packets between its ports pass the firewall where the kernel has br_netfilter, also when the
+    host's ``bridge-nf-call-iptables`` is 0. *ipv6* enables IPv6 on the bridge, also where it is off for new links. A bridge
+    that we made without it gives the host no IPv6 address, so containers cannot reach host services over link-local IPv6. Ours
+    ignore what routers send.
     """
 
     ifname: str
@@ -91,7 +92,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         return True
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Adopt a bridge of that name that is there and not ours; ConfigError when the name is another kind of link's."""
+        """Adopt an existing bridge of that name which is not ours; ConfigError when a link of another kind has the name."""
         link = kernel.rtnl(self.netns).find_link(self.ifname)
         if link is None:
             return self
@@ -104,7 +105,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        # The MTU not at the creation: one given then is forgotten when the first port comes.
+        # The MTU is set after the creation: the kernel forgets one set at the creation when the first port is added.
         mac = link_attributes(self.adopted.mac if self.adopted else self.mac)
         settings = mac + link_attributes(mtu=self.mtu) + (_filtering(*_FILTERED) if self.filtered else b"")
         action = f"bridge {self.ifname} in {self.netns.label}"
@@ -122,7 +123,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
 
     @property
     def _sysctls(self) -> dict[str, str]:
-        """What it says of IPv6 in any case; one of ours takes nothing from routers either."""
+        """The sysctls that switch IPv6 on or off; on an adopted bridge it is never switched off."""
         if self.adopted:
             return {self._disable_ipv6: "0"} if self.ipv6 else {}
         return {self._disable_ipv6: "0" if self.ipv6 else "1"}
@@ -132,14 +133,14 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         return f"net/ipv6/conf/{self.ifname}/disable_ipv6"
 
     def remove(self, kernel: "Kernel") -> None:
-        """Delete it if it is ours; what was plugged into it stays, without a master. Give an adopted one back what it had."""
+        """Delete a bridge that is ours, whose ports stay without a master; give an adopted one its former settings back."""
         if self.adopted:
-            self._give_back(kernel, self.adopted)
+            self._restore(kernel, self.adopted)
         else:
             remove_link(kernel, self.netns, self.ifname, "bridge")
 
-    def _give_back(self, kernel: "Kernel", before: BridgeBefore) -> None:
-        """What somebody else has changed meanwhile stays as it is; so do addresses while the link goes down."""
+    def _restore(self, kernel: "Kernel", before: BridgeBefore) -> None:
+        """Restore the former settings that are still as we set them. IPv6 addresses stay when the link is set down."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             link = rtnl.get_link(self.ifname)
@@ -148,7 +149,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             settings = link_attributes(mtu=before.mtu) if self.mtu and link.mtu == self.mtu else b""
             if self.filtered and _nf_call(link) == _FILTERED:
                 settings += _filtering(*before.nf_call)
-            with kept(kernel, self.netns, f"net/ipv6/conf/{self.ifname}/keep_addr_on_down"):
+            with switched_on(kernel, self.netns, f"net/ipv6/conf/{self.ifname}/keep_addr_on_down"):
                 action = f"give back link {self.ifname}"
                 set_link(rtnl, action, self.ifname, settings, change=0 if before.up else IFF_UP)
             if self.ipv6 and before.disable_ipv6 not in (None, "0"):
@@ -169,7 +170,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         if link.kind != "bridge":
             return f"link {self.ifname} is no bridge"
         if self.filtered and _BR_NETFILTER.exists() and _nf_call(link) != _FILTERED:
-            return f"bridge {self.ifname} does not hand what its ports send each other to the firewall"
+            return f"bridge {self.ifname} does not pass packets between its ports to the firewall"
         for name, value in self._sysctls.items():
             found = read_sysctl(kernel, self.netns, name)
             if found not in (None, value):
@@ -182,7 +183,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         if not self.adopted:
             yield command_in(self.netns, f"ip link add {self.ifname}{mac} type bridge")
-            yield from refusals(self.netns, self.ifname, 0)  # at first it has the kernel's MTU
+            yield from router_refusal_commands(self.netns, self.ifname, 0)  # at first it has the kernel's MTU
         for name, value in self._sysctls.items():
             yield command_in(self.netns, f"sysctl -w {name}={value}")
         if self.filtered:
@@ -200,10 +201,10 @@ def _nf_call(link: LinkInfo) -> tuple[bool, bool]:
 
 
 class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
-    """A link's place in a bridge, and its settings there.
+    """A link as a port of a bridge, with the port's settings.
 
-    *isolated* from other such ports; where the firewall keeps them apart (*filtered*, as the bridge is) it is left to that if
-    the kernel has br_netfilter: it knows what comes by a published port, which br_netfilter sends from port to port as well.
+    An *isolated* port exchanges no packets with other isolated ports. On a *filtered* bridge the firewall isolates them instead
+    if the kernel has br_netfilter: it lets packets to published ports pass, which br_netfilter sends from port to port as well.
     """
 
     ifname: str
@@ -228,7 +229,7 @@ class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
         )
 
     def remove(self, kernel: "Kernel") -> None:
-        """Unplug it; one that is in another bridge by now stays there."""
+        """Unplug the link; a no-op when it is in another bridge by now."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             bridge, link = rtnl.index(self.bridge), rtnl.get_link(self.ifname)

@@ -1,7 +1,7 @@
-"""Forgetting tracked connections that would outlive a change of who answers them.
+"""Deleting tracked connections when other containers, or none, are to answer them from now on.
 
-A UDP flow has no end that the kernel could see: as long as packets come, they follow the entry of the first, to a container
-that is gone, or past a port that was published since. Attributes: ``linux/netfilter/nfnetlink_conntrack.h``.
+The kernel sees no end of a UDP flow: as long as packets arrive they follow the entry of the first one, to a container that is
+gone, or past a port that was published since. Attributes: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
 
 import errno
@@ -31,25 +31,25 @@ _LIST_FROM_PORTS = 32
 
 
 class _Wanted(NamedTuple):
-    """Which connections: each part that is given must fit."""
+    """A selection of connections; each part that is given must match."""
 
     version: int
-    tuple: int  # _ORIGINAL or _REPLY: as the packets came, or as the answers go
+    tuple: int  # _ORIGINAL or _REPLY: compare with the first packets, or with the answers
     source: bytes | None = None
     destination: bytes | None = None
     udp: bool = False
     ports: frozenset[int] = frozenset()  # destination
 
     @property
-    def is_told_whole(self) -> bool:
-        """Whether :meth:`filter` says all of it."""
+    def is_filterable(self) -> bool:
+        """Whether :meth:`filter` selects these connections and no others."""
         return len(self.ports) < 2 and (self.version == 4 or not (self.source or self.destination))
 
     def filter(self) -> bytes:
-        """What the kernel can be told (since 5.8 for listing, 6.8 for deletion).
+        """The part of the selection that the kernel can filter by (since 5.8 in a listing, 6.8 in a deletion).
 
-        It takes one port; and an IPv6 address it takes for the one *not* to be found (``ctnetlink_filter_match_tuple`` has
-        the comparison the wrong way round, up to 6.18 at least).
+        A filter holds one port at most. An IPv6 address is left out, for the kernel takes it for the one *not* to be found
+        (``ctnetlink_filter_match_tuple`` has the comparison the wrong way round, up to 6.18 at least).
         """
         addresses, protocol, flags = [], [], 0
         if self.source and self.version == 4:
@@ -71,7 +71,7 @@ class _Wanted(NamedTuple):
         return nest(self.tuple, *parts) + nest(_FILTER, attribute(1, by_tuple[0]), attribute(2, by_tuple[1]))
 
     def fits(self, connection: Attributes) -> bool:
-        """The same, of a listed connection: older kernels list all of them."""
+        """Whether a listed *connection* is selected; older kernels list all connections."""
         found = attributes_of(connection[self.tuple])
         addresses, protocol = attributes_of(found[_IP]), attributes_of(found[_PROTO])
         port = protocol.get(_DESTINATION_PORT)
@@ -88,7 +88,7 @@ class _Wanted(NamedTuple):
 
 
 def flush_udp(kernel: "Kernel", ports: Iterable[int], address: IPAddress | None = None, netns: NetnsRef = HOST) -> None:
-    """Forget UDP connections to one of *ports*, at *address* or at any: when a port is published, and when it no longer is."""
+    """Delete tracked UDP connections to *ports* of *address*, or of any: for a port just published, or published no longer."""
     wanted = frozenset(ports)
     versions = (address.version,) if address else (4, 6)
     destination = address.packed if address else None
@@ -105,14 +105,14 @@ def _flush(kernel: "Kernel", netns: NetnsRef, all_wanted: list[_Wanted]) -> None
     try:
         with doing(action):
             for wanted in all_wanted:
-                if not wanted.is_told_whole or not _delete_by_filter(conntrack, wanted):
-                    delete_listed(conntrack, wanted)
+                if not wanted.is_filterable or not _delete_by_filter(conntrack, wanted):
+                    _delete_listed(conntrack, wanted)
     finally:
         conntrack.close()
 
 
 def _delete_by_filter(conntrack: NetlinkSocket, wanted: _Wanted) -> bool:
-    """One request; False where the kernel (before 6.8) knows no filter here: it finds the tuple incomplete."""
+    """Delete by one request; False where the kernel (before 6.8) filters no deletions and finds the tuple incomplete."""
     (refusal,) = conntrack.order([(_DELETE, 0, wanted.header + wanted.filter())])
     if refusal is None or refusal.errno == errno.ENOENT:
         return True
@@ -121,8 +121,8 @@ def _delete_by_filter(conntrack: NetlinkSocket, wanted: _Wanted) -> bool:
     raise refusal
 
 
-def delete_listed(conntrack: NetlinkSocket, wanted: _Wanted) -> None:
-    """List, as filtered as the kernel can, and delete each by its own tuple."""
+def _delete_listed(conntrack: NetlinkSocket, wanted: _Wanted) -> None:
+    """List connections, filtered as far as the kernel can, and delete each selected one by its own tuple."""
     orders = []
     for _, connection in conntrack.dump(_GET, wanted.header, wanted.filter()):
         if wanted.fits(connection):

@@ -1,7 +1,6 @@
-"""Which numbers descriptors get: the low ones are scarce.
+"""Descriptors: those that a process opens in large numbers get numbers from 1024 on, which leaves the lower ones free.
 
 libnftables waits for its netlink socket by ``select``, which knows descriptors below 1024 only and aborts on others.
-So whatever a process opens in numbers goes above, and libnftables finds a low one free.
 """
 
 import fcntl
@@ -14,14 +13,14 @@ from netlib.errors import NotPermitted
 
 FIRST_HIGH = 1024
 _MANY = 1 << 16
-_FEWEST = 128  # a run takes about 30, and each container that goes at the same time one more
+_FEWEST = 128  # `netlib run` opens about 30, and one more for each container that ends at the same time
 
 
 def raise_limit() -> None:
     """Let this process have as many files open as it may, 65,536 or more where it may raise the hard limit too.
 
-    Each held port, each sandbox's resolver and each lock is one or two. Raises NotPermitted where so few are allowed that
-    work would break off in the middle.
+    Each held port, each sandbox's resolver and each lock takes one or two. Raises NotPermitted where the limit is so low that
+    an operation could fail in the middle.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (hard, max(hard, _MANY)):
@@ -33,7 +32,7 @@ def raise_limit() -> None:
 
 
 def lifted(sock: socket.socket) -> socket.socket:
-    """Return *sock* under a high descriptor, closed under its own; as it is where the limit on open files allows none."""
+    """Return *sock* with a high descriptor in the place of its own; unchanged where the limit on open files allows none."""
     if sock.fileno() >= FIRST_HIGH or (fd := _high(sock.fileno())) is None:
         return sock
     high = socket.socket(fileno=fd)
@@ -44,7 +43,7 @@ def lifted(sock: socket.socket) -> socket.socket:
 
 
 def lifted_descriptor(sock: socket.socket) -> int:
-    """As :func:`lifted` for one of many that only have to stay open: the bare descriptor, the caller's to close."""
+    """Turn *sock*, one of many that only have to stay open, into a high descriptor, which the caller closes."""
     fd = sock.detach()
     if fd >= FIRST_HIGH or (high := _high(fd)) is None:
         return fd

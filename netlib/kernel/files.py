@@ -1,6 +1,6 @@
 """Text files and folders of ours that a sandbox needs.
 
-They lie on disk: unlike all else in this layer they outlive a boot.
+They are on disk: unlike all other kernel objects they survive a boot.
 """
 
 import errno
@@ -27,11 +27,11 @@ _DEPTH = 64
 
 
 class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
-    """A small text file. A new one appears whole, under its name; a standing one is rewritten in place.
+    """A small text file. A new one gets its name when it is complete; an existing one is rewritten in place.
 
     In place, because resolv.conf and hosts are bind-mounted into containers, and a mount shows the inode, not the name. The
-    new text goes over the old one in one write, then what is left of a longer old one is cut off: the file is never empty. An
-    *adopted* file was there before us, and stays as it is.
+    new text is written over the old one, and only then is the rest of a longer old one cut off: the file is never empty. An
+    *adopted* file was there before us and is left unchanged.
     """
 
     survives_boot = True
@@ -50,7 +50,7 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
         return replace(self, adopted=os.path.lexists(self.path))
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Write it; ObjectMissing when its folder is not there, KernelError when something else has its name."""
+        """Write the file; ObjectMissing when its folder is missing, KernelError when its name is not a regular file's."""
         if self.adopted:
             return
         with doing(f"write {self.path}"):
@@ -123,7 +123,7 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
 
 
 def _read(fd: int, size: int) -> bytes:
-    """One byte more than *size*, at most: a container may have made its resolv.conf as long as it likes."""
+    """At most one byte more than *size*: a container may have made its resolv.conf as long as it likes."""
     return os.pread(fd, size + 1, 0)
 
 
@@ -133,9 +133,9 @@ def _mode_drift(path: str, found: int, wanted: int) -> str | None:
 
 
 class Folder(KernelObject, frozen=True, kw_only=True, tag="folder"):
-    """A folder, and all that comes to lie in it; *adopted* when it was there before us, and then it stays with what is in it.
+    """A folder with its content. An *adopted* one was there before us and is never deleted.
 
-    Missing parents are made as well, with mode 755, and stay.
+    Missing parents are made as well, with mode 755, and never deleted.
     """
 
     survives_boot = True
@@ -195,7 +195,7 @@ class Folder(KernelObject, frozen=True, kw_only=True, tag="folder"):
 
 
 def _mount_id(fd: int) -> str:
-    """Which mount an open folder lies on: a bind mount from the same file system has the same device, never the same id."""
+    """The id of the mount that an open folder is on: a bind mount of its file system has the same device, but another id."""
     text = Path(f"/proc/self/fdinfo/{fd}").read_text()
     return next(line.split()[1] for line in text.splitlines() if line.startswith("mnt_id:"))
 
@@ -220,7 +220,7 @@ def _delete_tree(parent: int, name: str, mount: str) -> None:
 
 
 def _empty(fd: int, mount: str, top: int, depth: int) -> bool:
-    """Delete what is in a folder; True when some of it was only moved up to *top*.
+    """Delete the content of a folder; True when folders below _DEPTH were moved up to *top* instead.
 
     A container can nest folders deeper than a process may open or recurse.
     """

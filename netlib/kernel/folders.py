@@ -1,6 +1,6 @@
-"""Folders on disk: made with the modes that they are to have under any umask, and refused where they are another user's.
+"""Folders on disk: made with the right mode under any umask, and refused where another user owns them.
 
-The owner of a folder can replace its files by links at any time.
+The owner of a folder could replace the files in it by links at any time.
 """
 
 import errno
@@ -19,7 +19,7 @@ _OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_folder(path: str | os.PathLike[str], mode: int = _PUBLIC) -> None:
-    """Make a folder with *mode*, and missing parents with mode 755, whatever the umask; an existing one stays as it is.
+    """Make a folder with *mode*, and missing parents with mode 755, whatever the umask; an existing one is left unchanged.
 
     Raises OSError, NotADirectoryError where something else has the name.
     """
@@ -52,7 +52,7 @@ def check_owner(path: str | os.PathLike[str], what: str, remedy: str) -> None:
 
 
 def open_private(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file for its owner alone, made with *flags* that say so; a link is not followed. Raises OSError."""
+    """Open a file that its owner alone may use; O_CREAT in *flags* makes it, a link is not followed. Raises OSError."""
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
     if stat.S_IMODE(os.fstat(fd).st_mode) != PRIVATE_FILE:
         os.fchmod(fd, PRIVATE_FILE)
@@ -60,7 +60,7 @@ def open_private(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def own_folder(path: str | os.PathLike[str], what: str, remedy: str) -> None:
-    """Make a folder that only its owner enters, and see that it is ours: :func:`check_owner`. Raises OSError as well."""
+    """Make a folder that only its owner may enter, and check the owner by :func:`check_owner`. Raises OSError as well."""
     make_folder(path, PRIVATE)
     check_owner(path, what, remedy)
     if stat.S_IMODE(os.stat(path).st_mode) & _OF_OTHERS:

@@ -1,7 +1,7 @@
 """The handle through which kernel objects act: one conversation per netns, opened at first use, closed with the handle.
 
-A handle serves one operation in one thread. Sockets are opened inside the netns and used from home: a netlink socket belongs
-to the netns in which it was opened. None outlives the operation, for an open socket pins its netns.
+A handle serves one operation in one thread. Sockets are opened inside the netns and used from outside: a netlink socket belongs
+to the netns in which it was opened. No socket outlives the operation, for an open one keeps its netns from ending.
 """
 
 import fcntl
@@ -42,7 +42,7 @@ _SIOCGIFFLAGS, _SIOCGIFINDEX, _IFF_UP = 0x8913, 0x8933, 1
 class Rtnl:
     """A netlink route conversation with one netns; names in, names out.
 
-    ``raw`` is pyroute2's; what happens at every connect goes by :meth:`order`, :meth:`dump` and :meth:`index`: a request
+    ``raw`` is pyroute2's. The requests of every connect are made by :meth:`order`, :meth:`dump` and :meth:`index` instead: one
     through pyroute2 costs about 0.25 ms, an ifindex by ioctl 0.003 ms.
     """
 
@@ -61,14 +61,14 @@ class Rtnl:
             return IPRoute()
 
     def find_link(self, ifname: str) -> LinkInfo | None:
-        """What the kernel says about a link, or None."""
+        """The link called *ifname*, or None."""
         try:
             return self.get_link(ifname)
         except ObjectMissing:
             return None
 
     def get_link(self, ifname: str) -> LinkInfo:
-        """As :meth:`find_link`; ObjectMissing when there is none."""
+        """The link called *ifname*; ObjectMissing when there is none."""
         with doing(f"look up link {ifname} in {self.netns.label}"):
             return LinkInfo.of(*self.plain.get(*link_named(ifname)))
 
@@ -92,7 +92,7 @@ class Rtnl:
             return fcntl.ioctl(self.plain.socket, request, struct.pack("16s24x", ifname.encode()))
 
     def order(self, action: str, *messages: tuple[int, int, bytes]) -> None:
-        """Make changes, (type, flags, payload) each, in one go; raise the first that the kernel refused."""
+        """Send several changes at once, (type, flags, payload) each; raise the kernel's first refusal."""
         with doing(action):
             for refusal in self.plain.order(messages):
                 if refusal is not None:
@@ -110,7 +110,7 @@ class Rtnl:
 
 
 class Kernel:
-    """What kernel objects get to act with; ``tag`` (``netlib:<store>:<record>``) marks what is made through it as ours."""
+    """The handle by which kernel objects act; its ``tag`` (``netlib:<store>:<record>``) marks what they make as ours."""
 
     def __init__(self, tag: str = "") -> None:
         self.tag = tag
@@ -119,7 +119,7 @@ class Kernel:
 
     @contextmanager
     def marking(self, tag: str) -> Iterator[None]:
-        """Mark what is made in the block with *tag* instead."""
+        """Mark objects that are made in the block with *tag* instead."""
         before, self.tag = self.tag, tag
         try:
             yield
@@ -131,7 +131,7 @@ class Kernel:
         return self.kept(netns, Rtnl)
 
     def kept(self, netns: NetnsRef, make: "Callable[[Kernel, NetnsRef], _T]") -> _T:
-        """What *make* makes for *netns*, made once and kept for the life of the handle, which closes it."""
+        """The conversation that *make* opens with *netns*; it is opened once, kept, and closed with the handle."""
         kept = self._kept.get(netns)
         if kept is None:
             kept = self._kept[netns] = {}
@@ -158,13 +158,13 @@ class Kernel:
         return fd
 
     def lend(self, netns: NetnsRef, fd: int) -> None:
-        """Use *fd*, which somebody has open, for *netns*: its path is then never looked at."""
+        """Use the descriptor *fd*, of which a copy is kept, to reach *netns*; the path of *netns* is never opened then."""
         self._fds[netns] = os.dup(fd)
 
     def new_netns(self, path: str) -> NetnsRef:
-        """Make a netns that an object will pin at *path*; until then it lives as long as the handle.
+        """Make a netns that an object will pin at *path*; until then the netns ends with the handle.
 
-        Its links take nothing from routers, unless somebody has it otherwise later.
+        Its links ignore what routers send, unless somebody changes that later.
         """
         fd = new_netns(refuse_routers_here)
         try:
@@ -176,7 +176,7 @@ class Kernel:
         return netns
 
     def forget(self, netns: NetnsRef) -> None:
-        """Close what is open into the netns at that path, whatever its identity, so that it can end."""
+        """Close sockets and descriptors of any netns at the path of *netns*, so that it can end."""
         for key in [key for key in {*self._kept, *self._fds} if key.path == netns.path]:
             for conversation in self._kept.pop(key, {}).values():
                 conversation.close()

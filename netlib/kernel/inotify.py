@@ -1,4 +1,4 @@
-"""Being told that a file or a folder changes: inotify(7), which Python's library has not."""
+"""Watching a file or a folder for changes by inotify(7), which Python's library does not have."""
 
 import ctypes
 import os
@@ -9,14 +9,16 @@ from netlib.kernel.translate import kernel_error
 __all__ = ["LOST", "MODIFIED", "watch"]
 
 MODIFIED = 0x2
-LOST = 0x40 | 0x200 | 0x400 | 0x800  # IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF: it, or something in it
+LOST = (
+    0x40 | 0x200 | 0x400 | 0x800
+)  # IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF: of the path itself, or of something in it
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def watch(path: Path, events: int) -> int:
-    """A descriptor that can be read, without blocking, once one of *events* has come to *path*; the caller closes it.
+    """A descriptor that becomes readable when one of *events* happens to *path*; it does not block, and the caller closes it.
 
-    Raises ObjectMissing, KernelError (a user may have 128 of them).
+    Raises ObjectMissing, KernelError (a user may have 128 such descriptors).
     """
     fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if fd == -1:

@@ -51,14 +51,14 @@ class LinkInfo(Struct, frozen=True):
     alias: str
     group: int
     master: int  # index of its bridge, 0 for none
-    peer: int  # of a veth: index of the other end in its netns; of a macvlan or a VLAN: the parent's
-    peer_nsid: int | None  # the netns of that, as numbered here; None for the same netns
+    peer: int  # ifindex of a veth's other end in its netns, or of the parent of a macvlan or a VLAN
+    peer_nsid: int | None  # the number that this netns has for the peer's; None for the same netns
     data: Attributes  # the settings of its kind
     port: Attributes  # of a bridge port: its settings
     flags: int  # IFF_*, those that were set by hand
     txqlen: int
-    permanent_mac: str  # the one that a network card was made with, or ""
-    family_settings: bytes  # of IPv4 and IPv6, as they came: few ask for them
+    permanent_mac: str  # the one built into a network card, or ""
+    family_settings: bytes  # of IPv4 and IPv6, not decoded: few need them
 
     @classmethod
     def of(cls, header: bytes, found: Attributes) -> "LinkInfo":

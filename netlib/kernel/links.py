@@ -1,8 +1,8 @@
-"""Links: what all kinds have in common, veth pairs, and links brought up.
+"""Links: what all kinds have in common, veth pairs, and links set up.
 
-Ownership: what we make carries the handle's tag as its alias. The kernel takes no alias in the request that creates a link,
-so a new one is marked by its link group, and the next request swaps mark for alias: a link with neither is somebody else's
-and is neither changed nor deleted. (A handle without a tag leaves the mark.)
+Ownership: a link that we make has the handle's tag as its alias. The kernel takes no alias in the request that creates a link,
+so a new link is marked by its link group, and the next request replaces the mark by the alias. A link with neither is somebody
+else's, and is neither changed nor deleted. (A handle without a tag leaves the mark.)
 """
 
 import errno
@@ -51,7 +51,7 @@ _IPV6_MIN_MTU = 1280
 
 
 def is_ours(link: LinkInfo, kind: str) -> bool:
-    """Whether it is of that kind and carries our tag or, half made, our mark."""
+    """Whether *link* is of that kind and has our tag or, when its creation was interrupted, our mark."""
     return link.kind == kind and (link.alias.startswith(TAG_PREFIX) or (not link.alias and link.group == NEW_LINK_GROUP))
 
 
@@ -62,13 +62,13 @@ def kernel_has_ipv6() -> bool:
 
 
 def link_attributes(mac: str = "", mtu: int = 0) -> bytes:
-    """What a message sets of these; what is empty is left as it is."""
+    """The attributes that set MAC address and MTU in a link message; an empty one is left unchanged."""
     address = attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))) if mac else b""
     return address + (number(IFLA_MTU, mtu) if mtu else b"")
 
 
 def create_link(rtnl: "Rtnl", action: str, ifname: str, kind: str, more: bytes, data: bytes = b"") -> bool:
-    """False when something of that name is there."""
+    """Create a link that has our mark; False when there is a link of that name."""
     info = nest(IFLA_LINKINFO, attribute(INFO_KIND, kind.encode()), data)
     try:
         payload = link_header() + text(IFLA_IFNAME, ifname) + number(IFLA_GROUP, NEW_LINK_GROUP) + more + info
@@ -86,20 +86,20 @@ def may_have_ipv6(mtu: int) -> bool:
 
 
 def without_link_local(mtu: int) -> bytes:
-    """No IPv6 address that the kernel makes up when a carrier comes."""
+    """The attributes that keep the kernel from generating a link-local address when the link gets a carrier."""
     return NO_LINK_LOCAL if kernel_has_ipv6() and may_have_ipv6(mtu) else b""
 
 
 def host_end(mtu: int) -> bytes:
-    """What a link that serves the host is told before it is up: no IPv4 redirects, no address that the kernel makes up."""
+    """The attributes of a link of the host, set before it is up: no IPv4 redirects, no generated link-local address."""
     return NO_REDIRECTS_NOR_LINK_LOCAL if kernel_has_ipv6() and may_have_ipv6(mtu) else NO_REDIRECTS
 
 
 def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more: bytes = b"") -> None:
-    """The rest of a creation, and the live change of what exists: the tag for the mark, attributes, and only then up.
+    """Finish a link after its creation, or change an existing one: its tag, attributes, and only then up.
 
-    In one message a link would be up before it refused what routers send (``do_setlink`` in the kernel takes flags first).
-    An MTU comes before all that: one that grows to 1280 brings IPv6, and its settings, anew.
+    In one message a link would be up before it refused what routers send (``do_setlink`` in the kernel sets flags first).
+    *more*, with the MTU, is set before all that: when an MTU grows to 1280 the kernel gives the link fresh IPv6 settings.
     """
     name, action = text(IFLA_IFNAME, ifname), f"set up link {ifname} in {rtnl.netns.label}"
     if more:
@@ -113,19 +113,19 @@ def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more:
 
 
 def deafen(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
-    """Have a link that is there take nothing from routers."""
+    """Make an existing link ignore what routers send."""
     set_link(kernel.rtnl(netns), f"set up link {ifname}", ifname, NO_REDIRECTS, change=0)
     refuse_routers(kernel, netns, ifname)
 
 
-def refusals(netns: NetnsRef, ifname: str, mtu: int) -> Iterator[str]:
-    """The commands that have a link of that MTU take nothing from routers."""
+def router_refusal_commands(netns: NetnsRef, ifname: str, mtu: int) -> Iterator[str]:
+    """The commands that make a link of that MTU ignore what routers send."""
     for name in settings(ifname, ipv6=may_have_ipv6(mtu)):
         yield command_in(netns, f"sysctl -w {name}=0")
 
 
 def tag_attributes(kernel: "Kernel") -> bytes:
-    """The tag for the mark of a new link; nothing when the handle has no tag."""
+    """The attributes that replace a new link's mark by the tag; none when the handle has no tag."""
     return text(IFLA_IFALIAS, kernel.tag) + number(IFLA_GROUP, 0) if kernel.tag else b""
 
 
@@ -151,7 +151,7 @@ def remove_link(kernel: "Kernel", netns: NetnsRef, ifname: str, kind: str) -> No
 
 
 def not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
-    """The error for a link that stands where we want to make one."""
+    """The error for a link of somebody else that has the name of one that we want to make."""
     what = f"{link.kind}, alias {link.alias!r}" if link.alias else f"{link.kind} without alias"
     return AlreadyExists(
         f"link {link.ifname} exists in {netns.label} and is not netlib's ({what}); rename it, or use another name"
@@ -159,7 +159,7 @@ def not_ours(link: LinkInfo, netns: NetnsRef) -> AlreadyExists:
 
 
 def is_on(other: KernelObject, ifname: str) -> bool:
-    """Whether *other* names the link that it sits on, and it is this one."""
+    """Whether *other* is an object on the link *ifname*."""
     return getattr(other, "ifname", None) == ifname
 
 
@@ -175,8 +175,8 @@ def link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = Tr
 class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     """A veth pair: *ifname*, up, with *host_mac*, in *netns*; *peer*, down, with *mac*, in *peer_netns*.
 
-    Both have *mtu* (0: the kernel's); so is a MAC address that is empty. *ifname* takes nothing from routers, nor does *peer*
-    on the host.
+    Both have *mtu*; 0 and an empty MAC address leave the kernel's. *ifname* ignores what routers send, and so does a *peer* on
+    the host.
     """
 
     batch = "veth"
@@ -194,20 +194,20 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
 
     @property
     def shared(self) -> bool:
-        """With both ends on the host it is no container's own."""
+        """True when both ends are on the host: such a pair is not one container's."""
         return self.netns.is_host and self.peer_netns.is_host
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make the pair; change a standing one live; make a broken one (peer lost, renamed or elsewhere) anew.
+        """Make the pair, or change an existing one; replace a broken one (peer lost, renamed or in another netns).
 
-        Raises AlreadyExists when either name is a link's that is not ours.
+        Raises AlreadyExists when a link that is not ours has either name.
         """
         rtnl = kernel.rtnl(self.netns)
         more = b""
         for _ in range(2):
             if self._create(kernel, rtnl):
                 break
-            if self._stands(kernel, rtnl):
+            if self._change_existing(kernel, rtnl):
                 more = link_attributes(self.host_mac, self.mtu)
                 break
         else:
@@ -223,8 +223,8 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         data = nest(INFO_DATA, attribute(_VETH_INFO_PEER, peer))
         return create_link(rtnl, action, self.ifname, "veth", link_attributes(self.host_mac, self.mtu), data)
 
-    def _stands(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
-        """After EEXIST: True when the pair is whole (its peer is then set right); False when a broken one is deleted."""
+    def _change_existing(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
+        """Change the peer of an existing pair and return True; delete a broken pair and return False."""
         host = rtnl.find_link(self.ifname)
         if host is None:
             raise AlreadyExists(f"link {self.peer} exists in {self.peer_netns.label}; rename or delete it, or use another name")
@@ -239,18 +239,20 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         return True
 
     def _find_peer(self, kernel: "Kernel", host: LinkInfo) -> LinkInfo | None:
-        """The other end, if it is in the right netns under the right name."""
+        """The other end, if it is in the right netns and has the right name."""
         peer = kernel.rtnl(self.peer_netns).find_link(self.peer)
         if peer is None or peer.index != host.peer or peer.peer != host.index:
             return None
         nsid = None
-        if self.peer_netns.path != self.netns.path:  # numbers are given per netns: another pair elsewhere may have the same
+        if (
+            self.peer_netns.path != self.netns.path
+        ):  # ifindexes are numbered per netns: a pair in a third netns may have the same
             with doing(f"look up network namespace {self.peer_netns.label}"):
                 nsid = kernel.rtnl(self.netns).raw.get_netnsid(fd=kernel.netns_fd(self.peer_netns))["nsid"]
         return peer if host.peer_nsid == nsid else None
 
     def remove(self, kernel: "Kernel") -> None:
-        """Delete the pair by its end in *netns*, if it is ours (the kernel takes 16 to 22 ms)."""
+        """Delete the pair by its end in *netns*, if it is ours. The kernel takes 16 to 22 ms, most of it in ``rcu_barrier``."""
         remove_link(kernel, self.netns, self.ifname, "veth")
 
     @classmethod
@@ -295,16 +297,16 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         host = mtu + (f" address {self.host_mac}" if self.host_mac else "")
         yield command_in(self.netns, f"ip link add {self.ifname}{host} type veth peer name {self.peer}{mac}{mtu}{netns}")
         for ifname in (self.ifname, self.peer) if self.peer_netns.is_host else (self.ifname,):
-            yield from refusals(self.netns, ifname, self.mtu)
+            yield from router_refusal_commands(self.netns, ifname, self.mtu)
         if may_have_ipv6(self.mtu):
             yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none")
         yield command_in(self.netns, f"ip link set {self.ifname} up")
 
 
 class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
-    """A link that is up; *adopted* when it was so before us, and then it is left so. An *optional* one may be missing.
+    """A link that is up. An *adopted* one was up before us and is left up; an *optional* one may be missing.
 
-    One that is *tagged* (the ``lo`` of a netns of ours) gets our tag, by which its netns is known when the store is lost.
+    A *tagged* one (the ``lo`` of a netns of ours) gets our tag, by which its netns is known when the store is lost.
     """
 
     ifname: str
@@ -331,17 +333,17 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        is_untold = self.tagged and kernel.tag and not rtnl.get_link(self.ifname).alias  # else it has its record's already
-        tag = text(IFLA_IFALIAS, kernel.tag) if is_untold else b""
+        needs_tag = self.tagged and kernel.tag and not rtnl.get_link(self.ifname).alias  # else it has the tag of its record
+        tag = text(IFLA_IFALIAS, kernel.tag) if needs_tag else b""
         try:
             set_link(rtnl, f"set link {self.ifname} up", self.ifname, tag, IFF_UP)
         except ObjectMissing:
             if self.optional:
                 return
             raise
-        # Until the kernel's link watch has seen a new carrier, a link drops what it is to send: a first SYN comes again
-        # after 1 s. Being asked about a link lets Linux 6.8 and newer do that at once (linkwatch_sync_dev); so ask along the
-        # path: this end, the host's end, and the bridge, whose carrier comes with its first port.
+        # Until the kernel's link watch has noticed a new carrier, a link drops what it is to send: a dropped SYN is sent again
+        # after 1 s. Linux 6.8 and newer notice at once when they are asked about the link (linkwatch_sync_dev), so ask along
+        # the path: this end, the host's end, and the bridge, which has a carrier once it has a port.
         link = rtnl.get_link(self.ifname)
         if link.kind == "veth":
             with suppress(ObjectMissing), doing(f"look up the peer of {self.ifname}"):
@@ -375,17 +377,17 @@ def remove_links(kernel: "Kernel", ifnames: Iterable[str], netns: NetnsRef = HOS
         return
     wanted = set(ifnames)
     present = rtnl.links()
-    going = [link for link in present if link.ifname in wanted and is_ours(link, link.kind)]
-    if not going:
+    ours = [link for link in present if link.ifname in wanted and is_ours(link, link.kind)]
+    if not ours:
         return
     group = _free_group({link.group for link in present})
-    action = f"delete {len(going)} links in {netns.label}"
-    moves = [(RTM_SETLINK, 0, link_header(link.index) + number(IFLA_GROUP, group)) for link in going]
+    action = f"delete {len(ours)} links in {netns.label}"
+    moves = [(RTM_SETLINK, 0, link_header(link.index) + number(IFLA_GROUP, group)) for link in ours]
     with doing(action):
         for refusal in rtnl.plain.order(moves):
             if refusal is not None and refusal.errno != errno.ENODEV:  # gone by itself, as a veth is with its peer's netns
                 raise refusal
-    strangers = {link.ifname for link in rtnl.links() if link.group == group} - {link.ifname for link in going}
+    strangers = {link.ifname for link in rtnl.links() if link.group == group} - {link.ifname for link in ours}
     if strangers:
         names = ", ".join(sorted(strangers))
         raise KernelError(f"cannot {action}: somebody put {names} into link group {group} meanwhile; try again")

@@ -1,4 +1,4 @@
-"""Links that existed before us, moved into a netns, and brought home with what they had."""
+"""Links that existed before us, moved into a netns, and moved back with their former settings."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -37,7 +37,7 @@ _FLAGS = IFF_UP | IFF_PROMISC | IFF_ALLMULTI
 
 
 class DeviceBefore(Struct, frozen=True):
-    """What a link had at home."""
+    """The settings of a link before it was moved."""
 
     mac: str
     permanent_mac: str
@@ -51,10 +51,10 @@ class DeviceBefore(Struct, frozen=True):
 class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     """The link *device* of the netns *home*, moved into *netns* and called *ifname* there.
 
-    Its alias is its old name meanwhile, as the reference host-device plugin has it: by that it is found again. At the removal
-    it goes home, with its name, MAC, MTU, queue length, flags, alias and addresses; routes by it are not set again. When the
-    netns has ended before, the kernel has put a network card into the machine's first netns, where it is renamed if that is
-    *home*; virtual ones it has deleted.
+    Meanwhile its alias is its former name, as with the reference host-device plugin, by which it is found again. The removal
+    moves it back and restores name, MAC address, MTU, queue length, flags, alias and addresses, but no routes. When the netns
+    has ended before, the kernel has moved a network card to the machine's first netns, where it is restored if that is *home*;
+    virtual links the kernel has deleted.
     """
 
     batch = "outward"
@@ -70,11 +70,11 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         return Key("link", self.netns.path, self.ifname)
 
     def holds_outside(self) -> bool:
-        """The device is missing at home."""
+        """Yes: *home* lacks the device."""
         return True
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Note what the device has; ObjectMissing when it is not at home."""
+        """Note the device's settings; ObjectMissing when it is not in *home*."""
         link = kernel.rtnl(self.home).get_link(self.device)
         addresses = tuple(addresses_of(kernel, self.device, self.home))
         flags = link.flags & _FLAGS
@@ -82,13 +82,13 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         return replace(self, before=before)
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Move and rename it, in one request; AlreadyExists when *netns* has another link of that name."""
+        """Move and rename the device by one request; AlreadyExists when *netns* has another link of that name."""
         there = kernel.rtnl(self.netns)
-        standing = there.find_link(self.ifname)
-        if standing is not None and standing.alias == self.device:
+        namesake = there.find_link(self.ifname)
+        if namesake is not None and namesake.alias == self.device:
             return
-        rtnl, link = there, self._find_there(kernel, there)
-        if standing is not None and (link is None or link.index != standing.index):
+        rtnl, link = there, self._find_moved(kernel, there)
+        if namesake is not None and (link is None or link.index != namesake.index):
             raise AlreadyExists(f"link {self.ifname} exists in {self.netns.label}; rename or delete it, or use another name")
         if link is None:
             rtnl = kernel.rtnl(self.home)
@@ -96,16 +96,18 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         self._move(kernel, rtnl, link, self.netns, self.ifname, b"")
 
     def _move(self, kernel: "Kernel", rtnl: "Rtnl", link: LinkInfo, netns: NetnsRef, ifname: str, more: bytes) -> None:
-        """Move *link* to *netns*, under that name and with our mark; the kernel moves first, and does the rest there."""
+        """Move *link* to *netns* and set its name, *more* and our mark there: the kernel moves a link before all else."""
         place = number(IFLA_NET_NS_FD, kernel.netns_fd(netns)) if rtnl.netns.path != netns.path else b""
         payload = link_header(link.index) + place + text(IFLA_IFNAME, ifname) + more + _alias(self.device)
         action = f"move link {link.ifname} from {rtnl.netns.label} to {netns.label} as {ifname}"
-        rtnl.order(action, (RTM_SETLINK, 0, payload))  # not NEWLINK, with which newer kernels look for it over there
+        rtnl.order(
+            action, (RTM_SETLINK, 0, payload)
+        )  # not NEWLINK: newer kernels would look for the link in the netns to move it to
 
-    def _find_there(self, kernel: "Kernel", there: "Rtnl") -> LinkInfo | None:
-        """The device in *netns*: marked, by its name here before any other; or unmarked, when it was moved and no more.
+    def _find_moved(self, kernel: "Kernel", there: "Rtnl") -> LinkInfo | None:
+        """The device in *netns*: a link with our mark, best one called *ifname*, or an unmarked one of an interrupted move.
 
-        While it is at home, an unmarked one is the container's own: each netns has links like ``lo`` of the same name and MAC.
+        While *home* has the device an unmarked link is the container's own: each netns has an ``lo`` with the same MAC address.
         """
         links = there.links()
         marked = [link for link in links if link.alias == self.device]
@@ -125,7 +127,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         return before is not None and (link.ifname, link.mac, link.alias) == (self.device, before.mac, before.alias)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Bring it home; a no-op when it is there already, or nowhere."""
+        """Move the device back; a no-op when it is back already, or nowhere."""
         before = self.before
         if before is None:
             return
@@ -133,7 +135,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         had += attribute(IFLA_ADDRESS, bytes.fromhex(before.mac.replace(":", "")))
         with suppress(ObjectMissing):
             there = kernel.rtnl(self.netns)
-            link = self._find_there(kernel, there)
+            link = self._find_moved(kernel, there)
             if link is not None:
                 self._move(kernel, there, link, self.home, self.device, had)
         with suppress(ObjectMissing):
@@ -143,10 +145,10 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
             if link is not None:
                 if link.ifname != self.device:
                     self._move(kernel, home, link, self.home, self.device, had)
-                self._give_back(kernel, home, before)
+                self._restore(kernel, home, before)
 
-    def _give_back(self, kernel: "Kernel", home: "Rtnl", before: DeviceBefore) -> None:
-        """What it had; its alias last, so that after a crash it is known until it has all."""
+    def _restore(self, kernel: "Kernel", home: "Rtnl", before: DeviceBefore) -> None:
+        """Restore flags, addresses, and last the alias, by which the device is found after a crash until it has all."""
         index, action = home.index(self.device), f"give back link {self.device} in {self.home.label}"
         home.order(action, (RTM_SETLINK, 0, link_header(index, before.flags, _FLAGS)))
         for item in before.addresses:

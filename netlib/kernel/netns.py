@@ -1,7 +1,7 @@
 """Network namespaces: entering, recognising, making and removing them (as a kernel object: :mod:`netlib.kernel.owned_netns`).
 
-One rule: a thread that entered a netns comes home on every path. ``os.setns`` is new in Python 3.12, so the calls go through
-ctypes, here and nowhere else.
+One rule: a thread that entered a netns returns to its own on every path. ``os.setns`` is new in Python 3.12, so the calls are
+made through ctypes, here and nowhere else.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from netlib.kernel.translate import doing, kernel_error
 from netlib.model import NetnsRef
 
 NETNS_DIR = Path("/run/netns")
-NETNS_FILES_DIR = Path("/etc/netns")  # what is in here by a netns' name, `ip netns exec` binds over /etc
+NETNS_FILES_DIR = Path("/etc/netns")  # `ip netns exec NAME` binds the files of its subfolder NAME over /etc
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_SHARED, _MS_REC, _MNT_DETACH = 4096, 1 << 20, 16384, 2
 _SO_NETNS_COOKIE = 71
@@ -53,27 +53,27 @@ def boot_id() -> str:
 
 
 def current_identity() -> str:
-    """Who the netns of this thread is: ``<boot id>:<SO_NETNS_COOKIE>`` (never reused within a boot)."""
+    """The identity of this thread's netns: ``<boot id>:<SO_NETNS_COOKIE>`` (never reused within a boot)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
     return f"{boot_id()}:{cookie}"
 
 
 def identity_of(fd: int) -> str:
-    """Who the netns behind an open file descriptor is."""
+    """The identity of the netns behind an open file descriptor."""
     with entered_fd(fd):
         return current_identity()
 
 
 def identity_of_path(path: str) -> str:
-    """Who the netns pinned at *path* is; ObjectMissing when there is none."""
+    """The identity of the netns pinned at *path*; ObjectMissing when there is none."""
     with opened(NetnsRef(path)) as fd:
         return identity_of(fd)
 
 
 @contextmanager
 def entered_fd(fd: int) -> Iterator[None]:
-    """Be in the netns of *fd* inside the block; at home again after it, whatever happened."""
+    """Put this thread into the netns of *fd* for the block, and back into its own afterwards, whatever happened."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         setns(fd)
@@ -89,7 +89,7 @@ def entered_fd(fd: int) -> Iterator[None]:
 def opened(netns: NetnsRef) -> Iterator[int]:
     """A file descriptor of *netns*; ObjectMissing when the path is gone or leads to another netns by now."""
     try:
-        # Without waiting: what somebody has put at the path since may be a FIFO.
+        # O_NONBLOCK: somebody may have put a FIFO at the path since, and to open one waits for a writer.
         fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise kernel_error(error.errno or 0, f"open network namespace {netns.label}", error.strerror or "") from error
@@ -108,9 +108,9 @@ def opened(netns: NetnsRef) -> Iterator[int]:
 
 @contextmanager
 def entered(netns: NetnsRef) -> Iterator[None]:
-    """Be in *netns* inside the block; the host (an empty path) is where the thread already is.
+    """Put this thread into *netns* for the block; for the host (an empty path) that is the netns it is in already.
 
-    A thread or process started inside the block is born in *netns* and stays there.
+    A thread or process that is started in the block stays in *netns*.
     """
     if netns.is_host:
         yield
@@ -131,12 +131,12 @@ def command_in(netns: NetnsRef, command: str) -> str:
 
 
 def netns_dir(run_dir: Path) -> Path:
-    """Where to pin our netns: where ``ip netns`` looks, else (who may not write there and in its /etc/netns) the run folder."""
+    """The folder to pin our netns in: the one of ``ip netns``, or the run folder for a user who may not write there."""
     return NETNS_DIR if is_ours(str(NETNS_DIR)) and is_ours(str(NETNS_FILES_DIR)) else run_dir / "netns"
 
 
 def is_alive(netns: NetnsRef) -> bool:
-    """Whether that netns is still there."""
+    """Whether *netns* still exists."""
     try:
         with opened(netns):
             return True
@@ -145,18 +145,18 @@ def is_alive(netns: NetnsRef) -> bool:
 
 
 def pinned_netns(run_dir: Path) -> Iterator[NetnsRef]:
-    """Every netns that is pinned where ours may be, by name: where ``ip netns`` looks, and in the run folder."""
+    """Every netns that is pinned in a folder where ours may be (that of ``ip netns``, and the run folder), by name."""
     folders = {NETNS_DIR, netns_dir(run_dir)}
     for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         try:
             identity = identity_of_path(str(path))
-        except KernelError:  # a plain file, or it has gone meanwhile
+        except KernelError:  # a plain file, or a netns that was unpinned meanwhile
             continue
         yield NetnsRef(str(path), identity)
 
 
 def new_netns(prepare: Callable[[], None] = lambda: None) -> int:
-    """Make a netns that is at no path; the descriptor keeps it until :func:`pin_netns`, or until it is closed.
+    """Make a netns without a path, which exists while the returned descriptor is open or :func:`pin_netns` has pinned it.
 
     *prepare* is called inside, before anybody else can be there.
     """
@@ -181,7 +181,7 @@ def new_netns(prepare: Callable[[], None] = lambda: None) -> int:
 
 
 def refuse_routers_here() -> None:
-    """Have links that will be made in this thread's netns take neither router advertisements nor redirects.
+    """Make links that will be created in this thread's netns ignore router advertisements and redirects.
 
     A process inside, the CNI plugin tuning or ``--sysctl`` may change this later.
     """
@@ -231,7 +231,7 @@ def delete_netns(path: Path) -> None:
     """
     if not path.exists():
         return
-    while _libc.umount2(str(path).encode(), _MNT_DETACH) == 0:  # one mount may lie on another
+    while _libc.umount2(str(path).encode(), _MNT_DETACH) == 0:  # several mounts may be stacked there
         pass
     with doing(f"delete network namespace {path}"):
         path.unlink(missing_ok=True)

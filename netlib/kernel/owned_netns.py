@@ -20,11 +20,11 @@ __all__ = ["OwnedNetns"]
 
 
 class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
-    """A netns that we made, pinned at a path of ours (:func:`netns_dir`); it goes with its sandbox.
+    """A netns that we made, pinned at a path of ours (:func:`netns_dir`) and removed with its sandbox.
 
-    It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: what is
-    at the path and not it is somebody else's, also after a crash. Links made in it take nothing from routers, unless somebody
-    changes that inside.
+    It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: any other
+    netns at the path is somebody else's, also after a crash. Links made in it ignore what routers send, unless somebody changes
+    that inside.
     """
 
     path: str
@@ -35,7 +35,7 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
         return Key("netns", self.path, "self")
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Pin it. AlreadyExists when another one is at the path, ObjectMissing when it has ended."""
+        """Pin the netns. AlreadyExists when another one is at the path, ObjectMissing when ours has ended."""
         found = self._found()
         if found is None:
             fd = kernel.netns_fd(NetnsRef(self.path, self.identity))
@@ -60,9 +60,9 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
         return (self.path,)
 
     def carries(self, other: KernelObject) -> bool:
-        """What is inside ends with it, but not at once: a veth's other end, made first, is removed on its own.
+        """Whether *other* is inside and vanishes with the netns, which ends a moment after its removal.
 
-        So is what holds something outside: an ipvlan link would hold its address on the parent until then.
+        False for an object that holds something outside: an ipvlan link would occupy its address on the parent until then.
         """
         outside = ability(other, HoldsOutside)
         return other.netns.path == self.path and not (outside is not None and outside.holds_outside())
@@ -78,7 +78,7 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
             yield command_in(NetnsRef(self.path), f"sysctl -w {name}=0")
 
     def _found(self) -> str | None:
-        """Who is at the path; None when nothing is, or a plain file."""
+        """The identity of the netns at the path; None when there is nothing, or a plain file."""
         try:
             return identity_of_path(self.path)
         except KernelError as error:

@@ -1,6 +1,6 @@
-"""UDP over a link that has no address yet: datagrams in IP packets of our own making, to everybody on the link.
+"""UDP over a link that has no address yet: IP packets that we put together ourselves, broadcast on the link.
 
-What comes in is taken off the link before the kernel looks at addresses and filters. Sources: packet(7), RFC 768, RFC 791.
+Packets are received from the link before the kernel checks addresses and filters. Sources: packet(7), RFC 768, RFC 791.
 """
 
 import array
@@ -29,7 +29,7 @@ _MAX_BYTES = 1 << 16
 
 
 class Datagram(NamedTuple):
-    """A UDP datagram and who sent it."""
+    """A UDP datagram and its sender."""
 
     source: IPv4Address
     source_port: int
@@ -37,7 +37,7 @@ class Datagram(NamedTuple):
 
 
 class PacketSocket:
-    """A UDP port of one link, whatever addresses that has."""
+    """A UDP port of one link, whatever addresses the link has."""
 
     def __init__(self, kernel: Kernel, netns: NetnsRef, ifname: str, port: int) -> None:
         """Open it; ObjectMissing when the netns or the link is gone. While it is open, the netns cannot end."""
@@ -65,7 +65,7 @@ class PacketSocket:
             self._socket.sendto(packet, (self._ifname, _ETH_P_IP, 0, 0, _EVERYBODY))
 
     def receive(self) -> Datagram | None:
-        """The next datagram to the port, if one has come. Checksums do not count: between links of one host there are none."""
+        """The next datagram to the port, or None. Checksums are ignored: packets between links of one host have none."""
         while True:
             with doing(f"receive on {self._ifname}"):
                 try:
@@ -77,7 +77,7 @@ class PacketSocket:
                 return found
 
     def wait(self, until: float) -> bool:
-        """Wait for something to come in, until a moment of time.monotonic; whether it has."""
+        """Wait for a packet until that moment of time.monotonic; return whether one has arrived."""
         poller = select.poll()  # select knows no descriptor above 1023
         poller.register(self._socket, select.POLLIN)
         return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
@@ -92,7 +92,7 @@ class PacketSocket:
         self.close()
 
     def _attach_filter(self) -> None:
-        """Let the kernel sort out everything else, which on a busy link would be in the way: as `udp dst port` of tcpdump."""
+        """Have the kernel drop all but UDP to our port, as `udp dst port` of tcpdump: a busy link has many other packets."""
         program = (
             (0x30, 0, 0, 9),  # the protocol
             (0x15, 0, 6, socket.IPPROTO_UDP),
@@ -120,7 +120,7 @@ def _packet(payload: bytes, source: tuple[IPv4Address, int], destination: tuple[
 
 
 def _datagram(packet: bytes, port: int) -> Datagram | None:
-    """What an IP packet holds, if that is a whole datagram to *port*."""
+    """The datagram in an IP packet; None where that is no whole datagram to *port*."""
     if len(packet) < _IP.size:
         return None
     first, _, total, _, fragment, _, protocol, _, source, _ = _IP.unpack_from(packet)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class ParentLink(KernelObject, frozen=True, kw_only=True, tag="parent_link"):
-    """A link that somebody (*made*: an object before this one) made, and what it serves as a parent for.
+    """A link that networks use as the parent of theirs; somebody else made it, or (*made*) an object before this one.
 
-    Nothing is changed on it. Records hold it together when their *use* is the same ("macvlan", "ipvlan l2 bridge"), for the
-    kernel keeps one kind and one mode of these on a link.
+    The link itself is not changed. Records share it only with the same *use* ("macvlan", "ipvlan l2 bridge"), for the kernel
+    allows one kind and one mode of such links on a parent.
     """
 
     ifname: str
@@ -35,7 +35,7 @@ class ParentLink(KernelObject, frozen=True, kw_only=True, tag="parent_link"):
         return f"parent {self.ifname} serves {holder} for {use}, so it cannot serve for {self.use}; choose another parent"
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Refuse by ConfigError one that is missing."""
+        """Raise ConfigError when the link is missing."""
         if not self.made and kernel.rtnl(self.netns).find_link(self.ifname) is None:
             raise ConfigError(f"parent {self.ifname}: there is no such link in {self.netns.label}; `ip link` lists them")
         return self
@@ -44,7 +44,7 @@ class ParentLink(KernelObject, frozen=True, kw_only=True, tag="parent_link"):
         kernel.rtnl(self.netns).index(self.ifname)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Nothing of it is ours."""
+        """Do nothing: the link is not ours."""
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:

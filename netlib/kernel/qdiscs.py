@@ -1,7 +1,7 @@
-"""Shaping: how fast a link sends, and how fast it may receive.
+"""Shaping: limits on how fast a link sends, and on how fast it receives.
 
-Qdiscs carry no tag; ours are known by their handle. A link's receiving is shaped by sending what comes in through an ifb link
-first (:class:`netlib.kernel.sublinks.Ifb`), and shaping that one's sending.
+Qdiscs have no place for a tag; ours are known by their handle. A qdisc limits what a link sends. To limit what it receives,
+packets are redirected through an ifb link (:class:`netlib.kernel.sublinks.Ifb`), and what that sends is limited.
 """
 
 import errno
@@ -37,7 +37,7 @@ _ALL_PACKETS = socket.htons(3)  # ETH_P_ALL
 
 
 class TokenBucket(KernelObject, frozen=True, kw_only=True, tag="token_bucket"):
-    """Let a link send at most *rate* bits per second, *burst* bits at once; what would wait longer than 25 ms is dropped."""
+    """Let a link send at most *rate* bits per second, *burst* bits at once; packets wait 25 ms at most, else are dropped."""
 
     ifname: str
     rate: int
@@ -49,11 +49,11 @@ class TokenBucket(KernelObject, frozen=True, kw_only=True, tag="token_bucket"):
 
     @property
     def _limit(self) -> int:
-        """Bytes that may wait."""
+        """How many bytes may wait."""
         return min(int(self.rate // 8 * _LATENCY_SECONDS) + self.burst // 8, _MOST)
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Set it in place of the default one, or change ours; AlreadyExists when the link has a qdisc of somebody else."""
+        """Set the qdisc where the link has the default one, or change ours; AlreadyExists when it is somebody else's."""
         rtnl = kernel.rtnl(self.netns)
         index = rtnl.index(self.ifname)
         try:
@@ -93,7 +93,7 @@ class TokenBucket(KernelObject, frozen=True, kw_only=True, tag="token_bucket"):
             try:
                 rtnl.order(f"no longer limit what {self.ifname} in {self.netns.label} sends", (_RTM_DELQDISC, 0, payload))
             except KernelError as error:
-                if error.errno != errno.EINVAL:  # the handle is another one's
+                if error.errno != errno.EINVAL:  # the qdisc there has another handle: it is not ours
                     raise
 
     def drift(self, kernel: "Kernel") -> str | None:
@@ -118,7 +118,7 @@ class TokenBucket(KernelObject, frozen=True, kw_only=True, tag="token_bucket"):
 
 
 class IngressRedirect(KernelObject, frozen=True, kw_only=True, tag="ingress_redirect"):
-    """Send what a link receives through the link *to* first, an ifb."""
+    """Redirect packets that a link receives through the ifb link *to*."""
 
     ifname: str
     to: str
@@ -128,7 +128,7 @@ class IngressRedirect(KernelObject, frozen=True, kw_only=True, tag="ingress_redi
         return Key("qdisc", self.netns.path, f"{self.ifname} ingress")
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make the ingress qdisc with its one filter; AlreadyExists when somebody else filters what the link receives."""
+        """Make the ingress qdisc with its only filter; AlreadyExists when somebody else filters what the link receives."""
         rtnl = kernel.rtnl(self.netns)
         index, to = rtnl.index(self.ifname), rtnl.index(self.to)
         mine, others = _redirects(rtnl, index)
@@ -148,7 +148,7 @@ class IngressRedirect(KernelObject, frozen=True, kw_only=True, tag="ingress_redi
         )
 
     def remove(self, kernel: "Kernel") -> None:
-        """Delete the qdisc with our filter, or without any; one that somebody else's filters are in stays, without ours."""
+        """Delete the ingress qdisc, or only our filter where the qdisc has filters of somebody else."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -204,9 +204,9 @@ def _qdisc(rtnl: "Rtnl", index: int, place: int) -> tuple[int, str, Attributes]:
 
 
 def _redirects(rtnl: "Rtnl", index: int) -> tuple[int | None, bool]:
-    """Where our filter sends what a link receives (an ifindex), and whether there is anything of others."""
+    """The ifindex to which our filter redirects (None without it), and whether somebody else filters what the link receives."""
     kind = _qdisc(rtnl, index, _INGRESS)[1]
-    target, others = None, kind not in ("", "ingress")  # a clsact, which serves what is sent as well
+    target, others = None, kind not in ("", "ingress")  # a clsact qdisc, which also filters what the link sends
     for header, found in rtnl.dump(_RTM_GETTFILTER, _TCMSG.pack(0, index, 0, _INGRESS_HANDLE, 0)):
         if _TCMSG.unpack(header)[4] >> 16 != _MARK:
             others = True

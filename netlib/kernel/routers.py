@@ -1,8 +1,8 @@
-"""What our links take from routers: nothing.
+"""Router advertisements and redirects: our links ignore both.
 
-A container is no router of the host's, but it can send router advertisements and redirects. A link of the host that took
-them would give the host addresses, a default route, or another way to somebody (CVE-2020-10749, CVE-2020-13401). So a link
-that we make for the host refuses both before it is up. In a netns that we make, every link is born so
+A container is no router of the host's, but it can send either. A link of the host that accepted them would give the host
+addresses, a default route, or another route to a destination (CVE-2020-10749, CVE-2020-13401). So a link that we make for the
+host refuses both before it is up. In a netns that we make, every new link refuses them
 (:func:`netlib.kernel.netns.refuse_routers_here`); ``--sysctl``, the CNI plugin tuning or a process there may change that later.
 
 IPv4's settings are set by netlink, IPv6's are sysctls: the kernel takes no more than an address mode for IPv6 in a link
@@ -44,7 +44,7 @@ _IPV4 = nest(socket.AF_INET, nest(_INET_CONF, number(_ACCEPT_REDIRECTS, 0)))
 _IPV6 = nest(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, b"\1"))
 
 NO_LINK_LOCAL = nest(IFLA_AF_SPEC, _IPV6)
-"""Attributes of a link message: no IPv6 address that the kernel makes up when a carrier comes. A link must have IPv6 for it."""
+"""Attributes of a link message: the kernel generates no link-local address. Only a link with IPv6 takes them."""
 NO_REDIRECTS = nest(IFLA_AF_SPEC, _IPV4)
 """No IPv4 redirects."""
 NO_REDIRECTS_NOR_LINK_LOCAL = nest(IFLA_AF_SPEC, _IPV4, _IPV6)
@@ -54,8 +54,8 @@ NO_REDIRECTS_NOR_LINK_LOCAL = nest(IFLA_AF_SPEC, _IPV4, _IPV6)
 def refuse_routers(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
     """Switch off router advertisements and IPv6 redirects on a link (10 µs); a no-op where it has no IPv6.
 
-    That is so in a kernel without IPv6, and on a link of an MTU below 1280: one that is raised gets fresh settings, so this
-    comes after the MTU and before the link is up.
+    A link has no IPv6 in a kernel without it, and with an MTU below 1280. When such an MTU is raised the link gets fresh
+    settings, so call this after the MTU is set and before the link is up.
     """
     with suppress(ObjectMissing), kernel.entered(netns), doing(f"have {ifname} in {netns.label} take nothing from routers"):
         for name in _REFUSED6:
@@ -63,7 +63,7 @@ def refuse_routers(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
 
 
 def heard(link: LinkInfo) -> str | None:
-    """What a link of ours would take from routers, as a sentence; None when it takes nothing."""
+    """Say which sysctl lets a link of ours accept what routers send; None when it ignores all."""
     families = attributes_of(link.family_settings)
     ipv4 = attributes_of(families.get(socket.AF_INET, b"")).get(_INET_CONF, b"")
     ipv6 = attributes_of(families.get(socket.AF_INET6, b"")).get(_INET6_CONF, b"")
@@ -72,7 +72,7 @@ def heard(link: LinkInfo) -> str | None:
         (6, ipv6, _ACCEPT_RA6, "accept_ra"),
         (6, ipv6, _ACCEPT_REDIRECTS6, "accept_redirects"),
     ):
-        if len(values) >= 4 * (at + 1):  # else it has none of that version
+        if len(values) >= 4 * (at + 1):  # else the link has no settings of that version
             (value,) = struct.unpack_from("=i", values, 4 * at)
             if value:
                 return f"sysctl net/ipv{version}/conf/{link.ifname}/{name} is '{value}', not '0'"

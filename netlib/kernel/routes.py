@@ -1,4 +1,4 @@
-"""Routes: the ones we set, and the ones to keep clear of."""
+"""Routes: those that we set, and those that a new subnet must not overlap."""
 
 import errno
 import ipaddress
@@ -34,8 +34,8 @@ _NO_DESTINATION = {3, 4, 5}  # rtm_type: broadcast, anycast, multicast
 _SCOPE_LINK, _UNICAST = 253, 1
 _BY_KERNEL, _STATIC, _BY_ROUTER = 2, 4, 9  # rtm_protocol
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-# Nobody has a network of its own there: RFC 5737, RFC 3849.
-_ASIDE = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/64", "ff00::/8"))
+# Loopback, multicast and link-local addresses, which no subnet of ours has.
+_SPECIAL = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/64", "ff00::/8"))
 
 
 class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
@@ -80,7 +80,9 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
     @property
     def _metric(self) -> int:
-        return self._first_metric + (self.behind if self.destination.version == 6 else 0)  # with one they are used in turn
+        return self._first_metric + (
+            self.behind if self.destination.version == 6 else 0
+        )  # IPv6 uses routes of one metric in turn
 
     @property
     def _first_metric(self) -> int:
@@ -93,7 +95,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         return self.scope if self.scope is not None else 0 if self.gateway else _SCOPE_LINK
 
     def may_meet_others(self) -> bool:
-        """One that yields may: a route of somebody else with this destination stays, and comes first."""
+        """Yes for a route that yields: somebody else's route with this destination stays, and is used first."""
         return self.yields
 
     def observed(self, kernel: "Kernel") -> Self:
@@ -102,24 +104,24 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         first = self._first_metric
         last = first + (_MOST_BEHIND if self.destination.version == 6 else 0)
         routes = _routes(kernel.rtnl(self.netns), self.destination.version, self.table)
-        standing = [route.metric for route in routes if route.destination == self.destination and first <= route.metric <= last]
-        return replace(self, behind=max(standing) - first + 1 if standing else 0)
+        metrics = [route.metric for route in routes if route.destination == self.destination and first <= route.metric <= last]
+        return replace(self, behind=max(metrics) - first + 1 if metrics else 0)
 
     def is_taken(self, kernel: "Kernel") -> bool:
-        """Whether a route of this identity is there."""
+        """Whether the kernel has a route with this destination, metric and table."""
         return bool(self._same(kernel.rtnl(self.netns)))
 
     def coexisting(self, theirs: KernelObject, kernel: "Kernel") -> Self | None:
-        """One that yields is appended behind another interface's route, whether that is set by now or about to be."""
+        """Append a route that yields behind another interface's, whether that is set by now or about to be; None for others."""
         if not (self.yields and isinstance(theirs, RouteEntry) and theirs.ifname != self.ifname):
             return None
         found = self.observed(kernel)
         return found if theirs.behind or found.behind else replace(found, behind=1)
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Set it, in place of one to the same destination with the same metric; ObjectMissing when its link is not there.
+        """Set the route, replacing one with the same destination and metric; ObjectMissing when its link is missing.
 
-        One that yields does not take the place of another.
+        A route that yields is appended to those instead.
         """
         rtnl = kernel.rtnl(self.netns)
         index = rtnl.index(self.ifname)
@@ -129,7 +131,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
             self._order(rtnl, "append", _RTM_NEWROUTE, CREATE | APPEND, index)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Remove it if it still is as described here."""
+        """Remove the route if the kernel has it as described here."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             index = rtnl.index(self.ifname)
@@ -154,7 +156,7 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
         rtnl.order(f"{verb} route {self._name} on {self.ifname} in {self.netns.label}", (kind, flags, payload))
 
     def _same(self, rtnl: "Rtnl") -> list["_Found"]:
-        """The routes that have this one's identity (more than one: somebody made it multipath)."""
+        """The kernel's routes with this one's identity; several where somebody made it multipath."""
         found = _routes(rtnl, self.destination.version, self.table)
         return [route for route in found if route.destination == self.destination and route.metric == self._metric]
 
@@ -246,13 +248,13 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
 
 
 def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST, *, connected: bool = False) -> list[RouteEntry]:
-    """The routes of the main table by a link, gateways last; those that come with its addresses only if *connected*.
+    """The main table's routes over a link, those by a gateway last; with *connected* also those that the kernel made itself.
 
-    Not those that routers advertise, which come again by themselves, and not to link-local addresses.
+    Routes that routers advertise are left out, for they are advertised again, and so are those to link-local addresses.
     """
     rtnl = kernel.rtnl(netns)
     index = rtnl.index(ifname)
-    strange = (_BY_ROUTER,) if connected else (_BY_KERNEL, _BY_ROUTER)
+    left_out = (_BY_ROUTER,) if connected else (_BY_KERNEL, _BY_ROUTER)
     found = [
         RouteEntry(
             destination=route.destination,
@@ -268,22 +270,23 @@ def routes_by(kernel: "Kernel", ifname: str, netns: NetnsRef = HOST, *, connecte
         )
         for version in (4, 6)
         for route in _routes(rtnl, version, MAIN_TABLE)
-        if route.link == index and route.kind == _UNICAST and route.protocol not in strange
+        if route.link == index and route.kind == _UNICAST and route.protocol not in left_out
         if not route.destination.is_link_local
     ]
     return sorted(found, key=lambda route: route.gateway is not None)
 
 
 def tables_with_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> set[int]:
-    """The routing tables of *netns* that hold anything."""
+    """The routing tables of *netns* that hold a route."""
     rtnl = kernel.rtnl(netns)
     return {route.table for version in (4, 6) for route in _routes(rtnl, version)}
 
 
 class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
-    """A *route* that was there before us, taken away; at the removal it is set again, unless another one has its place.
+    """The absence of a *route* that was there before us. Removing this object sets it again, unless another has its place.
 
-    Nor when it is no longer possible, for its link is down or its source address has left: then it would have gone as well.
+    It is not set again either where that is impossible because its link is down or its source address is gone: the kernel would
+    have deleted it then.
     """
 
     route: RouteEntry
@@ -313,7 +316,7 @@ class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
         return None if missing else f"route {self.route.key.name} by {self.ifname} is there again"
 
     def remaining(self, other: KernelObject) -> KernelObject | None:
-        """All but the route itself."""
+        """*other*, or None for the removed route itself."""
         return None if other.key == self.route.key and is_on(other, self.ifname) else other
 
     def commands(self) -> Iterable[str]:
@@ -322,7 +325,7 @@ class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
 
 
 def default_route_link(kernel: "Kernel", netns: NetnsRef = HOST) -> str:
-    """The link that the default route of *netns* goes by, that of IPv4 first; "" where there is none."""
+    """The link of the default route of *netns*, of IPv4 if it has one; "" where there is none."""
     rtnl = kernel.rtnl(netns)
     for version in (4, 6):
         routes = [route for route in _routes(rtnl, version, MAIN_TABLE) if not route.destination.prefixlen and route.link]
@@ -335,8 +338,8 @@ def default_route_link(kernel: "Kernel", netns: NetnsRef = HOST) -> str:
 def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") -> list[IPNetwork]:
     """Every destination in every table of *netns*, once: what a new subnet must not overlap.
 
-    Without default routes, also those in halves (0.0.0.0/1 and 128.0.0.0/1, as VPNs set them), multicast, broadcast,
-    loopback and link-local ones, and what is on the link *besides* itself. Blackholes and the like count.
+    Left out are default routes, also in halves (0.0.0.0/1 and 128.0.0.0/1, as VPNs set them), multicast, broadcast, loopback
+    and link-local ones, and subnets on the link *besides*. Blackhole routes and the like count.
     """
     rtnl = kernel.rtnl(netns)
     link = rtnl.find_link(besides) if besides else None
@@ -346,11 +349,11 @@ def host_routes(kernel: "Kernel", netns: NetnsRef = HOST, *, besides: str = "") 
         if link is None or route.link != link.index or route.gateway is not None
     ]
     found = {route.destination for route in routes if route.kind not in _NO_DESTINATION and route.destination.prefixlen > 1}
-    return [network for network in found if not any(_within(network, aside) for aside in _ASIDE)]
+    return [network for network in found if not any(_within(network, special) for special in _SPECIAL)]
 
 
 def route_link(kernel: "Kernel", address: IPAddress, netns: NetnsRef = HOST) -> str | None:
-    """The link by which *netns* sends to *address*, None where it has no way to it."""
+    """The link by which *netns* sends to *address*, None where it has no route to it."""
     question = _RTMSG.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     rtnl = kernel.rtnl(netns)
     try:
@@ -358,9 +361,9 @@ def route_link(kernel: "Kernel", address: IPAddress, netns: NetnsRef = HOST) -> 
             _, found = rtnl.plain.get(_RTM_GETROUTE, question, attribute(_RTA_DST, address.packed))
             with kernel.entered(netns):
                 return socket.if_indextoname(_number(found.get(_RTA_OIF)))
-    except KernelError:  # unreachable, or the link went meanwhile
+    except KernelError:  # unreachable, or the link was deleted meanwhile
         return None
 
 
-def _within(network: Any, aside: Any) -> bool:
-    return network.version == aside.version and bool(network.subnet_of(aside))
+def _within(network: Any, other: Any) -> bool:
+    return network.version == other.version and bool(network.subnet_of(other))

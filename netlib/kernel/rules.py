@@ -1,4 +1,4 @@
-"""Rules of policy routing: which table answers for which packets."""
+"""Rules of policy routing: which packets use which routing table."""
 
 import errno
 import ipaddress
@@ -25,16 +25,16 @@ _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 1, 
 _HEADER = struct.Struct("=BBBBBxxBI")  # fib_rule_hdr: family, dst_len, src_len, tos, table, action, flags
 _TO_TABLE, _STATIC, _DETACHED = 1, 4, 0x8  # FIB_RULE_IIF_DETACHED: no such link now
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-_SAID = {_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE}
-# What the kernel tells of any rule, and says nothing: FRA_SUPPRESS_PREFIXLEN (-1), FRA_PROTOCOL, FRA_PAD.
-_SILENT = {14: b"\xff\xff\xff\xff", 18: None, _FRA_PROTOCOL: None}
+_COMPARED = {_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_TABLE}
+# Attributes of every rule that select nothing: FRA_SUPPRESS_PREFIXLEN (-1), FRA_PROTOCOL, FRA_PAD.
+_WITHOUT_MEANING = {14: b"\xff\xff\xff\xff", 18: None, _FRA_PROTOCOL: None}
 
 
 class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
-    """Have *table* asked for packets *source*, *destination* and *iif* (each None or "": any) fit; all of it is identity.
+    """Packets that match *source*, *destination* and *iif* (None and "" match any) use *table*; all fields are identity.
 
-    *priority* 0 leaves the place to the kernel: before the rules that are there, but for the first. One that was there before
-    us is *adopted*, and stays.
+    *priority* 0 leaves the place to the kernel: before all existing rules but the first. An *adopted* rule was there before us
+    and is never deleted.
     """
 
     observations = ("adopted",)
@@ -62,7 +62,7 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
         return replace(self, adopted=self._is_there(kernel))
 
     def ensure(self, kernel: "Kernel") -> None:
-        if self.priority == 0 and self._is_there(kernel):  # else the kernel takes it once more, at another place
+        if self.priority == 0 and self._is_there(kernel):  # the kernel would add it again, with another priority
             return
         self._order(kernel, "add", _RTM_NEWRULE, CREATE | EXCLUSIVE, errno.EEXIST)
 
@@ -70,7 +70,7 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
         if self.adopted:
             return
         with suppress(ObjectMissing):
-            if self._is_there(kernel):  # the kernel deletes by what is asked for, and would take one that says more
+            if self._is_there(kernel):  # the kernel would delete a rule with further selectors as well
                 self._order(kernel, "delete", _RTM_DELRULE, 0, errno.ENOENT)
 
     def _order(self, kernel: "Kernel", verb: str, kind: int, flags: int, already: int) -> None:
@@ -84,7 +84,7 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
             payload += text(_FRA_IIFNAME, self.iif)
         if self.priority:
             payload += number(_FRA_PRIORITY, self.priority)
-        if kind == _RTM_NEWRULE:  # the kernel would delete only a rule that says the same
+        if kind == _RTM_NEWRULE:  # a deletion would have to name the rule's own
             payload += attribute(_FRA_PROTOCOL, bytes([_STATIC]))
         try:
             kernel.rtnl(self.netns).order(f"{verb} rule {self._text} in {self.netns.label}", (kind, flags, payload))
@@ -100,7 +100,7 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
         family, destination, source, tos, _, action, flags = _HEADER.unpack(header)
         if (family, tos, action, flags & ~_DETACHED) != (_FAMILY[self.family], 0, _TO_TABLE, 0):
             return False
-        if any(kind not in _SAID and _SILENT.get(kind, b"") not in (None, value) for kind, value in found.items()):
+        if any(kind not in _COMPARED and _WITHOUT_MEANING.get(kind, b"") not in (None, value) for kind, value in found.items()):
             return False
         wanted = [(_FRA_DST, destination, self.destination), (_FRA_SRC, source, self.source)]
         return (
@@ -121,19 +121,19 @@ class PolicyRule(KernelObject, frozen=True, kw_only=True, tag="policy_rule"):
 
 
 def rules_from(kernel: "Kernel", sources: Collection[IPAddress], netns: NetnsRef = HOST) -> list[PolicyRule]:
-    """The rules that have a table asked for what comes from one of *sources* alone."""
+    """The rules that select packets from one of *sources*, and from no other address."""
     found = (rule for family in (4, 6) for rule in _rules(kernel, family, netns))
     wanted = {ipaddress.ip_network(source) for source in sources}
     return [rule for rule in found if rule.source in wanted]
 
 
 def tables_of_rules(kernel: "Kernel", netns: NetnsRef = HOST) -> set[int]:
-    """The routing tables that rules lead to."""
+    """The routing tables that rules select."""
     return {rule.table for family in (4, 6) for rule in _rules(kernel, family, netns)}
 
 
 def _rules(kernel: "Kernel", family: int, netns: NetnsRef) -> Iterator[PolicyRule]:
-    """Every rule of a family, of what it says that by which we tell rules apart."""
+    """Every rule of a family, with the fields that identify it."""
     for header, found in kernel.rtnl(netns).dump(_RTM_GETRULE, _HEADER.pack(_FAMILY[family], 0, 0, 0, 0, 0, 0)):
         kind, destination, source, *_ = _HEADER.unpack(header)
         if kind == _FAMILY[family]:  # a kernel without IPv6 answers for all families

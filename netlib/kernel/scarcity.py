@@ -1,6 +1,6 @@
-"""A host that has run out of something: failures of every kind that mean it, told apart from all others, in one sentence.
+"""A host without memory or processes left: the failures that mean it are told from all others, and said in one sentence.
 
-One rule: what is scarce is named with the limit that may be meant, for a control group or a user may have less than the host.
+One rule: the sentence names the limits that may be the cause, for a control group or a user may have less than the host.
 """
 
 import errno
@@ -22,12 +22,14 @@ NO_PROCESS = (
 
 
 _NO_THREAD = "can't start new thread"  # Python has no class and no number for it
-_NO_EXCEPTION = "error return without exception set"  # the interpreter lacks the memory for its own one; others are defects
-_NO_MAPPING = "failed to map segment"  # nor the dynamic linker for a library that memory is lacking for
+_NO_EXCEPTION = (
+    "error return without exception set"  # the interpreter had no memory to make an exception; other SystemErrors are defects
+)
+_NO_MAPPING = "failed to map segment"  # by the dynamic linker, without memory for a library
 
 
 def exhaustion(error: BaseException) -> HostExhausted | None:
-    """What *error* says of the host; None for one that has another reason."""
+    """HostExhausted for an *error* that means too little memory or too few processes; None for any other."""
     if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
         return HostExhausted(NO_MEMORY)
     if isinstance(error, SystemError) and str(error) == _NO_EXCEPTION:
@@ -38,7 +40,7 @@ def exhaustion(error: BaseException) -> HostExhausted | None:
         return None
     if error.errno == errno.ENOMEM:
         return HostExhausted(NO_MEMORY)
-    # Of what may be tried again later, only a full output that does not block says how much of it was written.
+    # EAGAIN is a limit of processes, unless it says how much was written: that is a non-blocking output which is full.
     if error.errno == errno.EAGAIN and not hasattr(error, "characters_written"):
         return HostExhausted(NO_PROCESS)
     return None
@@ -46,7 +48,7 @@ def exhaustion(error: BaseException) -> HostExhausted | None:
 
 @contextmanager
 def translated_scarcity() -> Iterator[None]:
-    """Raise HostExhausted for what the block raises because the host has run out of something."""
+    """Raise HostExhausted in the place of an error by which the host lacks memory or processes."""
     try:
         yield
     except Exception as error:

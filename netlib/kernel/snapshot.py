@@ -1,6 +1,6 @@
-"""What a netns holds, as plain text by name: to see that nothing is left, and what somebody changed.
+"""What a netns holds, as plain text by name: to find what is left over, and what somebody changed.
 
-Nothing in it moves by itself: no counters, handles, ifindexes, lifetimes. Two snapshots of an unchanged netns are equal.
+A snapshot has nothing that changes by itself: no counters, handles, ifindexes, lifetimes. Two of an unchanged netns are equal.
 """
 
 import json
@@ -25,13 +25,13 @@ _LINK_SYSCTLS = (
     *(("ipv4", name) for name in ("route_localnet", "promote_secondaries")),
     *(("ipv6", name) for name in ("accept_ra", "forwarding", "disable_ipv6", "keep_addr_on_down")),
 )
-_MOVING = {"handle", "metainfo", "counter"}
+_VOLATILE = {"handle", "metainfo", "counter"}
 _IPV6, _LOCAL_TABLE, _BY_KERNEL = 10, 255, 2
 _CLONED = 0x200  # RTM_F_CLONED: a cached path, no route
 
 
 def snapshot(netns: NetnsRef = HOST) -> Snapshot:
-    """Look at everything in *netns*; FeatureMissing without the ``nft`` command."""
+    """Take a snapshot of *netns*; FeatureMissing without the ``nft`` command."""
     with Kernel() as kernel:
         raw = kernel.rtnl(netns).raw
         with doing(f"look at {netns.label}"):
@@ -48,7 +48,7 @@ def snapshot(netns: NetnsRef = HOST) -> Snapshot:
 
 
 def differences(before: Snapshot, after: Snapshot) -> list[str]:
-    """What turned *before* into *after*, a line each: ``links: + veth1 …``, ``- …`` or ``routes: default4: … → …``."""
+    """The differences between two snapshots, a line each: ``links: + veth1 …``, ``- …`` or ``routes: default4: … → …``."""
     lines = []
     for section in sorted({*before, *after}):
         old, new = before.get(section, {}), after.get(section, {})
@@ -79,7 +79,7 @@ def _address(address: Any, names: dict[int, str]) -> tuple[str, str]:
 
 
 def _is_derived(route: Any) -> bool:
-    """Whether the kernel makes it up from an address: a moment after it, for IPv6, so that two looks would differ."""
+    """Whether the kernel derives *route* from an address. For IPv6 it does so a moment later: two snapshots would differ."""
     is_cached = bool(route["flags"] & _CLONED)
     return is_cached or (route["family"] == _IPV6 and route.get("RTA_TABLE") == _LOCAL_TABLE and route["proto"] == _BY_KERNEL)
 
@@ -120,18 +120,18 @@ def _ruleset(kernel: Kernel, netns: NetnsRef) -> Iterator[tuple[str, str]]:
         if kind == "rule":
             places[place] = places.get(place, 0) + 1
             place += f" #{places[place]}"
-        yield f"{kind} {place}", json.dumps(_still(body), sort_keys=True)
+        yield f"{kind} {place}", json.dumps(_stable(body), sort_keys=True)
 
 
-def _still(body: Any) -> Any:
-    """Without what moves, and sets in one order: the kernel lists them as they hash."""
+def _stable(body: Any) -> Any:
+    """*body* without volatile values, and with its sets sorted: the kernel lists them by hash."""
     if isinstance(body, dict):
-        still = {key: _still(value) for key, value in body.items() if key not in _MOVING}
-        if isinstance(still.get("elem"), list):
-            still["elem"].sort(key=lambda element: json.dumps(element, sort_keys=True))
-        return still
+        stable = {key: _stable(value) for key, value in body.items() if key not in _VOLATILE}
+        if isinstance(stable.get("elem"), list):
+            stable["elem"].sort(key=lambda element: json.dumps(element, sort_keys=True))
+        return stable
     if isinstance(body, list):
-        return [_still(value) for value in body]
+        return [_stable(value) for value in body]
     return body
 
 

@@ -1,6 +1,6 @@
-"""Host ports of this thread's netns: holding them, seeing who holds them, choosing free ones.
+"""Host ports of this thread's netns: holding them, naming their holders, choosing free ones.
 
-A held port is bound and never listened on: nobody else can take it, and what the firewall forwards never reaches it.
+A held port is bound and never listened on: nobody else can bind it, and packets that the firewall forwards never reach it.
 """
 
 import errno
@@ -28,10 +28,10 @@ _SYSCTL = Path("/proc/sys/net/ipv4")
 
 
 def hold_port(mapping: PortMapping) -> socket.socket:
-    """Bind the host port of *mapping* and return the socket: close it to let the port go.
+    """Bind the host port of *mapping* and return the socket: closing it frees the port.
 
-    Without a host address that is every address of both families. Raises PortTaken naming the holder, ConfigError when the
-    host does not have the address, NotPermitted for a port below ip_unprivileged_port_start without root.
+    Without a host address the port is bound on every address of both families. Raises PortTaken naming the holder, ConfigError
+    when the host does not have the address, NotPermitted for a port below ip_unprivileged_port_start without root.
     """
     try:
         return _bound(mapping, past_connections=False)
@@ -48,7 +48,7 @@ def hold_port(mapping: PortMapping) -> socket.socket:
 
 
 def probe_port(mapping: PortMapping) -> None:
-    """Raise what :func:`hold_port` would raise; nothing stays held."""
+    """Raise what :func:`hold_port` would raise, and hold nothing."""
     hold_port(mapping).close()
 
 
@@ -59,7 +59,7 @@ class _PortFacts(TypedDict):
 
 
 def port_facts(mapping: PortMapping) -> _PortFacts:
-    """What a PortTaken says of *mapping*'s place on the host."""
+    """The fields of a PortTaken for the host port of *mapping*."""
     return {"port": mapping.host_port, "protocol": str(mapping.protocol), "host_ip": str(mapping.host_ip or "")}
 
 
@@ -79,7 +79,7 @@ def free_port(protocol: Protocol, host_ip: IPAddress | None, candidates: Iterabl
 def port_candidates(first: int, last: int) -> Sequence[int]:
     """The host ports to try, in order, for a request from *first* to *last*; both 0: the ephemeral ones from a random one on.
 
-    Starting anywhere keeps two requests at once, and a port just given back, from meeting.
+    With a random start two requests at once try different ports, and a port that was just freed is not taken again at once.
     """
     if first:
         return range(first, last + 1)
@@ -133,7 +133,7 @@ def _bound(mapping: PortMapping, *, past_connections: bool) -> socket.socket:
         if past_connections:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
         held.bind((str(host_ip or ("::" if family == socket.AF_INET6 else "0.0.0.0")), mapping.host_port))
-        if past_connections:  # with the option still set, a server that sets it too (nearly all do) could listen beside us
+        if past_connections:  # else a server that sets the option too (nearly all do) could listen beside us
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
     except OSError:
         held.close()
@@ -156,7 +156,7 @@ def _refusal(mapping: PortMapping, error: OSError) -> NetlibError:
 
 
 def _socket_inodes(protocol: Protocol, port: int, host_ip: IPAddress | None) -> list[int]:
-    """Inodes of the sockets on *port* that clash with *host_ip*, listening ones first; one that nobody has open has none."""
+    """Inodes of the sockets on *port* that clash with *host_ip*, listening ones first; a socket without a process has none."""
     from pyroute2 import DiagSocket  # heavy, and only wanted for an error message
 
     def on_port(diag: DiagSocket, states: int) -> list[int]:

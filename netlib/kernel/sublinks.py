@@ -1,8 +1,8 @@
 """Links that are made by one request, most of them on a parent: macvlan, ipvlan, 802.1Q VLAN, dummy, ifb.
 
-A link may be in another netns than its parent. Up to Linux 6.14 the kernel makes it beside the parent first and moves it then,
-and a link of that name there, as a host's eth0 is, would be in the way: so it is made under a name that nobody has, and the
-second request, in its own netns, gives it its own one together with the tag.
+A link may be in another netns than its parent. Up to Linux 6.14 the kernel makes it in the parent's netns and then moves it,
+which fails when a link there has the same name, such as the host's eth0. So it is made under a temporary name that no other
+link has, and a second request, in its own netns, sets its name together with the tag.
 """
 
 import errno
@@ -38,7 +38,7 @@ from netlib.kernel.links import (
     link_drift,
     may_have_ipv6,
     not_ours,
-    refusals,
+    router_refusal_commands,
     tag_attributes,
     without_link_local,
 )
@@ -61,13 +61,13 @@ _IPVLAN_KINDS = {"bridge": 0, "private": 1, "vepa": 2}
 _VLAN_ID = 1
 
 Settings = tuple[tuple[int, str, bytes, str], ...]
-"""What a kind of link has besides: number and name of each attribute, its value, and that value in words."""
+"""The settings of a kind of link: for each its attribute's number, its name, its value, and the value in ip(8)'s words."""
 
 
 class MadeLink(KernelObject, frozen=True, kw_only=True):
-    """What the kinds have in common: *ifname* with *mac* and *mtu* ("" and 0: the kernel's), *up* if nobody else brings it up.
+    """What the kinds have in common: *ifname* with *mac* and *mtu* ("" and 0: the kernel's), *up* if it is set up here.
 
-    On the host such a one takes nothing from routers.
+    A link of the host that is set up here ignores what routers send.
     """
 
     kind: ClassVar[str]
@@ -92,22 +92,22 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
 
     @property
     def _settings(self) -> Settings:
-        """What the kind has of its own, in the order of ip(8)."""
+        """The settings of the kind, in the order of ip(8)."""
         return ()
 
     @property
     def _fixed(self) -> frozenset[int]:
-        """Those of them that a living link cannot change."""
+        """The attribute numbers of settings that an existing link cannot change."""
         return frozenset()
 
     def holds_outside(self) -> bool:
-        """A slot on a parent in another netns."""
+        """Yes for a link whose parent is in another netns, where it occupies a slot."""
         return self._parent is not None and self._parent[0].path != self.netns.path
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make it, or change a standing one live; one on another parent, or with what cannot be changed, is made anew.
+        """Make the link, or change an existing one; replace one that is on another parent or has other fixed settings.
 
-        Raises AlreadyExists when the name is a link's that is not ours, ObjectMissing without the parent.
+        Raises AlreadyExists when a link that is not ours has the name, ObjectMissing without the parent.
         """
         rtnl = kernel.rtnl(self.netns)
         link = rtnl.find_link(self.ifname)
@@ -132,22 +132,22 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
             more += number(IFLA_LINK, maker.index(parent))
             if home.path != self.netns.path:
                 more += number(IFLA_NET_NS_FD, kernel.netns_fd(self.netns))
-                ifname = self._passing_name
+                ifname = self._temporary_name
         data = self._data([(kind, value) for kind, _, value, _ in self._settings])
         action = f"{self.kind} {self.ifname} in {self.netns.label}"
         if not create_link(maker, action, ifname, self.kind, more, data):
-            self._remove_named(rtnl, self._passing_name)  # a crash left it there
+            self._remove_named(rtnl, self._temporary_name)  # left by a crash
             if not create_link(maker, action, ifname, self.kind, more, data):
-                raise self._meanwhile
+                raise self._made_meanwhile
         try:
             self._finish(kernel, rtnl, ifname, text(IFLA_IFNAME, self.ifname))
         except KernelError as error:
             if error.errno != errno.EEXIST:
                 raise
-            raise self._meanwhile from error
+            raise self._made_meanwhile from error
 
     @property
-    def _meanwhile(self) -> AlreadyExists:
+    def _made_meanwhile(self) -> AlreadyExists:
         return AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
 
     def _finish(self, kernel: "Kernel", rtnl: "Rtnl", ifname: str, more: bytes) -> None:
@@ -156,10 +156,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         rtnl.order(action, (RTM_NEWLINK, 0, payload))
         if self._serves_host:
             refuse_routers(kernel, self.netns, self.ifname)
-        if self.up:  # in one message it would be up before all that is so
-            told = host_end(self.mtu) if self._serves_host else without_link_local(self.mtu)
+        if self.up:  # by a message of its own: the kernel sets a link up before the attributes of the same message
+            refused = host_end(self.mtu) if self._serves_host else without_link_local(self.mtu)
             up = link_header(index, IFF_UP, IFF_UP)
-            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index) + told), (RTM_NEWLINK, 0, up))
+            rtnl.order(action, (RTM_NEWLINK, 0, link_header(index) + refused), (RTM_NEWLINK, 0, up))
 
     @staticmethod
     def _data(settings: Iterable[tuple[int, bytes]]) -> bytes:
@@ -167,12 +167,12 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         return nest(INFO_DATA, *attributes) if attributes else b""
 
     @property
-    def _passing_name(self) -> str:
-        """What it is called on its way into its netns: always the same, so that what a crash left there is found."""
+    def _temporary_name(self) -> str:
+        """The link's name until it has its own; always the same, so that a link which a crash left is found."""
         return "nl" + hashlib.sha256(f"{self.netns.path} {self.netns.identity} {self.ifname}".encode()).hexdigest()[:12]
 
     def _can_become(self, kernel: "Kernel", link: LinkInfo) -> bool:
-        """Whether a standing link is on the right parent and has what cannot be changed."""
+        """Whether an existing link is on the right parent and has the right fixed settings."""
         return self._is_on_parent(kernel, link) and all(
             link.data.get(kind) == value for kind, _, value, _ in self._settings if kind in self._fixed
         )
@@ -188,10 +188,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         return link.peer_nsid is not None and link.peer_nsid == netns_number(kernel, self.netns, home)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Delete it if it is ours, also where a crash left it on its way."""
+        """Delete the link if it is ours, also under the temporary name that a crash may have left it with."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
-            for ifname in (self.ifname, self._passing_name):
+            for ifname in (self.ifname, self._temporary_name):
                 self._remove_named(rtnl, ifname)
 
     def _remove_named(self, rtnl: "Rtnl", ifname: str) -> None:
@@ -228,14 +228,14 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         mac = f" address {self.mac}" if self.mac else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         moved = home.path != self.netns.path
-        first = self._passing_name if moved else self.ifname
+        first = self._temporary_name if moved else self.ifname
         where = f" netns {self.netns.label}" if moved else ""
         yield command_in(home, f"ip link add{on} name {first}{mac}{mtu}{where} type {self.kind}{self._words}")
         if moved:
             yield command_in(self.netns, f"ip link set {first} name {self.ifname}")
         if self.up:
             if self._serves_host:
-                yield from refusals(self.netns, self.ifname, self.mtu)
+                yield from router_refusal_commands(self.netns, self.ifname, self.mtu)
             if may_have_ipv6(self.mtu):
                 yield command_in(self.netns, f"ip link set {self.ifname} addrgenmode none")
             yield command_in(self.netns, f"ip link set {self.ifname} up")
@@ -246,9 +246,10 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
 
 
 class Macvlan(MadeLink, frozen=True, kw_only=True, tag="macvlan"):
-    """A macvlan link: its own MAC address on the LAN of *parent*, which is in *parent_netns*.
+    """A macvlan link, with its own MAC address on the LAN of *parent*, which is in *parent_netns*.
 
-    *bcqueuelen* is how many broadcasts may wait (0: the kernel's 1,000). ``passthru`` takes the parent alone, and its address.
+    *bcqueuelen* is how many broadcasts may wait (0: the kernel's 1,000). A ``passthru`` link is
+    the only one on its parent, and has its MAC address.
     """
 
     kind = "macvlan"
@@ -271,12 +272,12 @@ class Macvlan(MadeLink, frozen=True, kw_only=True, tag="macvlan"):
 
     def _can_become(self, kernel: "Kernel", link: LinkInfo) -> bool:
         passthru = struct.pack("=I", _MACVLAN_MODES["passthru"])
-        is_kept = (link.data.get(_MACVLAN_MODE) == passthru) == (self.mode == "passthru")  # no way into it or out of it
+        is_kept = (link.data.get(_MACVLAN_MODE) == passthru) == (self.mode == "passthru")  # no link changes to or from it
         return is_kept and super()._can_become(kernel, link)
 
 
 class Ipvlan(MadeLink, frozen=True, kw_only=True, tag="ipvlan"):
-    """An ipvlan link: addresses of its own, the MAC address of *parent*. Mode and flag are those of every one on a parent."""
+    """An ipvlan link, with the MAC address of *parent*. All ipvlan links on a parent have the same mode and flag."""
 
     kind = "ipvlan"
     batch = "outward"
@@ -361,8 +362,8 @@ class Vlan(AdoptableLink, frozen=True, kw_only=True, tag="vlan"):
         return frozenset({_VLAN_ID})
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Adopt one that may stand; ConfigError when there is neither that nor its parent."""
-        with suppress(ObjectMissing):  # the netns is not there yet
+        """Adopt an existing link with *may_stand*; ConfigError when neither that nor its parent exists."""
+        with suppress(ObjectMissing):  # the netns is yet to be made
             link = kernel.rtnl(self.netns).find_link(self.ifname)
             if self.may_stand and link is not None and not is_ours(link, self.kind):
                 return replace(self, adopted=True)
@@ -381,13 +382,13 @@ class Dummy(MadeLink, frozen=True, kw_only=True, tag="dummy"):
 
 
 class Ifb(MadeLink, frozen=True, kw_only=True, tag="ifb"):
-    """A link that what another one receives is sent through, to be shaped (:mod:`netlib.kernel.qdiscs`)."""
+    """An ifb link: what another link receives is redirected through it to be shaped (:mod:`netlib.kernel.qdiscs`)."""
 
     kind = "ifb"
 
 
 def netns_number(kernel: "Kernel", where: NetnsRef, other: NetnsRef) -> int | None:
-    """The number by which *where* calls the netns *other* in netlink messages; None when it knows it not."""
+    """The number that the netns *where* has for *other* in netlink messages; None when it has none."""
     with doing(f"look up network namespace {other.label} in {where.label}"):
         header = struct.pack("=Bxxx", 0)
         _, found = kernel.rtnl(where).plain.get(_RTM_GETNSID, header, number(_NSA_FD, kernel.netns_fd(other)))

@@ -31,7 +31,7 @@ _RTM_GETROUTE, _PROTOCOL_RA, _RTA_OIF = 26, 9, 4
 
 @lru_cache(maxsize=4096)  # it is part of a key: a connect asks some thirty times
 def sysctl_path(name: str) -> str:
-    """The path of a setting below ``/proc/sys``; ConfigError when *name* leads elsewhere."""
+    """The path of a setting below ``/proc/sys``; ConfigError when *name* is no such path."""
     dot, slash = name.find("."), name.find("/")
     path = name.translate(_SWAP) if dot >= 0 and (slash < 0 or dot < slash) else name
     if not all(part not in ("", ".", "..") for part in path.split("/")):
@@ -40,12 +40,12 @@ def sysctl_path(name: str) -> str:
 
 
 def sysctl_name(path: str) -> str:
-    """A setting as people name it: ``net.ipv4.ip_forward`` for that path; dots in the name of a link are slashes then."""
+    """The name of a setting in dots, ``net.ipv4.ip_forward``; a dot in the name of a link is a slash there."""
     return path.translate(_SWAP)
 
 
 def asked_sysctls(asked: Mapping[str, str]) -> dict[str, str]:
-    """What a netns of ours may be asked to have, by path; ConfigError for anything but ``net.*``, in Docker's words."""
+    """The sysctls that a user asks for in a netns of ours, by path; ConfigError for all but ``net.*``, in Docker's words."""
     found: dict[str, str] = {}
     for name, value in asked.items():
         path = sysctl_path(name)
@@ -59,7 +59,7 @@ def asked_sysctls(asked: Mapping[str, str]) -> dict[str, str]:
 
 
 def sysctl_ifname(path: str) -> str | None:
-    """The link that a setting is of, and vanishes with; None for all others."""
+    """The link that a setting belongs to and vanishes with; None for other settings."""
     _, _, kind, place, *_ = (*path.split("/"), "", "", "")
     return place if kind in ("conf", "neigh") and place not in ("all", "default") else None
 
@@ -99,9 +99,9 @@ def write_here(path: str, value: str) -> None:
 
 
 class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
-    """One setting. *prior* is what it was before the first holder came; the last one writes it back.
+    """One setting. *prior* is its value before a record first set it; the last record that holds it restores that value.
 
-    An *optional* one is let be where it does not exist: a kernel without IPv6 needs none switched off.
+    An *optional* one may not exist: a kernel without IPv6 needs none switched off.
     """
 
     observations = ("prior",)
@@ -139,7 +139,7 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
                 raise
 
     def remove(self, kernel: "Kernel") -> None:
-        """Write the prior value back, unless somebody has changed ours meanwhile; a setting that is gone is done."""
+        """Restore the prior value, unless somebody has changed ours meanwhile; a no-op where the setting no longer exists."""
         if self.prior in (None, self._wanted):
             return
         if read_sysctl(kernel, self.netns, self.name) == self._wanted:
@@ -162,11 +162,11 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
 
 
 class RouterAdvertisements(KernelObject, frozen=True, kw_only=True, tag="router_advertisements"):
-    """Links that go on learning routes from their router while this host forwards IPv6 itself.
+    """Links that keep learning routes by router advertisements while this host forwards IPv6 itself.
 
     A plan that sets ``net/ipv6/conf/all/forwarding`` has it right before: with ``accept_ra=1``, the default, the kernel
-    stops listening to routers once it forwards (``Documentation/networking/ip-sysctl.rst``); 2 means "even so".
-    *ifnames* are the links that have a route learnt so and ``accept_ra=1``, observed once.
+    ignores router advertisements once it forwards (``Documentation/networking/ip-sysctl.rst``); with 2 it does not.
+    *ifnames*, observed once, are the links with ``accept_ra=1`` that have a route from an advertisement.
     """
 
     observations = ("ifnames",)

@@ -1,4 +1,4 @@
-"""tap devices: links whose other end is a program (a virtual machine), kept while none has them open."""
+"""tap devices: links that a program such as a virtual machine opens; ours stay while no program has them open."""
 
 import fcntl
 import os
@@ -16,8 +16,8 @@ from netlib.kernel.links import (
     link_attributes,
     link_drift,
     not_ours,
-    refusals,
     remove_link,
+    router_refusal_commands,
     set_link,
     tag_attributes,
 )
@@ -37,9 +37,9 @@ _TAP = 2
 
 
 class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
-    """A persistent tap device, which *owner* and members of *group* (ids; None: root alone) may open; *multi_queue*: often.
+    """A persistent tap device, which *owner* and members of *group* (ids; None: root alone) may open.
 
-    On the host it takes nothing from routers.
+    With *multi_queue* it can be open several times at once. On the host it ignores what routers send.
     """
 
     ifname: str
@@ -54,9 +54,9 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
         return Key("link", self.netns.path, self.ifname)
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make it, or change MAC and MTU of a standing one; one that differs otherwise is made anew.
+        """Make the device, or change MAC address and MTU of an existing one; replace one that differs otherwise.
 
-        Raises AlreadyExists when the name is a link's that is not ours.
+        Raises AlreadyExists when a link that is not ours has the name.
         """
         rtnl = kernel.rtnl(self.netns)
         link = rtnl.find_link(self.ifname)
@@ -71,7 +71,7 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
             self._finish(kernel)
 
     def _create(self, kernel: "Kernel") -> None:
-        """It lives only as long as the descriptor until it is persistent, the last step: a crash before leaves nothing."""
+        """Make the device. Only the last step makes it persist: until then it vanishes with the descriptor and in a crash."""
         flags = _IFF_TAP | _IFF_NO_PI | (_IFF_MULTI_QUEUE if self.multi_queue else 0)
         with kernel.entered(self.netns), doing(f"create tap device {self.ifname} in {self.netns.label}"):
             fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
@@ -101,7 +101,7 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
         return other is not self and other.netns.path == self.netns.path and is_on(other, self.ifname)
 
     def _differs(self, link: LinkInfo) -> str:
-        """In what a tap device of that name is another one, or ""."""
+        """How an existing device differs in what cannot be changed, or ""."""
         if link.data.get(_TYPE) != bytes([_TAP]):
             return "is a tun device"
         if link.data.get(_MULTI_QUEUE) != bytes([self.multi_queue]):
@@ -109,7 +109,7 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
         for kind, word, wanted in ((_OWNER, "owner", self.owner), (_GROUP, "group", self.group)):
             if link.data.get(kind) != (None if wanted is None else struct.pack("=I", wanted)):
                 return f"has another {word} than {'none' if wanted is None else wanted}"
-        return "" if link.data.get(_PERSIST) == b"\1" else "goes when its program ends"
+        return "" if link.data.get(_PERSIST) == b"\1" else "vanishes when its program ends"
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:
@@ -134,4 +134,4 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
             mtu = f" mtu {self.mtu}" if self.mtu else ""
             yield command_in(self.netns, f"ip link set {self.ifname}{mac}{mtu}")
         if self.netns.is_host:
-            yield from refusals(self.netns, self.ifname, self.mtu)
+            yield from router_refusal_commands(self.netns, self.ifname, self.mtu)

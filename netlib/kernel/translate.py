@@ -1,4 +1,4 @@
-"""errno to netlib's errors, once: every call into a library or a system call stands inside ``doing("create veth pair …")``."""
+"""errno to netlib's errors, once: every system call and call of a library is made inside ``doing("create veth pair …")``."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
 
 
 class doing:  # noqa: N801 - it is used like a function: with doing("create veth pair …")
-    """Translate what a library or the kernel raises inside; *action* is a verb phrase that names the thing.
+    """Translate errors of libraries and of the kernel in the block; *action* is a verb phrase that names the thing.
 
     A connect enters fifty of them: 0.3 µs each, 1.4 as a generator.
     """

@@ -1,4 +1,4 @@
-"""Single settings of what is somebody else's, or another record's, each with the value it had before: of links, and sysctls."""
+"""Single settings of links that belong to somebody else or to another record, and sysctls; each with its former value."""
 
 import errno
 from collections.abc import Iterable
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 _FLAGS = {"promisc": IFF_PROMISC, "allmulti": IFF_ALLMULTI}
-_UNSET: dict[str, str | int] = {"mac": "", "mtu": 0}  # what says that a link's object leaves it to others
+_UNSET: dict[str, str | int] = {"mac": "", "mtu": 0}  # values by which the object of a link leaves the setting to others
 _WORDS = {"mac": "address", "mtu": "mtu", "txqlen": "txqueuelen", "promisc": "promisc", "allmulti": "allmulticast"}
 _WORDS["vlan_filtering"] = "type bridge vlan_filtering"
-_SWITCH = {"on": "1", "off": "0"}  # as ip(8) has it for what only a kind of link has
+_SWITCH = {"on": "1", "off": "0"}  # ip(8)'s words for settings of one kind of link
 
 
 class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
     """One attribute of a link: ``mac``, ``mtu``, ``txqlen`` (decimal), ``promisc`` or ``allmulti`` (``on`` or ``off``).
 
-    Of a bridge also ``vlan_filtering`` : whether it keeps its ports' VLANs (:mod:`netlib.kernel.vlans`) apart.
-    *prior* is what it was before the first holder came; the last one gives it back, unless somebody has changed ours meanwhile.
+    A bridge also has ``vlan_filtering``: whether it separates the VLANs of its ports (:mod:`netlib.kernel.vlans`).
+    *prior* is the value before a record first set it; the last record that holds it restores that value, unless somebody has
+    changed ours meanwhile.
     """
 
     observations = ("prior",)
@@ -84,7 +85,7 @@ class LinkSetting(KernelObject, frozen=True, kw_only=True, tag="link_setting"):
         return None if found == self._wanted else f"link {self.ifname} has {self.setting} {found}, not {self._wanted}"
 
     def remaining(self, other: KernelObject) -> KernelObject:
-        """A link without the attribute that is set here; of a veth pair's MTU, which is one for both ends, nothing is left."""
+        """*other* without the attribute that is set here; from a veth pair an MTU is taken for both ends."""
         key, place = other.key, (self.netns.path, self.ifname)
         is_this = key == Key("link", *place) or (isinstance(other, Veth) and (other.peer_netns.path, other.peer) == place)
         if is_this and self.setting in _UNSET and self.setting in other.__struct_fields__:
@@ -136,9 +137,9 @@ class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
 
     @property
     def shared(self) -> bool:
-        """True but for a link's own settings: every interface of a container may bring the same one for all."""
+        """True except for a link's own settings: the attachments of all interfaces of a container may set the same one."""
         return self.ifname is None
 
     def remaining(self, other: KernelObject) -> KernelObject | None:
-        """All but the plain sysctl of that name."""
+        """*other*, or None for the plain sysctl of that name."""
         return None if other.key == super().key else other

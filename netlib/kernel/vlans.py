@@ -29,10 +29,10 @@ Vlans = Mapping[int, int]
 
 
 class PortVlans(KernelObject, frozen=True, kw_only=True, tag="port_vlans"):
-    """The VLANs of a bridge port: what comes untagged belongs to *native*, *tagged* ones are first and last ids of ranges.
+    """The VLANs of a bridge port: *native* is the VLAN of untagged packets, *tagged* are ranges (first id, last id).
 
-    *native* 0 with *tagged* ones is 1, as in the reference bridge plugin. All others go, but *keeps_default* leaves the
-    one that the bridge gives a new port. *before* is what a port that was there had, and gets again.
+    With *tagged* ones *native* 0 means 1, as in the reference bridge plugin. The port loses all other VLANs, except with
+    *keeps_default* the one that the bridge gives a new port. *before* are those that an existing port had, and gets back.
     """
 
     observations = ("before",)
@@ -60,29 +60,29 @@ class PortVlans(KernelObject, frozen=True, kw_only=True, tag="port_vlans"):
         return default | tagged | {self.native or _DEFAULT: _NATIVE}
 
     def ensure(self, kernel: "Kernel") -> None:
-        self._become(kernel.rtnl(self.netns), self._wanted)
+        self._set_vlans(kernel.rtnl(self.netns), self._wanted)
 
     def remove(self, kernel: "Kernel") -> None:
         with suppress(ObjectMissing):
-            self._become(kernel.rtnl(self.netns), dict(self.before) if self.before is not None else {_DEFAULT: _NATIVE})
+            self._set_vlans(kernel.rtnl(self.netns), dict(self.before) if self.before is not None else {_DEFAULT: _NATIVE})
 
-    def _become(self, rtnl: "Rtnl", wanted: Vlans) -> None:
+    def _set_vlans(self, rtnl: "Rtnl", wanted: Vlans) -> None:
         index, found = rtnl.index(self.ifname), self._found(rtnl)
         action = f"set the VLANs of bridge port {self.ifname} in {self.netns.label}"
         header = link_header(index, family=_AF_BRIDGE)
-        going = {vlan: 0 for vlan in found if vlan not in wanted}
-        coming = {vlan: flags for vlan, flags in wanted.items() if found.get(vlan) != flags}
-        messages = [(RTM_DELLINK, 0, header + nest(IFLA_AF_SPEC, *_entries(going)))] if going else []
-        # The native one last: an id that was so takes that away from it when it is given anew.
+        removed = {vlan: 0 for vlan in found if vlan not in wanted}
+        changed = {vlan: flags for vlan, flags in wanted.items() if found.get(vlan) != flags}
+        messages = [(RTM_DELLINK, 0, header + nest(IFLA_AF_SPEC, *_entries(removed)))] if removed else []
+        # The native VLAN last: setting a VLAN that was native so far as one that is not would undo it.
         for native in (False, True):
-            part = {vlan: flags for vlan, flags in coming.items() if bool(flags & _PVID) == native}
+            part = {vlan: flags for vlan, flags in changed.items() if bool(flags & _PVID) == native}
             if part:
                 messages.append((RTM_SETLINK, 0, header + nest(IFLA_AF_SPEC, *_entries(part))))
         if messages:
             rtnl.order(action, *messages)
 
     def _found(self, rtnl: "Rtnl") -> dict[int, int]:
-        """The port's VLANs; the kernel tells those of all ports, or of none."""
+        """The port's VLANs, from a dump of all ports: the kernel dumps no single one."""
         index = rtnl.index(self.ifname)
         for header, found in rtnl.dump(RTM_GETLINK, link_header(family=_AF_BRIDGE), _ONE_BY_ONE):
             if struct.unpack_from("=i", header, 4)[0] == index:
@@ -109,7 +109,7 @@ class PortVlans(KernelObject, frozen=True, kw_only=True, tag="port_vlans"):
 
 
 def _ranges(vlans: Vlans) -> Iterator[tuple[int, int, int]]:
-    """First and last id and flags of each run of neighbours with the same flags, the native one last."""
+    """First id, last id and flags of each run of consecutive ids with the same flags, the native VLAN last."""
     runs: list[tuple[int, int, int]] = []
     for vlan, flags in sorted(vlans.items(), key=lambda item: (item[1] & _PVID, item[0])):
         if runs and runs[-1][1:] == (vlan - 1, flags):

@@ -1,4 +1,4 @@
-"""VRFs: links that give those enslaved to them a routing table of their own."""
+"""VRFs: links whose enslaved links have a routing table of their own."""
 
 import struct
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from netlib.errors import AlreadyExists, ConfigError, ObjectMissing
-from netlib.kernel.addresses import kept
+from netlib.kernel.addresses import switched_on
 from netlib.kernel.linkinfo import IFLA_MASTER, RTM_SETLINK, LinkInfo, link_header
 from netlib.kernel.links import is_ours
 from netlib.kernel.netlink import number
@@ -25,10 +25,7 @@ _TABLE = 1
 
 
 class Vrf(AdoptableLink, frozen=True, kw_only=True, tag="vrf"):
-    """A VRF, up, that several records may share. *table* 0: the lowest that no other VRF of its netns has (*chosen*).
-
-    An *adopted* one was there before us, and stays.
-    """
+    """A VRF, up, that several records may share. *table* 0 means the lowest that no other VRF of its netns has (*chosen*)."""
 
     kind = "vrf"
     observations = ("chosen", "adopted")
@@ -51,7 +48,7 @@ class Vrf(AdoptableLink, frozen=True, kw_only=True, tag="vrf"):
         return frozenset({_TABLE})
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Adopt one of that name, or choose a table; ConfigError when the name is another link's, or its table is not ours."""
+        """Adopt a VRF of that name, or choose a table; ConfigError for another kind of link, or another table."""
         vrfs, chosen = [], 1
         for link in kernel.rtnl(self.netns).links():
             if link.kind == self.kind:
@@ -76,7 +73,7 @@ def _table_of(link: LinkInfo) -> int:
 
 
 class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
-    """A link in a VRF, with its addresses and with the *routes* by it that the main table had: the kernel drops these."""
+    """A link in a VRF; *routes* are those over it that the main table had, which the kernel drops and the VRF's table gets."""
 
     observations = ("routes",)
 
@@ -95,7 +92,7 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
             return self
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Enslave it; AlreadyExists when it has another master."""
+        """Put the link into the VRF; AlreadyExists when it has another master."""
         rtnl = kernel.rtnl(self.netns)
         link, vrf = rtnl.get_link(self.ifname), rtnl.get_link(self.vrf)
         if link.master not in (0, vrf.index):
@@ -109,7 +106,7 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
             replace(route, table=_table_of(vrf)).ensure(kernel)
 
     def remove(self, kernel: "Kernel") -> None:
-        """Set it free, its routes in the main table again; one that has another master by now stays there."""
+        """Take the link out of the VRF and put its routes into the main table; a no-op when it has another master by now."""
         with suppress(ObjectMissing):
             rtnl = kernel.rtnl(self.netns)
             link = rtnl.get_link(self.ifname)
@@ -119,15 +116,15 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
                     route.ensure(kernel)
 
     def _set_master(self, kernel: "Kernel", rtnl: "Rtnl", link: LinkInfo, master: int) -> None:
-        """The kernel sets the link down and up, on which IPv6 addresses go but for this setting."""
-        with kept(kernel, self.netns, self._kept):
+        """Change the master. The kernel sets the link down and up, and deletes its IPv6 addresses unless this sysctl is on."""
+        with switched_on(kernel, self.netns, self._keep_addresses):
             action = f"{'put' if master else 'take'} link {self.ifname} {'into' if master else 'out of'} VRF {self.vrf}"
             rtnl.order(
                 f"{action} in {self.netns.label}", (RTM_SETLINK, 0, link_header(link.index) + number(IFLA_MASTER, master))
             )
 
     @property
-    def _kept(self) -> str:
+    def _keep_addresses(self) -> str:
         return f"net/ipv6/conf/{self.ifname}/keep_addr_on_down"
 
     def drift(self, kernel: "Kernel") -> str | None:
@@ -142,7 +139,7 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
         return next((drift for drift in drifts if drift), None)
 
     def remaining(self, other: KernelObject) -> KernelObject | None:
-        """All but the routes by this link, which are in the VRF's table now."""
+        """*other*, or None for a route over this link, which is in the VRF's table now."""
         if (
             isinstance(other, RouteEntry)
             and other.table == MAIN_TABLE
@@ -152,8 +149,8 @@ class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
         return other
 
     def commands(self) -> Iterable[str]:
-        yield command_in(self.netns, f"sysctl -w {self._kept}=1")
+        yield command_in(self.netns, f"sysctl -w {self._keep_addresses}=1")
         yield command_in(self.netns, f"ip link set {self.ifname} master {self.vrf}")
-        yield command_in(self.netns, f"sysctl -w {self._kept}=0")
+        yield command_in(self.netns, f"sysctl -w {self._keep_addresses}=0")
         for route in self.routes:
             yield from (f"{command} vrf {self.vrf} proto static" for command in route.commands())

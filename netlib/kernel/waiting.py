@@ -1,7 +1,7 @@
 """Waiting for a lock that another process holds, and noticing that this process is stopped (SIGSTOP, or Ctrl-Z in a shell).
 
-A stopped process keeps its locks and does nothing, perhaps for days. One rule: whoever has waited for a second looks at the
-holder, and gives up at once when the holder is stopped. Every command imports this module, so it imports next to nothing.
+A stopped process keeps its locks and does nothing, perhaps for days. One rule: after waiting for a second look at the holder,
+and give up at once when it is stopped. Every command imports this module, so it imports next to nothing.
 """
 
 import os
@@ -21,7 +21,7 @@ _met = 0  # the pid of a process that was found stopped
 
 
 def meet(pid: int) -> None:
-    """Remember that a process was found stopped: as long as it is, nobody here waits a second for it again."""
+    """Remember that a process was found stopped: while it is, this process does not wait a second for it again."""
     global _met
     _met = pid
 
@@ -41,7 +41,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def trouble(pid: int, what: str = "") -> str:
-    """Say that a process is stopped, or (netlibd) does not answer, with what it does meanwhile, and how to go on.
+    """Say that a process is stopped or (netlibd) does not answer, *what* it does besides, and the remedy.
 
     *pid* 0 is a netlibd whose process is not known: `kill 0` would end the caller's own.
     """
@@ -78,7 +78,7 @@ def stopped_holder(path: "os.PathLike[str] | str", covering: Collection[int] = (
 
 
 def holders(path: "os.PathLike[str] | str", covering: Collection[int] = ()) -> Iterator[int]:
-    """The pids of exclusive locks on the file *path* (on its inode number, of any device), with *covering* as above."""
+    """The pids of exclusive locks on the inode number of *path*, of any device; *covering* as in :func:`stopped_holder`."""
     try:
         inode = str(os.stat(path).st_ino)
         with open("/proc/locks") as file:
@@ -122,10 +122,10 @@ def try_flock(fd: int) -> bool:
 
 
 class Waiting:
-    """One wait for a lock on a file, to which the kernel gives no deadline: longer and longer pauses, a look at the holder."""
+    """One wait for a lock on a file, with growing pauses and looks at the holder: the kernel has no deadline for it."""
 
     def __init__(self, path: "os.PathLike[str] | str", purpose: str, seconds: float, late: Callable[[], str]) -> None:
-        """*purpose* is what the lock is wanted for; *late* says, after *seconds*, who had it all the time."""
+        """*purpose* is what the lock is wanted for; *late* says, after *seconds*, which process had it all the time."""
         self._path = path
         self._purpose = purpose
         self._late = late
@@ -134,7 +134,7 @@ class Waiting:
         self._pause = _SHORTEST_PAUSE
 
     def flock(self, fd: int) -> None:
-        """Take the lock by :func:`try_flock`, however often that is tried; raises as :meth:`pause`."""
+        """Take the lock by :func:`try_flock`, as often as it takes; raises as :meth:`pause`."""
         while not try_flock(fd):
             self.pause()
 

@@ -1,4 +1,4 @@
-"""A store copied whole while it is in use, and put back, both by SQLite's online backup: no moment is torn in two."""
+"""Copies of a store while it is in use, and a store replaced by a copy, both by SQLite's online backup: no half of a change."""
 
 import os
 import secrets
@@ -22,9 +22,9 @@ _PATIENCE = 30.0
 
 
 def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
-    """Copy the store at *source* into the file *target*, whole on the disk before it has that name.
+    """Copy the store at *source* into the file *target*, which has that name when all of it is on the disk.
 
-    Raises AlreadyExists where the file is there, unless it is to be *replaced*; ConfigError where it cannot be written.
+    Raises AlreadyExists where the file exists, unless *replace*; ConfigError where it cannot be written.
     """
     if os.path.lexists(target) and not target.is_file():
         raise ConfigError(f"{target} is no regular file; name one, or a new one")
@@ -36,7 +36,7 @@ def copy_store(source: Path, target: Path, *, replace: bool = False) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy the store at *source* into the file *target*, whatever is there. Raises ConfigError where it cannot be written."""
+    """Copy the store at *source* into the file *target*, replacing any. Raises ConfigError where it cannot be written."""
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         os.close(open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -56,7 +56,7 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def check_backup(path: Path) -> None:
-    """See that *path* is a whole store that this netlib can read. Raises NotFound, ConfigError."""
+    """Check that *path* is an undamaged store that this netlib can read. Raises NotFound, ConfigError."""
     if not path.exists():
         raise NotFound(f"there is no file {path}; name one that `netlib system backup` wrote")
     if not path.is_file():
@@ -73,14 +73,14 @@ def check_backup(path: Path) -> None:
 
 
 def meta_of(path: Path, key: str) -> str | None:
-    """A fact about the store that *path* is a backup of."""
+    """The value of *key* in the table ``meta`` of the backup at *path*."""
     with _as_backup(path) as db:
         row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
     return row[0] if row else None
 
 
 def put_back(backup: Path, store: Path) -> None:
-    """Replace all that is in *store*, which other processes may have open, by what is in *backup*, in one transaction."""
+    """Replace the content of *store*, which other processes may have open, by that of *backup*, in one transaction."""
     with _as_backup(backup) as source:
         try:
             with closing(sqlite3.connect(store, timeout=_PATIENCE)) as target:
@@ -91,7 +91,7 @@ def put_back(backup: Path, store: Path) -> None:
 
 
 def set_aside(store: Path, why: str) -> Path:
-    """Rename a store, with *why* and the time in its name, and its log, which SQLite's tools find by their names."""
+    """Rename a store to a name with *why* and the time, and its log likewise, by whose name SQLite's tools find it."""
     kept = kept_beside(store, why)
     for suffix in ("-wal", "-shm", ""):
         source = Path(f"{store}{suffix}")
@@ -101,7 +101,7 @@ def set_aside(store: Path, why: str) -> Path:
 
 
 def kept_beside(store: Path, why: str) -> Path:
-    """The name beside a store under which it is kept."""
+    """The name beside a store under which the store is kept: with *why* and the time."""
     return store.with_name(f"{store.name}.{why}-{time.strftime('%Y%m%dT%H%M%S')}")
 
 

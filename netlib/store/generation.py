@@ -1,7 +1,7 @@
-"""How far the store has come, written down outside of it: below the run folder, which ends with the boot as the kernel's side.
+"""The number of the store's newest operation, written down outside of the store: below the run folder, until the boot ends.
 
-The number is the journal's: every operation adds one line, and it never goes back. A store whose journal ends before the
-number that is written here is an older copy, has lost its log (SQLite skips what is damaged in one without a word), or is new.
+The number is the journal's: every operation adds one line, and it never decreases. A store whose journal ends before the number
+in this file is an older copy, has lost its log (SQLite silently skips damaged parts of it), or is new.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ class Generation:
         """The number of the newest operation that any process wrote down in this boot; 0 where none did."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:  # none in this boot, or the run folder was deleted: it says nothing
+        except OSError:  # none in this boot, or the run folder was deleted
             return 0
         try:
             return self._read(fd)
@@ -38,29 +38,29 @@ class Generation:
             os.close(fd)
 
     def advance(self, number: int) -> None:
-        """Write *number* down, after its transaction has been committed, unless a later one is there already.
+        """Write *number*, after its transaction has been committed, unless the file has a later one.
 
-        After, for a process that dies in between must not make its store an older one. Where the run folder takes nothing, or
-        another process has the file, nothing is written: the next operation writes a later number.
+        Not before that: a process that died in between would make its store look like an older copy. Where the run folder takes
+        no writes, or another process has locked the file, nothing is written: the next operation writes a later number.
         """
-        self._write(number, goes_back=False)
+        self._write(number, may_decrease=False)
 
     def settle(self, number: int) -> None:
-        """Write *number* down whatever is there: the store has been accepted as it is."""
-        self._write(number, goes_back=True)
+        """Write *number* even where the file has a later one: the store has been accepted as it is."""
+        self._write(number, may_decrease=True)
 
-    def _write(self, number: int, *, goes_back: bool) -> None:
+    def _write(self, number: int, *, may_decrease: bool) -> None:
         with suppress(OSError):
             try:
                 fd = open_private(self._path, os.O_RDWR | os.O_CREAT)
-            except FileNotFoundError:  # the run folder was deleted under our feet
+            except FileNotFoundError:  # the run folder was deleted meanwhile
                 make_folder(self._path.parent, PRIVATE)
                 fd = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
-                if not goes_back:  # who is busy with it writes a later number, or the next does
+                if not may_decrease:  # the process that has the lock writes a later number, or the next operation does
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if goes_back or self._read(fd) < number:
-                    text = f"{self._boot} {number:020d}\n".encode()  # of one length, so that it is never seen half cut off
+                if may_decrease or self._read(fd) < number:
+                    text = f"{self._boot} {number:020d}\n".encode()  # of fixed length, so that no reader sees a part of it
                     os.pwrite(fd, text, 0)
             finally:
                 os.close(fd)

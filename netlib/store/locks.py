@@ -1,7 +1,7 @@
 """Locks between processes: one flock'ed file per record or shared key being worked on.
 
-Its rules: a lock is held only while somebody works, its file says who holds it, every wait has a deadline whose error names
-the holder, and a forked child never keeps a lock alive (flock survives its owner when a child inherited the descriptor).
+Its rules: a lock is held during work only, its file names the holder, every wait has a deadline whose error names the holder,
+and a forked child never keeps a lock alive (flock survives its owner when a child inherited the descriptor).
 """
 
 import errno
@@ -18,7 +18,7 @@ from netlib.kernel.folders import check_owner, own_folder
 from netlib.kernel.waiting import Waiting
 
 DEADLINE_SECONDS = 60.0
-_held: dict[Path, int] = {}  # what this process holds, and through which descriptor
+_held: dict[Path, int] = {}  # the locks of this process, and their descriptors
 _changing = threading.Lock()  # of _held together with the files; a fork waits for it too
 
 
@@ -33,12 +33,12 @@ os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release,
 
 
 def record_lock(record: str) -> str:
-    """The name of the lock that whoever works on a record (by id) holds."""
+    """The name of the lock to hold during work on a record (by id)."""
     return f"record:{record}"
 
 
 def run_folder_refusal(folder: Path, error: OSError) -> StoreError:
-    """Why the run folder cannot be used, and what to do."""
+    """The error that says why the run folder cannot be used, and what to do."""
     if error.errno == errno.EROFS:
         return StoreError(
             f"run folder {folder} is on a read-only disk; remount it (mount -o remount,rw), "
@@ -51,7 +51,7 @@ class Locks:
     """The locks of one host, as files in ``<run_dir>/locks``."""
 
     def __init__(self, folder: Path) -> None:
-        """Raise NotPermitted where the folder, or the run folder that it is in, is another user's."""
+        """Raise NotPermitted where the folder, or the run folder around it, is another user's."""
         self.folder = folder
         for path in (folder.parent, folder):
             if path.exists():
@@ -61,7 +61,7 @@ class Locks:
     def hold(self, name: str, purpose: str, *, seconds: float = DEADLINE_SECONDS) -> Iterator[None]:
         """Hold the lock *name* during the block; wait for it up to *seconds*.
 
-        Raises DeadlineExceeded naming who holds it, Stuck as soon as it is seen that the holder is stopped.
+        Raises DeadlineExceeded that names the holder, Stuck as soon as the holder is found stopped.
         """
         path = self._path(name)
 
@@ -88,7 +88,7 @@ class Locks:
                 self._release(path, fd)
 
     def sweep(self) -> None:
-        """Delete the files that killed holders left; they lock nothing any more."""
+        """Delete the files that killed holders left, which lock nothing any more."""
         for path in self.folder.glob("*"):
             fd = self._try(path, "sweeping")
             if fd is not None:

@@ -1,8 +1,8 @@
-"""A store on a disk that takes no writes: looked at all the same, and never changed.
+"""Reading a store on a read-only disk, without changing it.
 
-One rule: what is read was the store at one moment. While somebody else has the store open (its disk may be writable by another
-mount), or has died with it open, SQLite reads the file with its log. A store that was closed is copied into memory: SQLite
-cannot open a file in WAL mode where it can make no file beside it.
+One rule: all that is read was in the store at one moment. While another process has the store open (its disk may be writable
+by another mount), or has died with it open, SQLite reads the file with its log. A closed store is copied into memory: SQLite
+cannot open a file in WAL mode where it cannot make a file beside it.
 """
 
 import os
@@ -19,14 +19,14 @@ _WAL_MARKS = slice(18, 20)  # two bytes of the file's head; SQLite opens no copy
 
 
 class ReadOnlyStore(NamedTuple):
-    """A connection that only reads, and what the file was when it was opened (:func:`state_of`)."""
+    """A connection that only reads, and the state of the file when it was opened (:func:`state_of`)."""
 
     connection: sqlite3.Connection
     state: tuple[int, ...]
 
 
 def is_read_only(folder: Path) -> bool:
-    """Whether the disk of *folder* takes no writes, by its mount or by itself; False where it cannot be asked."""
+    """Whether the disk of *folder* is read-only, by its mount or by itself; False where it cannot be asked."""
     try:
         return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError:
@@ -34,7 +34,7 @@ def is_read_only(folder: Path) -> bool:
 
 
 def refusal(folder: Path) -> StoreError:
-    """Why nothing can be changed, and what to do."""
+    """The error that says why nothing can be changed, and what to do."""
     return StoreError(
         f"state folder {folder} is on a read-only disk, so nothing can be changed; "
         "remount it (mount -o remount,rw), or pass --state-dir to use another one"
@@ -42,7 +42,7 @@ def refusal(folder: Path) -> StoreError:
 
 
 def state_of(path: Path) -> tuple[int, ...] | None:
-    """What tells one content of a closed store from the next; () while it has a log, None when its disk takes writes."""
+    """A state that changes with a closed store's content; () while the store has a log, None when its disk takes writes."""
     if not is_read_only(path.parent):
         return None
     if os.path.exists(f"{path}-wal"):

@@ -1,6 +1,6 @@
-"""Room on the state folder's disk that is kept for clearing up: a file that holds nothing, set free when the disk is full.
+"""Room on the state folder's disk that is reserved for removals: a file of zeros, deleted when the disk is full.
 
-To remove something is to write first that it is about to go. Containers can fill the disk, and would then be there for good.
+A removal is first written down in the store. Containers can fill the disk, and could then not be removed any more.
 """
 
 import os
@@ -12,8 +12,8 @@ from netlib.kernel.folders import open_private
 __all__ = ["Reserve"]
 
 RESERVE_BYTES = 1 << 20
-_PART = 16  # of a small disk no more than this part
-_PLENTY = 4  # so many times as much must be free before it is taken (again)
+_PART = 16  # of a small disk at most a sixteenth
+_PLENTY = 4  # the reserve is made when so many times its size is free
 
 
 class Reserve:
@@ -23,8 +23,8 @@ class Reserve:
         self._path = folder / "reserve"
 
     def keep(self) -> None:
-        """Take the room where that was not done yet and there is plenty; one ``stat`` where it was."""
-        with suppress(OSError):  # a file system that cannot promise room: then there is none to set free
+        """Make the reserve if there is none and much is free; one ``stat`` if there is one."""
+        with suppress(OSError):  # a file system that cannot reserve room: then there is no reserve
             if self._path.exists():
                 return
             free, size = self._disk()
@@ -37,7 +37,7 @@ class Reserve:
                 os.close(fd)
 
     def is_needed(self) -> bool:
-        """Whether the disk has less free than the reserve would give."""
+        """Whether the disk has less free than the reserve's size."""
         try:
             free, size = self._disk()
         except OSError:
@@ -45,11 +45,11 @@ class Reserve:
         return free < size
 
     def spend(self) -> None:
-        """Set the room free, if there is any."""
+        """Delete the reserve, if there is one."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     def _disk(self) -> tuple[int, int]:
-        """What is free on the disk for everybody, and how big the reserve is to be there, in bytes."""
+        """The bytes of the disk that any user may still fill, and the reserve's size there."""
         disk = os.statvfs(self._path.parent)
         return disk.f_bavail * disk.f_frsize, min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // _PART)

@@ -1,6 +1,6 @@
-"""The tags that this state folder's stores have marked things with, in a file beside the store: known also when that is lost.
+"""The tags by which stores of this state folder have marked objects, in a file beside the store, also for when that is lost.
 
-One line each, ``<six digits> <netns identity>``. A store that was deleted leaves its line to the next one, until the next boot.
+One line each, ``<six digits> <netns identity>``. The line of a store that was deleted stays in the file until the next boot.
 """
 
 import os
@@ -29,12 +29,12 @@ def store_of(text: str) -> str:
 
 
 def tags_of(config: Config) -> dict[str, str]:
-    """Every tag that this state folder has used since the boot, with the netns in which it was, by both places."""
+    """Every tag that this state folder has used since the boot, with its netns, from both files."""
     return {**known_tags(config.memory_dir), **known_tags(config.state_dir)}
 
 
 def known_tags(folder: Path) -> dict[str, str]:
-    """The same, as it is written down in one *folder*."""
+    """The tags since the boot, with their netns, from the file in *folder*."""
     try:
         lines = (folder / _NAME).read_text(errors="replace").splitlines()
     except OSError:  # none, or something else has its name
@@ -44,7 +44,7 @@ def known_tags(folder: Path) -> dict[str, str]:
 
 
 def remember_tag(folder: Path, tag: str, netns: str) -> None:
-    """Add a tag; where the folder takes nothing, the next opening of the store tries again."""
+    """Add a tag; where the folder takes no writes, the next opening of the store tries again."""
     known = known_tags(folder)
     if known.get(tag) == netns:
         return
@@ -61,5 +61,5 @@ def remember_tag(folder: Path, tag: str, netns: str) -> None:
 
 
 def forget_tags(folder: Path) -> None:
-    """Nothing of theirs is left."""
+    """Delete the file: no object has one of these tags any more."""
     (folder / _NAME).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""How netlibd and its clients speak."""
+"""The protocol between netlibd and its clients, and the clients' side of it."""

@@ -1,4 +1,4 @@
-"""netlibd from the caller's side: reach it, have it leave, replace it, and tell it which records changed.
+"""netlibd from the caller's side: reach it, end it, replace it, and tell it which records changed.
 
 It knows the wire and no verb: a verb is asked for by :func:`netlib.verbs.call.call`. Every command imports this module, so it
 imports the standard library's small modules only. One conversation is :mod:`netlib.wire.conversation`, a start is
@@ -22,11 +22,11 @@ __all__ = [
     "WITHOUT",
     "DaemonWatcher",
     "condition",
+    "end_former",
     "leave",
     "reach",
     "refuse_silent",
     "replace",
-    "see_out_former",
     "start_daemon",
 ]
 
@@ -44,7 +44,7 @@ def start_daemon(config: Config | None = None, *, deadline: float = START_SECOND
 
 
 def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> bool:
-    """Ask netlibd to end, and wait until it has; False when it is not there. What the kernel holds stays as it is.
+    """Ask netlibd to end, and wait until it has; False when there is none. The kernel's objects are left unchanged.
 
     Raises Stuck for a netlibd that is stopped or answers nobody.
     """
@@ -60,14 +60,14 @@ def leave(config: Config | None = None, *, deadline: float = START_SECONDS) -> b
     except Silent as error:
         raise Stuck(str(error)) from error
     try:
-        connection.see_out(until)
+        connection.end_netlibd(until)
     finally:
         connection.close()
     return True
 
 
 def refuse_silent(config: Config) -> None:
-    """Raise Stuck for a netlibd that is stopped or answers nobody; return where it answers, or is not there."""
+    """Raise Stuck for a netlibd that is stopped or answers nobody; return where it answers, or there is none."""
     try:
         Connection(config, time.monotonic() + START_SECONDS).close()
     except Silent as error:
@@ -77,7 +77,7 @@ def refuse_silent(config: Config) -> None:
 
 
 def condition(config: Config) -> str:
-    """How netlibd is, for people: as it is seen from outside, without asking it."""
+    """Say for a person whether netlibd runs, by its pid file and without asking it."""
     pid = known_pid(config)
     if not pid:
         return "not running"
@@ -93,10 +93,10 @@ def reach(config: Config, until: float, *, start: bool, patience: float = GREETI
     try:
         return Connection(config, until, patience=patience)
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        was_killed = isinstance(error, ConnectionRefusedError) | see_out_former(config, until)
+        was_killed = isinstance(error, ConnectionRefusedError) | end_former(config, until)
     except OSError:
         pass
-    if was_killed:  # a socket without a listener: whoever needed it still does
+    if was_killed:  # a socket without a listener: names and ports that netlibd served are still needed
         try:
             start_daemon(config, deadline=until - time.monotonic())
         except NetlibError:
@@ -110,11 +110,11 @@ def reach(config: Config, until: float, *, start: bool, patience: float = GREETI
     try:
         return Connection(config, until, patience=patience)
     except OSError as error:
-        raise DaemonError(f"netlibd was started and is gone again; see {config.log_file}") from error
+        raise DaemonError(f"netlibd was started and has ended again; see {config.log_file}") from error
 
 
-def see_out_former(config: Config, until: float) -> bool:
-    """Have a netlibd of an earlier netlib, which has only ``netlibd.sock``, leave; whether one is to be started in its place.
+def end_former(config: Config, until: float) -> bool:
+    """End a netlibd of an earlier netlib, which has only ``netlibd.sock``; True where one is to be started in its place.
 
     Both sockets lead to a newer netlibd, which listens on ``control.sock`` first; to start it once more is a no-op.
     """
@@ -126,7 +126,7 @@ def see_out_former(config: Config, until: float) -> bool:
         return False
     try:
         if not _is_newer(config, until):
-            former.see_out(until)
+            former.end_netlibd(until)
     finally:
         former.close()
     return True
@@ -141,8 +141,8 @@ def _is_newer(config: Config, until: float) -> bool:
 
 
 def replace(connection: Connection, config: Config, until: float) -> None:
-    """Let the older netlibd at the other end leave, and start this version's."""
-    connection.see_out(until)
+    """End the older netlibd at the other end of *connection*, and start one of this version."""
+    connection.end_netlibd(until)
     start_daemon(config, deadline=until - time.monotonic())
 
 
@@ -150,13 +150,13 @@ def replace(connection: Connection, config: Config, until: float) -> None:
 
 
 class DaemonWatcher:
-    """Tells netlibd which records changed, and comes back when it serves them: :class:`netlib.core.controller.Watcher`.
+    """Tells netlibd which records changed, and returns when it serves them: a :class:`netlib.core.session.Watcher`.
 
     One connection is kept open. It belongs to the thread and the process that made it; a forked child makes its own.
     """
 
     def __init__(self, config: Config, *, silent: int = 0) -> None:
-        """*silent* is the pid of a netlibd that is known not to greet; it is not waited for again while it is stopped."""
+        """*silent* is the pid of a netlibd that is known not to greet; while it is stopped it is not waited for again."""
         self._config = config
         self._silent = silent
         self._told: int | None = None
@@ -164,10 +164,10 @@ class DaemonWatcher:
         self._pid = os.getpid()
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
-        """Let netlibd read these records again; where it is not there it is started if *needed*.
+        """Have netlibd read these records again; where there is none, start one if *needed*.
 
-        Raises DaemonError, Stuck and what :func:`start_daemon` raises, when *needed*: the kernel then has what was asked, but
-        nobody serves names and holds ports yet. A netlibd that is stopped and not needed is worth a notice; once it goes on, it
+        Raises DaemonError, Stuck and what :func:`start_daemon` raises, if *needed*: the kernel has its objects then, but names
+        are not served yet, nor ports held. A stopped netlibd that is not needed is worth a notice; when it continues, it
         finds by itself what changed.
         """
         args = {"sandboxes": list(sandboxes), "networks": list(networks), "needed": needed}
@@ -201,7 +201,7 @@ class DaemonWatcher:
 
     def _tell(self, args: dict[str, Any], needed: bool) -> None:
         until = time.monotonic() + TELL_SECONDS
-        for _ in range(3):  # a kept connection whose daemon is gone; an older version; then a true answer
+        for _ in range(3):  # an open connection whose netlibd has ended; an older version; then a true answer
             try:
                 connection = self._connected(until, needed)
             except Unsent:
@@ -213,7 +213,7 @@ class DaemonWatcher:
                 return
             except Unsent:
                 self.close()
-            except BrokenOff:  # it ended meanwhile; to read records once more does no harm
+            except BrokenOff:  # netlibd ended meanwhile; to have records read once more does no harm
                 self.close()
             except NotMine as answer:
                 if not answer.is_older:

@@ -1,8 +1,8 @@
 """One conversation with netlibd, from the caller's side: connected, greeted, one request at a time.
 
-One rule: nothing is sent before netlibd has greeted, so whoever hears no greeting knows that netlibd has not begun anything.
-How requests and answers look is :mod:`netlib.wire.protocol`'s. Every command imports this module: the standard library's small
-modules only.
+One rule: nothing is sent before netlibd's greeting, so a caller without a greeting knows that netlibd has begun nothing.
+:mod:`netlib.wire.protocol` has the form of requests and answers. Every command imports this module: the standard library's
+small modules only.
 """
 
 import json
@@ -33,7 +33,7 @@ from netlib.wire.protocol import (
 
 __all__ = ["START_SECONDS", "BrokenOff", "Connection", "NotMine", "Progress", "Silent", "Unsent", "known_pid"]
 
-START_SECONDS = 20.0  # for netlibd to get ready, or to leave
+START_SECONDS = 20.0  # for netlibd to get ready, or to end
 
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _TIMEVAL = struct.Struct("@ll")
@@ -69,7 +69,7 @@ class NotMine(Exception):
 
     @property
     def is_older(self) -> bool:
-        """Whether that netlibd was left over from before an upgrade."""
+        """Whether that netlibd is of an earlier version, and still runs after an upgrade."""
         return release(self.version) < release(__version__)
 
 
@@ -77,10 +77,10 @@ class Connection:
     """One conversation with netlibd, for one thread, one request at a time."""
 
     def __init__(self, config: Config, until: float, *, patience: float = GREETING_SECONDS, former: bool = False) -> None:
-        """Connect and hear the greeting, *until* that moment of time.monotonic at most.
+        """Connect and wait for the greeting, *until* that moment of time.monotonic at most.
 
         A netlibd that is stopped is given up after a second; one that is only slow has *patience* seconds. With *former*,
-        connect to the socket of an earlier netlib, where nobody greets. Raises OSError where nobody listens, Unsent when the
+        connect to the socket of an earlier netlib, which has no greeting. Raises OSError where nobody listens, Unsent when the
         connection was closed, Silent, DaemonError when the listener is neither root nor ourselves.
         """
         self._state_dir = config.state_dir
@@ -113,7 +113,7 @@ class Connection:
         while missing := self._frames.missing:
             self._socket.settimeout(max(min(until - time.monotonic(), LOOK_SECONDS), 0.001))
             try:
-                data = self._socket.recv(missing)  # no more: what follows is of the answers
+                data = self._socket.recv(missing)  # no more than the greeting: answers follow it
             except TimeoutError as error:
                 if time.monotonic() >= until or is_stopped(self.pid):
                     raise Silent(self.pid) from error
@@ -137,8 +137,7 @@ class Connection:
     ) -> Any:
         """Send one request and wait for its result. Raises Unsent, NotMine, and what :func:`netlib.verbs.call.call` says.
 
-        What is *repeatable* may be done once more without harm, so a netlibd that is stopped meanwhile is not waited for, but
-        Stuck raised.
+        A *repeatable* request may be done twice without harm: when netlibd is stopped meanwhile, Stuck is raised at once.
         """
         request = {
             "protocol": PROTOCOL,
@@ -161,7 +160,7 @@ class Connection:
             else:
                 return answer.get("result")
 
-    def see_out(self, until: float) -> None:
+    def end_netlibd(self, until: float) -> None:
         """Ask this netlibd to end, and wait until it has. Raises DeadlineExceeded, Stuck."""
         try:
             self.ask("daemon.leave", {}, until, repeatable=True)
@@ -193,7 +192,7 @@ class Connection:
         while (body := self._frames.take()) is None:
             try:
                 data = self._read(verb, until, repeatable=repeatable)
-            except ConnectionResetError as error:  # the kernel says so when it closed without having read what we sent
+            except ConnectionResetError as error:  # netlibd closed its end before it had read the request
                 raise Unsent from error
             if not data:
                 raise BrokenOff(
@@ -220,7 +219,7 @@ class Connection:
                 looks = looks + 1 if is_stopped(self.pid) else 0
                 if looks and repeatable:
                     raise Stuck(trouble(self.pid)) from error
-                if looks >= _MOST_LOOKS:  # not just for the moment of a debugger
+                if looks >= _MOST_LOOKS:  # longer than a debugger may have stopped it
                     raise Stuck(trouble(self.pid, f", with {verb!r} begun, which it finishes when it goes on")) from error
                 if time.monotonic() < until:
                     continue
@@ -229,9 +228,9 @@ class Connection:
 
 
 def known_pid(config: Config) -> int:
-    """The pid that netlibd wrote down, 0 where none is, or where that process does not hold the file's lock.
+    """The pid in netlibd's pid file; 0 where there is none, or where that process does not hold the file's lock.
 
-    A netlibd that was killed leaves its pid behind, and another process may have that number by now.
+    A netlibd that was killed leaves its pid in the file, and another process may have that number by now.
     """
     try:
         pid = int(config.pid_file.read_text() or 0)

@@ -15,7 +15,7 @@ __all__ = ["FrameTooLong", "Frames"]
 
 
 class FrameTooLong(Exception):
-    """A frame says that it has more bytes than the reader takes; ``size`` is how many."""
+    """The length of a frame is more than the reader takes; ``size`` is that length."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"a frame of {size} bytes")
@@ -23,15 +23,15 @@ class FrameTooLong(Exception):
 
 
 class Frames:
-    """What has arrived of a stream, and is not taken yet."""
+    """The part of a stream that has arrived and was not taken yet."""
 
     def __init__(self, most: int) -> None:
-        """*most* is the longest body, in bytes, that is waited for."""
+        """*most* is the length of the longest body, in bytes."""
         self._most = most
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Add what has arrived. Raises FrameTooLong as soon as the length of the next frame says so."""
+        """Add bytes that have arrived. Raises FrameTooLong as soon as the length of the next frame has arrived."""
         self._buffer += data
         if len(self._buffer) >= LENGTH.size and self._size() > self._most:
             raise FrameTooLong(self._size())
@@ -54,7 +54,7 @@ class Frames:
         return max(LENGTH.size + self._size() - len(self._buffer), 0)
 
     def __bool__(self) -> bool:
-        """Whether anything is there that was not taken."""
+        """Whether there are bytes that were not taken."""
         return bool(self._buffer)
 
     def _size(self) -> int:

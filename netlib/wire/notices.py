@@ -1,6 +1,6 @@
-"""What a person should know besides an answer or an error: sentences, each shown once in the life of a process.
+"""Notices: sentences that a person should read besides an answer or an error, each shown once in the life of a process.
 
-A Python program gets them as warnings. A command line, or a launcher, brings its own way (:func:`shown_by`).
+A Python program gets them as warnings. The command line and the launchers show them in ways of their own (:func:`shown_by`).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def shown_by(way: Callable[[str], None]) -> Iterator[None]:
 
 
 def notice(sentence: str) -> None:
-    """Show *sentence*, unless that was done."""
+    """Show *sentence*, unless this process has shown it before."""
     if sentence not in _shown:
         _shown.add(sentence)
         _way(sentence)

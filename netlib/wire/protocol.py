@@ -1,13 +1,13 @@
-"""How netlibd and its clients speak: frames, errors as JSON, where the socket is. The standard library's small modules only.
+"""The protocol of netlibd and its clients: frames, errors as JSON, the socket. The standard library's small modules only.
 
 A frame is four bytes of length (network order) and that much JSON. netlibd speaks first on each connection to ``control.sock``:
-a greeting with its version (``netlibd``), ``protocol`` and ``pid``. A client that hears no greeting has sent nothing, and goes
-on without netlibd. On ``netlibd.sock``, for launchers and clients that were installed before, there is no greeting.
+a greeting with its version (``netlibd``), ``protocol`` and ``pid``. A client without a greeting sends nothing, and works
+without netlibd. On ``netlibd.sock``, for launchers and clients of earlier versions, there is no greeting.
 
-A connection carries one request at a time: an object with
-``protocol``, ``version``, ``store``, ``verb``, ``args`` and ``progress`` (whether it is wanted). With it come descriptors: of
-the caller's net, mnt and user namespaces, then of what is lent to the verb. The answers are any number of ``progress``, then
-one ``result``, ``error`` or ``not_mine``. The launchers of CNI plugins write fields instead of JSON: cni_plugins.launcher.wire.
+A connection carries one request at a time: an object with ``protocol``, ``version``, ``store``, ``verb``, ``args`` and
+``progress`` (whether it is wanted). Descriptors are sent with it: of the caller's net, mnt and user namespaces, then those that
+are lent to the verb. The answers are any number of ``progress``, then one ``result``, ``error`` or ``not_mine``. Launchers of
+CNI plugins write fields instead of JSON: cni_plugins.launcher.wire.
 """
 
 import json
@@ -40,7 +40,7 @@ __all__ = [
 
 PROTOCOL = 1
 NAMESPACES = ("net", "mnt", "user")
-ABOUT_ITSELF = "daemon."  # verbs about netlibd: it answers them wherever they come from, and they come without namespaces
+ABOUT_ITSELF = "daemon."  # verbs about netlibd: any caller may ask, and no namespaces are sent
 GREETING_SECONDS = 1.0  # netlibd greets from the loop that accepts, whatever its workers do
 MAX_REQUEST = 4 << 20
 MAX_ANSWER = 64 << 20
@@ -50,13 +50,13 @@ _SOCKET_PATH_MAX = 107
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    """One message as it goes over the socket."""
+    """One message as the bytes for the socket."""
     body = json.dumps(message, separators=(",", ":")).encode()
     return LENGTH.pack(len(body)) + body
 
 
 def greeting(version: str) -> bytes:
-    """What netlibd says first. It begins the same for ever: launchers look at no more."""
+    """netlibd's greeting. Its beginning must never change: launchers check that, and no more."""
     return frame({"netlibd": version, "protocol": PROTOCOL, "pid": os.getpid()})
 
 
@@ -73,7 +73,7 @@ def at_socket(path: Path, action: Callable[[str], object]) -> None:
 
 
 def store_identity(state_dir: "os.PathLike[str]") -> list[int] | None:
-    """What tells one store from all others, by whatever path it is reached: device and inode; None before there is one."""
+    """The identity of a store, whichever path leads to it: device and inode; None before there is one."""
     try:
         found = os.stat(os.path.join(state_dir, "netlib.db"))
     except OSError:
@@ -87,7 +87,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def error_to_json(error: NetlibError) -> dict[str, Any]:
-    """An error as an answer carries it."""
+    """*error* as JSON for an answer."""
     answer: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
     answer["facts"] = {name: getattr(error, name) for name in error.facts}
     if isinstance(error, TeardownError):
@@ -102,7 +102,7 @@ def error_from_json(answer: dict[str, Any]) -> NetlibError:
     facts = {fact: value for fact, value in answer.get("facts", {}).items() if fact in kind.facts}
     if issubclass(kind, TeardownError):
         error: NetlibError = kind([error_from_json(failure) for failure in answer["failures"]])
-    elif "what" in kind.facts:  # the message is made of it
+    elif "what" in kind.facts:  # the class makes its message from it
         error = kind(facts.get("what", answer["message"]))
     else:
         error = kind(answer["message"], **facts)

@@ -1,6 +1,6 @@
-"""netlibd started from the caller's side: by systemd where that has our unit, else as a detached process.
+"""Starting netlibd from the caller's side: by systemd where that has our unit, else as a detached process.
 
-One rule: when :func:`start_daemon` comes back, a netlibd answers; else the caller knows what stopped it. A command imports
+One rule: when :func:`start_daemon` returns, a netlibd answers; else its error says what prevented that. A command imports
 this module when netlibd is to be started, so it imports the standard library's small modules only.
 """
 
@@ -26,10 +26,10 @@ _READ_SIZE = 1 << 12
 
 
 def start_daemon(config: Config | None = None, *, deadline: float = START_SECONDS) -> None:
-    """See that netlibd runs, and come back when it answers; two callers at once end with one daemon.
+    """Start netlibd unless one runs, and return when it answers; two callers at once get the same one.
 
-    Raises what stopped it (WrongHost, NotPermitted, StoreError), DaemonError when it ended without a word, Stuck when a netlibd
-    is there and stopped, HostExhausted, DeadlineExceeded.
+    Raises the error that netlibd reported (WrongHost, NotPermitted, StoreError), DaemonError when it ended without a report,
+    Stuck when there is one that is stopped, HostExhausted, DeadlineExceeded.
     """
     config = config or Config.from_environment()
     if os.geteuid() != 0:
@@ -63,7 +63,7 @@ def _start_unit(deadline: float) -> None:
 
 
 def _spawn(config: Config, deadline: float) -> None:
-    """Start it detached: what we spawn forks once more and ends, and its child tells us over a socket when it answers."""
+    """Start netlibd detached: the spawned process forks and ends, and its child reports over a socket when it answers."""
     import signal
     import sys
 
@@ -77,7 +77,7 @@ def _spawn(config: Config, deadline: float) -> None:
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                 (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 2),  # an interpreter that cannot even begin says why
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 2),  # for an interpreter that cannot even begin
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), _READY_FD),
             ],
             setsigmask=[],
@@ -90,8 +90,8 @@ def _spawn(config: Config, deadline: float) -> None:
             os.kill(process, signal.SIGKILL)
             raise
         finally:
-            with suppress(ChildProcessError):  # a host program may leave its children to the kernel
-                os.waitpid(process, 0)  # the one in between: it ended as soon as it had forked
+            with suppress(ChildProcessError):  # a program that embeds netlib may ignore SIGCHLD
+                os.waitpid(process, 0)  # the spawned process, which ended as soon as it had forked
     for line in report.splitlines():
         if line.startswith("{"):
             answer = json.loads(line)
@@ -103,7 +103,7 @@ def _spawn(config: Config, deadline: float) -> None:
 
 
 def _read_report(ours: socket.socket, config: Config, until: float) -> str:
-    """What the starting daemon says, up to its one line of JSON or to its end."""
+    """The report of the starting daemon, up to its one line of JSON or to its end."""
     report = b""
     while not (report.endswith(b"}\n") and report.splitlines()[-1].startswith(b"{")):
         ours.settimeout(max(min(until - time.monotonic(), LOOK_SECONDS), 0.001))
@@ -122,7 +122,7 @@ def _read_report(ours: socket.socket, config: Config, until: float) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Only what netlibd needs, so that nothing of the caller's session stays with it."""
+    """The environment that netlibd needs, without anything of the caller's session."""
     package_root = os.path.abspath(f"{os.path.dirname(__file__)}/../..")
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     if os.path.basename(package_root) not in ("site-packages", "dist-packages"):  # a checkout
