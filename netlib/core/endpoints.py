@@ -36,7 +36,7 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         return _draft(tx, endpoint_id, network, sandbox, request, links, facts)
 
     with (
-        session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)),
+        session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)) as operation,
         session.engine.kernel(endpoint_id) as kernel,
     ):
         if not lifecycle.is_materialised(home):
@@ -48,11 +48,13 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
             with lifecycle.working_on([box.id], f"connecting {box.name} to {home.name}"):
                 asked = _questions(endpoint_id, home.value, box.value, request)
                 if not asked:
-                    return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft)
+                    return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft, finish=operation.finish)
                 stub = Endpoint(id=endpoint_id, network=home.id, sandbox=box.id, created=time.time())
                 prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: _check(tx, endpoint_id, home.value, box.value))
                 facts = prepared_facts(prepared)
-                return lifecycle.create_endpoint(kernel, endpoint_id, box.id, lambda tx: draft(tx, facts), prepared)
+                return lifecycle.create_endpoint(
+                    kernel, endpoint_id, box.id, lambda tx: draft(tx, facts), prepared, finish=operation.finish
+                )
 
         endpoint = with_repair(lifecycle, home.id, join)
     served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
@@ -80,9 +82,9 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
             if not rows:
                 text = f"sandbox {box.name!r} is not connected to network {home.name!r}"
                 raise NotFound(f"{text}; `netlib network inspect` lists who is", kind="endpoint", reference=box.name)
-            lifecycle.take_down(rows, keep_ports=keep_ports)
+            lifecycle.take_down(rows, keep_ports=keep_ports, finish=operation.finish)
 
-    with session.operation("network disconnect", f"{box.name} {home.name}", _event("disconnect", home, box)):
+    with session.operation("network disconnect", f"{box.name} {home.name}", _event("disconnect", home, box)) as operation:
         leave_with_repair(lifecycle, box.id, leave)
     session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
 

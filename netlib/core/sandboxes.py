@@ -31,7 +31,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
     if identity == current_identity():
         raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
     with (
-        session.operation("sandbox create", name, _event("create", sandbox_id, name)),
+        session.operation("sandbox create", name, _event("create", sandbox_id, name)) as operation,
         session.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
         session.engine.kernel(sandbox_id) as kernel,
     ):
@@ -51,7 +51,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
             sysctls=tuple(settings.items()),
             cni_container=request.cni_container,
         )
-        return session.lifecycle.create_sandbox(kernel, sandbox, lambda tx: _check_free(tx, sandbox))
+        return session.lifecycle.create_sandbox(kernel, sandbox, lambda tx: _check_free(tx, sandbox), finish=operation.finish)
 
 
 def remove_sandboxes(session: Session, references: Sequence[str | Sandbox]) -> None:
