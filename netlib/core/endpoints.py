@@ -7,15 +7,15 @@ from netlib.core.endpoint_record import endpoint_record
 from netlib.core.preparing import Question, prepared_facts, questions
 from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
-from netlib.core.session import Session
+from netlib.core.session import Session, membership_event
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
 from netlib.facts import AddressesAsked, EndpointAsked, Facts
-from netlib.model import Endpoint, Event, Network, Phase, Sandbox
+from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.plan import Plan, ability
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
-from netlib.store.records import Row, Transaction
+from netlib.store.records import Transaction
 
 __all__ = ["connect", "disconnect"]
 
@@ -36,7 +36,9 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         return _draft(tx, endpoint_id, network, sandbox, request, links, facts)
 
     with (
-        session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)) as operation,
+        session.operation(
+            "network connect", f"{box.name} {home.name}", membership_event("connect", home.value, box.value)
+        ) as operation,
         session.engine.kernel(endpoint_id) as kernel,
     ):
         if not lifecycle.is_materialised(home):
@@ -84,14 +86,11 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
                 raise NotFound(f"{text}; `netlib network inspect` lists who is", kind="endpoint", reference=box.name)
             lifecycle.take_down(rows, keep_ports=keep_ports, finish=operation.finish)
 
-    with session.operation("network disconnect", f"{box.name} {home.name}", _event("disconnect", home, box)) as operation:
+    with session.operation(
+        "network disconnect", f"{box.name} {home.name}", membership_event("disconnect", home.value, box.value)
+    ) as operation:
         leave_with_repair(lifecycle, box.id, leave)
     session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
-
-
-def _event(action: str, home: Row[Network], box: Row[Sandbox]) -> Event:
-    about = {"name": home.name, "type": home.value.driver, "container": box.id, "containerName": box.name}
-    return Event(type="network", action=action, id=home.id, attributes=about)
 
 
 def _questions(endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> list[Question]:

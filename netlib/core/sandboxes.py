@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from netlib.core.session import Session, chunks
+from netlib.core.session import Session, chunks, membership_event
 from netlib.dns.resolvconf import check_resolver
 from netlib.errors import AlreadyExists, ConfigError
 from netlib.kernel.netns import current_identity, identity_of_path, netns_dir
@@ -58,9 +58,12 @@ def remove_sandboxes(session: Session, references: Sequence[str | Sandbox]) -> N
     """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
     with session.store.read() as tx:
         boxes = [session.find_sandbox(tx, reference) for reference in references]
+        left = [(network, row.value) for row in boxes for network, _ in tx.memberships(row.id)]
     names = ", ".join(row.name for row in boxes)
     ids = [row.id for row in boxes]
-    with session.operation("sandbox rm", names, *(_event("destroy", row.id, row.name) for row in boxes)):
+    events = [membership_event("disconnect", network, box) for network, box in left]
+    events += (_event("destroy", row.id, row.name) for row in boxes)
+    with session.operation("sandbox rm", names, *events):
         session.take_down(chunks(ids), f"removing {names}")
     session.watcher.changed(sandboxes=ids, networks=(), needed=False)
 

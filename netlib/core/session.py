@@ -251,6 +251,12 @@ class Session:
         return sandbox_plan(sandbox, tx.memberships(sandbox.id), host_resolver())
 
 
+def membership_event(action: str, network: Network, sandbox: Sandbox) -> Event:
+    """The event of a sandbox that joined a network, or left it."""
+    about = {"name": network.name, "type": network.driver, "container": sandbox.id, "containerName": sandbox.name}
+    return Event(type="network", action=action, id=network.id, attributes=about)
+
+
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     """Split *ids* into lists as long as :meth:`Session.take_down` takes one at a time."""
     for start in range(0, len(ids), _AT_ONCE):

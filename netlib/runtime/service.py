@@ -127,16 +127,18 @@ def run_container(
     container = _draft(controller, spec)
     with controller.locks.hold(record_lock(container.id), f"running container {spec.name or container.short_id}"):
         container = _inserted(controller, container, Phase.CREATING)  # after a crash nobody was told of it: it goes
+        controller.publish("container create", container.name, event("create", container))
         try:
             container = _start(controller, container, client, size)
             with controller.store.write() as tx:
                 tx.set_phase(container.id, Phase.READY)
             # A copy of the store in which it is half made, and would be ended, is an older one from this line on.
-            controller.publish("container run", container.name, event("create", container), event("start", container))
+            controller.publish("container run", container.name, event("start", container))
         except BaseException:
             _kill(controller, container)
             _leave(controller, container)
             _delete(controller, container)
+            controller.publish("container rm", container.name, event("destroy", container))
             raise
     return container
 
@@ -313,12 +315,13 @@ def reap_container(controller: Controller, reference: str) -> None:
             present = tx.by_id(row.id)
         if present is None or (state := runtime(controller).state(present.value)).running:
             return
-        _leave(controller, present.value)
         if present.value.netns is not None:  # else its end was told before
             died = event("die", present.value, exitCode=str(state.code))
             controller.publish("container die", present.name, died)
+        _leave(controller, present.value)
         if present.value.spec.auto_remove or present.phase is not Phase.READY:
             _delete(controller, present.value)
+            controller.publish("container rm", present.name, event("destroy", present.value))
 
 
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
@@ -348,7 +351,9 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
                 own.kill(container)
         for container in running:
             _kill(controller, container)  # and wait
-        died = [event("die", container, exitCode=str(own.state(container).code)) for container in running]
+        if running:
+            died = [event("die", container, exitCode=str(own.state(container).code)) for container in running]
+            controller.publish("container die", ", ".join(container.name for container in running), *died)
         try:
             _set_removing(controller, present)
         except DiskFull:  # perhaps with what they wrote, and that may go first: to remove them again does no harm
@@ -359,7 +364,7 @@ def remove_containers(controller: Controller, going: Sequence[Container], *, for
         for container in present:
             _delete(controller, container)
         names = ", ".join(container.name for container in present)
-        controller.publish("container rm", names, *died, *(event("destroy", container) for container in present))
+        controller.publish("container rm", names, *(event("destroy", container) for container in present))
 
 
 def _set_removing(controller: Controller, going: Sequence[Container]) -> None:
