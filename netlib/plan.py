@@ -30,8 +30,8 @@ class Key(NamedTuple):
 class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, dict=True):
     """One thing the kernel holds for us: names, never ifindexes.
 
-    Subclasses declare ``tag="…"`` (their stable name in the store), their key (a ``cached_property``: it is asked for often), and
-    the four verbs ``ensure``, ``remove``,
+    Subclasses declare ``tag="…"`` (their stable name in the store), their key (a ``cached_property``, as it is asked for
+    often), and the four verbs ``ensure``, ``remove``,
     ``drift`` and ``commands``. What few of them can do beyond that are abilities, the small Protocols below: a class offers one
     by its methods, and :func:`ability` finds it.
 
