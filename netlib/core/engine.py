@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
-from netlib.kernel.handle import Kernel
+from netlib.kernel.handle import IdleSockets, Kernel
 from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change
 from netlib.store.locks import Locks
 from netlib.store.records import Transaction
@@ -40,10 +40,15 @@ class Engine:
         self.locks = locks
         self.store_tag = store_tag
         self.tell = observer or _silent
+        self._idle = IdleSockets()
+
+    def close(self) -> None:
+        """Close what is kept between operations."""
+        self._idle.close()
 
     def kernel(self, record: str) -> Kernel:
         """A handle whose tag says that what it makes belongs to *record*."""
-        return Kernel(tag=self.tag(record))
+        return Kernel(self.tag(record), self._idle)
 
     def tag(self, record: str) -> str:
         """What marks a thing in the kernel as *record*'s."""

@@ -132,6 +132,7 @@ class Session:
         self._thread = _CLOSED
         if self._own_watcher is not None:
             self._own_watcher.close()
+        self.engine.close()
         store.close()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
 from netlib.kernel.netlink import Attributes, NetlinkSocket
-from netlib.kernel.netns import Entered, identity_of, new_netns, open_own_netns, opened, refuse_routers_here
+from netlib.kernel.netns import (
+    Entered,
+    check_identity,
+    identity_by,
+    identity_of,
+    new_netns,
+    open_own_netns,
+    open_path,
+    recognising,
+    refuse_routers_here,
+)
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 
@@ -47,11 +57,14 @@ class Rtnl:
     through pyroute2 costs about 0.25 ms, an ifindex by ioctl 0.003 ms.
     """
 
-    def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
+    def __init__(self, kernel: "Kernel", netns: NetnsRef, plain: NetlinkSocket | None = None) -> None:
+        """Open a socket in *netns*, or use *plain*, which was opened there."""
         self.netns = netns
         self._kernel = kernel
-        with kernel.entered(netns), doing(f"open a netlink socket in {netns.label}"):
-            self.plain = NetlinkSocket(socket.NETLINK_ROUTE)
+        if plain is None:
+            with kernel.entered(netns), doing(f"open a netlink socket in {netns.label}"):
+                plain = NetlinkSocket(socket.NETLINK_ROUTE)
+        self.plain = plain
 
     @cached_property
     def raw(self) -> "IPRoute":
@@ -104,17 +117,48 @@ class Rtnl:
         with doing(f"ask the kernel what {self.netns.label} has"):
             return self.plain.dump(kind, header, *attributes)
 
-    def close(self) -> None:
-        self.plain.close()
+    def part(self) -> NetlinkSocket:
+        """End the conversation, and return its socket, open."""
         if "raw" in self.__dict__:
             self.raw.close()
+        return self.plain
+
+    def close(self) -> None:
+        """End the conversation."""
+        self.part().close()
+
+
+class IdleSockets:
+    """The route socket of this thread's own netns, between one handle's operation and the next: 0.05 ms to open and close."""
+
+    def __init__(self) -> None:
+        self._left: tuple[int, NetlinkSocket] | None = None  # the pid of the process that opened it, for a fork shares it
+
+    def take(self) -> NetlinkSocket | None:
+        """The socket, if a handle left it; None in a forked child."""
+        left, self._left = self._left, None
+        if left is not None and left[0] == os.getpid():
+            return left[1]
+        return None
+
+    def leave(self, plain: NetlinkSocket) -> None:
+        """Keep *plain*, on which every question was answered, for the next handle."""
+        self.close()
+        self._left = (os.getpid(), plain)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if (plain := self.take()) is not None:
+            plain.close()
 
 
 class Kernel:
     """The handle by which kernel objects act; its ``tag`` (``netlib:<store>:<record>``) marks what they make as ours."""
 
-    def __init__(self, tag: str = "") -> None:
+    def __init__(self, tag: str = "", idle: IdleSockets | None = None) -> None:
+        """*idle* lends the host's route socket; it gets it back when a `with` block of the handle ends without an error."""
         self.tag = tag
+        self._idle = idle
         self._kept: dict[NetnsRef, dict[Any, Closable]] = {}
         self._fds: dict[NetnsRef, int] = {}
         self._home: int | None = None
@@ -130,6 +174,8 @@ class Kernel:
 
     def rtnl(self, netns: NetnsRef = HOST) -> Rtnl:
         """The route conversation with *netns*; ObjectMissing when that netns is gone."""
+        if netns.is_host and self._idle is not None and netns not in self._kept and (plain := self._idle.take()) is not None:
+            self._kept[netns] = {Rtnl: Rtnl(self, netns, plain)}
         return self.kept(netns, Rtnl)
 
     def kept(self, netns: NetnsRef, make: "Callable[[Kernel, NetnsRef], _T]") -> _T:
@@ -144,9 +190,9 @@ class Kernel:
 
     def entered(self, netns: NetnsRef) -> AbstractContextManager[None]:
         """As :func:`netlib.kernel.netns.entered`; that netns, and this one, are opened once for the life of the handle."""
-        if netns.is_host:
-            return _STAYING
-        fd = self.netns_fd(netns)
+        return _STAYING if netns.is_host else self._entered(self.netns_fd(netns))
+
+    def _entered(self, fd: int) -> Entered:
         if self._home is None:
             self._home = open_own_netns()
         return Entered(fd, self._home)
@@ -155,9 +201,27 @@ class Kernel:
         """A descriptor of *netns* for netlink attributes; it lives as long as the handle."""
         fd = self._fds.get(netns)
         if fd is None:
-            with opened(netns) as temporary:
-                fd = self._fds[netns] = os.dup(temporary)
+            fd = open_path(netns)
+            try:
+                self._recognise(netns, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fds[netns] = fd
         return fd
+
+    def _recognise(self, netns: NetnsRef, fd: int) -> None:
+        """See that *fd* is *netns*, by the route socket that is opened in it at the same time."""
+        if not netns.identity or netns.is_host:
+            return
+        with recognising(netns), self._entered(fd):
+            plain = NetlinkSocket(socket.NETLINK_ROUTE)
+        try:
+            check_identity(netns, identity_by(plain.socket))
+        except BaseException:
+            plain.close()
+            raise
+        self._kept.setdefault(netns, {})[Rtnl] = Rtnl(self, netns, plain)
 
     def lend(self, netns: NetnsRef, fd: int) -> None:
         """Use the descriptor *fd*, of which a copy is kept, to reach *netns*; the path of *netns* is never opened then."""
@@ -197,4 +261,8 @@ class Kernel:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._idle is not None and error is None:
+            rtnl = self._kept.get(HOST, {}).pop(Rtnl, None)
+            if isinstance(rtnl, Rtnl):
+                self._idle.leave(rtnl.part())
         self.close()

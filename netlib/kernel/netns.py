@@ -55,7 +55,12 @@ def boot_id() -> str:
 def current_identity() -> str:
     """The identity of this thread's netns: ``<boot id>:<SO_NETNS_COOKIE>`` (never reused within a boot)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+        return identity_by(sock)
+
+
+def identity_by(sock: socket.socket) -> str:
+    """The identity of the netns in which *sock*, of any family, was opened."""
+    (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
     return f"{boot_id()}:{cookie}"
 
 
@@ -105,22 +110,39 @@ def entered_fd(fd: int) -> Iterator[None]:
 @contextmanager
 def opened(netns: NetnsRef) -> Iterator[int]:
     """A file descriptor of *netns*; ObjectMissing when the path is gone or leads to another netns by now."""
-    try:
-        # O_NONBLOCK: somebody may have put a FIFO at the path since, and to open one waits for a writer.
-        fd = os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise kernel_error(error.errno or 0, f"open network namespace {netns.label}", error.strerror or "") from error
+    fd = open_path(netns)
     try:
         if netns.identity:
-            try:
+            with recognising(netns):
                 found = identity_of(fd)
-            except KernelError as error:  # EINVAL: a plain file, left by a boot or a crash before the mount
-                raise ObjectMissing(f"{netns.path} is no network namespace", error.errno) from error
-            if found != netns.identity:
-                raise ObjectMissing(f"network namespace {netns.label} is gone: another one is at {netns.path} now")
+            check_identity(netns, found)
         yield fd
     finally:
         os.close(fd)
+
+
+def open_path(netns: NetnsRef) -> int:
+    """A file descriptor of whatever is at the path of *netns*; ObjectMissing when nothing is."""
+    try:
+        # O_NONBLOCK: somebody may have put a FIFO at the path since, and to open one waits for a writer.
+        return os.open(netns.path or "/proc/thread-self/ns/net", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise kernel_error(error.errno or 0, f"open network namespace {netns.label}", error.strerror or "") from error
+
+
+@contextmanager
+def recognising(netns: NetnsRef) -> Iterator[None]:
+    """Raise ObjectMissing where what was opened for *netns* cannot be entered in the block."""
+    try:
+        yield
+    except KernelError as error:  # EINVAL: a plain file, left by a boot or a crash before the mount
+        raise ObjectMissing(f"{netns.path} is no network namespace", error.errno) from error
+
+
+def check_identity(netns: NetnsRef, found: str) -> None:
+    """Raise ObjectMissing where the netns that was opened (its identity is *found*) is not *netns*."""
+    if found != netns.identity:
+        raise ObjectMissing(f"network namespace {netns.label} is gone: another one is at {netns.path} now")
 
 
 @contextmanager

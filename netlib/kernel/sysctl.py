@@ -132,7 +132,8 @@ class Sysctl(KernelObject, frozen=True, kw_only=True, tag="sysctl"):
         path = sysctl_path(self.name)
         try:
             with kernel.entered(self.netns), doing(f"set sysctl {path} to {self.value!r} in {self.netns.label}"):
-                if _read(path) != self._wanted:
+                # What was observed to be different is written without another look.
+                if self.prior not in (None, self._wanted) or _read(path) != self._wanted:
                     write_here(path, self.value)
         except ObjectMissing:
             if not self.optional:

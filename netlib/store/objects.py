@@ -14,6 +14,8 @@ from netlib.plan import KernelObject, Key
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
+_BEGINNING = b'{"type":"'
+
 __all__ = ["Unreadable", "decode_object", "encode_object"]
 
 
@@ -61,10 +63,17 @@ def encode_object(item: KernelObject) -> bytes:
     return item.body if isinstance(item, Unreadable) else encode(item)
 
 
+def _tag(body: bytes) -> str:
+    """The name of the class, with which the text of an object begins."""
+    if body.startswith(_BEGINNING):
+        return body[len(_BEGINNING) : body.index(b'"', len(_BEGINNING))].decode()
+    return decode(body, _Typed).type
+
+
 def decode_object(body: bytes, key: str) -> KernelObject:
     """Read an object that was written down under *key*, by the class that its ``type`` names."""
     try:
-        kind: Any = object_class(decode(body, _Typed).type)
+        kind: Any = object_class(_tag(body))
     except PackageMissing as missing:
         return Unreadable(written=key, body=body, why=str(missing), package=missing.package)
     found: KernelObject = decode(body, kind)
