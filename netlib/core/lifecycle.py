@@ -214,8 +214,8 @@ class Lifecycle:
         with self.store.write() as tx:
             tx.set_phase(network.id, Phase.READY)
 
-    def extend(self, kernel: Kernel, record: str, shared: Plan, ousted: Collection[Key] = ()) -> None:
-        """Bring what a CNI network's attachments share to its objects but *ousted* ones, and *shared*; its lock is held.
+    def extend(self, kernel: Kernel, record: str, shared: Plan, replaced: Collection[Key] = ()) -> None:
+        """Bring what a CNI network's attachments share to its objects but *replaced* ones, and *shared*; its lock is held.
 
         Until it is stamped with this boot again, nobody takes the network as it is written down for made.
         """
@@ -224,7 +224,7 @@ class Lifecycle:
             if row is None or row.phase is not Phase.READY:
                 return
             old = tx.objects(record)
-            kept = Plan(*(item for item in old if item.key not in ousted))
+            kept = Plan(*(item for item in old if item.key not in replaced))
             new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
             tx.write_objects(record, _union(old, new))
             tx.stamp(record, "")
