@@ -39,11 +39,11 @@ def published(
     with session.store.read() as tx:
         last = 0 if since is not None else tx.generation()
     with ExitStack() as stack:
-        poller, moved_on = select.poll(), -1
+        poller, watching = select.poll(), -1
         if follow:
-            moved_on = inotify.watch(session.config.memory_dir, inotify.MODIFIED)
-            stack.callback(os.close, moved_on)
-            poller.register(moved_on, select.POLLIN)
+            watching = inotify.watch(session.config.memory_dir, inotify.MODIFIED)
+            stack.callback(os.close, watching)
+            poller.register(watching, select.POLLIN)
         while True:
             with session.store.read() as tx:
                 found = tx.events(after=last, since=since or 0.0)
@@ -58,4 +58,4 @@ def published(
                 raise StoreError(f"{session.store.path} was exchanged for another one; ask for its events anew")
             left = _LOOK_SECONDS if until is None else max(min(_LOOK_SECONDS, until - time.time()), 0.0)
             if poller.poll(left * 1000):
-                os.read(moved_on, _EVENT_BYTES)
+                os.read(watching, _EVENT_BYTES)
