@@ -1,13 +1,14 @@
-"""Events of one store, as the journal publishes them: those that are there, then each as it happens, by whichever process.
+"""Reading the events in a store's journal: those of the past, and then each new one, whichever process wrote it.
 
 ::
 
-    verb ── transaction ── journal line with its events ── number in the run folder moves on
+    verb ── transaction ── journal line with its events ── number in the run folder is raised
                                                                      │ inotify
                                                                      ▼
-                                                   who follows reads the lines behind the last one
+                                             a follower reads the lines after the last one it has read
 
-Nobody has to serve this: the journal is in the store, and the number (:mod:`netlib.store.generation`) tells that there is more.
+No process serves events: the journal is in the store, and a change of the number's file (:mod:`netlib.store.generation`) says
+that the journal has new lines.
 """
 
 import os
@@ -24,16 +25,17 @@ from netlib.wire.protocol import store_identity
 
 __all__ = ["published"]
 
-_LOOK_SECONDS = 1.0  # where a line was written and its number was not: another process had the file just then
-_EVENT_BYTES = 1 << 14
+_LOOK_SECONDS = 1.0  # the file does not change where another process has it locked, or the run folder takes no writes
+_EVENT_BYTES = 1 << 14  # of inotify, read at once; their content is not looked at
 
 
 def published(
     session: Session, *, since: float | None = None, until: float | None = None, follow: bool = True
 ) -> Iterator[Published]:
-    """Events from the moment *since* (None: from now) up to the moment *until*, in seconds since the epoch, oldest first.
+    """Yield the events from the moment *since* (None: now) up to the moment *until*, in seconds since the epoch, oldest first.
 
-    Without *follow*, those that are there. Raises StoreError when the store is exchanged for another meanwhile.
+    Without *follow* the newest event is the last; with it, each new event is yielded when it happens. Raises StoreError when
+    another store replaces this one meanwhile.
     """
     identity = store_identity(session.config.state_dir)
     with session.store.read() as tx:
