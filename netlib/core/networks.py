@@ -73,9 +73,11 @@ def remove_network(session: Session, reference: str | Network) -> None:
         raise ConfigError(
             f"network {network.name!r} is predefined, as in Docker, and cannot be removed; choose another network"
         )
-    gone = Event(type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver})
+    destroyed = Event(
+        type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver}
+    )
     with (
-        session.operation("network rm", network.name, gone) as operation,
+        session.operation("network rm", network.name, destroyed) as operation,
         session.lifecycle.working_on([network.id], f"removing network {network.name}"),
     ):
         with session.store.write(clearing=True) as tx:

@@ -62,18 +62,18 @@ def prepare_predefined(lifecycle: Lifecycle, host: Host) -> None:
     A store without the digest is from before there were settings: its ``bridge`` was made by the defaults.
     """
     wanted = predefined(host.settings)
-    made_by, here = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
-    with here.read() as tx:
+    digest, store = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
+    with store.read() as tx:
         found = {request.name: tx.find_named(Network, request.name) for request in wanted}
         mark = tx.meta(_MARK)
     bridge = found["bridge"]
-    if bridge is not None and mark != made_by and not (mark is None and host.settings == Settings()):
+    if bridge is not None and mark != digest and not (mark is None and host.settings == Settings()):
         if not _remove_former_bridge(lifecycle, bridge):
             return
         found["bridge"] = None
     missing = [request for request in wanted if found[request.name] is None]
     if missing:
-        _write_missing(lifecycle, host, missing, made_by)
+        _write_missing(lifecycle, host, missing, digest)
 
 
 def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
@@ -98,7 +98,7 @@ def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
     return True
 
 
-def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], made_by: str) -> None:
+def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], digest: str) -> None:
     """Write the records of the *missing* networks and the digest of the settings, in one transaction."""
     with Kernel() as kernel:
         states = {request.name: read_host_state(kernel, request, host.settings) for request in missing}
@@ -117,4 +117,4 @@ def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkReques
                 network = network_record(tx, network_id, now, free, states[request.name], predefined=True)
             tx.insert(network, name=network.name, phase=Phase.READY)
             tx.stamp(network_id, "")
-        tx.set_meta(_MARK, made_by)
+        tx.set_meta(_MARK, digest)

@@ -66,7 +66,7 @@ class Question(NamedTuple):
     driver: Prepares
     asked: Struct
 
-    def written(self, record: str, facts: Facts) -> Prepared:
+    def prepared(self, record: str, facts: Facts) -> Prepared:
         """The object of *record* (an id) with the *facts* that this driver has noted so far."""
         package = package_of(self.side, self.name)
         return Prepared(side=self.side, name=self.name, record=record, package=package, facts=facts)
@@ -90,7 +90,7 @@ def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence
     When a driver fails, the facts that all drivers noted are released, and its error is raised; TeardownError where the release
     fails too.
     """
-    found: dict[str, Prepared] = {question.side: question.written(record, {}) for question in questions}
+    found: dict[str, Prepared] = {question.side: question.prepared(record, {}) for question in questions}
 
     def write() -> None:
         with engine.store.write() as tx:
@@ -101,7 +101,7 @@ def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence
         for question in questions:
 
             def note(facts: Facts, question: Question = question) -> None:
-                found[question.side] = question.written(record, facts)
+                found[question.side] = question.prepared(record, facts)
                 write()
                 engine.tell("noted", found[question.side])
 
