@@ -122,5 +122,5 @@ def _wanted(result: Result, apart: tuple[ApartBridge, ...], made: PendingAttachm
     return Wanted(
         own=Plan(*(ForwardedAddress(address=address) for address in addresses)),
         shared=Plan(FirewallBase(), AddressAllowance(), *apart),
-        ousted=frozenset(item.key for item in present) - {item.key for item in apart},
+        replaced=frozenset(item.key for item in present) - {item.key for item in apart},
     )

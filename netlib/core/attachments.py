@@ -109,7 +109,7 @@ class Attachments:
         if network.phase is not Phase.READY or not self._lifecycle.is_materialised(network):
             return False
         present = {item.key: item for item in shared}
-        return all(_is_same(present.get(item.key), item) for item in wanted.shared) and not wanted.ousted & present.keys()
+        return all(_is_same(present.get(item.key), item) for item in wanted.shared) and not wanted.replaced & present.keys()
 
     def share(self, name: str, wanted: Wanted) -> str:
         """Make the network *name* where it is missing, and bring it to what is *wanted*; answer with its id if it is new."""
@@ -128,7 +128,7 @@ class Attachments:
                     network = CniNetwork(id=record, name=name, created=time.time())
                     self._lifecycle.create_cni_network(kernel, network, wanted.shared)
                     return record
-                self._lifecycle.extend(kernel, record, wanted.shared, wanted.ousted)
+                self._lifecycle.extend(kernel, record, wanted.shared, wanted.replaced)
         return ""
 
     def revise(self, record: str, item: KernelObject, phase: Phase = Phase.READY) -> bool:

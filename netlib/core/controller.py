@@ -1,7 +1,7 @@
-"""The Python interface of the Container Network Model: networks, sandboxes and endpoints made, joined, looked at and removed.
+"""The Python interface of the Container Network Model: the verbs that make, connect, list and remove networks and sandboxes.
 
-Every verb checks the whole request first; it leaves the kernel as asked or as it was. Verbs that only look change nothing in
-the kernel. The keywords of a verb are the fields of its request in :mod:`netlib.requests` (a test compares them).
+A verb checks its whole request before it changes anything, and after an error the kernel is as it was. Verbs that only read
+change nothing in the kernel. A verb's keywords are the fields of its request in :mod:`netlib.requests` (a test compares them).
 """
 
 import os
@@ -45,18 +45,18 @@ class Controller(Session):
             box = controller.create_sandbox("box")
             controller.connect("web", "box")
 
-    Networks and sandboxes are named by their name, their id, an unambiguous beginning of their id, or their record.
+    A verb takes a network or a sandbox by its name, its id, an unambiguous beginning of its id, or as its record.
     """
 
     # --- networks --------------------------------------------------------------------------------------------------
 
     def networks(self) -> list[Network]:
-        """Every network that is ready, by name."""
+        """All networks in phase ``ready``, in the order of their names."""
         with self.store.read() as tx:
             return [row.value for row in tx.all(Network) if row.phase is Phase.READY]
 
     def network(self, reference: str | Network) -> Network:
-        """The network as it is now; NotFound when there is none."""
+        """The present record of a network; raises NotFound."""
         with self.store.read() as tx:
             return self.find_network(tx, reference).value
 
@@ -80,23 +80,27 @@ class Controller(Session):
     ) -> Network:
         """Create a network. Gateways, ranges and auxiliary addresses belong to the subnet that contains them.
 
-        Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError; after any of them nothing is changed.
+        Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError; after these the kernel and the records are
+        unchanged.
         """
         return networks.create_network(self, read(NetworkRequest, _given(locals())))
 
     def remove_network(self, reference: str | Network) -> None:
-        """Remove a network without endpoints; InUse lists who is in it."""
+        """Remove a network without endpoints.
+
+        Raises InUse with the sandboxes in the network, ConfigError for a predefined network, NotFound, TeardownError.
+        """
         networks.remove_network(self, reference)
 
     # --- sandboxes -------------------------------------------------------------------------------------------------
 
     def sandboxes(self) -> list[Sandbox]:
-        """Every sandbox that is ready, by name."""
+        """All sandboxes in phase ``ready``, in the order of their names."""
         with self.store.read() as tx:
             return [row.value for row in tx.all(Sandbox) if row.phase is Phase.READY]
 
     def sandbox(self, reference: str | Sandbox) -> Sandbox:
-        """The sandbox as it is now; NotFound when there is none."""
+        """The present record of a sandbox; raises NotFound."""
         with self.store.read() as tx:
             return self.find_sandbox(tx, reference).value
 
@@ -112,20 +116,23 @@ class Controller(Session):
         sysctls: Mapping[str, str] = {},
         cni_container: str = "",
     ) -> Sandbox:
-        """Create a sandbox: with a netns of its own (*netns* None), the host's (``""``), or that at a path.
+        """Create a sandbox in a new netns (*netns* None), in the host's (``""``), or in the one at the path *netns*.
 
-        One of its own may be asked to have *sysctls* (names of ``net.*`` to values), those of its links as these come.
-        Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already.
+        *sysctls* (names of ``net.*`` to values) are set in a new netns only; those of a link are set when the link is made.
+        Raises AlreadyExists when a sandbox or a netns has the name, or another sandbox has the netns; ConfigError.
         """
         given = _given(locals())
         return sandboxes.create_sandbox(self, read(SandboxRequest, given))
 
     def remove_sandbox(self, reference: str | Sandbox) -> None:
-        """Remove a sandbox with its endpoints, its files and, where it is ours, its netns."""
+        """Remove a sandbox with its endpoints, its files and, where netlib made it, its netns.
+
+        Raises NotFound; TeardownError for what could not be removed, after all else is.
+        """
         sandboxes.remove_sandboxes(self, [reference])
 
     def remove_sandboxes(self, references: Sequence[str | Sandbox]) -> None:
-        """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
+        """Remove sandboxes as :meth:`remove_sandbox` does, up to 200 in one firewall transaction and one link request."""
         if isinstance(references, str):
             raise ConfigError(f"references={references!r} must be a list or tuple of names; remove_sandbox removes one")
         sandboxes.remove_sandboxes(self, references)
@@ -133,7 +140,7 @@ class Controller(Session):
     # --- endpoints -------------------------------------------------------------------------------------------------
 
     def endpoints(self, *, network: str | Network | None = None, sandbox: str | Sandbox | None = None) -> list[Endpoint]:
-        """The endpoints of one network, of one sandbox, of one sandbox in one network, or all of them."""
+        """All endpoints in phase ``ready``, or only those in *network*, of *sandbox*, or of that sandbox in that network."""
         with self.store.read() as tx:
             home = self.find_network(tx, network).id if network is not None else ""
             if sandbox is not None:
@@ -157,25 +164,25 @@ class Controller(Session):
         gw_priority: int = 0,
         options: Mapping[str, str] = {},
     ) -> Endpoint:
-        """Join a sandbox to a network; *ports* are written as ``-p`` takes them.
+        """Connect a sandbox to a network; a port in *ports* is written as for Docker's ``-p``.
 
-        Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError; after
-        any of them nothing is changed.
+        Raises AlreadyExists for a sandbox that is in the network, ConfigError, AddressTaken, PortTaken, PoolExhausted,
+        KernelError; after these the kernel and the records are unchanged.
         """
         given = _given(locals())
         given |= {"network": reference_of(given["network"]), "container": reference_of(given.pop("sandbox"))}
         return endpoints.connect(self, read(ConnectRequest, given))
 
     def disconnect(self, network: str | Network, sandbox: str | Sandbox, *, keep_ports: bool = False) -> None:
-        """Take a sandbox out of a network; NotFound when it is not in it.
+        """Disconnect a sandbox from a network; raises NotFound for a sandbox that is not in the network.
 
-        The ports that it was connected with are closed, or, with *keep_ports*, published by another of its networks.
+        The ports of this connect are closed, or, with *keep_ports*, published by another network of the sandbox.
         """
         endpoints.disconnect(self, network, sandbox, keep_ports=keep_ports)
 
     @contextmanager
     def inside(self, sandbox: str | Sandbox) -> Iterator[Sandbox]:
-        """Be in a sandbox's netns during the block (this thread alone): sockets opened there belong to it."""
+        """Enter a sandbox's netns for the block, with this thread only: sockets that it opens there belong to that netns."""
         box = self.sandbox(sandbox)
         with entered(box.netns):
             yield box
@@ -183,7 +190,10 @@ class Controller(Session):
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def plan_of(self, reference: str | Network | Sandbox) -> Plan:
-        """What a network or a sandbox (with its endpoints) is made of: as written down, or as it would be at first use."""
+        """The plan of a network, or of a sandbox with its endpoints, as the store has it.
+
+        For a network that was not used in this boot, it is the plan that the first use will apply.
+        """
         return reports.plan_of(self, reference)
 
     def explain(self, reference: str | Network | Sandbox) -> list[str]:
@@ -191,25 +201,30 @@ class Controller(Session):
         return reports.explain(self, reference)
 
     def check(self, reference: str | Network | Sandbox) -> list[tuple[str, str]]:
-        """Compare a network or a sandbox (with its endpoints) with the kernel: (object, how it differs) for each drift."""
+        """Compare a network, or a sandbox with its endpoints, with the kernel; return key and difference of each drift."""
         return reports.check(self, reference)
 
     def journal(self, limit: int = 50) -> list[JournalEntry]:
-        """The last *limit* operations with their objects, oldest first."""
+        """The journal's newest *limit* operations, with the objects that each made and removed, oldest first."""
         with self.store.read() as tx:
             return tx.journal(limit)
 
     def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[Published]:
-        """What has happened, oldest first, by whichever process; with *follow* also what happens from now on, as it does.
+        """Yield the events of all processes on this store, oldest first; with *follow*, also each new one when it happens.
 
-        *since* and *until* are moments in seconds since the epoch; *since* None is now.
+        *since* and *until* are moments in seconds since the epoch; *since* None is now. Raises StoreError when another store
+        replaces this one meanwhile.
         """
         return events.published(self, since=since, until=until, follow=follow)
 
     def reset(self) -> None:
-        """Remove everything of ours from the kernel and the store, and put changed sysctls back."""
+        """Remove all networks, sandboxes and CNI attachments from the kernel and the store; set changed sysctls back.
+
+        The predefined networks are written anew, but not in a lost store. Raises TeardownError for what could not be removed,
+        after all else is.
+        """
         with self.operation("system reset", "everything", Event(type="system", action="reset")):
-            with self.store.write(clearing=True) as tx:  # from here on nobody joins a network that is there
+            with self.store.write(clearing=True) as tx:  # from here on no sandbox or attachment can join one of these networks
                 found = [row.id for kind in (CniNetwork, Network) for row in tx.all(kind)]
                 for network in found:
                     tx.set_phase(network, Phase.REMOVING)
@@ -222,6 +237,6 @@ class Controller(Session):
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The *arguments* of a verb (its ``locals()``) as :func:`read` takes them."""
+    """Remove ``self`` from the *arguments* of a verb (its ``locals()``), for :func:`netlib.requests.read`."""
     del arguments["self"]
     return arguments

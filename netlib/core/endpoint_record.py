@@ -1,6 +1,6 @@
-"""From the request for an endpoint to its record: checked, addresses leased and ports chosen, inside the caller's transaction.
+"""Making an endpoint's record from the request for it: check it, lease addresses, choose ports, in the caller's transaction.
 
-Everything that can be refused is refused here, before anything is written or touched.
+One rule: a request that can be refused is refused here, before the store or the kernel is changed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,9 +33,10 @@ from netlib.store.records import Transaction
 
 __all__ = ["endpoint_record", "port_publisher"]
 
-_Places = dict[tuple[Protocol, int], list[IPAddress | None]]  # what one request has been given: (protocol, port) to addresses
+_Places = dict[tuple[Protocol, int], list[IPAddress | None]]
+"""The host ports that one request has got so far: protocol and port, to the host addresses (None: all)."""
 
-_IPV6_LOOPBACK = ip_address("::1")  # the kernel forwards nothing that is sent there; netlibd does
+_IPV6_LOOPBACK = ip_address("::1")  # the kernel never forwards packets to it; netlibd accepts the connections and relays them
 
 
 def endpoint_record(
@@ -50,11 +51,12 @@ def endpoint_record(
     links: Collection[str] = (),
     facts: Mapping[str, Facts] | None = None,
 ) -> Endpoint:
-    """Check *request*, lease addresses and choose ports, and answer with the endpoint's record.
+    """Check *request*, lease addresses and choose ports; return the endpoint's record.
 
-    *linked* says whether the network's driver gives endpoints a link; without one there is nothing to address or publish.
-    *links* are the names of those that the sandbox has.
-    *facts* are what the network's drivers found out for it, by side.
+    *linked* says whether the network's driver gives endpoints a link. An endpoint without one gets no addresses and no ports.
+    *links* are the ifnames of the sandbox's other endpoints. *facts* are those of the network's drivers, by side.
+
+    Raises ConfigError, AlreadyExists (an ifname or MAC address), AddressTaken, PoolExhausted, PortTaken.
     """
     subject = f"endpoint of {sandbox.name!r} in network {network.name!r}"
     decoded_options(driver_of(network).endpoint_options, request.options, subject)
@@ -90,6 +92,7 @@ def endpoint_record(
 
 
 def _ifname(used: Collection[str], network: Network, sandbox: Sandbox, request: ConnectRequest) -> str:
+    """The ifname that *request* wants, or else the driver's prefix (``eth``) with the lowest free number."""
     wanted = request.ifname or request.options.get("com.docker.network.endpoint.ifname", "")
     if wanted:
         check_ifname(wanted)
@@ -102,6 +105,7 @@ def _ifname(used: Collection[str], network: Network, sandbox: Sandbox, request: 
 
 
 def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> str:
+    """Return *wanted*, or a MAC address made from the endpoint's IPv4 address or id; "" where it has its parent's (ipvlan)."""
     known = ability(driver_of(network), SharesMac)
     reason = known.why_no_mac(network) if known else ""
     if reason and wanted:
@@ -125,6 +129,7 @@ def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> 
 def _addresses(
     tx: Transaction, owner: Endpoint, network: Network, request: ConnectRequest, subject: str
 ) -> tuple[IPInterface, ...]:
+    """Lease one address of each family that the network has a subnet of, the one in *request* where there is one."""
     leased: list[IPInterface] = []
     for family, flag, wanted in ((4, "--ip", request.ip), (6, "--ip6", request.ip6)):
         if wanted is not None and wanted.version != family:
@@ -142,7 +147,7 @@ def _addresses(
 def _address(
     tx: Transaction, owner: Endpoint, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
 ) -> IPInterface:
-    """Lease an address from the first of *pools* that has one."""
+    """Lease *wanted*, or else any address, from the first of *pools* with a free one; PoolExhausted is the last pool's."""
     ipam, facts = ipam_driver(network.ipam_driver), owner.facts.get("ipam", {})
     *others, last = pools
     for pool in others:
@@ -154,6 +159,7 @@ def _address(
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
+    """Choose a host port for each of *requests* that no record publishes and no process on the host has bound."""
     if not requests:
         return ()
     known = ability(driver_of(network), PublishesPorts)
@@ -173,7 +179,7 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
         mapping = request.mapping(request.host_port_first)
         place = (mapping.protocol, mapping.host_port)
         if request.is_fixed and place not in published and place not in places:
-            probe_port(mapping)  # the common case, in which a thousand ports are asked for
+            probe_port(mapping)  # no query per port: one asked for all fixed ones, so that a thousand ports are fast
         else:
             mapping = _port(tx, request, places)
             place = (mapping.protocol, mapping.host_port)
@@ -183,6 +189,10 @@ def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequ
 
 
 def _check_host_ip(network: Network, endpoint: Endpoint, request: PortRequest, host_ip: IPAddress) -> None:
+    """Raise ConfigError where *endpoint* has no address of *host_ip*'s family, to which packets could be translated.
+
+    TCP ports at ``::1`` need none: netlibd relays their connections.
+    """
     by_netlibd = request.protocol is Protocol.TCP and host_ip == _IPV6_LOOPBACK
     if not endpoint.address(host_ip.version) and not by_netlibd:
         raise ConfigError(
@@ -192,6 +202,7 @@ def _check_host_ip(network: Network, endpoint: Endpoint, request: PortRequest, h
 
 
 def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping:
+    """The mapping of *request* to its first host port that is free; raises PortTaken where none is."""
     numbers = port_candidates(request.host_port_first, request.host_port_last)
     refusal: PortTaken | None = None
     for number in numbers:
@@ -213,7 +224,7 @@ def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping
 
 
 def port_publisher(tx: Transaction, holder: str) -> str:
-    """Whom to name as the holder of a published port, which is a record's id in the store."""
+    """Name the publisher of a port for a message, by the id *holder* of its record: 'box' for a sandbox, or a CNI container."""
     row = tx.by_id(holder)
     if row is not None and isinstance(row.value, CniAttachment):
         return f"container {row.value.container} of a CNI network"
@@ -222,6 +233,7 @@ def port_publisher(tx: Transaction, holder: str) -> str:
 
 
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
+    """Raise PortTaken where this request, a record, or a process on the host has the host port of *mapping* already."""
     place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
     if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
         raise PortTaken(f"{place} is asked for twice in this request; publish it once", **port_facts(mapping))

@@ -1,13 +1,14 @@
-"""Events of one store, as the journal publishes them: those that are there, then each as it happens, by whichever process.
+"""Reading the events in a store's journal: those of the past, and then each new one, whichever process wrote it.
 
 ::
 
-    verb ── transaction ── journal line with its events ── number in the run folder moves on
+    verb ── transaction ── journal line with its events ── number in the run folder is raised
                                                                      │ inotify
                                                                      ▼
-                                                   who follows reads the lines behind the last one
+                                             a follower reads the lines after the last one it has read
 
-Nobody has to serve this: the journal is in the store, and the number (:mod:`netlib.store.generation`) tells that there is more.
+No process serves events: the journal is in the store, and a change of the number's file (:mod:`netlib.store.generation`) says
+that the journal has new lines.
 """
 
 import os
@@ -24,26 +25,27 @@ from netlib.wire.protocol import store_identity
 
 __all__ = ["published"]
 
-_LOOK_SECONDS = 1.0  # where a line was written and its number was not: another process had the file just then
-_EVENT_BYTES = 1 << 14
+_LOOK_SECONDS = 1.0  # the file does not change where another process has it locked, or the run folder takes no writes
+_EVENT_BYTES = 1 << 14  # of inotify, read at once; their content is not looked at
 
 
 def published(
     session: Session, *, since: float | None = None, until: float | None = None, follow: bool = True
 ) -> Iterator[Published]:
-    """Events from the moment *since* (None: from now) up to the moment *until*, in seconds since the epoch, oldest first.
+    """Yield the events from the moment *since* (None: now) up to the moment *until*, in seconds since the epoch, oldest first.
 
-    Without *follow*, those that are there. Raises StoreError when the store is exchanged for another meanwhile.
+    Without *follow* the newest event is the last; with it, each new event is yielded when it happens. Raises StoreError when
+    another store replaces this one meanwhile.
     """
     identity = store_identity(session.config.state_dir)
     with session.store.read() as tx:
         last = 0 if since is not None else tx.generation()
     with ExitStack() as stack:
-        poller, moved_on = select.poll(), -1
+        poller, watching = select.poll(), -1
         if follow:
-            moved_on = inotify.watch(session.config.memory_dir, inotify.MODIFIED)
-            stack.callback(os.close, moved_on)
-            poller.register(moved_on, select.POLLIN)
+            watching = inotify.watch(session.config.memory_dir, inotify.MODIFIED)
+            stack.callback(os.close, watching)
+            poller.register(watching, select.POLLIN)
         while True:
             with session.store.read() as tx:
                 found = tx.events(after=last, since=since or 0.0)
@@ -58,4 +60,4 @@ def published(
                 raise StoreError(f"{session.store.path} was exchanged for another one; ask for its events anew")
             left = _LOOK_SECONDS if until is None else max(min(_LOOK_SECONDS, until - time.time()), 0.0)
             if poller.poll(left * 1000):
-                os.read(moved_on, _EVENT_BYTES)
+                os.read(watching, _EVENT_BYTES)

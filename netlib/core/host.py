@@ -1,6 +1,6 @@
-"""The host that a store describes: opened and recognised.
+"""The host of a store: opening the store, and checking that its records are those of what the kernel holds.
 
-One store describes one netns. Opening it costs a socket and two short reads.
+One store describes one netns. Opening a store costs a socket and two short reads.
 """
 
 import errno
@@ -19,16 +19,17 @@ from netlib.store.locks import Locks, run_folder_refusal
 from netlib.store.sqlite import Store
 from netlib.store.tags import remember_tag, tags_of
 
-LOG_OF_STORE = "netlib.db-wal"
+LOG_OF_STORE = "netlib.db-wal"  # SQLite's write-ahead log
 
 
 class Host:
-    """Store, locks and tag of one host."""
+    """The store, the locks, the settings and the tag of one host."""
 
     def __init__(self, config: Config, *, despite_loss: bool = False) -> None:
-        """Open the store; raises NotPermitted without root, WrongHost from another netns than the store's.
+        """Open the store of *config*, and forget the records of a former boot.
 
-        Raises StoreLost, unless *despite_loss*, where the records are not those of what is there: then ``lost`` is that error.
+        Raises NotPermitted without root, and WrongHost in another netns than the store's. Raises StoreLost where the store is
+        new or older than what it made; with *despite_loss*, ``lost`` is that error instead, and nothing is forgotten.
         """
         if os.geteuid() != 0:
             raise NotPermitted(
@@ -43,7 +44,7 @@ class Host:
             make_folder(config.run_dir, PRIVATE)
             make_folder(self._memory, PRIVATE)
         except OSError as error:
-            if error.errno != errno.EROFS:  # where nothing can be written, who only looks needs nothing there
+            if error.errno != errno.EROFS:  # commands that only read need no run folder
                 raise run_folder_refusal(config.run_dir, error) from error
         self.generation = Generation(self._memory, boot_id())
         self.store = Store(config.state_dir, boot=boot_id(), generation=self.generation)
@@ -53,30 +54,31 @@ class Host:
             raise self.lost
         if self.lost is None and recovery.check_host(self.store):
             with self.locks.hold("boot", "forgetting what the last boot held"):
-                if recovery.check_host(self.store):  # else another process was first
+                if recovery.check_host(self.store):  # otherwise another process has done it
                     recovery.forget_former_boot(self.store, config)
         self.tag = self._tag()
         for folder in (config.state_dir, self._memory):
             remember_tag(folder, self.tag, current_identity())
 
     def refuse_loss(self) -> None:
-        """Raise StoreLost where the store has become an older one since it was opened: it was replaced under our feet."""
+        """Raise StoreLost where somebody has replaced the store by an older copy, or by a new one, since it was opened."""
         if (lost := self._find_loss()) is not None:
             raise lost
 
     def _find_loss(self) -> StoreLost | None:
-        """The error for a store that is new, or behind its generation, while there are traces of more than it knows.
+        """The error for a store that is new or older than its generation, where traces of what it made exist; None otherwise.
 
-        Without traces it is accepted: all that it made has gone. Two short reads where all is well.
+        A new or older store without traces is accepted, since all that it made is gone. A store that is neither costs two
+        short reads.
         """
-        known = self.generation.known()  # read first: by the time the store is read, it can only be further
-        if (what := self._doubt(known)) is None:
+        known = self.generation.known()  # before the store's own number, which then can only be larger
+        if (what := self._suspected_loss(known)) is None:
             return None
         tags = set(tags_of(self.config))
         with self.store.read() as tx:
             tags |= {tag} if (tag := tx.meta("tag")) else set()
         found = traces(self.config, tags)
-        if (what := self._doubt(self.generation.known())) is None:  # another process was just making its first use of it
+        if (what := self._suspected_loss(self.generation.known())) is None:  # another process was just making it
             return None
         if not found:
             if known:
@@ -85,8 +87,8 @@ class Host:
             return None
         return StoreLost(f"{self.store.path} {what}, and there are {', '.join(found)} that it may not know")
 
-    def _doubt(self, known: int) -> str | None:
-        """Why the store may not be the one that made what is there; None where it surely is."""
+    def _suspected_loss(self, known: int) -> str | None:
+        """StoreLost's words for a store that is new, or has fewer operations than *known*, its generation; None otherwise."""
         with self.store.read() as tx:
             reached, place = tx.generation(), tx.meta("netns")
         if place is None:
@@ -96,7 +98,7 @@ class Host:
         return None
 
     def _tag(self) -> str:
-        """Six digits that tell this store's links from another's."""
+        """The store's tag, which marks its links: six digits, chosen here for a new store."""
         with self.store.read() as tx:
             tag = tx.meta("tag")
         if tag is None:

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from netlib.core.engine import Engine
+from netlib.core.port_handover import hand_over_attachment_ports, hand_over_endpoint_ports
 from netlib.core.preparing import Prepared, Question, ask_world
-from netlib.core.succession import hand_on_ports, publish_awaited
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
@@ -214,8 +214,8 @@ class Lifecycle:
         with self.store.write() as tx:
             tx.set_phase(network.id, Phase.READY)
 
-    def extend(self, kernel: Kernel, record: str, shared: Plan, ousted: Collection[Key] = ()) -> None:
-        """Bring what a CNI network's attachments share to its objects but *ousted* ones, and *shared*; its lock is held.
+    def extend(self, kernel: Kernel, record: str, shared: Plan, replaced: Collection[Key] = ()) -> None:
+        """Bring what a CNI network's attachments share to its objects but *replaced* ones, and *shared*; its lock is held.
 
         Until it is stamped with this boot again, nobody takes the network as it is written down for made.
         """
@@ -224,7 +224,7 @@ class Lifecycle:
             if row is None or row.phase is not Phase.READY:
                 return
             old = tx.objects(record)
-            kept = Plan(*(item for item in old if item.key not in ousted))
+            kept = Plan(*(item for item in old if item.key not in replaced))
             new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
             tx.write_objects(record, _union(old, new))
             tx.stamp(record, "")
@@ -279,7 +279,7 @@ class Lifecycle:
                     box = tx.by_id(sandbox)
                     if box is not None and box.phase is Phase.READY:
                         if keep_ports:
-                            hand_on_ports(tx, sandbox, ids)
+                            hand_over_endpoint_ports(tx, sandbox, ids)
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
             failures: list[NetlibError] = []
             present: dict[str, Plan] = {}
@@ -345,7 +345,7 @@ class Lifecycle:
                         stuck.add(row.id)
         for row in rows:
             if isinstance(row.value, CniAttachment) and row.id not in stuck:
-                failed = publish_awaited(self.engine, row, objects[row.id].of(PublishedPort))
+                failed = hand_over_attachment_ports(self.engine, row, objects[row.id].of(PublishedPort))
                 failures += failed
                 stuck.update([row.id] if failed else ())
         return failures, stuck

@@ -1,8 +1,8 @@
-"""Networks made and removed."""
+"""Creating and removing networks."""
 
 import time
 
-from netlib.core.network_record import Surroundings, network_draft, network_record, pool_requests, surroundings
+from netlib.core.network_record import HostState, network_draft, network_record, pool_requests, read_host_state
 from netlib.core.preparing import Prepared, Question, prepared_facts, questions
 from netlib.core.session import Session
 from netlib.errors import ConfigError, InUse
@@ -17,7 +17,7 @@ __all__ = ["create_network", "remove_network"]
 
 
 def create_network(session: Session, request: NetworkRequest) -> Network:
-    """Create the network that *request* describes; after an error nothing is changed.
+    """Create the network that *request* describes; an error leaves the kernel and the records unchanged.
 
     Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError.
     """
@@ -30,25 +30,25 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
         lifecycle.working_on([network_id], f"creating network {request.name}"),
         session.engine.kernel(network_id) as kernel,
     ):
-        around, now = surroundings(kernel, request, session.host.settings), time.time()
+        host, now = read_host_state(kernel, request, session.host.settings), time.time()
         prepared: tuple[Prepared, ...] = ()
-        if asked := _questions(network_id, request, around):
+        if asked := _questions(network_id, request, host):
             stub = Network(
                 id=network_id, name=request.name, driver=request.driver, ipam_driver=request.ipam_driver, created=now
             )
-            prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: network_draft(tx, network_id, now, request, around))
+            prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: network_draft(tx, network_id, now, request, host))
         facts = prepared_facts(prepared)
         return lifecycle.create_network(
             kernel,
             network_id,
-            lambda tx: network_record(tx, network_id, now, request, around, facts=facts),
+            lambda tx: network_record(tx, network_id, now, request, host, facts=facts),
             prepared,
             finish=operation.finish,
         )
 
 
-def _questions(network_id: str, request: NetworkRequest, around: Surroundings) -> list[Question]:
-    """What the request's drivers must ask the world before the network can be made."""
+def _questions(network_id: str, request: NetworkRequest, host: HostState) -> list[Question]:
+    """The questions that the request's network driver and IPAM driver must ask the world before the network is made."""
     known, ipam = driver(request.driver), ipam_driver(request.ipam_driver)
     return questions(
         ("driver", request.driver, known, lambda: NetworkAsked(record=network_id, request=request)),
@@ -56,21 +56,28 @@ def _questions(network_id: str, request: NetworkRequest, around: Surroundings) -
             "ipam",
             request.ipam_driver,
             ipam,
-            lambda: PoolsAsked(record=network_id, name=request.name, requests=tuple(pool_requests(request, around))),
+            lambda: PoolsAsked(record=network_id, name=request.name, requests=tuple(pool_requests(request, host))),
         ),
     )
 
 
 def remove_network(session: Session, reference: str | Network) -> None:
-    """Remove a network without endpoints; InUse lists who is in it."""
+    """Remove a network without endpoints.
+
+    Raises InUse with the sandboxes in the network, ConfigError for a predefined network, NotFound, TeardownError.
+    """
     session.finish_removal(Network, reference)
     with session.store.read() as tx:
         network = session.find_network(tx, reference).value
     if network.predefined:
-        raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
-    gone = Event(type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver})
+        raise ConfigError(
+            f"network {network.name!r} is predefined, as in Docker, and cannot be removed; choose another network"
+        )
+    destroyed = Event(
+        type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver}
+    )
     with (
-        session.operation("network rm", network.name, gone) as operation,
+        session.operation("network rm", network.name, destroyed) as operation,
         session.lifecycle.working_on([network.id], f"removing network {network.name}"),
     ):
         with session.store.write(clearing=True) as tx:
@@ -83,7 +90,7 @@ def remove_network(session: Session, reference: str | Network) -> None:
                     holder=network.name,
                     users=sorted(users),
                 )
-            tx.set_phase(network.id, Phase.REMOVING)  # from here on nobody joins
+            tx.set_phase(network.id, Phase.REMOVING)  # from here on no sandbox can join
         session.lifecycle.take_down([row], finish=operation.finish)
 
 

@@ -1,4 +1,10 @@
-"""One CNI attachment being made: drafted in a transaction, written down, applied, and undone when its plugin fails."""
+"""Making one CNI attachment: its plugin drafts objects, the store gets them first, then the kernel; a failure undoes all.
+
+1. The draft runs in a transaction. Where the network lacks shared objects, the transaction is rolled back, the network is
+   extended, and the draft runs again.
+2. The same transaction writes the record and its objects.
+3. The objects are applied. Where another program took an address meanwhile, the draft runs again.
+"""
 
 import time
 from collections.abc import Callable, Iterable
@@ -23,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachmentKey", "PendingAttachment", "Wanted"]
 
-_ATTEMPTS = 5  # at sharing what a configuration that changes all the time asks for
-_CHOICES = 100  # of an address, where other programs take addresses from the same files all the time
+_ATTEMPTS = 5  # at extending the network, where other attachments keep changing its shared objects
+_CHOICES = 100  # of an address, where other programs keep taking addresses from the same files
 
 
 class AttachmentKey(NamedTuple):
-    """Who an attachment is: the name of its network, the container's id, the interface, the plugin's type."""
+    """The key of an attachment: the name of its network, the container's id, the interface, the plugin's type."""
 
     network: str
     container: str
@@ -37,24 +43,25 @@ class AttachmentKey(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the record is called; none of the parts can hold a slash."""
+        """The name of the attachment's record; no part can contain a slash."""
         return "/".join(self)
 
 
 class Wanted(NamedTuple):
-    """What an attachment needs: objects of its own, and some that belong to its network; *ousted* ones there go for them.
+    """The objects that an attachment needs: *own* ones, and *shared* ones, which belong to its network.
 
-    *ports* are host ports that nobody else may publish meanwhile.
+    *replaced* are the keys of those objects of the network that must be removed, since *shared* has others in their place.
+    *ports* are the host ports that nobody else may publish as long as the attachment exists.
     """
 
     own: Plan
     shared: Plan = Plan()
-    ousted: frozenset[Key] = frozenset()
+    replaced: frozenset[Key] = frozenset()
     ports: tuple[PortMapping, ...] = ()
 
 
-class _Unshared(Exception):
-    """Ends a transaction whose draft needs what its network does not have yet."""
+class _NeedsShared(Exception):
+    """Rolls back the transaction of a draft whose network lacks shared objects: extend the network first, then draft again."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
@@ -64,7 +71,7 @@ Draft = Callable[[Transaction], Wanted]
 
 
 class PendingAttachment:
-    """One attachment being made: every step is written down before it is applied."""
+    """One CNI attachment in phase ``creating``: every step is in the store before it is in the kernel."""
 
     def __init__(
         self,
@@ -79,10 +86,10 @@ class PendingAttachment:
         self.record = record
         self.netns = netns
         self.kernel = kernel
-        self.plan = Plan()  # what was applied so far
-        self.shared = Plan()  # what its network has, as of the draft's transaction
-        self.made_network = ""  # id, when this attachment is the first of its network
-        self.sandbox = self.endpoint = ""  # ids, set before apply() where it is an endpoint of a network of ours
+        self.plan = Plan()  # the objects applied so far
+        self.shared = Plan()  # the objects of its network, as of the draft's transaction
+        self.made_network = ""  # the network's id, where this attachment was the first and made it
+        self.sandbox = self.endpoint = ""  # ids, set before apply() where the attachment joins a network of ours
         self._attachments = attachments
         self._finish = finish
         self._is_written = False
@@ -90,14 +97,16 @@ class PendingAttachment:
 
     @property
     def store_tag(self) -> str:
-        """What tells this host's store from another's."""
+        """The tag of this host's store, which other stores do not have."""
         return self._attachments.engine.store_tag
 
     def apply(self, draft: Draft) -> Plan:
-        """Write down and make what *draft* answers with; called again, what is new in it. Answers with that.
+        """Write and apply those objects of *draft* that this attachment does not have yet; return them.
 
-        *draft* runs in the transaction that writes its objects, and again when the network has to be extended before, when no
-        address was free but those of containers that are gone, and when an address that it chose was taken meanwhile.
+        *draft* runs in the transaction that writes its objects. It runs again after the network was extended, after the
+        addresses of containers whose netns is gone were reclaimed, and after another program took the address that it chose.
+
+        Raises AddressTaken, PoolExhausted, PortTaken, Conflict, KernelError.
         """
         for _ in range(_CHOICES):
             fresh = self._write_shared(draft)
@@ -107,7 +116,10 @@ class PendingAttachment:
         raise AddressTaken(f"addresses of network {network!r} keep being taken by others; try again", network=network)
 
     def _make(self, fresh: Plan) -> bool:
-        """Whether it is made; if not, an address was taken by somebody who keeps no records here, and nothing is left of it."""
+        """Apply the objects *fresh*; return False, with none of them left, where an address of theirs is taken.
+
+        The address is then that of a program without records in our store: the draft has found no lease of it.
+        """
         before, self.plan = self.plan, self.plan + fresh
         attachments = self._attachments
         try:
@@ -122,11 +134,12 @@ class PendingAttachment:
         return True
 
     def _write_shared(self, draft: Draft) -> Plan:
+        """Write the objects of *draft*, and before that make or extend the network, or reclaim addresses, where needed."""
         may_reclaim = True
         for _ in range(_ATTEMPTS):
             try:
                 return self._write(draft)
-            except _Unshared as missing:
+            except _NeedsShared as missing:
                 made = self._attachments.share(self.key.network, missing.wanted)
                 self.made_network = self.made_network or made
             except (AddressTaken, PoolExhausted):
@@ -136,12 +149,16 @@ class PendingAttachment:
         raise Conflict(f"network {self.key.network!r} keeps being changed by others; try again")
 
     def _write(self, draft: Draft) -> Plan:
+        """Write the record, if it is not written, and the new objects of *draft*, in one transaction; return those objects.
+
+        Raises _NeedsShared where the network does not exist or lacks shared objects of the draft.
+        """
         with self._attachments.store.write() as tx:
             network = tx.find_named(CniNetwork, self.key.network)
             self.shared = tx.objects(network.id) if network is not None else Plan()
             wanted = draft(tx)
             if network is None or not self._attachments.shares(network, self.shared, wanted):
-                raise _Unshared(wanted)
+                raise _NeedsShared(wanted)
             self._network = network.id
             done = set(self.plan.keys)
             fresh = Plan(*(item for item in wanted.own if item.key not in done))
@@ -169,9 +186,10 @@ class PendingAttachment:
         return fresh
 
     def ask_world(self, driver: Prepares, asked: Struct, keep: Callable[[Facts], KernelObject]) -> Facts:
-        """What *driver* finds out; whatever it notes meanwhile is written down as the object that *keep* makes of it.
+        """Ask *driver* for the facts that *asked* needs, and return them.
 
-        The removal of that object is what gives back what the driver took.
+        Whenever the driver notes facts, *keep* makes an object of them, which is written into the attachment's record. The
+        removal of that object gives back what the driver took (a DHCP lease).
         """
 
         def note(facts: Facts) -> None:
@@ -186,12 +204,12 @@ class PendingAttachment:
         return facts
 
     def _revise(self, item: KernelObject) -> None:
-        """Write *item* down in the place of the object with its key, which is what :attr:`plan` says of it already."""
+        """Replace the object with the key of *item* by *item*, in :attr:`plan` and in the store."""
         self.plan = Plan(*(item if present.key == item.key else present for present in self.plan))
         self._attachments.revise(self.record, item, Phase.CREATING)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Say what ADD answers; the attachment is ready."""
+        """Write *result*, ADD's answer, into the record, and set phase ``ready``; :meth:`apply` has been called before."""
         with self._attachments.store.write() as tx:
             row = tx.by_id(self.record)
             assert row is not None, "finish() comes after apply()"
@@ -200,7 +218,10 @@ class PendingAttachment:
             self._finish(tx)
 
     def undo(self) -> None:
-        """Take back what was made; TeardownError when something would not go, which then stays written down."""
+        """Remove the attachment's objects, what it joined, and its record; a no-op where nothing was written.
+
+        Raises TeardownError for what could not be removed; the record then stays, in phase ``removing``.
+        """
         if not self._is_written:
             return
         with self._attachments.store.read() as tx:
@@ -218,7 +239,7 @@ class PendingAttachment:
 
 
 def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
-    """Raise PortTaken, naming the holder, when one of *ports* is somebody's already."""
+    """Raise PortTaken, with the holder's name, where a record has published one of *ports*."""
     for port in ports:
         if (holder := tx.port_holder(port)) is not None:
             place = f"host port {port.host_port}/{port.protocol}" + (f" on {port.host_ip}" if port.host_ip else "")

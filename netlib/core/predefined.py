@@ -1,7 +1,7 @@
-"""The networks that every host has: ``bridge``, ``host`` and ``none``, as the host's settings want them.
+"""Docker's predefined networks, which every host has: ``bridge``, by the host's settings, ``host`` and ``none``.
 
-They are written when a store is opened for the first time; their objects come at their first use. When the settings of
-``bridge`` change, it is made anew as soon as no sandbox is in it.
+The first opening of a store writes their records; their objects are applied at their first use. When the settings of ``bridge``
+change, the next opening at which no sandbox is in ``bridge`` removes it and writes a new record.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from netlib.codec import encode
 from netlib.core.host import Host
 from netlib.core.lifecycle import Lifecycle
-from netlib.core.network_record import network_record, surroundings
+from netlib.core.network_record import network_record, read_host_state
 from netlib.errors import ConfigError, Conflict, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.model import Network, Phase
@@ -25,11 +25,11 @@ __all__ = ["DEFAULT_BRIDGE", "DEFAULT_SUBNET", "predefined", "prepare_predefined
 
 DEFAULT_SUBNET = ip_network("172.17.0.0/16")
 DEFAULT_BRIDGE = "netlib0"
-_MARK = "predefined"  # the fact of a store that says by which settings its bridge was made
+_MARK = "predefined"  # the key in the store's table ``meta`` with a digest of the settings that ``bridge`` was made by
 
 
 def predefined(settings: Settings) -> tuple[NetworkRequest, ...]:
-    """The requests for the predefined networks."""
+    """The requests for the predefined networks, ``bridge`` first."""
     host = NetworkRequest(name="host", driver="host", ipv4=False)
     none = NetworkRequest(name="none", driver="none", ipv4=False)
     return _bridge(settings), host, none
@@ -57,24 +57,30 @@ def _bridge(settings: Settings) -> NetworkRequest:
 
 
 def prepare_predefined(lifecycle: Lifecycle, host: Host) -> None:
-    """Write the predefined networks where they are missing, and the bridge anew where the settings ask for another one."""
+    """Write the records of missing predefined networks, and replace ``bridge`` where the settings for it have changed.
+
+    A store without the digest is from before there were settings: its ``bridge`` was made by the defaults.
+    """
     wanted = predefined(host.settings)
-    made_by, here = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
-    with here.read() as tx:
+    digest, store = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
+    with store.read() as tx:
         found = {request.name: tx.find_named(Network, request.name) for request in wanted}
         mark = tx.meta(_MARK)
     bridge = found["bridge"]
-    if bridge is not None and mark != made_by and not (mark is None and host.settings == Settings()):
-        if not _is_given_up(lifecycle, bridge):
+    if bridge is not None and mark != digest and not (mark is None and host.settings == Settings()):
+        if not _remove_former_bridge(lifecycle, bridge):
             return
         found["bridge"] = None
     missing = [request for request in wanted if found[request.name] is None]
     if missing:
-        _write(lifecycle, host, missing, made_by)
+        _write_missing(lifecycle, host, missing, digest)
 
 
-def _is_given_up(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
-    """Remove a bridge of other settings; False where a sandbox is in it, or another process works on it."""
+def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
+    """Remove the network ``bridge`` of former settings; return whether it is removed.
+
+    It stays, with a notice to the user, where a sandbox is in it, another process works on it, or objects cannot be removed.
+    """
     with lifecycle.working_on([bridge.id], "following the settings of the network bridge"):
         with lifecycle.store.write(clearing=True) as tx:
             row = tx.by_id(bridge.id)
@@ -86,28 +92,29 @@ def _is_given_up(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
             tx.set_phase(bridge.id, Phase.REMOVING)
         try:
             lifecycle.take_down([row])
-        except TeardownError as error:  # it stays written down, and the next command tries again
+        except TeardownError as error:  # the record stays, in phase ``removing``, and the next command tries again
             notice(f"the network bridge of the former settings would not go: {error}")
             return False
     return True
 
 
-def _write(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], made_by: str) -> None:
+def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], digest: str) -> None:
+    """Write the records of the *missing* networks and the digest of the settings, in one transaction."""
     with Kernel() as kernel:
-        around = {request.name: surroundings(kernel, request, host.settings) for request in missing}
+        states = {request.name: read_host_state(kernel, request, host.settings) for request in missing}
     with lifecycle.store.write() as tx:
         for request in missing:
             if tx.find_named(Network, request.name) is not None:  # another process was first
                 continue
             network_id, now = new_id(), time.time()
             try:
-                network = network_record(tx, network_id, now, request, around[request.name], predefined=True)
+                network = network_record(tx, network_id, now, request, states[request.name], predefined=True)
             except (Conflict, ConfigError):
-                if host.settings.bip is not None:  # the administrator's word
+                if host.settings.bip is not None:  # the administrator chose this subnet
                     raise
-                # A route of the host is in the way: the next free pool.
+                # A route of the host overlaps 172.17.0.0/16: take the next free pool.
                 free = NetworkRequest(name=request.name, options=request.options)
-                network = network_record(tx, network_id, now, free, around[request.name], predefined=True)
+                network = network_record(tx, network_id, now, free, states[request.name], predefined=True)
             tx.insert(network, name=network.name, phase=Phase.READY)
             tx.stamp(network_id, "")
-        tx.set_meta(_MARK, made_by)
+        tx.set_meta(_MARK, digest)

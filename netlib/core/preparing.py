@@ -1,7 +1,7 @@
-"""Question drivers that must ask the world (:class:`netlib.facts.Prepares`), and keeping what they found out.
+"""Asking drivers for facts (:class:`netlib.facts.Prepares`) before a record is made, and storing the facts as its objects.
 
-One rule: the record is written down before anything is asked, and what was noted is an object of it, so that a crash at any
-moment leaves a row that says what to give back.
+One rule: the store has the record before a driver is asked, and has each fact as soon as the driver notes it. A crash at any
+moment leaves a record with objects that say what to release.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +25,14 @@ _BY_NAME: dict[Side, Callable[[str], object]] = {"driver": driver, "ipam": ipam_
 
 
 class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
-    """What a driver took in the world for a record. It is no thing of the kernel; its removal gives that back."""
+    """The facts that a driver's ``prepare`` noted for a record (a DHCP lease, say). Its removal has the driver release them."""
 
     survives_boot = True
 
     side: Side
     name: str  # of the driver
-    record: str
-    package: str = ""  # that it came with
+    record: str  # its id
+    package: str = ""  # the distribution package of the driver; empty for a built-in one
     facts: Facts
 
     @cached_property
@@ -40,7 +40,7 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
         return Key("prepared", "", f"{self.side}/{self.record}")
 
     def ensure(self, kernel: Kernel) -> None:
-        """Nothing: it is asked for before it is written down."""
+        """Do nothing: the driver was asked before this object was written."""
 
     def remove(self, kernel: Kernel) -> None:
         try:
@@ -48,7 +48,7 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
         except NotFound as error:
             raise missing_package(f"record {self.record[:12]}", self.side, self.name, self.package) from error
         asked = ability(known, Prepares)
-        if asked is not None:  # a newer driver of that name may need nothing
+        if asked is not None:  # a newer version of the driver may have nothing to release
             asked.release(self.record, self.facts, kernel)
 
     def drift(self, kernel: Kernel) -> str | None:
@@ -59,15 +59,15 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
 
 
 class Question(NamedTuple):
-    """One driver to be asked for one record."""
+    """One driver with the question to ask it, for one record."""
 
     side: Side
     name: str
     driver: Prepares
     asked: Struct
 
-    def written(self, record: str, facts: Facts) -> Prepared:
-        """What is to be written down for *record* of what this driver has found out so far."""
+    def prepared(self, record: str, facts: Facts) -> Prepared:
+        """The object of *record* (an id) with the *facts* that this driver has noted so far."""
         package = package_of(self.side, self.name)
         return Prepared(side=self.side, name=self.name, record=record, package=package, facts=facts)
 
@@ -76,7 +76,7 @@ _Asked = tuple[Side, str, object, Callable[[], Struct]]
 
 
 def questions(*drivers: _Asked) -> list[Question]:
-    """What is to be asked of those *drivers* (side, name, driver, how to make the question) that must ask the world."""
+    """Make the questions for those *drivers* (side, name, driver, function that makes the question) that have ``prepare``."""
     return [
         Question(side, name, asking, make())
         for side, name, known, make in drivers
@@ -85,22 +85,23 @@ def questions(*drivers: _Asked) -> list[Question]:
 
 
 def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence[Question]) -> list[Prepared]:
-    """Ask each for *record*, which is written down; answer with what is to be among its objects.
+    """Ask the drivers of *questions* for *record* (an id), which is in the store; return the objects with their facts.
 
-    When one fails, what the others and it had noted is given back, and its error raised; a TeardownError where that failed.
+    When a driver fails, the facts that all drivers noted are released, and its error is raised; TeardownError where the release
+    fails too.
     """
-    found: dict[str, Prepared] = {question.side: question.written(record, {}) for question in questions}
+    found: dict[str, Prepared] = {question.side: question.prepared(record, {}) for question in questions}
 
     def write() -> None:
         with engine.store.write() as tx:
             tx.write_objects(record, found.values())
 
-    write()  # before anybody is asked
+    write()  # first: after a crash before the first note, the driver is asked to release, with empty facts
     try:
         for question in questions:
 
             def note(facts: Facts, question: Question = question) -> None:
-                found[question.side] = question.written(record, facts)
+                found[question.side] = question.prepared(record, facts)
                 write()
                 engine.tell("noted", found[question.side])
 
@@ -113,5 +114,5 @@ def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence
 
 
 def prepared_facts(prepared: Iterable[Prepared]) -> dict[str, dict[str, Any]]:
-    """The facts of a record, by the side that found them out."""
+    """The facts in *prepared*, by side (driver, IPAM)."""
     return {item.side: dict(item.facts) for item in prepared}

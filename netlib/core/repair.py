@@ -1,6 +1,6 @@
-"""What was taken away by hand, put back when somebody needs it: a network's objects, and what hung on them.
+"""Repairing a network: applying those of its objects again that somebody has deleted or changed by hand.
 
-One rule: nobody looks before something has failed. Only then is what was written down compared with the kernel.
+One rule: a network is compared with the kernel only after a verb has failed. A verb that succeeds costs no comparison.
 """
 
 import time
@@ -21,17 +21,17 @@ _T = TypeVar("_T")
 
 
 class Repair(NamedTuple):
-    """What a network itself had lost, a sentence each, and what of that could not be put back."""
+    """The outcome of a repair: a sentence for each object that the network had lost, and the errors of those still missing."""
 
     lost: list[str]
     failures: list[NetlibError]
 
 
 def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) -> _T:
-    """Do *action*; where the kernel refuses it and *network* (an id) has lost something, put that back and try once more.
+    """Call *action* and return its result; after a KernelError, repair *network* (an id) and call *action* once more.
 
-    *action* leaves nothing behind when it fails. Raises what it raises; where something would not come back, its error with
-    the remedy.
+    *action* may run twice, so it must leave nothing behind when it fails. Its error is raised where the network had lost
+    nothing; where the repair fails, the error's message also says why, and to create the network anew.
     """
     try:
         return action()
@@ -43,15 +43,16 @@ def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) ->
                 "remove the network and create it anew",
                 error.errno,
             ) from error
-        if not repair.lost and not isinstance(error, ObjectMissing):  # else another one's repair was quicker
+        if not repair.lost and not isinstance(error, ObjectMissing):  # else another process has repaired it meanwhile
             raise
     return action()
 
 
 def leave_with_repair(lifecycle: Lifecycle, sandbox: str, leave: Callable[[], None]) -> None:
-    """Take *sandbox* (an id) out of a network by *leave*; where its others have lost something, put that back and finish.
+    """Take *sandbox* (an id) out of a network by *leave*; where this fails, repair the sandbox's other networks and finish.
 
-    Its default route and its ports go by those then. Raises TeardownError for what would not go, or not come back.
+    The sandbox's default route and ports now belong to those networks: *leave* fails where a bridge of theirs was deleted, say.
+    Raises TeardownError for objects that could not be removed or applied again.
     """
     try:
         leave()
@@ -61,7 +62,7 @@ def leave_with_repair(lifecycle: Lifecycle, sandbox: str, leave: Callable[[], No
         if any(row.phase is not Phase.READY for row in endpoints):
             raise
         repairs = [repair_network(lifecycle, row.value.network) for row in endpoints]
-        is_missing = any(isinstance(failure, ObjectMissing) for failure in error.failures)  # another's repair may be quicker
+        is_missing = any(isinstance(failure, ObjectMissing) for failure in error.failures)  # as above
         if not is_missing and not any(repair.lost for repair in repairs):
             raise
         with lifecycle.working_on([sandbox], "finishing to leave a network"), lifecycle.engine.kernel(sandbox) as kernel:
@@ -69,9 +70,10 @@ def leave_with_repair(lifecycle: Lifecycle, sandbox: str, leave: Callable[[], No
 
 
 def repair_network(lifecycle: Lifecycle, network: str) -> Repair:
-    """Bring what a ready network (an id; CNI's as well) has lost, or others have changed, back; write that into the journal.
+    """Apply the objects of a ready network (an id; also a CNI network) that are missing or changed in the kernel.
 
-    So is what hung on it of its members (a bridge's ports). A member that somebody works on is left to :func:`recovery.drift`.
+    The objects of members that the kernel deleted with them (a bridge's ports) are applied again too, but not those of a member
+    whose lock another process holds: :func:`recovery.drift` reports these. The repair is written into the journal.
     """
     engine = lifecycle.engine
     started, clock = time.time(), time.perf_counter()
@@ -94,7 +96,10 @@ def repair_network(lifecycle: Lifecycle, network: str) -> Repair:
 
 
 def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObject]) -> list[NetlibError]:
-    """Put back what members had on the *lost* objects, in the host's netns: what is inside theirs is their own affair."""
+    """Apply the objects again that *network*'s ready members had on *lost* objects; return the errors.
+
+    A network's objects carry objects in the host's netns only (bridge ports, say): nothing inside a member's netns is touched.
+    """
     engine = lifecycle.engine
     failures: list[NetlibError] = []
     carriers = [carrier for item in lost if (carrier := ability(item, Carrier)) is not None]

@@ -1,4 +1,4 @@
-"""What records say of themselves: their plans, the commands that amount to these, and how the kernel differs."""
+"""Reports on one network or sandbox: its plan, the plan's commands, and its drift from the kernel. They change nothing."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,10 @@ __all__ = ["check", "explain", "plan_of"]
 
 
 def plan_of(session: Session, reference: str | Network | Sandbox) -> Plan:
-    """What a network or a sandbox (with its endpoints) is made of: as written down, or as it would be at first use."""
+    """The plan of a network, or of a sandbox with its endpoints, as the store has it.
+
+    The store has no objects of a network before its first use in this boot: the plan is then the one that this use will apply.
+    """
     with session.store.read() as tx:
         found = session.find_subject(tx, reference)
         if isinstance(found.value, Network):
@@ -28,11 +31,12 @@ def explain(session: Session, reference: str | Network | Sandbox) -> list[str]:
 
 
 def check(session: Session, reference: str | Network | Sandbox) -> list[tuple[str, str]]:
-    """Compare a network or a sandbox (with its endpoints) with the kernel: (object, how it differs) for each drift."""
+    """Compare a network, or a sandbox with its endpoints, with the kernel; return key and difference of each drift."""
     return recovery.drift(session.lifecycle, _records(session, reference))
 
 
 def _records(session: Session, reference: str | Network | Sandbox) -> Sequence[str]:
+    """The ids of the network, or of the sandbox and its endpoints."""
     with session.store.read() as tx:
         found = session.find_subject(tx, reference)
         if isinstance(found.value, Network):

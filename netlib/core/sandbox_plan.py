@@ -1,6 +1,7 @@
-"""What a sandbox needs as a whole, from all its endpoints together: default route, published ports, resolver, files.
+"""The plan of a sandbox's own objects, made from all its memberships: default route, published ports, resolver, files.
 
-Pure: re-planned at every connect and disconnect, and compared with what is applied.
+One rule: plans are pure. A sandbox is planned again at every connect and disconnect, and the engine applies the difference from
+its former plan.
 """
 
 import ipaddress
@@ -27,51 +28,58 @@ from netlib.registry import driver_of
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
-Attachment = tuple[Network, Endpoint]
+Membership = tuple[Network, Endpoint]
+"""One network of a sandbox, with the sandbox's endpoint in it."""
 
 RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
-# A resolver query from a fresh socket leaves a conntrack entry each; at 30 s, the default, 25,738 piled up in 4 s.
+# Each resolver query from a new socket leaves a conntrack entry. At the default of 30 s, 25,738 entries piled up in 4 s.
 _UDP_TIMEOUT = "net/netfilter/nf_conntrack_udp_timeout"
 _UDP_TIMEOUT_SECONDS = "5"
 
 
-def sandbox_plan(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> Plan:
-    """Everything of the sandbox that belongs to no single endpoint."""
+def sandbox_plan(sandbox: Sandbox, memberships: Sequence[Membership], host: HostResolver) -> Plan:
+    """Plan the objects of *sandbox* that belong to no single endpoint; *host* is the host's resolver configuration."""
     objects: list[KernelObject] = []
     if sandbox.owned:
         objects.append(OwnedNetns(path=sandbox.netns.path, identity=sandbox.netns.identity))
         objects.append(LinkUp(ifname="lo", tagged=True, netns=sandbox.netns))
-        if is_served(attachments):
+        if is_served(memberships):
             objects.append(DnsRedirect(netns=sandbox.netns, address=RESOLVER_ADDRESS, port=sandbox.dns_port))
             if _UDP_TIMEOUT not in dict(sandbox.sysctls):
                 objects.append(Sysctl(name=_UDP_TIMEOUT, value=_UDP_TIMEOUT_SECONDS, netns=sandbox.netns))
-        objects.extend(_asked_sysctls(sandbox, attachments))
+        objects.extend(_asked_sysctls(sandbox, memberships))
     for family in (4, 6):
-        objects.extend(_default_route(sandbox, attachments, family))
-    return Plan(*objects, *_shared_sources(attachments), *_published(attachments), *_files(sandbox, attachments, host))
+        objects.extend(_default_route(sandbox, memberships, family))
+    return Plan(*objects, *_shared_sources(memberships), *_published(memberships), *_files(sandbox, memberships, host))
 
 
-def _shared_sources(attachments: Sequence[Attachment]) -> Iterator[PortSources]:
-    """Let a sandbox in several networks send from any of its addresses by each of its links."""
-    for network, endpoint in attachments if len(attachments) > 1 else ():
+def _shared_sources(memberships: Sequence[Membership]) -> Iterator[PortSources]:
+    """Allow a sandbox in several networks to send from each of its addresses by each of its links.
+
+    A driver with ChecksSources lets a member's port send from that endpoint's own addresses only.
+    """
+    for network, endpoint in memberships if len(memberships) > 1 else ():
         known = ability(driver_of(network), ChecksSources)
         port = known.checked_port(network, endpoint) if known else ""
-        for _, other in attachments:
+        for _, other in memberships:
             if port and other.id != endpoint.id and other.addresses:
                 yield PortSources(port=port, addresses=tuple(address.ip for address in other.addresses), by=other.id)
 
 
-def _asked_sysctls(sandbox: Sandbox, attachments: Sequence[Attachment]) -> Iterator[TunedSysctl]:
-    """What the netns was asked to have; that of a link as soon as there is such a link, over what its endpoint sets."""
-    links = {None, "lo", *(endpoint.ifname for _, endpoint in attachments)}
+def _asked_sysctls(sandbox: Sandbox, memberships: Sequence[Membership]) -> Iterator[TunedSysctl]:
+    """Plan the sysctls that the request for the sandbox named; a link's sysctl only while an endpoint has that link.
+
+    They override the sysctls in the endpoints' plans.
+    """
+    links = {None, "lo", *(endpoint.ifname for _, endpoint in memberships)}
     for path, value in sandbox.sysctls:
         if sysctl_ifname(path) in links:
             yield TunedSysctl(name=path, value=value, netns=sandbox.netns)
 
 
 def inside_plan(endpoint: Endpoint, netns: NetnsRef) -> Plan:
-    """What every endpoint with a link has inside, whatever its driver: its addresses, and the link up."""
+    """Plan the objects inside *netns* of an endpoint with a link, the same for every driver: its addresses, and the link up."""
     off = "0" if endpoint.address(6) else "1"
     return Plan(
         Sysctl(name=f"net/ipv6/conf/{endpoint.ifname}/disable_ipv6", value=off, optional=True, netns=netns),
@@ -80,34 +88,36 @@ def inside_plan(endpoint: Endpoint, netns: NetnsRef) -> Plan:
     )
 
 
-def is_served(attachments: Sequence[Attachment]) -> bool:
-    """Whether the embedded resolver answers this sandbox: on any network that resolves names, or for its links."""
-    return any((network.resolves_names and endpoint.ifname) or endpoint.links for network, endpoint in attachments)
+def is_served(memberships: Sequence[Membership]) -> bool:
+    """Whether the embedded resolver serves a sandbox: one of its networks resolves names, or an endpoint has ``--link``."""
+    return any((network.resolves_names and endpoint.ifname) or endpoint.links for network, endpoint in memberships)
 
 
 class Seat(NamedTuple):
-    """Where a member whose netns is not ours asks for names, and from where: a gateway's address on a link of the host.
+    """The resolver's place for one address of a sandbox in a foreign netns: a gateway's address, on a link of the host.
 
-    ``port`` is the link of the host by which its questions get to ``link``.
+    The sandbox has it as name server, and sends its queries from ``client``.
     """
 
     network: str  # id
     gateway: IPAddress
-    link: str
+    link: str  # of the host, with the gateway's address: the bridge
     client: IPAddress
-    port: str
+    port: str  # the link of the host by which the sandbox's packets reach ``link``: the bridge's port
 
 
-def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[Seat]:
-    """Where the embedded resolver answers *sandbox*, if that is at gateways: its own netns is somebody else's.
+def resolver_seats(sandbox: Sandbox, memberships: Sequence[Membership]) -> list[Seat]:
+    """The gateways at which the embedded resolver serves *sandbox*; none where it serves *sandbox* from inside its netns.
 
-    Sockets of ours inside would keep that netns from ending, and the resolver's address need a rule there.
+    A netns that somebody else made is served at gateways. The kernel keeps a netns as long as a socket is open in it, so a
+    socket of the resolver inside would keep the netns after its owner deleted it; and RESOLVER_ADDRESS would need a firewall
+    rule inside.
     """
-    if sandbox.owned or sandbox.netns.is_host or not is_served(attachments):
+    if sandbox.owned or sandbox.netns.is_host or not is_served(memberships):
         return []
     return [
         Seat(network.id, pool.gateway, known.gateway_link(network), address.ip, known.gateway_port(endpoint))
-        for network, endpoint in attachments
+        for network, endpoint in memberships
         if (known := ability(driver_of(network), HoldsGateways)) is not None
         for pool in network.pools
         if pool.gateway is not None
@@ -116,60 +126,65 @@ def resolver_seats(sandbox: Sandbox, attachments: Sequence[Attachment]) -> list[
     ]
 
 
-def resolver_address(sandbox: Sandbox, attachments: Sequence[Attachment]) -> IPAddress | None:
-    """The name server of *sandbox* where that is the embedded resolver, else None."""
+def resolver_address(sandbox: Sandbox, memberships: Sequence[Membership]) -> IPAddress | None:
+    """The address of the embedded resolver in *sandbox*'s resolv.conf; None where the embedded resolver does not serve it."""
     if sandbox.owned:
-        return RESOLVER_ADDRESS if is_served(attachments) else None
-    return next((seat.gateway for seat in resolver_seats(sandbox, attachments)), None)
+        return RESOLVER_ADDRESS if is_served(memberships) else None
+    return next((seat.gateway for seat in resolver_seats(sandbox, memberships)), None)
 
 
-def gateway_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
-    """Whose gateway is the default one: the highest priority, ties by network name; internal networks have none."""
+def gateway_membership(memberships: Sequence[Membership], family: int) -> Membership | None:
+    """The membership that provides the default route: that of the highest ``gw_priority``, then the first by network name.
+
+    Internal networks provide none, and networks without a gateway only where their driver routes by the link itself.
+    """
     able = [
         (network, endpoint)
-        for network, endpoint in attachments
-        if not network.internal and (_gateway(network, endpoint, family) or _goes_by_link(network, endpoint, family))
+        for network, endpoint in memberships
+        if not network.internal and (_gateway(network, endpoint, family) or _routes_by_link(network, endpoint, family))
     ]
     return min(able, key=lambda pair: (-pair[1].gw_priority, pair[0].name), default=None)
 
 
-def publishing_attachment(attachments: Sequence[Attachment], family: int) -> Attachment | None:
-    """By which network all ports of a sandbox are published, whichever they were asked for with: the way out.
+def publishing_membership(memberships: Sequence[Membership], family: int) -> Membership | None:
+    """The membership by which all ports of a sandbox are published: the one with the default route, where it can publish.
 
-    Answers to what came in by another one would leave by this one, and a host that checks where packets come from
-    (``rp_filter``) drops such. None where no network of the sandbox can publish any.
+    Replies leave by the default route. If ports were published by another network, requests and replies would use different
+    links, and a host with ``rp_filter`` would drop the replies. None where no network of the sandbox can publish ports.
     """
-    able = [(network, endpoint) for network, endpoint in attachments if _publisher(network) and endpoint.address(family)]
-    return gateway_attachment(able, family) or next(iter(able), None)
+    able = [(network, endpoint) for network, endpoint in memberships if _publisher(network) and endpoint.address(family)]
+    return gateway_membership(able, family) or next(iter(able), None)
 
 
 def _publisher(network: Network) -> PublishesPorts | None:
     return ability(driver_of(network), PublishesPorts)
 
 
-def _published(attachments: Sequence[Attachment]) -> Iterator[KernelObject]:
+def _published(memberships: Sequence[Membership]) -> Iterator[KernelObject]:
+    """Plan the published ports of all endpoints, each at the address of the publishing membership."""
     for family in (4, 6):
-        found = publishing_attachment(attachments, family)
+        found = publishing_membership(memberships, family)
         if found is None:
             continue
         network, endpoint = found
         known, address = _publisher(network), endpoint.address(family)
         assert known is not None
         assert address is not None
-        # One plan for each that asked: runs of ports do not grow together, and so keep their keys.
-        plans = [known.publish_plan(network, address.ip, asking.ports) for _, asking in attachments if asking.ports]
+        # One plan per endpoint that asked for ports: a run of ports is one object, and two endpoints' runs that merged would
+        # have another key as soon as one of the endpoints is disconnected.
+        plans = [known.publish_plan(network, address.ip, asking.ports) for _, asking in memberships if asking.ports]
         yield from {item.key: item for plan in plans for item in plan}.values()
 
 
-def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: int) -> tuple[RouteEntry, ...]:
-    chosen = gateway_attachment(attachments, family)
+def _default_route(sandbox: Sandbox, memberships: Sequence[Membership], family: int) -> tuple[RouteEntry, ...]:
+    chosen = gateway_membership(memberships, family)
     if chosen is None:
         return ()
     network, endpoint = chosen
     return (
         RouteEntry(
             destination=_ANYWHERE[family],
-            gateway=None if _goes_by_link(network, endpoint, family) else _gateway(network, endpoint, family),
+            gateway=None if _routes_by_link(network, endpoint, family) else _gateway(network, endpoint, family),
             ifname=endpoint.ifname,
             netns=sandbox.netns,
             yields=not sandbox.owned,
@@ -177,25 +192,25 @@ def _default_route(sandbox: Sandbox, attachments: Sequence[Attachment], family: 
     )
 
 
-def _goes_by_link(network: Network, endpoint: Endpoint, family: int) -> bool:
+def _routes_by_link(network: Network, endpoint: Endpoint, family: int) -> bool:
     known = ability(driver_of(network), RoutesByLink)
     return known is not None and known.routes_by_link(network) and endpoint.address(family) is not None
 
 
 def _gateway(network: Network, endpoint: Endpoint, family: int) -> IPAddress | None:
-    """The gateway of the subnet that the endpoint's address is in."""
+    """The gateway of the subnet that contains the endpoint's address; None where the subnet or the address is missing."""
     address = endpoint.address(family)
     pool = network.pool_of(address.ip) if address else None
     return pool.router if pool else None
 
 
-def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolver) -> tuple[KernelObject, ...]:
+def _files(sandbox: Sandbox, memberships: Sequence[Membership], host: HostResolver) -> tuple[KernelObject, ...]:
     folder = Path(sandbox.files_dir)
-    addresses = tuple(address.ip for _, endpoint in attachments for address in endpoint.addresses)
+    addresses = tuple(address.ip for _, endpoint in memberships for address in endpoint.addresses)
     resolv_conf = sandbox_resolv_conf(
         sandbox.resolver,
         host,
-        embedded=resolver_address(sandbox, attachments),
+        embedded=resolver_address(sandbox, memberships),
         ipv6=any(address.version == 6 for address in addresses),
         in_host_netns=sandbox.netns.is_host,
     )
@@ -207,7 +222,7 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
         TextFile(path=str(folder / "hostname"), content=f"{sandbox.hostname}\n"),
     ]
     netns = Path(sandbox.netns.path)
-    if sandbox.owned and netns.parent == NETNS_DIR:  # `ip netns exec NAME` binds these over the host's
+    if sandbox.owned and netns.parent == NETNS_DIR:  # `ip netns exec NAME` mounts these over those of /etc
         seen_by_ip = NETNS_FILES_DIR / netns.name
         objects += [
             Folder(path=str(seen_by_ip), mode=0o755),
@@ -218,7 +233,10 @@ def _files(sandbox: Sandbox, attachments: Sequence[Attachment], host: HostResolv
 
 
 def host_resolver() -> HostResolver:
-    """The host's resolver; behind a local stub, the servers that the stub asks."""
+    """Read the host's resolver configuration; with a local stub (systemd-resolved), that of the servers which the stub asks.
+
+    A stub listens on the host's loopback, which a sandbox in another netns cannot reach.
+    """
     host, uplink = _resolver_at(HOST_RESOLV_CONF), Path(UPLINK_RESOLV_CONF)
     return _resolver_at(uplink) if host.is_stub and uplink.exists() else host
 

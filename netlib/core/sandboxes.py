@@ -1,4 +1,4 @@
-"""Sandboxes made and removed."""
+"""Creating and removing sandboxes."""
 
 import random
 import time
@@ -17,13 +17,13 @@ from netlib.store.records import Transaction
 
 __all__ = ["DNS_PORTS", "create_sandbox", "remove_sandboxes"]
 
-DNS_PORTS = range(61000, 65536)  # above the ephemeral ports, so that nothing in the sandbox takes it by chance
+DNS_PORTS = range(61000, 65536)  # above the default ephemeral ports, so the kernel gives none of these to a socket inside
 
 
 def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
-    """Create the sandbox that *request* describes; after an error nothing is changed.
+    """Create the sandbox that *request* describes; an error leaves the kernel and the records unchanged.
 
-    Raises AlreadyExists when the name, or a netns of that name, is there, or the netns is a sandbox's already; ConfigError.
+    Raises AlreadyExists when a sandbox or a netns has the name, or another sandbox has the netns; ConfigError.
     """
     name, netns, settings = request.name, request.netns, _checked(request)
     sandbox_id = request.sandbox_id or new_id()
@@ -55,7 +55,10 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
 
 
 def remove_sandboxes(session: Session, references: Sequence[str | Sandbox]) -> None:
-    """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
+    """Remove sandboxes with their endpoints, up to 200 in one firewall transaction and one link request.
+
+    Raises NotFound before anything is removed; TeardownError for what could not be removed, after all else is.
+    """
     with session.store.read() as tx:
         boxes = [session.find_sandbox(tx, reference) for reference in references]
         left = [(network, row.value) for row in boxes for network, _ in tx.memberships(row.id)]
@@ -73,7 +76,7 @@ def _event(action: str, sandbox: str, name: str) -> Event:
 
 
 def _checked(request: SandboxRequest) -> dict[str, str]:
-    """Refuse what cannot be; answer with the sysctls by their paths."""
+    """Raise ConfigError for a name, resolver or sysctl of *request* that is not valid; return the sysctls by their paths."""
     check_sandbox_name(request.name)
     if request.hostname:
         check_hostname(request.hostname)
@@ -87,6 +90,7 @@ def _checked(request: SandboxRequest) -> dict[str, str]:
 
 
 def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
+    """Raise AlreadyExists where the name of *sandbox* or its netns is in use."""
     taken = tx.find_named(Sandbox, sandbox.name)
     if taken is not None:
         raise AlreadyExists(

@@ -1,6 +1,7 @@
-"""What outlives the records of a store: files and minders of its containers, and things in the kernel that carry its tag.
+"""Traces of a store's records outside the store: containers' files and minders, and objects in the kernel with the store's tag.
 
-By these a store that is new, or older than what it made, is recognised. Nothing here is changed.
+A minder is the parent process of a container's command. A store that is new, or an older copy, is recognised by traces of which
+it has no records. The functions here change nothing.
 """
 
 import json
@@ -18,15 +19,15 @@ from netlib.kernel.netns import boot_id, pinned_netns
 from netlib.model import HOST, NetnsRef
 from netlib.store.tags import store_of
 
-__all__ = ["CONTAINER_ID", "container_folders", "listed", "minded", "minders", "traces", "written_minder"]
+__all__ = ["CONTAINER_ID", "container_folders", "container_of_minder", "listed", "minders", "traces", "written_minder"]
 
-_MOST_NAMES = 10
+_MOST_NAMES = 10  # in a sentence
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _MINDER = "from netlib.runtime.shim import main"  # in the command line of every minder: netlib.runtime.launch
 
 
 def traces(config: Config, tags: Collection[str]) -> list[str]:
-    """What there is of this state folder's containers and of the stores *tags*, a phrase for each kind."""
+    """Count the traces of *config*'s containers and of objects with one of *tags*; a phrase for each kind ("2 links")."""
     found = []
     if running := len(minders(config.container_dir)):
         found.append(f"{running} running container{'' if running == 1 else 's'}")
@@ -43,36 +44,39 @@ def traces(config: Config, tags: Collection[str]) -> list[str]:
 
 
 def container_folders(config: Config) -> set[str]:
-    """The ids of containers that have files, whether a record knows them or not."""
+    """The ids of all containers with a folder of files, with or without a record."""
     folder = config.container_dir
     return {item.name for item in folder.iterdir() if CONTAINER_ID.fullmatch(item.name)} if folder.is_dir() else set()
 
 
 def minders(folder: Path) -> dict[str, int]:
-    """The minders of containers with their files in *folder*, which may have been deleted: pid by container's id."""
+    """The pid of each running minder by its container's id, for containers with files in *folder*, deleted files included."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         if CONTAINER_ID.fullmatch(path.name) and (pid := written_minder(path)):
             found[path.name] = pid
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if container_id := minded(pid, folder):
+        if container_id := container_of_minder(pid, folder):
             found[container_id] = pid
     return found
 
 
 def written_minder(folder: Path) -> int:
-    """The minder that a container's ``pid.json`` names, if it lives; else 0. It is a minder before its command line says so."""
+    """The pid of the running minder that ``pid.json`` in a container's *folder* names; 0 where there is none.
+
+    The file is written before the process has a minder's command line, by which :func:`container_of_minder` knows it.
+    """
     try:
         ran = json.loads((folder / "pid.json").read_bytes())
         pid, start, boot = int(ran["minder"]), int(ran["minder_start"]), ran["boot"]
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError, KeyError, TypeError):  # it does not run, or its text was lost with the power
+    except (OSError, ValueError, KeyError, TypeError):  # the process has ended, or a power failure emptied the file
         return 0
     return pid if boot == boot_id() and fields[0] not in "ZX" and int(fields[19]) == start else 0
 
 
-def minded(pid: int, folder: Path) -> str:
-    """The id of the container whose minder a process is; empty for any other process."""
+def container_of_minder(pid: int, folder: Path) -> str:
+    """The id of the container in *folder* whose minder the process *pid* is, by its command line; empty for other processes."""
     try:
         is_mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
         words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
@@ -86,20 +90,21 @@ def minded(pid: int, folder: Path) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a sentence: the first ten, and how many more there are."""
+    """Join *names* for a sentence: the first ten, and the number of the others."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _tagged_links(kernel: Kernel, netns: NetnsRef, tags: Collection[str]) -> int:
+    """How many links of *netns* have one of *tags*."""
     return sum(store_of(link.alias) in tags for link in kernel.rtnl(netns).links()) if tags else 0
 
 
 def _tagged_netns(kernel: Kernel, config: Config, tags: Collection[str]) -> int:
-    """How many netns where ours are pinned have a ``lo`` that carries one of *tags*."""
+    """How many netns pinned in netlib's folders have a ``lo`` with one of *tags*."""
     count = 0
     for netns in pinned_netns(config.run_dir) if tags else ():
-        with suppress(KernelError):  # it has gone meanwhile
+        with suppress(KernelError):  # somebody deleted the netns meanwhile
             count += store_of(kernel.rtnl(netns).get_link("lo").alias) in tags
             kernel.forget(netns)
     return count

@@ -1,7 +1,8 @@
-"""What an earlier netlib made, brought to what this one makes: once for each store, by whoever opens it first after an upgrade.
+"""Upgrading the networks and endpoints of an earlier netlib: once for each store, by the first process that opens it.
 
-Containers and networks go on over an upgrade, and are to be protected as new ones are. Nothing is taken away here: what the
-earlier plans have besides stays written down, and goes with its record. After a boot there is nothing to do but to say so.
+Containers and networks keep running during an upgrade, and need the protection that new ones get. This module only adds
+objects. Objects of the earlier plans that the present plans lack stay in the store, and are removed with their record. After a
+boot nothing of the earlier netlib is in the kernel, so only the revision is written.
 """
 
 import time
@@ -13,8 +14,8 @@ from netlib.core.sandbox_plan import inside_plan
 from netlib.driverapi import Addressless
 from netlib.errors import NetlibError
 from netlib.kernel.handle import Kernel
-from netlib.kernel.links import deafen
-from netlib.kernel.routers import heard
+from netlib.kernel.links import ensure_router_refusal
+from netlib.kernel.routers import router_refusal_drift
 from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan, ability
 from netlib.registry import driver_of
@@ -24,13 +25,17 @@ from netlib.store.tags import store_of
 __all__ = ["bring_up_to_date"]
 
 REVISION = "2"
-"""Of what plans contain: 1 (nothing written down) until 11f308c; 2 with links that hear no router, and members' sources."""
-_FACT = "plans"
+"""The revision of the plans' content. 1 (in the store: none), until 11f308c. 2 adds links that refuse router advertisements and
+redirects, and the check of members' source addresses."""
+_FACT = "plans"  # the key in the store's table ``meta`` that has the revision
 _PURPOSE = "bringing what an earlier netlib made up to date"
 
 
 def bring_up_to_date(lifecycle: Lifecycle) -> None:
-    """Do so where it was not done yet; the journal tells what could not be done. One read of one row where nothing is to do."""
+    """Apply the plans of this netlib to the networks and endpoints of *lifecycle*'s store, unless the store has its revision.
+
+    Failures are written into the journal, and are not tried again. A store with this revision costs one read of one row.
+    """
     store = lifecycle.store
     with store.read() as tx:
         if tx.meta(_FACT) == REVISION:
@@ -46,7 +51,7 @@ def bring_up_to_date(lifecycle: Lifecycle) -> None:
                 row for row in tx.all(Network) if row.phase is Phase.READY and lifecycle.is_materialised(row)
             ]
             endpoints: list[Row[Any]] = [row for row in tx.all(Endpoint) if row.phase is Phase.READY]
-        failures = list(_deafen(lifecycle))
+        failures = list(_refuse_routers(lifecycle))
         for row in (*networks, *endpoints):
             try:
                 failures += _add_what_is_new(lifecycle, row)
@@ -65,19 +70,25 @@ def bring_up_to_date(lifecycle: Lifecycle) -> None:
                 tx.log(JournalEntry(started, "upgrade", "", outcome, time.perf_counter() - clock, []))
 
 
-def _deafen(lifecycle: Lifecycle) -> Iterator[NetlibError]:
-    """Have the links that carry the store's tag on the host take nothing from routers; adopted links carry none."""
+def _refuse_routers(lifecycle: Lifecycle) -> Iterator[NetlibError]:
+    """Make the host's links with the store's tag refuse router advertisements and redirects; yield errors.
+
+    An adopted link has no tag and is left as its owner made it.
+    """
     with Kernel() as kernel:
         for link in kernel.rtnl().links():
-            if store_of(link.alias) == lifecycle.engine.store_tag and heard(link):
+            if store_of(link.alias) == lifecycle.engine.store_tag and router_refusal_drift(link):
                 try:
-                    deafen(kernel, HOST, link.ifname)
+                    ensure_router_refusal(kernel, HOST, link.ifname)
                 except NetlibError as error:
                     yield error
 
 
 def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
-    """Write down what the present plan of a network or an endpoint has besides the earlier one, and make that."""
+    """Write and apply the objects that this netlib's plan of a network or an endpoint has and the stored plan lacks.
+
+    Returns the errors of objects that could not be applied.
+    """
     lock = row.value.sandbox if isinstance(row.value, Endpoint) else row.id
     with lifecycle.working_on([lock], _PURPOSE), lifecycle.engine.kernel(row.id) as kernel:
         with lifecycle.store.write() as tx:
@@ -95,6 +106,7 @@ def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
 
 
 def _plan(tx: Transaction, row: Row[Any]) -> Plan:
+    """Plan a network or an endpoint anew; an endpoint without its network or its sandbox has an empty plan."""
     if isinstance(row.value, Network):
         return driver_of(row.value).network_plan(row.value)
     network, box = tx.by_id(row.value.network), tx.by_id(row.value.sandbox)

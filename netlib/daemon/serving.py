@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from netlib.core.sandbox_plan import Attachment, is_served, resolver_seats
+from netlib.core.sandbox_plan import Membership, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.servants import Change
@@ -167,7 +167,7 @@ class Serving:
         """The ids of the sandboxes whose resolver listens on 127.0.0.11 in their own netns."""
         with self._lock:
             boxes = [box for box in self._boxes.values() if box.sandbox.owned]
-            return [box.sandbox.id for box in boxes if is_served(self._attachments(box))]
+            return [box.sandbox.id for box in boxes if is_served(self._memberships(box))]
 
     # --- from the store --------------------------------------------------------------------------------------------
 
@@ -236,13 +236,13 @@ class Serving:
             box = self._boxes.get(sandbox)
             self._unserved.pop(sandbox, None)
             try:
-                if box is None or not is_served(self._attachments(box)):
+                if box is None or not is_served(self._memberships(box)):
                     self._dns.withdraw(sandbox)
                     self._gateways.unseat(sandbox)
                     continue
                 view = self._view(box, views)
                 if not box.sandbox.owned:
-                    self._gateways.seat(sandbox, resolver_seats(box.sandbox, self._attachments(box)), view)
+                    self._gateways.seat(sandbox, resolver_seats(box.sandbox, self._memberships(box)), view)
                     continue
                 port = self._dns.serve(sandbox, box.sandbox.netns, box.sandbox.dns_port, view=view)
             except NetlibError as error:
@@ -266,7 +266,7 @@ class Serving:
                 views[key] = view
         return view
 
-    def _attachments(self, box: _Box) -> list[Attachment]:
+    def _memberships(self, box: _Box) -> list[Membership]:
         return [(self._zones[endpoint.network].network, endpoint) for endpoint in box.endpoints]
 
 

@@ -41,7 +41,7 @@ from netlib.kernel.links import (
 )
 from netlib.kernel.netlink import attribute, nest, number
 from netlib.kernel.netns import command_in
-from netlib.kernel.routers import heard
+from netlib.kernel.routers import router_refusal_drift
 from netlib.kernel.sysctl import read_sysctl, write_sysctl
 from netlib.plan import KernelObject, Key
 
@@ -176,7 +176,7 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
             if found not in (None, value):
                 return f"sysctl {name} is {found!r}, not {value!r}"
         mac = "" if self.adopted else self.mac
-        return link_drift(link, self.ifname, mac, self.mtu) or (None if self.adopted else heard(link))
+        return link_drift(link, self.ifname, mac, self.mtu) or (None if self.adopted else router_refusal_drift(link))
 
     def commands(self) -> Iterable[str]:
         mac = f" address {self.mac}" if self.mac else ""

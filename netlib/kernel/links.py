@@ -37,7 +37,14 @@ from netlib.kernel.linkinfo import (
 )
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import command_in
-from netlib.kernel.routers import NO_LINK_LOCAL, NO_REDIRECTS, NO_REDIRECTS_NOR_LINK_LOCAL, heard, refuse_routers, settings
+from netlib.kernel.routers import (
+    NO_LINK_LOCAL,
+    NO_REDIRECTS,
+    NO_REDIRECTS_NOR_LINK_LOCAL,
+    refuse_routers,
+    router_refusal_drift,
+    settings,
+)
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -113,14 +120,14 @@ def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more:
     )
 
 
-def deafen(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
-    """Make an existing link ignore what routers send."""
+def ensure_router_refusal(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
+    """Make an existing link refuse router advertisements and redirects; a no-op where it does."""
     set_link(kernel.rtnl(netns), f"set up link {ifname}", ifname, NO_REDIRECTS, change=0)
     refuse_routers(kernel, netns, ifname)
 
 
 def router_refusal_commands(netns: NetnsRef, ifname: str, mtu: int) -> Iterator[str]:
-    """The commands that make a link of that MTU ignore what routers send."""
+    """The commands that make a link of that MTU refuse router advertisements and redirects."""
     for name in settings(ifname, ipv6=may_have_ipv6(mtu)):
         yield command_in(netns, f"sysctl -w {name}=0")
 
@@ -214,7 +221,7 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         else:
             raise AlreadyExists(f"link {self.ifname} in {self.netns.label} is being made by somebody else; try again")
         if self.peer_netns.is_host:
-            deafen(kernel, self.peer_netns, self.peer)
+            ensure_router_refusal(kernel, self.peer_netns, self.peer)
         finish_host_end(kernel, rtnl, self.ifname, self.mtu, more)
 
     def _create(self, kernel: "Kernel", rtnl: "Rtnl") -> bool:
@@ -287,8 +294,8 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         return (
             link_drift(host, self.ifname, self.host_mac, self.mtu)
             or link_drift(peer, self.peer, self.mac, self.mtu, up=False)
-            or heard(host)
-            or (heard(peer) if self.peer_netns.is_host else None)
+            or router_refusal_drift(host)
+            or (router_refusal_drift(peer) if self.peer_netns.is_host else None)
         )
 
     def commands(self) -> Iterable[str]:

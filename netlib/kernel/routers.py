@@ -31,8 +31,8 @@ __all__ = [
     "NO_LINK_LOCAL",
     "NO_REDIRECTS",
     "NO_REDIRECTS_NOR_LINK_LOCAL",
-    "heard",
     "refuse_routers",
+    "router_refusal_drift",
     "settings",
 ]
 
@@ -62,8 +62,8 @@ def refuse_routers(kernel: "Kernel", netns: NetnsRef, ifname: str) -> None:
             write_here(f"net/ipv6/conf/{ifname}/{name}", "0")
 
 
-def heard(link: LinkInfo) -> str | None:
-    """Say which sysctl lets a link of ours accept what routers send; None when it ignores all."""
+def router_refusal_drift(link: LinkInfo) -> str | None:
+    """Name the sysctl by which a link of ours accepts router advertisements or redirects; None when it refuses all."""
     families = attributes_of(link.family_settings)
     ipv4 = attributes_of(families.get(socket.AF_INET, b"")).get(_INET_CONF, b"")
     ipv6 = attributes_of(families.get(socket.AF_INET6, b"")).get(_INET6_CONF, b"")

@@ -44,7 +44,7 @@ from netlib.kernel.links import (
 )
 from netlib.kernel.netlink import attribute, nest, number, text
 from netlib.kernel.netns import command_in
-from netlib.kernel.routers import heard, refuse_routers
+from netlib.kernel.routers import refuse_routers, router_refusal_drift
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -219,7 +219,9 @@ class MadeLink(KernelObject, frozen=True, kw_only=True):
         for kind, name, value, words in self._settings:
             if link.data.get(kind) != value:
                 return f"link {self.ifname} has another {name} than {words}"
-        return link_drift(link, self.ifname, self.mac, self.mtu, up=self.up) or (heard(link) if self._serves_host else None)
+        return link_drift(link, self.ifname, self.mac, self.mtu, up=self.up) or (
+            router_refusal_drift(link) if self._serves_host else None
+        )
 
     def commands(self) -> Iterable[str]:
         home, on = self.netns, ""

@@ -22,7 +22,7 @@ from netlib.kernel.links import (
     tag_attributes,
 )
 from netlib.kernel.netns import command_in
-from netlib.kernel.routers import NO_REDIRECTS, heard, refuse_routers
+from netlib.kernel.routers import NO_REDIRECTS, refuse_routers, router_refusal_drift
 from netlib.kernel.translate import doing
 from netlib.plan import KernelObject, Key
 
@@ -122,7 +122,9 @@ class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
             return f"link {self.ifname} is not netlib's"
         if difference := self._differs(link):
             return f"link {self.ifname} {difference}"
-        return link_drift(link, self.ifname, self.mac, self.mtu, up=False) or (heard(link) if self.netns.is_host else None)
+        return link_drift(link, self.ifname, self.mac, self.mtu, up=False) or (
+            router_refusal_drift(link) if self.netns.is_host else None
+        )
 
     def commands(self) -> Iterable[str]:
         owner = "" if self.owner is None else f" user {self.owner}"

@@ -274,9 +274,9 @@ class Transaction:
                 (protocol, str(host_ip or ""), owner, encode(numbers).decode()),
             )
 
-    def pass_ports(self, owner: str, heir: str) -> None:
-        """Write down that *heir* publishes what *owner* did (ids)."""
-        self.db.execute("UPDATE port SET owner=? WHERE owner=?", (heir, owner))
+    def pass_ports(self, owner: str, receiver: str) -> None:
+        """Write down that *receiver* publishes the host ports that *owner* did (ids)."""
+        self.db.execute("UPDATE port SET owner=? WHERE owner=?", (receiver, owner))
 
     def free_ports(self, mappings: Iterable[PortMapping], owner: str) -> None:
         """Write down that *owner* publishes these no more."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from netlib.core.sandbox_plan import Attachment, publishing_attachment
+from netlib.core.sandbox_plan import Membership, publishing_membership
 from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
 from netlib.store.records import JournalEntry
 
@@ -76,14 +76,14 @@ def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: 
     }
 
 
-def ports(attachments: Sequence[Attachment]) -> dict[str, list[dict[str, str]]]:
+def ports(memberships: Sequence[Membership]) -> dict[str, list[dict[str, str]]]:
     """Published ports of one container by its port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
 
     A port published on every address is shown once per family that a network of the container publishes, for only these answer.
     """
     found: dict[str, list[dict[str, str]]] = {}
-    published = [mapping for _, endpoint in attachments for mapping in endpoint.ports]
-    wildcards = [host for host, family in (("0.0.0.0", 4), ("::", 6)) if publishing_attachment(attachments, family)]
+    published = [mapping for _, endpoint in memberships for mapping in endpoint.ports]
+    wildcards = [host for host, family in (("0.0.0.0", 4), ("::", 6)) if publishing_membership(memberships, family)]
     for mapping in sorted(published, key=lambda mapping: (mapping.container_port, mapping.protocol, mapping.host_port)):
         hosts = wildcards if mapping.host_ip is None else [str(mapping.host_ip)]
         key = f"{mapping.container_port}/{mapping.protocol}"

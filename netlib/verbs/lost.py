@@ -15,7 +15,7 @@ from pathlib import Path
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.core.traces import CONTAINER_ID, container_folders, listed, minded, minders, written_minder
+from netlib.core.traces import CONTAINER_ID, container_folders, container_of_minder, listed, minders, written_minder
 from netlib.errors import (
     ConfigError,
     DiskFull,
@@ -157,7 +157,7 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
         return
     try:
         # Looked at again: now the pid cannot be another's.
-        if container_id != minded(pid, folder) and written_minder(folder / container_id) != pid:
+        if container_id != container_of_minder(pid, folder) and written_minder(folder / container_id) != pid:
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:

@@ -8,7 +8,7 @@ import pytest
 from netlib.core.controller import Controller
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
-from netlib.kernel.routers import heard
+from netlib.kernel.routers import router_refusal_drift
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import HOST, NetnsRef
 from tests.cni.calling import Caller, run
@@ -124,7 +124,7 @@ def test_no_plugin_brings_up_a_link_that_listens(caller: Caller, controller: Con
         told = [link for link in events.links() if link.up]
     assert {link.kind for link in told} == {"bridge", "veth", "ifb"}
     assert len({link.ifname for link in told if link.kind == "veth"}) == 5
-    assert [(link.ifname, heard(link)) for link in told if heard(link)] == []
+    assert [(link.ifname, router_refusal_drift(link)) for link in told if router_refusal_drift(link)] == []
     for container in ("c0", "c1", "c2", "c3"):  # what is inside is the container's own affair
         assert run("ip", "netns", "exec", container, "sysctl", "-n", "net.ipv6.conf.eth0.accept_ra").strip() == "1"
 
@@ -136,7 +136,7 @@ def test_a_gateway_in_a_vlan_listens_to_no_router(caller: Caller) -> None:
         caller.ok("ADD", conf("bridge", vlan=100))
         told = [link for link in events.links() if link.up]
     assert "cni0.100" in {link.ifname for link in told}
-    assert [(link.ifname, heard(link)) for link in told if heard(link)] == []
+    assert [(link.ifname, router_refusal_drift(link)) for link in told if router_refusal_drift(link)] == []
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])

@@ -127,7 +127,7 @@ NETWORKS = [
     (f"{CREATE} ..", [".."]),
     (f"{CREATE} {LONG}", [LONG]),
     (f"{CREATE} web", ["web"]),
-    (f"{CREATE} bridge", ["bridge"]),
+    (f"{CREATE} bridge", ["bridge", "predefined"]),
     # removing
     ("network rm nosuch", ["nosuch"]),
     ("network rm web", ["web", "box"]),

@@ -170,8 +170,11 @@ def test_a_second_connect_and_a_disconnect_of_what_is_not_there_are_refused(cont
         controller.connect("web", "box")
     with pytest.raises(InUse, match="box"):
         controller.remove_network("web")
-    with pytest.raises(ConfigError, match="predefined"):
-        controller.remove_network("bridge")
+    for name in ("bridge", "host", "none"):
+        with pytest.raises(ConfigError, match=f"{name}.*predefined.*cannot be removed; choose another network"):
+            controller.remove_network(name)
+        with pytest.raises(AlreadyExists, match=f"{name}.*predefined.*cannot be removed; choose another name"):
+            controller.create_network(name)
 
 
 def test_two_networks_do_not_share_a_subnet_a_name_or_a_bridge(controller: Controller) -> None:

@@ -14,7 +14,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.links import Veth
 from netlib.kernel.netns import entered
-from netlib.kernel.routers import heard
+from netlib.kernel.routers import router_refusal_drift
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sublinks import Dummy, Ifb, Vlan
 from netlib.kernel.taps import Tap
@@ -99,7 +99,7 @@ def test_a_link_of_the_host_refuses_routers_before_it_is_up(item: KernelObject, 
             item.ensure(kernel)
             told = [link for link in events.links() if link.ifname in ifnames]
         assert {link.ifname for link in told} == {*ifnames}
-        assert [(link.ifname, heard(link)) for link in told if link.up and heard(link)] == []
+        assert [(link.ifname, router_refusal_drift(link)) for link in told if link.up and router_refusal_drift(link)] == []
         for ifname in ifnames:
             assert settings(ifname) == ["0", "0", "0"]
             for name in NAMES:
@@ -116,7 +116,7 @@ def test_a_link_that_others_bring_up_would_be_seen() -> None:
     with changes(LINK) as events:
         run("ip", "link", "add", "open0", "type", "veth", "peer", "name", "open1")
         run("ip", "link", "set", "open0", "up")
-        assert any(link.ifname == "open0" and link.up and heard(link) for link in events.links())
+        assert any(link.ifname == "open0" and link.up and router_refusal_drift(link) for link in events.links())
     run("ip", "link", "del", "open0")
 
 
@@ -173,7 +173,7 @@ def test_no_way_in_leaves_a_link_of_the_host_that_listens(
         told = [link for link in events.links() if link.up]
     assert len({link.ifname for link in told if link.kind == "bridge"}) == 3
     assert len({link.ifname for link in told if link.kind == "veth"}) == 6
-    assert [(link.ifname, heard(link)) for link in told if heard(link)] == []
+    assert [(link.ifname, router_refusal_drift(link)) for link in told if router_refusal_drift(link)] == []
     assert (settings("all")[1:], settings("default")) == before  # IPv4's the kernel sets itself when forwarding is switched
     for reference in ("web", "inner", "apart", "box", "theirs"):
         assert controller.check(reference) == []
@@ -193,7 +193,7 @@ def test_parents_made_for_lan_networks_listen_to_nobody(controller: Controller) 
             told = [link for link in events.links() if link.up]
         assert {"dummy", "vlan"} <= {link.kind for link in told}
         ours = [link for link in told if link.kind in ("dummy", "vlan")]
-        assert [(link.ifname, heard(link)) for link in ours if heard(link)] == []
+        assert [(link.ifname, router_refusal_drift(link)) for link in ours if router_refusal_drift(link)] == []
         for ifname in ("eth0", "eth1"):
             assert settings(ifname, box) == ["0", "0", "0"]
         for reference in ("alone", "tagged", "box"):

@@ -77,7 +77,7 @@ def test_it_is_done_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> Non
 
     with Controller(config, watcher=Unwatched()) as controller:
         controller.create_network("web", subnets=["10.1.0.0/24"])
-        monkeypatch.setattr("netlib.core.upgrade._deafen", never)
+        monkeypatch.setattr("netlib.core.upgrade._refuse_routers", never)
         with Controller(config, watcher=Unwatched()) as again:
             again.remove_network("web")
         controller.reset()
@@ -87,7 +87,7 @@ def test_what_could_not_be_done_is_in_the_journal(config: Config, monkeypatch: p
     with Controller(config, watcher=Unwatched()) as controller:
         controller.create_network("web", subnets=["10.1.0.0/24"])
         _make_former(controller)
-        monkeypatch.setattr("netlib.core.upgrade._deafen", lambda _: [ObjectMissing("there is no link veth1")])
+        monkeypatch.setattr("netlib.core.upgrade._refuse_routers", lambda _: [ObjectMissing("there is no link veth1")])
         with Controller(config, watcher=Unwatched()) as upgraded:
             (told,) = [entry for entry in upgraded.journal() if entry.operation == "upgrade"]
             assert upgraded.check("web") != []  # the rest was done, and this is not

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from drivers.ipvlan import IpvlanDriver
 from drivers.macvlan import MacvlanDriver
-from netlib.core.network_record import Surroundings, pool_requests
+from netlib.core.network_record import HostState, pool_requests
 from netlib.core.sandbox_plan import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.errors import ConfigError
@@ -165,7 +165,7 @@ def test_the_default_route(wanted: Network, expected: list[Any]) -> None:
 
 # --- the LAN's subnet -----------------------------------------------------------------------------------------------------
 
-LAN = Surroundings(
+LAN = HostState(
     routes=[ip_network("192.168.1.0/24")],
     link="lan0",
     addresses=[ip_interface("192.168.1.5/24"), ip_interface("10.0.0.1/8")],
