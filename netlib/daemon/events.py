@@ -1,7 +1,7 @@
-"""What others do to our firewall, and putting it back: nftables' own events, read from the kernel.
+"""Events of nftables, by which netlibd notices that another program changed the firewall, and restoring our part of it.
 
-One rule: an event only says that it is worth a look. What is done then follows from the store and the kernel alone, so that
-our own changes, whose events come back to us, end at that look. Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
+One rule: an event only triggers a comparison of the store with the kernel, and only a difference is repaired. So our own
+changes, which cause events too, cause no work beyond that. Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
 """
 
 import socket
@@ -41,11 +41,11 @@ _READ_SIZE = 1 << 16
 
 
 class Notice(Flag):
-    """What is worth a look."""
+    """What an event says should be checked."""
 
     NOTHING = 0
-    TABLE = auto()  # something was deleted in a table of ours
-    FOREIGN = auto()  # others changed chains or deleted rules that packets of ours may pass
+    TABLE = auto()  # a rule, a chain or all of a table of ours was deleted
+    FOREIGN = auto()  # in another table, which our packets may pass, a chain was made, or a rule, chain or table deleted
 
 
 class FirewallEvents:
@@ -66,14 +66,14 @@ class FirewallEvents:
         return self._socket.fileno()
 
     def read(self) -> Notice:
-        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        """Read the waiting events and return what to check; never blocks. When events were lost, that is everything."""
         notice = Notice.NOTHING
         while True:
             try:
                 notice |= meaning(self._socket.recv(_READ_SIZE))
             except BlockingIOError:
                 return notice
-            except OSError:  # ENOBUFS: more came than the buffer holds
+            except OSError:  # ENOBUFS: more events came than the buffer holds
                 notice = Notice.TABLE | Notice.FOREIGN
 
     def close(self) -> None:
@@ -82,12 +82,12 @@ class FirewallEvents:
     def _enlarge(self) -> None:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except PermissionError:  # in a user namespace: as far as net.core allows
+        except PermissionError:  # in a user namespace: up to net.core.rmem_max
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
 
 def meaning(data: bytes) -> Notice:
-    """What one datagram of events means. Pure."""
+    """Return what one datagram of events says should be checked. Pure."""
     notice = Notice.NOTHING
     for kind, family, table in _messages(data):
         if (family, table) in _TABLE_NAMES:
@@ -111,14 +111,14 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def restore_table(controller: Controller, *, thorough: bool = False) -> int:
-    """Where a table of ours is not whole any more, make again all that ready records have in them; return how many objects.
+    """Make all firewall objects of ready records again when a table of ours is incomplete; return the number of objects, or 0.
 
-    *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the
-    store's write lock, which is held. Of the table ``inet netlib`` it is one transaction: packets meet all of it, or what they
-    met before.
+    Completeness is judged by the static chains, or with *thorough* by every entry. The store's write lock is held, so no record
+    can begin to be removed meanwhile. The table ``inet netlib`` is restored in one transaction: a packet meets the whole table
+    or the former one.
     """
     with controller.engine.kernel("") as kernel, ExitStack() as held:
-        if not thorough and not _lost_tables(controller, kernel):  # as after each deletion of our own: nobody has to wait
+        if not thorough and not _lost_tables(controller, kernel):  # the usual case, after a deletion of ours: no lock is taken
             return 0
         for table in _TABLES:
             held.enter_context(controller.locks.hold(f"key:{table.key}", "putting the firewall back"))
@@ -143,14 +143,14 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
 
 
 def _lost_tables(controller: Controller, kernel: Kernel) -> bool:
-    """Whether a table that some record has is not whole."""
+    """Whether a table that a record uses is incomplete."""
     with controller.store.read() as tx:
         held = tx.holders([table.key for table in _TABLES], besides=())
     return any(str(table.key) in held and table.drift(kernel) is not None for table in _TABLES)
 
 
 def restore_allowances(controller: Controller) -> int:
-    """Let our bridges through foreign forward hooks where they would be stopped by now; return how many that was needed for."""
+    """Restore the rules that let our bridges pass other programs' forward hooks, where they are missing; return how many."""
     restored = 0
     with controller.store.read() as tx:
         objects = list(tx.ready_objects("firewall", "host"))
