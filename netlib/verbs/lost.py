@@ -161,7 +161,7 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
     except ProcessLookupError:
         return
     try:
-        # Checked again with the pidfd open: from now on no other process can have the pid.
+        # Checked again with the pidfd open: if the process with this pid is the minder now, the pidfd is the minder's.
         if container_id != minded(pid, folder) and written_minder(folder / container_id) != pid:
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
