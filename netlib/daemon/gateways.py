@@ -120,7 +120,7 @@ class Gateways:
             self._table.change(leaving, joining)
         except NetlibError as error:
             if not self._has_warned:
-                logger.warning("a member can spend another's share of questions at a gateway, by its address: %s", error)
+                logger.warning("a member can use up another's share of queries to a gateway by forging its address: %s", error)
             self._has_warned = True
 
     def _serve(self, gateway: _Gateway) -> None:

@@ -189,6 +189,8 @@ class DhcpLeases:
         """Set the container's link down, as the reference's daemon does: the server may lease the address to another host."""
         self._end_conversation(held)
         lease = held.lease
-        logger.warning("%s in %s goes down: its DHCP lease of %s %s", lease.link, lease.netns.label, lease.address.ip, how)
+        logger.warning(
+            "link %s in %s is set down, because its DHCP lease of %s %s", lease.link, lease.netns.label, lease.address.ip, how
+        )
         with suppress(ObjectMissing), self._make_controller().engine.kernel("") as kernel:
             LinkUp(ifname=lease.link, netns=lease.netns).remove(kernel)

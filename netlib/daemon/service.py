@@ -85,7 +85,7 @@ class Service:
         """Serve until :meth:`stop`, then stop the servants. Connections stay open until :meth:`close`; kernel objects stay."""
         self._control.run()
         self._servants.stop()
-        logger.info("netlibd (pid %d) leaves", os.getpid())
+        logger.info("netlibd (pid %d) ends", os.getpid())
 
     def stop(self) -> None:
         """Make :meth:`run` return; any thread or signal handler may call this."""
@@ -143,7 +143,7 @@ class Service:
         if not _understands(request):
             raise Refused(f"this is netlib {__version__} (protocol {PROTOCOL})")
         if not request.from_here:
-            raise Refused("it lives in other namespaces (network, mount or user) than the caller")
+            raise Refused("it runs in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
         try:
             self._controller().host.refuse_loss()
