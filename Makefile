@@ -14,7 +14,7 @@ COMPARE ?=
 HOSTS ?= $(shell expr $$(nproc) + 1)
 WORKERS = --dist load --tx "$(HOSTS)*popen//python=$(TESTHOST) $(VENV_PYTHON)"
 
-.PHONY: help install test test-vm test-peers soak demo bench bench-cni bench-compare lint format clean
+.PHONY: help install test test-vm test-peers soak demo bench bench-cni bench-compare bench-calls lint format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,6 +49,9 @@ bench-cni: ## Measure the CNI plugins beside the reference's, in one run
 
 bench-compare: install ## This checkout beside another commit, in pairs of one run: make bench-compare BASE=HEAD~1
 	@$(VENV_PYTHON) -m benchmarks.compare $(BASE) $(COMPARE)
+
+bench-calls: install ## Count the Python calls of a connect and of a warm ADD
+	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks.calls
 
 lint: install ## ruff, ruff format, mypy
 	@$(VENV_PYTHON) -m ruff check --quiet .

@@ -20,12 +20,10 @@ from cni_plugins.interface import (
     chosen_dns,
     default_route,
     first_address,
-    forwarding_objects,
     masquerade_objects,
     remove_foreign_link,
     requested_mac,
     route_objects,
-    router_addresses,
 )
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -33,6 +31,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
+from drivers.routing import forwarding_objects, gateway_addresses
 from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.firewall.spoofing import PortMac, PortMacs, remove_reference_check
 from netlib.kernel.addresses import Address, addresses_of
@@ -215,9 +214,14 @@ class _Wiring:
         if not config.disable_container_interface:
             own += self._objects_inside(ips, self._announced_versions(ips, bridge))
         gateway_ifname = in_vlan.ifname if in_vlan else bridge.ifname
-        shared = [bridge, *self._settings(), *(in_vlan.objects if in_vlan else ()), *router_addresses(gateway_ifname, gateways)]
+        shared = [
+            bridge,
+            *self._settings(),
+            *(in_vlan.objects if in_vlan else ()),
+            *gateway_addresses(gateway_ifname, gateways),
+        ]
         if config.routes_for_containers:
-            shared += forwarding_objects(ips)
+            shared += forwarding_objects({ip.address.version for ip in ips})
         subnets, masquerade = masquerade_objects(config, ips)
         return Wanted(held + own + masquerade, Plan(*shared, *subnets), self._addresses_in_the_way(gateway_ifname, gateways))
 

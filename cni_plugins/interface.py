@@ -18,7 +18,7 @@ from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, delete_link
 from netlib.kernel.netns import identity_of
 from netlib.kernel.routes import MAIN_TABLE, RouteEntry
-from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
+from netlib.kernel.sysctl import Sysctl
 from netlib.model import IPAddress, IPInterface, NetnsRef
 from netlib.names import check_mac
 from netlib.plan import KernelObject
@@ -30,16 +30,13 @@ __all__ = [
     "chosen_dns",
     "default_route",
     "first_address",
-    "forwarding_objects",
     "masquerade_objects",
     "remove_foreign_link",
     "requested_mac",
     "route_objects",
-    "router_addresses",
 ]
 
 _LONGEST_MTU = 65535
-_LINK_LOCAL = ip_interface("fe80::1/64")
 
 
 def address_objects(
@@ -132,30 +129,6 @@ def first_address(address: IPInterface) -> IPAddress:
         raise CniError(
             Code.INVALID_CONFIG, f"{address} has no room for a gateway", "name one, or take a larger subnet"
         ) from None
-
-
-def router_addresses(ifname: str, gateways: Sequence[IPInterface]) -> list[KernelObject]:
-    """The objects that give a link of the host the *gateways* of containers.
-
-    With IPv6 the link gets a link-local address too: the kernel makes none on our links, and a router without one solicits no
-    neighbours.
-    """
-    link_local = [_LINK_LOCAL] if any(gateway.version == 6 for gateway in gateways) else []
-    return [Address(ifname=ifname, address=address) for address in dict.fromkeys([*gateways, *link_local])]
-
-
-def forwarding_objects(ips: Iterable[IP]) -> list[KernelObject]:
-    """The objects that switch forwarding on for the IP versions of *ips*.
-
-    With IPv6 they keep the host learning routes by router advertisements, which a router ignores by default.
-    """
-    versions = {ip.address.version for ip in ips}
-    objects: list[KernelObject] = []
-    if 4 in versions:
-        objects.append(Sysctl(name="net/ipv4/ip_forward", value="1"))
-    if 6 in versions:
-        objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
-    return objects
 
 
 def masquerade_objects(config: NetConf, ips: Iterable[IP]) -> tuple[list[KernelObject], list[KernelObject]]:

@@ -15,11 +15,9 @@ from cni_plugins.interface import (
     check_masquerade_backend,
     checked_mtu,
     chosen_dns,
-    forwarding_objects,
     masquerade_objects,
     remove_foreign_link,
     route_objects,
-    router_addresses,
 )
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
@@ -27,6 +25,7 @@ from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_masquerade
 from cni_plugins.result import IP, Interface, Result
 from cni_plugins.skel import Call
+from drivers.routing import forwarding_objects, gateway_addresses
 from netlib.core.pending_attachment import PendingAttachment, Wanted
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import LinkUp, Veth
@@ -73,7 +72,10 @@ class PtpPlugin:
                     veth = _veth(call.config, pending, leased.ips)
                 result = _result(call.config, veth, leased)
                 subnets, masquerade = masquerade_objects(call.config, result.ips)
-                return Wanted(held + _own(veth, result) + masquerade, Plan(*forwarding_objects(result.ips), *subnets))
+                return Wanted(
+                    held + _own(veth, result) + masquerade,
+                    Plan(*forwarding_objects({ip.address.version for ip in result.ips}), *subnets),
+                )
 
             pending.apply(draft)
             return attaching.finish(pending, call, result)
@@ -142,7 +144,7 @@ def _own(veth: Veth, result: Result) -> list[KernelObject]:
     addresses = dict.fromkeys(_single_address(ip.address.ip) for ip in result.ips)
     objects: list[KernelObject] = [
         veth,
-        *router_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
+        *gateway_addresses(veth.ifname, [ip_interface(gateway) for gateway in gateways]),
         *(RouteEntry(destination=address, ifname=veth.ifname) for address in addresses),
         # Nothing is announced: the link's only neighbour, the host's end, is new too.
         *address_objects(veth.peer, netns, result.ips, on_link=False, announced=()),

@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
+from drivers.routing import forwarding_objects, gateway_addresses
 from netlib.errors import ConfigError
 from netlib.firewall.members import MemberTable, PortSources
 from netlib.firewall.objects import BridgedNetwork, FirewallBase, ForwardAllowance, Masquerade, published_ports
-from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import Veth
-from netlib.kernel.sysctl import RouterAdvertisements, Sysctl
+from netlib.kernel.sysctl import Sysctl
 from netlib.model import Endpoint, IPAddress, IPInterface, Network, PortMapping, Sandbox, Scope
 from netlib.names import BRIDGE_NAME_OPTION, bridge_ifname, check_ifname, check_mtu, veth_ifname
 from netlib.options import decoded_options
-from netlib.plan import KernelObject, Plan
+from netlib.plan import Plan
 
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
-_LINK_LOCAL = ipaddress.ip_interface("fe80::1/64")
 _EVERY_IPV4 = ipaddress.ip_address("0.0.0.0")
 
 
@@ -96,20 +95,21 @@ class BridgeDriver:
         options = decoded_options(BridgeOptions, network.options, f"network {network.name!r}")
         bridge = bridge_ifname(network)
         subnets = tuple(pool.subnet for pool in network.pools)
+        versions = {pool.family for pool in network.pools}
         outward = not network.internal
         masquerade = _masquerades(network, options)
         return Plan(
             FirewallBase(),
             *([MemberTable()] if masquerade else ()),
-            *(forwarding for forwarding in _forwarding(network) if outward and network.forwards),
+            *(forwarding_objects(versions) if outward and network.forwards else ()),
             Bridge(
                 ifname=bridge,
                 mac=_bridge_mac(network),
                 mtu=options.mtu,
-                ipv6=network.pool(6) is not None,
+                ipv6=6 in versions,
                 filtered=not options.icc,
             ),
-            *(Address(ifname=bridge, address=address) for address in _bridge_addresses(network)),
+            *gateway_addresses(bridge, _gateways(network), ipv6=6 in versions),
             BridgedNetwork(bridge=bridge, subnets=subnets, internal=network.internal, icc=options.icc),
             *(Masquerade(subnet=subnet, bridge=bridge) for subnet in subnets if masquerade),
             *((ForwardAllowance(bridge=bridge),) if outward else ()),
@@ -149,19 +149,8 @@ def _masquerades(network: Network, options: BridgeOptions) -> bool:
     return options.masquerade and not network.internal
 
 
-def _bridge_addresses(network: Network) -> list[IPInterface]:
-    """The gateways; with IPv6 Docker's link-local address too, the same on every bridge: the kernel makes none on ours."""
-    gateways = [pool.gateway_interface for pool in network.pools if pool.gateway_interface]
-    return [*gateways, *([_LINK_LOCAL] if network.pool(6) else [])]
-
-
-def _forwarding(network: Network) -> tuple[KernelObject, ...]:
-    objects: list[KernelObject] = []
-    if network.pool(4):
-        objects.append(Sysctl(name="net/ipv4/ip_forward", value="1"))
-    if network.pool(6):
-        objects += [RouterAdvertisements(), Sysctl(name="net/ipv6/conf/all/forwarding", value="1")]
-    return tuple(objects)
+def _gateways(network: Network) -> list[IPInterface]:
+    return [pool.gateway_interface for pool in network.pools if pool.gateway_interface]
 
 
 def _on_loopback(mapping: PortMapping) -> bool:

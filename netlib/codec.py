@@ -6,6 +6,7 @@ damaged row is a :class:`StoreDamaged` that names it, never a half-filled object
 
 import ipaddress
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,12 +30,22 @@ def _decode_custom(kind: type, value: Any) -> Any:
     if isinstance(value, kind):  # from a Python program; in JSON there are texts only
         return value
     if issubclass(kind, _ADDRESS):
-        return ipaddress.ip_interface(value) if "/" in value else ipaddress.ip_address(value)
+        return _address(value)
     if issubclass(kind, _NETWORK):
-        return ipaddress.ip_network(value)
+        return _subnet(value)
     if issubclass(kind, Path):
         return Path(value)
     raise NotImplementedError(f"cannot read a {kind.__name__}")
+
+
+@lru_cache(maxsize=4096)  # a record is read several times in a verb; ipaddress takes 5 µs, and its objects never change
+def _address(value: str) -> Any:
+    return ipaddress.ip_interface(value) if "/" in value else ipaddress.ip_address(value)
+
+
+@lru_cache(maxsize=4096)
+def _subnet(value: str) -> Any:
+    return ipaddress.ip_network(value)
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_custom, order="deterministic")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,7 +31,15 @@ def _decoded(kind: type[msgspec.Struct], items: tuple[tuple[str, str], ...], sub
     try:
         return structs.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:
-        key = next((key for key in options if f"$.{key}`" in str(error)), "")
+        key = next((key for key, value in items if not _fits(value, fields[key].type)), "")
         wanted = getattr(fields[key].type, "__name__", "value") if key else "value"
         words = {"bool": "true or false", "int": "a whole number"}.get(wanted, f"a {wanted}")
         raise ConfigError(f"{subject}: option {key}={options.get(key, '')!r} must be {words}") from error
+
+
+def _fits(value: str, kind: Any) -> bool:
+    try:
+        structs.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return True

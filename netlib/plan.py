@@ -30,9 +30,9 @@ class Key(NamedTuple):
 class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, dict=True):
     """One thing in the kernel that we made or changed, described by names, never by ifindexes.
 
-    A subclass declares ``tag="…"`` (its stable name in the store), its key, and the four verbs ``ensure``, ``remove``,
-    ``drift`` and ``commands``. Some have further abilities, the small Protocols below: a class offers an ability by having its
-    methods, and :func:`ability` finds it.
+    A subclass declares ``tag="…"`` (its stable name in the store), its key (a ``cached_property``, as it is asked for often),
+    and the four verbs ``ensure``, ``remove``, ``drift`` and ``commands``. Some have further abilities, the small Protocols
+    below: a class offers an ability by having its methods, and :func:`ability` finds it.
 
     Objects of the same ``batch`` ("firewall", "veth") can be changed in one request: :meth:`ensure_many` and
     :meth:`remove_many` get runs of them that are neighbours in a plan. ``observations`` names the fields that :meth:`observed`

@@ -55,14 +55,14 @@ class Attachments:
         AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
         """
         purpose = f"attaching container {key.container} to network {key.network}"
-        with self._alone(key, purpose), self.controller.operation("cni add", key.name, _event("add", key)):
+        with self._alone(key, purpose), self.controller.operation("cni add", key.name, _event("add", key)) as operation:
             self._clear_the_way(key, netns)
             with self.store.read() as tx:
                 record = tx.new_link_id()
             with self._lifecycle.working_on([record], purpose), self.engine.kernel(record) as kernel:
                 if fd is not None:
                     kernel.lend(netns, fd)
-                pending = PendingAttachment(self, key, record, netns, kernel)
+                pending = PendingAttachment(self, key, record, netns, kernel, operation.finish)
                 try:
                     yield pending
                 except NetlibError as error:

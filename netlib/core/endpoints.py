@@ -7,15 +7,15 @@ from netlib.core.endpoint_record import endpoint_record
 from netlib.core.preparing import Question, prepared_facts, questions
 from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
-from netlib.core.session import Session
+from netlib.core.session import Session, membership_event
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
 from netlib.facts import AddressesAsked, EndpointAsked, Facts
-from netlib.model import Endpoint, Event, Network, Phase, Sandbox
+from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.plan import Plan, ability
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
-from netlib.store.records import Row, Transaction
+from netlib.store.records import Transaction
 
 __all__ = ["connect", "disconnect"]
 
@@ -36,7 +36,9 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         return _draft(tx, endpoint_id, network, sandbox, request, links, facts)
 
     with (
-        session.operation("network connect", f"{box.name} {home.name}", _event("connect", home, box)),
+        session.operation(
+            "network connect", f"{box.name} {home.name}", membership_event("connect", home.value, box.value)
+        ) as operation,
         session.engine.kernel(endpoint_id) as kernel,
     ):
         if not lifecycle.is_materialised(home):
@@ -48,11 +50,13 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
             with lifecycle.working_on([box.id], f"connecting {box.name} to {home.name}"):
                 asked = _questions(endpoint_id, home.value, box.value, request)
                 if not asked:
-                    return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft)
+                    return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft, finish=operation.finish)
                 stub = Endpoint(id=endpoint_id, network=home.id, sandbox=box.id, created=time.time())
                 prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: _check(tx, endpoint_id, home.value, box.value))
                 facts = prepared_facts(prepared)
-                return lifecycle.create_endpoint(kernel, endpoint_id, box.id, lambda tx: draft(tx, facts), prepared)
+                return lifecycle.create_endpoint(
+                    kernel, endpoint_id, box.id, lambda tx: draft(tx, facts), prepared, finish=operation.finish
+                )
 
         endpoint = with_repair(lifecycle, home.id, join)
     served = bool(endpoint.ports) or is_served([(home.value, endpoint)])
@@ -80,16 +84,13 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
             if not rows:
                 text = f"sandbox {box.name!r} is not connected to network {home.name!r}"
                 raise NotFound(f"{text}; `netlib network inspect` lists who is", kind="endpoint", reference=box.name)
-            lifecycle.take_down(rows, keep_ports=keep_ports)
+            lifecycle.take_down(rows, keep_ports=keep_ports, finish=operation.finish)
 
-    with session.operation("network disconnect", f"{box.name} {home.name}", _event("disconnect", home, box)):
+    with session.operation(
+        "network disconnect", f"{box.name} {home.name}", membership_event("disconnect", home.value, box.value)
+    ) as operation:
         leave_with_repair(lifecycle, box.id, leave)
     session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
-
-
-def _event(action: str, home: Row[Network], box: Row[Sandbox]) -> Event:
-    about = {"name": home.name, "type": home.value.driver, "container": box.id, "containerName": box.name}
-    return Event(type="network", action=action, id=home.id, attributes=about)
 
 
 def _questions(endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> list[Question]:

@@ -21,7 +21,13 @@ from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 
+Finish = Callable[[Transaction], None]
+"""Called in the transaction with which a record's verb is done: for the journal's line."""
 SandboxPlanner = Callable[[Transaction, Sandbox], Plan]
+
+
+def _nothing(tx: Transaction) -> None:
+    pass
 
 
 class Lifecycle:
@@ -65,7 +71,13 @@ class Lifecycle:
         tx.insert_objects(record.id, objects)
 
     def create_network(
-        self, kernel: Kernel, network_id: str, draft: Callable[[Transaction], Network], prepared: Sequence[Prepared] = ()
+        self,
+        kernel: Kernel,
+        network_id: str,
+        draft: Callable[[Transaction], Network],
+        prepared: Sequence[Prepared] = (),
+        *,
+        finish: Finish = _nothing,
     ) -> Network:
         """Write the network that *draft* answers with, apply its plan, and call it ready.
 
@@ -81,6 +93,7 @@ class Lifecycle:
             self.engine.ensure(kernel, network_id, plan)
         with self.store.write() as tx:
             tx.set_phase(network_id, Phase.READY)
+            finish(tx)
         return network
 
     @contextmanager
@@ -129,7 +142,9 @@ class Lifecycle:
             with self.store.write() as tx:
                 tx.set_phase(row.id, Phase.READY)
 
-    def create_sandbox(self, kernel: Kernel, sandbox: Sandbox, check: Callable[[Transaction], None]) -> Sandbox:
+    def create_sandbox(
+        self, kernel: Kernel, sandbox: Sandbox, check: Callable[[Transaction], None], *, finish: Finish = _nothing
+    ) -> Sandbox:
         """Write *sandbox* if *check* lets it, apply its plan, and call it ready."""
         with self.store.write() as tx:
             check(tx)
@@ -140,6 +155,7 @@ class Lifecycle:
             self.engine.ensure(kernel, sandbox.id, plan)
         with self.store.write() as tx:
             tx.set_phase(sandbox.id, Phase.READY)
+            finish(tx)
         return sandbox
 
     def create_endpoint(
@@ -149,6 +165,8 @@ class Lifecycle:
         sandbox: str,
         draft: Callable[[Transaction], tuple[Endpoint, Plan]],
         prepared: Sequence[Prepared] = (),
+        *,
+        finish: Finish = _nothing,
     ) -> Endpoint:
         """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; its lock is held.
 
@@ -182,6 +200,7 @@ class Lifecycle:
             tx.set_phase(endpoint_id, Phase.READY)
             if not set(old.keys) <= set(new.keys):  # else what is written down is the new plan already
                 tx.write_objects(sandbox, new)
+            finish(tx)
         return endpoint
 
     def create_cni_network(self, kernel: Kernel, network: CniNetwork, shared: Plan) -> None:
@@ -239,7 +258,7 @@ class Lifecycle:
         is_last = len(rows) == len(endpoints)
         return [*rows, box] if box is not None and box.value.cni_container and is_last else rows
 
-    def take_down(self, rows: Sequence[Row[Any]], *, keep_ports: bool = False) -> None:
+    def take_down(self, rows: Sequence[Row[Any]], *, keep_ports: bool = False, finish: Finish = _nothing) -> None:
         """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
 
         With *keep_ports*, what endpoints publish is handed on to others of their sandboxes.
@@ -275,6 +294,8 @@ class Lifecycle:
                         self.forget(tx, row)
                 for sandbox, plan in present.items():
                     tx.write_objects(sandbox, plan)
+                if not failures:
+                    finish(tx)
         if failures:
             raise TeardownError(failures)
 

@@ -26,7 +26,7 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
     with (
         session.operation(
             "network create", request.name, Event(type="network", action="create", id=network_id, attributes=about)
-        ),
+        ) as operation,
         lifecycle.working_on([network_id], f"creating network {request.name}"),
         session.engine.kernel(network_id) as kernel,
     ):
@@ -39,7 +39,11 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
             prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: network_draft(tx, network_id, now, request, around))
         facts = prepared_facts(prepared)
         return lifecycle.create_network(
-            kernel, network_id, lambda tx: network_record(tx, network_id, now, request, around, facts=facts), prepared
+            kernel,
+            network_id,
+            lambda tx: network_record(tx, network_id, now, request, around, facts=facts),
+            prepared,
+            finish=operation.finish,
         )
 
 
@@ -66,7 +70,7 @@ def remove_network(session: Session, reference: str | Network) -> None:
         raise ConfigError(f"network {network.name!r} is predefined and cannot be removed")
     gone = Event(type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver})
     with (
-        session.operation("network rm", network.name, gone),
+        session.operation("network rm", network.name, gone) as operation,
         session.lifecycle.working_on([network.id], f"removing network {network.name}"),
     ):
         with session.store.write(clearing=True) as tx:
@@ -80,7 +84,7 @@ def remove_network(session: Session, reference: str | Network) -> None:
                     users=sorted(users),
                 )
             tx.set_phase(network.id, Phase.REMOVING)  # from here on nobody joins
-        session.lifecycle.take_down([row])
+        session.lifecycle.take_down([row], finish=operation.finish)
 
 
 def _sandbox_name(tx: Transaction, endpoint: Endpoint) -> str:

@@ -66,7 +66,15 @@ Draft = Callable[[Transaction], Wanted]
 class PendingAttachment:
     """One attachment being made: every step is written down before it is applied."""
 
-    def __init__(self, attachments: "Attachments", key: AttachmentKey, record: str, netns: NetnsRef, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        attachments: "Attachments",
+        key: AttachmentKey,
+        record: str,
+        netns: NetnsRef,
+        kernel: Kernel,
+        finish: Callable[[Transaction], None],
+    ) -> None:
         self.key = key
         self.record = record
         self.netns = netns
@@ -76,6 +84,7 @@ class PendingAttachment:
         self.made_network = ""  # id, when this attachment is the first of its network
         self.sandbox = self.endpoint = ""  # ids, set before apply() where it is an endpoint of a network of ours
         self._attachments = attachments
+        self._finish = finish
         self._is_written = False
         self._network = ""  # id
 
@@ -188,6 +197,7 @@ class PendingAttachment:
             assert row is not None, "finish() comes after apply()"
             tx.replace(replace(row.value, result=result))
             tx.set_phase(self.record, Phase.READY)
+            self._finish(tx)
 
     def undo(self) -> None:
         """Take back what was made; TeardownError when something would not go, which then stays written down."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from netlib.core.session import Session, chunks
+from netlib.core.session import Session, chunks, membership_event
 from netlib.dns.resolvconf import check_resolver
 from netlib.errors import AlreadyExists, ConfigError
 from netlib.kernel.netns import current_identity, identity_of_path, netns_dir
@@ -31,7 +31,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
     if identity == current_identity():
         raise ConfigError(f"{netns} is the network namespace of the host itself; use the network host to share it")
     with (
-        session.operation("sandbox create", name, _event("create", sandbox_id, name)),
+        session.operation("sandbox create", name, _event("create", sandbox_id, name)) as operation,
         session.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
         session.engine.kernel(sandbox_id) as kernel,
     ):
@@ -51,16 +51,19 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
             sysctls=tuple(settings.items()),
             cni_container=request.cni_container,
         )
-        return session.lifecycle.create_sandbox(kernel, sandbox, lambda tx: _check_free(tx, sandbox))
+        return session.lifecycle.create_sandbox(kernel, sandbox, lambda tx: _check_free(tx, sandbox), finish=operation.finish)
 
 
 def remove_sandboxes(session: Session, references: Sequence[str | Sandbox]) -> None:
     """Remove many sandboxes at once: one firewall transaction and one link request for all of them."""
     with session.store.read() as tx:
         boxes = [session.find_sandbox(tx, reference) for reference in references]
+        left = [(network, row.value) for row in boxes for network, _ in tx.memberships(row.id)]
     names = ", ".join(row.name for row in boxes)
     ids = [row.id for row in boxes]
-    with session.operation("sandbox rm", names, *(_event("destroy", row.id, row.name) for row in boxes)):
+    events = [membership_event("disconnect", network, box) for network, box in left]
+    events += (_event("destroy", row.id, row.name) for row in boxes)
+    with session.operation("sandbox rm", names, *events):
         session.take_down(chunks(ids), f"removing {names}")
     session.watcher.changed(sandboxes=ids, networks=(), needed=False)
 

@@ -58,6 +58,26 @@ class Unwatched:
         """Nobody to tell."""
 
 
+class Operation:
+    """A verb that is being performed, for the journal."""
+
+    def __init__(self, verb: str, subject: str, events: tuple[Event, ...], trail: Sequence[str]) -> None:
+        self._verb, self._subject, self._events, self._trail = verb, subject, events, trail
+        self._started, self._clock = time.time(), time.perf_counter()
+        self.is_logged = False
+
+    def finish(self, tx: Transaction) -> None:
+        """Write the journal's line in *tx*, with which the verb is done."""
+        tx.log(self.entry(""))
+        self.is_logged = True
+
+    def entry(self, failure: str) -> JournalEntry:
+        """The line: how the verb ended, and after how long."""
+        seconds, trail = time.perf_counter() - self._clock, list(self._trail)
+        events = () if failure else self._events
+        return JournalEntry(self._started, self._verb, self._subject, failure or "ok", seconds, trail, events)
+
+
 class Session:
     """A store, its locks and its engine, for the thread that opened it."""
 
@@ -127,26 +147,27 @@ class Session:
     # --- operations ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def operation(self, verb: str, subject: str, *events: Event) -> Iterator[None]:
+    def operation(self, verb: str, subject: str, *events: Event) -> Iterator["Operation"]:
         """Recover first, then write one journal line with what was made and removed, and how it ended.
 
-        *events* have happened when the block ends without an error, and are published with that line.
+        *events* have happened when the block ends without an error, and are published with that line. The verb's last
+        transaction may write the line (:meth:`Operation.finish`); else it is a transaction of its own.
         """
         store = self.store
         self.recover()
         self._trail.clear()
-        started, clock = time.time(), time.perf_counter()
-        outcome = "ok"
+        operation = Operation(verb, subject, events, self._trail)
+        outcome = ""
         try:
-            yield
+            yield operation
         except BaseException as error:
-            outcome, events = f"{type(error).__name__}: {error}", ()
+            outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
-            entry = JournalEntry(started, verb, subject, outcome, time.perf_counter() - clock, list(self._trail), events)
-            # What was done is done, also where no line fits on the disk, or a process that is stopped keeps the store locked.
-            with suppress(StoreError, Stuck), store.write() as tx:
-                tx.log(entry)
+            if outcome or not operation.is_logged:
+                # What was done is done, also where no line fits on the disk, or a stopped process keeps the store locked.
+                with suppress(StoreError, Stuck), store.write() as tx:
+                    tx.log(operation.entry(outcome))
 
     def publish(self, verb: str, subject: str, *events: Event) -> None:
         """Write a journal line for what has just been done without objects of the kernel, with its *events*."""
@@ -228,6 +249,12 @@ class Session:
 
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
         return sandbox_plan(sandbox, tx.memberships(sandbox.id), host_resolver())
+
+
+def membership_event(action: str, network: Network, sandbox: Sandbox) -> Event:
+    """The event of a sandbox that joined a network, or left it."""
+    about = {"name": network.name, "type": network.driver, "container": sandbox.id, "containerName": sandbox.name}
+    return Event(type="network", action=action, id=network.id, attributes=about)
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -62,7 +62,7 @@ def _serve(config: Config, *, detached: bool) -> int:
         return 0
     try:
         from netlib.daemon.service import Service
-        from netlib.firewall.libnftables import keeping
+        from netlib.firewall.backend import backend
 
         service = Service(config, detached=detached)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,7 +72,7 @@ def _serve(config: Config, *, detached: bool) -> int:
         if detached:
             _report({"ready": os.getpid()})
         _notify_systemd()
-        with keeping():
+        with backend().keeping():
             service.run()
     finally:
         claim.release()

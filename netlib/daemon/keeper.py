@@ -17,12 +17,12 @@ from importlib import import_module
 from pathlib import Path
 
 from netlib.core.controller import Controller
-from netlib.daemon.events import FirewallEvents, Notice, restore_allowances, restore_table
 from netlib.daemon.leases import DhcpLeases
+from netlib.daemon.rules import restore_allowances, restore_table
 from netlib.daemon.servants import Change
 from netlib.daemon.serving import PortRecorder, Serving
 from netlib.errors import NetlibError
-from netlib.firewall.backend import firewall
+from netlib.firewall.backend import Notice, backend, firewall
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel import inotify
 from netlib.model import Phase
@@ -105,7 +105,7 @@ class Keeper:
             self._loop()
 
     def _watch_firewall(self, open_sources: ExitStack) -> None:
-        events = open_sources.enter_context(closing(FirewallEvents()))
+        events = open_sources.enter_context(closing(backend().events()))
         self._sources[events.fileno()] = lambda: self._on_firewall_events(events.read())
         self._in(0, self._restore_table)  # it may have been flushed while no netlibd ran
 

@@ -4,6 +4,8 @@ Only a backend's own modules name it. Objects ask :func:`firewall` for the backe
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import Flag, auto
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol, cast
 
@@ -12,7 +14,7 @@ from netlib.model import HOST, NetnsRef
 from netlib.objects import load
 from netlib.plan import KernelObject
 
-__all__ = ["BACKEND", "Backend", "Tagged", "backend", "firewall"]
+__all__ = ["BACKEND", "Backend", "Notice", "RuleEvents", "Tagged", "backend", "firewall"]
 
 BACKEND = "nftables"
 _BACKENDS = {"nftables": "netlib.firewall.nftables:Nftables"}
@@ -27,10 +29,35 @@ class Tagged(NamedTuple):
     words: tuple[str, ...] = ()
 
 
+class Notice(Flag):
+    """What is worth a look."""
+
+    NOTHING = 0
+    TABLE = auto()  # something was deleted in a table of ours
+    FOREIGN = auto()  # others changed chains or deleted rules that packets of ours may pass
+
+
+class RuleEvents(Protocol):
+    """What happens to the rules of one netns, as the kernel tells of it."""
+
+    def fileno(self) -> int:
+        """The descriptor that can be read when something has happened."""
+        ...
+
+    def read(self) -> Notice:
+        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        ...
+
+    def close(self) -> None:
+        """Listen no longer."""
+        ...
+
+
 class Backend(Protocol):
     """The firewall of one netns. A backend is made for a handle and a netns, and its conversations are the handle's."""
 
     name: ClassVar[str]
+    user_rules: ClassVar[str]  # where an administrator's own rules are
 
     def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
         """Ask the kernel nothing yet."""
@@ -65,6 +92,21 @@ class Backend(Protocol):
 
     def refuse_other_store(self, tag: str) -> None:
         """Raise Conflict when there are rules for a bridge of another store than that of *tag*."""
+        ...
+
+    @staticmethod
+    def tables() -> tuple[KernelObject, ...]:
+        """The objects that hold everything else: what is lost with them is made again from the records."""
+        ...
+
+    @staticmethod
+    def events() -> RuleEvents:
+        """Listen to what happens to the rules of this thread's netns; FeatureMissing where the kernel has no such rules."""
+        ...
+
+    @staticmethod
+    def keeping() -> AbstractContextManager[None]:
+        """A block in which a long-lived process keeps its conversations with the kernel for the next operation."""
         ...
 
     def list_ours(self) -> tuple[Tagged, ...]:

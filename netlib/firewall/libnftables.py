@@ -219,7 +219,10 @@ def _codes() -> dict[str, int]:
 
 
 def nft_error(problem: str, action: str) -> KernelError | NotPermitted:
-    """The error for what nft printed: its first line ends with the kernel's reason, the second is the command it points at."""
+    """The error for what nft printed: its first line ends with the kernel's reason, the second is the command it points at.
+
+    The library tells an error number by its text only, so that is looked up; a text that is not found is shown as it is.
+    """
     lines = problem.splitlines() or ["no reason given"]
     reason = lines[0].split("Error: ", 1)[-1].removeprefix("Could not process rule: ")
     code = _codes().get(reason.split(";", 1)[0].strip(), 0)

@@ -6,14 +6,16 @@ gone already), the table is read and the exact difference is sent instead, again
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
-from netlib.firewall.backend import Tagged
+from netlib.firewall.backend import RuleEvents, Tagged
 from netlib.firewall.dnstable import DnsTable
 from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
-from netlib.firewall.libnftables import Nft, nft
+from netlib.firewall.libnftables import Nft, keeping, nft
+from netlib.firewall.members import MemberTable
 from netlib.firewall.objects import (
     Allowance,
     ApartBridge,
@@ -40,6 +42,7 @@ from netlib.firewall.ruleset import (
     elements,
     own_chains,
 )
+from netlib.firewall.spoofing import PortMacs
 from netlib.kernel.handle import Kernel
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
@@ -55,6 +58,7 @@ class Nftables:
     """The firewall of one netns."""
 
     name = "nftables"
+    user_rules = "chain user of the nftables table inet netlib"
 
     def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
         self.netns = netns
@@ -78,6 +82,23 @@ class Nftables:
     def commands(item: KernelObject) -> Sequence[str]:
         """The ``nft`` command lines that make *item*."""
         return commands(item)
+
+    @staticmethod
+    def tables() -> tuple[KernelObject, ...]:
+        """The table of IP, and the two of the bridge family."""
+        return (FirewallBase(), MemberTable(), PortMacs())
+
+    @staticmethod
+    def events() -> RuleEvents:
+        """nftables' events of this thread's netns."""
+        from netlib.firewall.nft_events import NftEvents  # netlibd alone listens
+
+        return NftEvents()
+
+    @staticmethod
+    def keeping() -> AbstractContextManager[None]:
+        """Keep libnftables' conversations: closing one takes some 10 ms."""
+        return keeping()
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
         """Apply the objects of all *groups* in one transaction, all or none; entries get their group's tag as a comment.

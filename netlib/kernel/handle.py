@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
 from netlib.kernel.netlink import Attributes, NetlinkSocket
-from netlib.kernel.netns import entered_fd, identity_of, new_netns, opened, refuse_routers_here
+from netlib.kernel.netns import Entered, identity_of, new_netns, open_own_netns, opened, refuse_routers_here
 from netlib.kernel.translate import doing
 from netlib.model import HOST, NetnsRef
 
@@ -36,6 +36,7 @@ class Closable(Protocol):
 _T = TypeVar("_T", bound=Closable)
 
 
+_STAYING = nullcontext()
 _SIOCGIFFLAGS, _SIOCGIFINDEX, _IFF_UP = 0x8913, 0x8933, 1
 
 
@@ -116,6 +117,7 @@ class Kernel:
         self.tag = tag
         self._kept: dict[NetnsRef, dict[Any, Closable]] = {}
         self._fds: dict[NetnsRef, int] = {}
+        self._home: int | None = None
 
     @contextmanager
     def marking(self, tag: str) -> Iterator[None]:
@@ -140,14 +142,14 @@ class Kernel:
             found = kept[make] = make(self, netns)
         return cast("_T", found)
 
-    @contextmanager
-    def entered(self, netns: NetnsRef) -> Iterator[None]:
-        """As :func:`netlib.kernel.netns.entered`; the netns is opened and recognised once for the life of the handle."""
+    def entered(self, netns: NetnsRef) -> AbstractContextManager[None]:
+        """As :func:`netlib.kernel.netns.entered`; that netns, and this one, are opened once for the life of the handle."""
         if netns.is_host:
-            yield
-            return
-        with entered_fd(self.netns_fd(netns)):
-            yield
+            return _STAYING
+        fd = self.netns_fd(netns)
+        if self._home is None:
+            self._home = open_own_netns()
+        return Entered(fd, self._home)
 
     def netns_fd(self, netns: NetnsRef) -> int:
         """A descriptor of *netns* for netlink attributes; it lives as long as the handle."""
@@ -187,6 +189,9 @@ class Kernel:
         """Close every socket; the handle can be used again and opens new ones."""
         for netns in {*self._kept, *self._fds}:
             self.forget(netns)
+        if self._home is not None:
+            os.close(self._home)
+            self._home = None
 
     def __enter__(self) -> Self:
         return self

@@ -39,6 +39,11 @@ def link_numbered(index: int) -> tuple[int, bytes, bytes]:
     return RTM_GETLINK, link_header(index), _NO_STATISTICS
 
 
+def master_of(_header: bytes, found: Attributes) -> int:
+    """The ifindex of the bridge or VRF that a link (one message) is in, or 0."""
+    return _number(found.get(IFLA_MASTER))
+
+
 class LinkInfo(Struct, frozen=True):
     """A link; ``kind`` is ``device`` for what was not made by netlink (lo, a network card)."""
 

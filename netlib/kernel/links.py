@@ -33,6 +33,7 @@ from netlib.kernel.linkinfo import (
     LinkInfo,
     link_header,
     link_numbered,
+    master_of,
 )
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import command_in
@@ -347,9 +348,9 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
         link = rtnl.get_link(self.ifname)
         if link.kind == "veth":
             with suppress(ObjectMissing), doing(f"look up the peer of {self.ifname}"):
-                host = LinkInfo.of(*kernel.rtnl().plain.get(*link_numbered(link.peer)))
-                if host.master:
-                    kernel.rtnl().plain.get(*link_numbered(host.master))
+                host = kernel.rtnl().plain
+                if (master := master_of(*host.get(*link_numbered(link.peer)))) != 0:
+                    host.call(*link_numbered(master))
 
     def remove(self, kernel: "Kernel") -> None:
         if not self.adopted:

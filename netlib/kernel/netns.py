@@ -71,16 +71,33 @@ def identity_of_path(path: str) -> str:
         return identity_of(fd)
 
 
+def open_own_netns() -> int:
+    """A descriptor of the netns that this thread is in."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Entered:
+    """A block in the netns of *fd*; at the end of the block the thread is in that of *home* again."""
+
+    __slots__ = ("_fd", "_home")
+
+    def __init__(self, fd: int, home: int) -> None:
+        self._fd, self._home = fd, home
+
+    def __enter__(self) -> None:
+        setns(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        setns(self._home)
+
+
 @contextmanager
 def entered_fd(fd: int) -> Iterator[None]:
     """Put this thread into the netns of *fd* for the block, and back into its own afterwards, whatever happened."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = open_own_netns()
     try:
-        setns(fd)
-        try:
+        with Entered(fd, home):
             yield
-        finally:
-            setns(home)
     finally:
         os.close(home)
 

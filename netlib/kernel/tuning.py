@@ -24,7 +24,7 @@ from netlib.kernel.linkinfo import (
 from netlib.kernel.links import Veth, link_attributes
 from netlib.kernel.netlink import attribute, nest, number
 from netlib.kernel.netns import command_in
-from netlib.kernel.sysctl import Sysctl
+from netlib.kernel.sysctl import Sysctl, sysctl_path
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
 
     @cached_property
     def key(self) -> Key:
-        return Key("tuned_sysctl", *super().key[1:])
+        return Key("tuned_sysctl", self.netns.path, sysctl_path(self.name))
 
     @property
     def shared(self) -> bool:
@@ -142,4 +142,4 @@ class TunedSysctl(Sysctl, frozen=True, kw_only=True, tag="tuned_sysctl"):
 
     def remaining(self, other: KernelObject) -> KernelObject | None:
         """*other*, or None for the plain sysctl of that name."""
-        return None if other.key == super().key else other
+        return None if other.key == ("sysctl", *self.key[1:]) else other

@@ -127,17 +127,19 @@ def run_container(
     container = _new_record(controller, spec)
     with controller.locks.hold(record_lock(container.id), f"running container {spec.name or container.short_id}"):
         container = _insert_record(controller, container, Phase.CREATING)  # removed after a crash: its caller got no answer
+        controller.publish("container create", container.name, event("create", container))
         try:
             container = _start(controller, container, client, size)
             with controller.store.write() as tx:
                 tx.set_phase(container.id, Phase.READY)
             # This counts up the store's generation number: a copy of the store in which the record is still "creating", by
             # which the running container would be ended, is recognised as older from here on.
-            controller.publish("container run", container.name, event("create", container), event("start", container))
+            controller.publish("container run", container.name, event("start", container))
         except BaseException:
             _kill(controller, container)
             _remove_sandboxes(controller, container)
             _delete_container(controller, container)
+            controller.publish("container rm", container.name, event("destroy", container))
             raise
     return container
 
@@ -319,12 +321,13 @@ def reap_container(controller: Controller, reference: str) -> None:
             present = tx.by_id(row.id)
         if present is None or (state := runtime(controller).state(present.value)).running:
             return
-        _remove_sandboxes(controller, present.value)
         if present.value.netns is not None:  # else its end has been published
             died = event("die", present.value, exitCode=str(state.code))
             controller.publish("container die", present.name, died)
+        _remove_sandboxes(controller, present.value)
         if present.value.spec.auto_remove or present.phase is not Phase.READY:
             _delete_container(controller, present.value)
+            controller.publish("container rm", present.name, event("destroy", present.value))
 
 
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
@@ -355,7 +358,9 @@ def remove_containers(controller: Controller, wanted: Sequence[Container], *, fo
                 processes.kill(container)
         for container in running:
             _kill(controller, container)  # returns when it has ended
-        died = [event("die", container, exitCode=str(processes.state(container).code)) for container in running]
+        if running:
+            died = [event("die", container, exitCode=str(processes.state(container).code)) for container in running]
+            controller.publish("container die", ", ".join(container.name for container in running), *died)
         try:
             _set_removing(controller, present)
         except DiskFull:
@@ -368,7 +373,7 @@ def remove_containers(controller: Controller, wanted: Sequence[Container], *, fo
         for container in present:
             _delete_container(controller, container)
         names = ", ".join(container.name for container in present)
-        controller.publish("container rm", names, *died, *(event("destroy", container) for container in present))
+        controller.publish("container rm", names, *(event("destroy", container) for container in present))
 
 
 def _set_removing(controller: Controller, containers: Sequence[Container]) -> None:

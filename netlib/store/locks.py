@@ -18,7 +18,7 @@ from netlib.kernel.folders import check_owner, own_folder
 from netlib.kernel.waiting import Waiting
 
 DEADLINE_SECONDS = 60.0
-_held: dict[Path, int] = {}  # the locks of this process, and their descriptors
+_held: dict[str, int] = {}  # the locks of this process, and their descriptors
 _changing = threading.Lock()  # of _held together with the files; a fork waits for it too
 
 
@@ -89,21 +89,21 @@ class Locks:
 
     def sweep(self) -> None:
         """Delete the files that killed holders left, which lock nothing any more."""
-        for path in self.folder.glob("*"):
+        for path in map(str, self.folder.glob("*")):
             fd = self._try(path, "sweeping")
             if fd is not None:
                 self._release(path, fd)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/" + hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
 
-    def _try(self, path: Path, purpose: str) -> int | None:
+    def _try(self, path: str, purpose: str) -> int | None:
         if path in _held:  # by another thread of this process: no need to ask the kernel
             return None
         with _changing:
             return self._take(path, purpose)
 
-    def _take(self, path: Path, purpose: str) -> int | None:
+    def _take(self, path: str, purpose: str) -> int | None:
         fd = self._open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +120,7 @@ class Locks:
             os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
         return fd
 
-    def _open(self, path: Path) -> int:
+    def _open(self, path: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             try:
@@ -136,16 +136,17 @@ class Locks:
         except OSError as error:
             raise run_folder_refusal(self.folder.parent, error) from error
 
-    def _release(self, path: Path, fd: int) -> None:
+    def _release(self, path: str, fd: int) -> None:
         with _changing:
             if _held.get(path) != fd:  # a forked child, in which it was closed already
                 return
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # a text: a Path takes longer to hash and to delete than the lock takes
             del _held[path]
             os.close(fd)
 
-    def _holder(self, path: Path) -> str:
+    def _holder(self, path: str) -> str:
         try:
-            return path.read_text() or "another process"
+            return Path(path).read_text() or "another process"
         except FileNotFoundError:
             return "another process"

@@ -31,7 +31,8 @@ BUSY_SECONDS = 30.0
 _LOG_PAGES = 1000  # SQLite's own: how long its log grows before it is folded into the file
 _LOG_PAGES_SHORT = 16  # where the disk is nearly full
 _LOCK_BYTES = (120, 122, 128)  # of the file -shm: to write, to recover the log, to be the first (SQLite's file format, 2.3.1)
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# SQLITE_ERROR, as our statements are right: a table or a column that they name is missing.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 _UNREADABLE = {
     sqlite3.SQLITE_IOERR_CORRUPTFS,
     sqlite3.SQLITE_IOERR_DATA,
@@ -301,7 +302,7 @@ class Store:
             return read_only.refusal(self.path.parent)
         if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._reserve.is_needed()):
             return self._full()
-        is_other = "no such" in str(error) or (self.path.exists() and not self.path.is_file())  # tables, or no file at all
+        is_other = self.path.exists() and not self.path.is_file()
         if kind in _DAMAGE or code in _UNREADABLE or is_other:
             return StoreDamaged(f"{self.path}: {error}")
         return StoreError(f"{self.path}: {error}")

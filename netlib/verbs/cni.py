@@ -7,18 +7,20 @@ store has a record for each plugin; this module puts the records of one chain to
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from ipaddress import ip_address, ip_interface
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netlib.core.attachments import PREFIX, Attachments
 from netlib.core.controller import Controller
 from netlib.errors import NotFound
 from netlib.kernel.netns import is_alive
-from netlib.model import AddressPool, CniAttachment, CniNetwork, IPInterface, IPNetwork, Network
+from netlib.model import AddressPool, CniAttachment, CniNetwork, IPAddress, IPInterface, IPNetwork, Network
 from netlib.plan import Plan
 from netlib.requests import CniPruneRequest, NameRequest, NoRequest
 from netlib.verbs.inspect import duration, network_details, timestamp
 from netlib.verbs.verb import Verb
+
+if TYPE_CHECKING:
+    from cni_plugins.result import Result
 
 __all__ = [
     "VERBS",
@@ -51,18 +53,25 @@ class Attached(NamedTuple):
         return self.parts[0].ifname
 
     @property
-    def result(self) -> Mapping[str, Any]:
-        """The result of the last plugin that returned one: it is the chain's, for each plugin extends the former result."""
+    def answer(self) -> Mapping[str, Any]:
+        """The result of the last plugin that returned one, as JSON: it is the chain's, for each extends the former result."""
         return next((part.result for part in reversed(self.parts) if part.result), {})
 
     @property
+    def result(self) -> "Result":
+        """The result of the chain, typed."""
+        from cni_plugins.protocol import NEWEST  # imported only where something is attached, for `network ls` has to be quick
+        from cni_plugins.result import parse_result
+
+        return parse_result(self.answer, NEWEST, "recorded result")
+
+    @property
     def addresses(self) -> list[IPInterface]:
-        return [ip_interface(ip["address"]) for ip in self.result.get("ips", ())]
+        return [ip.address for ip in self.result.ips]
 
     @property
     def mac(self) -> str:
-        interfaces = self.result.get("interfaces", ())
-        return next((item.get("mac", "") for item in interfaces if item["name"] == self.ifname and item.get("sandbox")), "")
+        return next((item.mac for item in self.result.interfaces if item.name == self.ifname and item.sandbox), "")
 
 
 def attached(networks: Sequence[CniNetwork], attachments: Sequence[CniAttachment]) -> list[Attached]:
@@ -108,19 +117,16 @@ def unused_row(network: CniNetwork, now: float) -> dict[str, str]:
 
 def as_network(network: CniNetwork, items: Sequence[Attached]) -> Network:
     """Return the CNI network in the form that ``network ls`` and ``inspect`` show; its subnets are those of its attachments."""
-    gateways: dict[IPNetwork, str] = {}
+    gateways: dict[IPNetwork, IPAddress | None] = {}
     for item in items:
-        for ip in item.result.get("ips", ()):
-            subnet = ip_interface(ip["address"]).network
-            gateways[subnet] = gateways.get(subnet) or ip.get("gateway", "")
+        for ip in item.result.ips:
+            gateways[ip.address.network] = gateways.get(ip.address.network) or ip.gateway
     return Network(
         id=network.id,
         name=network.name,
         driver=DRIVER,
         created=network.created,
-        pools=tuple(
-            AddressPool(subnet=subnet, gateway=ip_address(text) if text else None) for subnet, text in gateways.items()
-        ),
+        pools=tuple(AddressPool(subnet=subnet, gateway=gateway) for subnet, gateway in gateways.items()),
         ipv4=any(subnet.version == 4 for subnet in gateways),
         ipv6=any(subnet.version == 6 for subnet in gateways),
         ipam_driver=DRIVER,
@@ -266,7 +272,7 @@ def cni_inspect(controller: Controller, request: NameRequest) -> list[dict[str, 
                 {"Type": part.plugin, "ID": part.id, "Objects": _keys(attachments.plan_of(part.id))} for part in item.parts
             ],
             "Shared": _keys(attachments.plan_of(item.network.id)),
-            "Result": item.result,
+            "Result": item.answer,
             "Drift": [{"Object": key, "Drift": difference} for key, difference in _drift(controller, item)],
         }
         for item in _of_container(controller, request.name)

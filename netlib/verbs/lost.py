@@ -29,9 +29,7 @@ from netlib.errors import (
     WrongHost,
 )
 from netlib.firewall.backend import firewall
-from netlib.firewall.members import MemberTable
-from netlib.firewall.objects import FirewallBase, ForwardAllowance
-from netlib.firewall.spoofing import PortMacs
+from netlib.firewall.objects import ForwardAllowance
 from netlib.kernel.files import Folder
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import remove_links
@@ -209,11 +207,10 @@ def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str])
     if mine:
         yield f"removed: firewall entries ({len(mine)})"
     if tags and len(mine) == len(present):  # without tags nothing is removed: an empty table may be another store's
-        rules.remove([FirewallBase()])
-        PortMacs().remove(kernel)
-        MemberTable().remove(kernel)
+        for table in rules.tables():
+            table.remove(kernel)
         if rules.listing():
-            yield "left: the nftables table inet netlib, for you have rules in its chain user"
+            yield f"left: your rules in {rules.user_rules}"
 
 
 def _clear_links(kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:

@@ -283,7 +283,7 @@ def test_every_step_that_fails_undoes_all(
     before = inside()
     steps: list[str] = []
     told = controller.engine.tell
-    monkeypatch.setattr(controller.engine, "_tell", lambda moment, item: steps.append(moment))
+    monkeypatch.setattr(controller.engine, "tell", lambda moment, item: steps.append(moment))
     caller.ok("ADD", config)
     count = steps.count("ensured")
     caller.ok("DEL", config)
@@ -298,10 +298,10 @@ def test_every_step_that_fails_undoes_all(
                 if seen > fatal:
                     raise KernelError("a failure that was asked for")
 
-        monkeypatch.setattr(controller.engine, "_tell", fail)
+        monkeypatch.setattr(controller.engine, "tell", fail)
         assert "asked for" in caller.error("ADD", config)[1]
         assert differences(before, inside()) == []
-    monkeypatch.setattr(controller.engine, "_tell", told)
+    monkeypatch.setattr(controller.engine, "tell", told)
     caller.ok("ADD", config)
 
 

@@ -19,13 +19,12 @@ import pytest
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.events import FirewallEvents
 from netlib.daemon.ports import HeldPorts
 from netlib.daemon.servants import Change
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
-from netlib.firewall.backend import firewall
+from netlib.firewall.backend import backend, firewall
 from netlib.firewall.objects import DnsRedirect, PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.kernel.netns import boot_id, entered
@@ -292,7 +291,7 @@ def _after_a_restoration(controller: Controller, names: Sequence[str], act: Call
 
     That is more than one transaction: the bridges' tables and their elements come after the table ``inet netlib``.
     """
-    events = FirewallEvents()
+    events = backend().events()
     try:
         act()
         deadline = time.monotonic() + SECONDS

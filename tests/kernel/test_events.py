@@ -13,7 +13,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.errors import AlreadyExists
+from netlib.errors import AlreadyExists, NetlibError
 from netlib.store.records import Published
 from netlib.verbs.perform import perform
 
@@ -52,6 +52,26 @@ def test_what_happened_is_told_in_order(controller: Controller) -> None:
     connected = found[2].event
     assert (connected.id, connected.attributes["container"]) == (network.id, box.id)
     assert list(controller.events(since=found[-1].time + 1)) == []
+
+
+def test_who_is_removed_has_left_its_networks(controller: Controller) -> None:
+    controller.create_network("web")
+    controller.create_sandbox("box")
+    for name in ("web", "bridge"):
+        controller.connect(name, "box")
+    controller.remove_sandbox("box")
+    assert _told(list(controller.events(since=0)))[-3:] == [
+        ("network", "disconnect", "web"),
+        ("network", "disconnect", "bridge"),
+        ("sandbox", "destroy", "box"),
+    ]
+
+
+def test_a_container_that_cannot_start_was_there_and_is_gone(controller: Controller) -> None:
+    with pytest.raises(NetlibError):
+        perform(controller, "container.run", {"command": ["no-such-command"], "name": "box", "networks": ["none"]})
+    of_box = [item.event.action for item in controller.events(since=0) if item.event.type == "container"]
+    assert of_box == ["create", "destroy"]
 
 
 def test_of_a_container_its_life_is_told(controller: Controller) -> None:

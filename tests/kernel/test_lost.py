@@ -222,7 +222,7 @@ def test_rules_of_the_administrator_keep_the_table(used: Config) -> None:
     _run("nft add rule inet netlib user counter")
     _spoil(used.state_dir / "netlib.db")
     try:
-        assert "left: the nftables table inet netlib, for you have rules in its chain user" in list(reset_lost(used))
+        assert "left: your rules in chain user of the nftables table inet netlib" in list(reset_lost(used))
     finally:
         _run("nft delete table inet netlib")
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netlib.daemon.events import Notice, meaning
 from netlib.daemon.serving import NetworkZone
 from netlib.dns.zone import build_zone
+from netlib.firewall.backend import Notice
+from netlib.firewall.nft_events import meaning
 from netlib.kernel.netlink import attribute
 from netlib.model import Endpoint, NetnsRef, Network, Sandbox
 

@@ -1,0 +1,94 @@
+"""nftables' own events, read from the kernel: what others change in our tables, and in chains that packets of ours pass.
+
+Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+from netlib.firewall.backend import Notice
+from netlib.firewall.expressions import DELCHAIN, DELRULE, DELTABLE, NETFILTER, NEWCHAIN, NFTABLES
+from netlib.firewall.members import MemberTable
+from netlib.firewall.ruleset import TABLE
+from netlib.firewall.spoofing import PortMacs
+from netlib.kernel.netlink import attributes_of
+from netlib.kernel.translate import doing
+
+__all__ = ["NftEvents", "meaning"]
+
+_GROUP_NFTABLES = 7
+_NFTA_TABLE = 1  # the name of the table has this number in the messages of tables, chains and rules alike
+_FORWARDING = {1, 2, 10}  # inet, ipv4, ipv6
+_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_*
+_TABLE_NAMES = {
+    (_FAMILIES[family], f"{name}\0".encode())
+    for family, name in (table.split() for table in (TABLE, MemberTable.table, PortMacs.table))
+}
+_HEADER = struct.Struct("=IHHII")
+_GENERIC_SIZE = 4  # nfgenmsg: family, version, resource
+_RECEIVE_BUFFER = 4 << 20  # `nft flush ruleset` on a big host is one burst of events
+_SO_RCVBUFFORCE = 33
+_READ_SIZE = 1 << 16
+
+
+class NftEvents:
+    """The nftables events of this thread's netns."""
+
+    def __init__(self) -> None:
+        with doing("listen to nftables' events"):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
+            try:
+                self._socket.setblocking(False)
+                self._enlarge()
+                self._socket.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> Notice:
+        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        notice = Notice.NOTHING
+        while True:
+            try:
+                notice |= meaning(self._socket.recv(_READ_SIZE))
+            except BlockingIOError:
+                return notice
+            except OSError:  # ENOBUFS: more came than the buffer holds
+                notice = Notice.TABLE | Notice.FOREIGN
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _enlarge(self) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except PermissionError:  # in a user namespace: as far as net.core allows
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+
+
+def meaning(data: bytes) -> Notice:
+    """What one datagram of events means. Pure."""
+    notice = Notice.NOTHING
+    for kind, family, table in _messages(data):
+        if (family, table) in _TABLE_NAMES:
+            if kind in (DELTABLE, DELCHAIN, DELRULE):
+                notice |= Notice.TABLE
+        elif family in _FORWARDING and kind in (NEWCHAIN, DELTABLE, DELCHAIN, DELRULE):
+            notice |= Notice.FOREIGN
+    return notice
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    at = 0
+    while at + _HEADER.size + _GENERIC_SIZE <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        if kind >> 8 == NFTABLES:
+            body = at + _HEADER.size
+            yield kind, data[body], attributes_of(data[body + _GENERIC_SIZE : at + length]).get(_NFTA_TABLE, b"")
+        at += (length + 3) & ~3
