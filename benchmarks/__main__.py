@@ -1,6 +1,7 @@
-"""``python -m benchmarks``, which ``make bench`` runs in a test host: every subject in one table.
+"""``python -m benchmarks``, run by ``make bench`` in a test host: measure all subjects and print one table.
 
-A target that is not met, or could not be compared, makes the exit status 1. Results are kept in ``benchmarks/results/``.
+A target that is not met, or that could not be compared, makes the exit status 1. Results are written to
+``benchmarks/results/``.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from benchmarks.world import World, start_docker
 from netlib.errors import NetlibError
 
 SUBJECTS = ("connect", "ports", "names", "start", "teardown", "listing", "memory")
-"""What a run without words measures; ``cni`` has a run of its own (``make bench-cni``)."""
-_LATEST_START_SECONDS = 210.0  # the slowest subject takes less than a minute: the whole ends within five
+"""The subjects of a run without arguments; ``cni`` is measured by ``make bench-cni``."""
+_LATEST_START_SECONDS = 210.0  # no subject takes more than a minute, so the run ends within five minutes
 _RESULTS = Path(__file__).parent / "results"
 
 
 def measure(world: World, subjects: Iterable[str], say: Callable[[str], None]) -> Iterator[Row]:
-    """The rows of each subject; one that fails, or has no time left, is a row that says so."""
+    """Yield the rows of each subject, or one row with the reason where a subject fails or no time is left for it."""
     begun = time.monotonic()
     for subject in subjects:
         if time.monotonic() - begun > _LATEST_START_SECONDS:
@@ -41,11 +42,11 @@ def measure(world: World, subjects: Iterable[str], say: Callable[[str], None]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is asked for; print and keep the results."""
+    """Measure the given subjects, print the results and write them to a file; return the exit status."""
     given = _parser().parse_args(arguments)
     if os.environ.get("NETLIB_TESTHOST") != os.readlink("/proc/self/ns/net"):
         print(
-            "benchmarks: this changes the network: run it by `make bench`, or with netlib/testing/testhost in front",
+            "benchmarks change the network; run them by `make bench`, or put netlib/testing/testhost before the command",
             file=sys.stderr,
         )
         return 2
@@ -85,9 +86,9 @@ def _closing(rows: Sequence[Row], facts: dict[str, object]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure netlib beside its peers, in one run.")
     known = ", ".join(("cni", *SUBJECTS))
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"what to measure: {known} (all but cni)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (table)")
-    parser.add_argument("--part", type=float, default=1.0, help="what part of the repetitions to do (1)")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"the subjects to measure: {known} (all but cni)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="the form of the output (table)")
+    parser.add_argument("--part", type=float, default=1.0, help="the fraction of the repetitions to do (1)")
     return parser
 
 

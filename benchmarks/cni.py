@@ -1,6 +1,6 @@
-"""CNI calls as runtimes make them, a process each, ours beside the reference plugins in turn on one host.
+"""CNI calls of our plugins and of the reference plugins in turn, each in its own process, as runtimes call them.
 
-Each side has a host netns of its own, with host-local addresses; the containers' netns stand before and after.
+Each side has its own host netns and host-local addresses. The containers' netns are made before and deleted after the calls.
 """
 
 import json
@@ -27,16 +27,16 @@ _FLAT = Target(1.25, "x")
 
 
 class Side(NamedTuple):
-    """One set of plugins and the network that they make."""
+    """One set of plugins, and the network that it makes."""
 
     name: str
     folder: Path
     subnet: str
     data: Path
-    home: NetnsRef = HOST  # who is started in it is born there: no process more for that
+    home: NetnsRef = HOST  # the host netns, in which plugins are started without another process for that
 
     def call(self, verb: str, config: dict[str, Any], container: str) -> dict[str, Any]:
-        """One call; its answer. ``CalledProcessError`` when it fails."""
+        """Call a plugin and return its answer; CalledProcessError when it fails."""
         environ = {
             "PATH": os.environ["PATH"],
             "CNI_COMMAND": verb,
@@ -51,7 +51,7 @@ class Side(NamedTuple):
         return json.loads(done.stdout) if done.stdout else {}
 
     def chain(self, *, masquerade: bool = False, port: int = 0) -> list[dict[str, Any]]:
-        """The plugins of a network with a bridge, and where a host *port* is given with that published."""
+        """Return the configurations of a network with a bridge and, if a host *port* is given, with that port published."""
         common = {"cniVersion": "1.0.0", "name": f"bench-{self.name}"}
         ipam = {"type": "host-local", "subnet": self.subnet, "dataDir": str(self.data)}
         bridge = {
@@ -67,20 +67,20 @@ class Side(NamedTuple):
         return [bridge, portmap] if port else [bridge]
 
     def add(self, chain: Sequence[dict[str, Any]], container: str) -> dict[str, Any]:
-        """What a runtime does at a container's start; the result."""
+        """Call ADD of each plugin of the chain, as a runtime does at a container's start, and return the result."""
         result: dict[str, Any] = {}
         for config in chain:
             result = self.call("ADD", {**config, "prevResult": result} if result else config, container)
         return result
 
     def delete(self, chain: Sequence[dict[str, Any]], container: str, result: dict[str, Any]) -> None:
-        """What it does at its end."""
+        """Call DEL of each plugin in reverse, as a runtime does at a container's end."""
         for config in reversed(chain):
             self.call("DEL", {**config, "prevResult": result}, container)
 
 
 def measure(world: World) -> Iterator[Row]:
-    """Medians of 50, and walls of 100 at once."""
+    """Measure single ADDs and DELs (the median of 50), 100 at once, and an ADD beside 1,000 attachments."""
     with world.served_host() as controller, ExitStack() as stack:
         ours = _ours(world, controller.config, "nl", "10.31.0.0/16")
         slow = _ours(world, controller.config, "py", "10.33.0.0/16", "python")
@@ -93,7 +93,7 @@ def measure(world: World) -> Iterator[Row]:
             world, "bridge, masquerade and a port", {"masquerade": True, "port": 31080}, ours, theirs, (0.35, 0.4)
         )
         yield from _cycles(world, "bridge with masquerade, Python launcher", {"masquerade": True}, slow, theirs, (0.7, None))
-        yield _wall(ours, theirs, at_once)
+        yield _concurrent(ours, theirs, at_once)
         yield _flat(ours, many, world.times(_CYCLES))
 
 
@@ -105,7 +105,7 @@ def _ours(world: World, config: Config, name: str, subnet: str, launcher: Any = 
 
 @contextmanager
 def _theirs(world: World) -> Iterator[Side | None]:
-    """The reference plugins, where they are installed."""
+    """Provide the side of the reference plugins, or None where they are not installed."""
     if not (REFERENCE / "bridge").exists():
         yield None
         return
@@ -130,7 +130,7 @@ def _cycles(
     theirs: Side | None,
     targets: tuple[float, float | None],
 ) -> Iterator[Row]:
-    """One container attached and detached by each side in turn."""
+    """Measure ADD and DEL of one container, by each side in turn."""
     times: dict[tuple[str, str], list[float]] = {}
     for turn in range(-2, world.times(_CYCLES)):
         for side in (ours, theirs):
@@ -154,16 +154,16 @@ def _keeping(results: list[dict[str, Any]], action: Callable[[], dict[str, Any]]
     return lambda: results.append(action())
 
 
-def _wall(ours: Side, theirs: Side | None, number: int) -> Row:
-    """All containers attached at once, then all detached at once."""
-    walls: dict[str, list[float]] = {}
+def _concurrent(ours: Side, theirs: Side | None, number: int) -> Row:
+    """Measure the time for all containers together: ADD of all at once, then DEL of all at once."""
+    totals: dict[str, list[float]] = {}
     with ThreadPoolExecutor(number) as pool:
         for _ in range(3):
             for side in (ours, theirs):
                 if side is not None:
-                    walls.setdefault(side.name, []).append(milliseconds(_all_at_once, pool, side, number))
+                    totals.setdefault(side.name, []).append(milliseconds(_all_at_once, pool, side, number))
     subject = f"{number} ADDs at once, then {number} DELs, with masquerade"
-    return Row(subject, series(walls[ours.name]), "reference", series(walls.get("ref", ())), Target(0.25, "x"))
+    return Row(subject, series(totals[ours.name]), "reference", series(totals.get("ref", ())), Target(0.25, "x"))
 
 
 def _all_at_once(pool: ThreadPoolExecutor, side: Side, number: int) -> None:
@@ -173,9 +173,10 @@ def _all_at_once(pool: ThreadPoolExecutor, side: Side, number: int) -> None:
 
 
 def _flat(ours: Side, number: int, cycles: int) -> Row:
-    """One more attachment beside many, and beside none.
+    """Compare an ADD beside *number* attachments with an ADD beside none.
 
-    The kernel looks at every port of a bridge when one more comes, whoever plugs it in: that much is no cost of ours.
+    The kernel walks over all ports of a bridge when another one is added, whatever program adds it. That time is measured with
+    `ip` and not counted as ours.
     """
     chain, extra = ours.chain(masquerade=True), f"bench{number}"
 
@@ -183,31 +184,31 @@ def _flat(ours: Side, number: int, cycles: int) -> Row:
         results: list[dict[str, Any]] = []
         took = milliseconds(_keeping(results, partial(ours.add, chain, extra)))
         ours.delete(chain, extra, *results)
-        return took, _plugged(chain[0]["bridge"])
+        return took, _milliseconds_by_ip(chain[0]["bridge"])
 
     def steady() -> tuple[list[float], list[float]]:
-        """Without the first ones: the kernel is still busy with what came before."""
-        added, plugged = zip(*[cycle() for _ in range(2 * cycles)][cycles:], strict=True)
-        return [*added], [*plugged]
+        """Measure twice as many cycles and return the second half: at first the kernel still works on earlier removals."""
+        added, by_ip = zip(*[cycle() for _ in range(2 * cycles)][cycles:], strict=True)
+        return [*added], [*by_ip]
 
     alone, bare = steady()
     for index in range(number):
         ours.add(chain, f"bench{index}")
     crowded, full = steady()
     ours.call("GC", {**chain[0], "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}, extra)
-    kernels = statistics.median(full) - statistics.median(bare)
+    kernel_time = statistics.median(full) - statistics.median(bare)
     return Row(
         f"ADD beside {number} attachments",
         series(crowded),
         "ADD beside none, and what `ip` takes longer",
-        series(figure + kernels for figure in alone),
+        series(figure + kernel_time for figure in alone),
         _FLAT,
-        f"beside none {statistics.median(alone):.2f} ms; `ip` takes {kernels:.2f} ms longer for a port of the same bridge",
+        f"beside none {statistics.median(alone):.2f} ms; `ip` takes {kernel_time:.2f} ms longer for a port of the same bridge",
     )
 
 
-def _plugged(bridge: str) -> float:
-    """How long `ip` takes for a veth pair with one end on *bridge*, up, in milliseconds."""
+def _milliseconds_by_ip(bridge: str) -> float:
+    """Return the milliseconds in which `ip` makes a veth pair and sets one end up as a port of *bridge*."""
     commands = "link add bench-port type veth peer name bench-peer", f"link set bench-port master {bridge} up"
     stdin = "".join(f"{command}\n" for command in commands).encode()
     took = milliseconds(subprocess.run, ["ip", "-batch", "-"], input=stdin, check=True)

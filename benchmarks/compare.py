@@ -1,8 +1,8 @@
-"""``python -m benchmarks.compare COMMIT``, which ``make bench-compare`` runs: this checkout beside another commit, in pairs.
+"""``python -m benchmarks.compare COMMIT``, run by ``make bench-compare``: measure this checkout and another commit in pairs.
 
-Both sides run at the same time, each in a test host of its own, and take turns sample by sample; so what else the machine does
-meets both. A row says the median of the pairs' ratios with its 95 % interval (of order statistics: no distribution is assumed).
-A row whose interval lies above the limit is a regression, and makes the exit status 1.
+Both sides run at the same time, each in its own test host, and take samples in turn, so other load on the machine affects both.
+A row shows the median of the pairs' ratios with its 95 % interval (from order statistics, so no distribution is assumed). A row
+whose whole interval is above the limit is a regression, and makes the exit status 1.
 """
 
 import argparse
@@ -34,19 +34,19 @@ class Compared(NamedTuple):
 
     @property
     def ratios(self) -> list[float]:
-        """What the later commit takes as a multiple of the earlier one, pair by pair, in order of size."""
+        """The time of the later commit divided by that of the earlier one, for each pair, in ascending order."""
         return sorted(after / before for before, after in zip(self.before, self.after, strict=True))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Between which two ratios the true median lies, 95 times in 100."""
+        """The 95 % confidence interval of the median of the ratios."""
         found = self.ratios
         low, high = interval_ranks(len(found))
         return found[low], found[high]
 
 
 def interval_ranks(count: int) -> tuple[int, int]:
-    """The ranks (from 0) of the values of a sorted series between which its median lies with 95 % confidence."""
+    """Return the ranks (from 0) of the two values in a sorted series that bound its median with 95 % confidence."""
     total, outside, rank = 2**count, 0, 0
     while outside + comb(count, rank) <= 0.025 * total:
         outside += comb(count, rank)
@@ -56,36 +56,36 @@ def interval_ranks(count: int) -> tuple[int, int]:
 
 
 class Side:
-    """One of the two programs that are measured."""
+    """One of the two measuring programs (:mod:`benchmarks.side`)."""
 
     def __init__(self, root: Path) -> None:
-        """Start it for the netlib in the folder *root*, in a test host, where its own things are in memory."""
+        """Start the program for the netlib in the folder *root*, in a test host, with its files in memory."""
         environ = {**os.environ, "PYTHONPATH": str(root)}
         command = [str(ROOT / "netlib" / "testing" / "testhost"), sys.executable, str(_SIDE), "/run/tmp/side"]
         self._process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.rows: list[str] = json.loads(self._line())
 
     def sample(self, row: str) -> float:
-        """One figure, in milliseconds."""
+        """Take one sample of *row*, in milliseconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(row) + "\n")
         self._process.stdin.flush()
         return float(self._line())
 
     def close(self) -> None:
-        """End it, once it has cleared up."""
+        """Close the program's input and wait until it has cleaned up and ended."""
         self._process.communicate(timeout=120)
 
     def _line(self) -> str:
         assert self._process.stdout is not None
         line: str = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a side ended with {self._process.wait()}: what it said stands above")
+            raise SystemExit(f"a side ended with exit code {self._process.wait()}; its error message is above")
         return line
 
 
 def measure(sides: tuple[Side, Side], rows: Sequence[str], pairs: int) -> Iterator[Compared]:
-    """Take *pairs* of samples of each row, the sides first and second in turn."""
+    """Take *pairs* of samples of each row; each side is the first of a pair in turn."""
     for row in rows:
         print(f"measuring {row} …", file=sys.stderr, flush=True)
         figures: tuple[list[float], list[float]] = ([], [])
@@ -99,7 +99,7 @@ def measure(sides: tuple[Side, Side], rows: Sequence[str], pairs: int) -> Iterat
 
 @contextmanager
 def _checkout(commit: str, folder: Path) -> Iterator[Path]:
-    """The files of *commit*, in a folder that goes afterwards."""
+    """Provide the files of *commit*, unpacked in *folder*."""
     target = folder / "before"
     target.mkdir()
     archive = subprocess.run(["git", "-C", ROOT, "archive", commit], check=True, stdout=subprocess.PIPE).stdout
@@ -108,7 +108,7 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
 
 
 def table(rows: Sequence[Compared], limit: float) -> str:
-    """The rows as aligned columns."""
+    """Return the rows as text in aligned columns."""
     lines: list[tuple[str, ...]] = [("row", "before", "after", "ratio", "95 %", "")]
     for row in rows:
         low, high = row.interval
@@ -120,12 +120,12 @@ def table(rows: Sequence[Compared], limit: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print the table, keep the figures."""
+    """Compare, print the table, write the figures to ``benchmarks/results/``; return 1 for a regression."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("commit", help="what to compare this checkout with")
+    parser.add_argument("commit", help="the commit to compare this checkout with")
     parser.add_argument("rows", nargs="*", metavar="WORD", help="only rows whose names contain one of these")
-    parser.add_argument("--pairs", type=int, default=100, help="how many samples of each (100)")
-    parser.add_argument("--limit", type=float, default=1.1, help="above which a row counts as slower (1.1)")
+    parser.add_argument("--pairs", type=int, default=100, help="the number of samples for each row (100)")
+    parser.add_argument("--limit", type=float, default=1.1, help="the ratio above which a row counts as slower (1.1)")
     given = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory(prefix="compare-", dir="/run" if os.geteuid() == 0 else None) as name,

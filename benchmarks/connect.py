@@ -1,4 +1,4 @@
-"""Connecting and disconnecting one endpoint, warm: in-process beside the reference CNI plugins, and through netlibd."""
+"""Connecting and disconnecting one endpoint after a warm-up: in-process, by the reference CNI plugins, and through netlibd."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _CNI_FOLDER = Path("/usr/lib/cni")
 
 
 class _Cni:
-    """The reference plugins bridge and host-local with masquerade, on a host of their own, for one container."""
+    """The reference plugins bridge and host-local with masquerade, in their own host netns, for one container."""
 
     def __init__(self, folder: Path, host: Path, container: Path) -> None:
         network = {
@@ -47,7 +47,7 @@ class _Cni:
 
 @contextmanager
 def _cni(world: World) -> Iterator[_Cni | None]:
-    """The plugins, or None where they are not installed."""
+    """Provide the reference plugins, or None where they are not installed."""
     if not (_CNI_FOLDER / "bridge").exists():
         yield None
         return
@@ -62,13 +62,13 @@ def _cni(world: World) -> Iterator[_Cni | None]:
 
 
 def measure(world: World) -> Iterator[Row]:
-    """The medians of 40 cycles of one sandbox and one network that resolves names."""
+    """Measure 40 cycles of one sandbox and one network that resolves names, in-process and through netlibd."""
     yield from _in_process(world)
     yield from _through_netlibd(world)
 
 
 def _in_process(world: World) -> Iterator[Row]:
-    """Ten cycles of ours, ten of theirs, and again: after each of their processes ours would not be warm."""
+    """Measure ten cycles of ours, ten of the plugins, and so on: after each process of theirs, ours would find cold caches."""
     ours: tuple[list[float], list[float]] = ([], [])
     theirs: tuple[list[float], list[float]] = ([], [])
     with world.host() as controller, _cni(world) as cni:
@@ -106,7 +106,7 @@ def _note(
     disconnect: Callable[..., object],
     *arguments: str,
 ) -> None:
-    """Measure one cycle, and note it unless the turn is the warm-up."""
+    """Measure one cycle, and keep the figures unless the turn is the warm-up."""
     figures = milliseconds(connect, *arguments), milliseconds(disconnect, *arguments)
     for kept, figure in zip(times, figures, strict=True) if turn >= 0 else ():
         kept.append(figure)

@@ -1,7 +1,7 @@
-"""Ask a name server from a fresh socket for every query, as each process that resolves a name does.
+"""Query a name server from a new socket for each query, as processes that resolve one name do.
 
-Run as a script inside the netns to ask from: ``python -IS fresh_sockets.py SERVER QUERIES NAME …``; prints answers per second.
-Several queries are under way at once, so that it is the server that is measured and not the turns between the two.
+A script that is run inside a netns: ``python -IS fresh_sockets.py SERVER QUERIES NAME …``. It prints the answers per second. It
+has several queries open at a time, so that it measures the server and not the switches between the two processes.
 """
 
 import itertools
@@ -12,27 +12,27 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-PROCESSES = 2  # one alone is slower than either resolver, and would measure itself
-_UNDER_WAY = 32
-_DEADLINE_SECONDS = 30  # a timeout of each socket would be two more system calls a query
+PROCESSES = 2  # one process alone is slower than both resolvers
+_OPEN_AT_ONCE = 32
+_DEADLINE_SECONDS = 30  # of the whole run, because a timeout for each socket would be two more system calls per query
 _HEADER = struct.Struct("!HHHHHH")
 
 
 def queries(names: Sequence[str]) -> Iterator[bytes]:
-    """Questions for the A records of *names*, over and over, each with another id."""
+    """Yield queries for the A records of *names* in turn, without an end, each with another id."""
     bodies = [b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) for name in names]
     for number in itertools.count():
         yield _HEADER.pack(number & 0xFFFF, 0x0100, 1, 0, 0, 0) + bodies[number % len(bodies)] + b"\0\0\1\0\1"
 
 
 def ask(server: str, number: int, names: Sequence[str]) -> float:
-    """Ask *number* questions, each from a socket of its own; return answers per second. Raises OSError when one is wrong."""
+    """Send *number* queries, each from a new socket, and return the answers per second. Raises OSError for a wrong answer."""
     questions = queries(names)
     started = time.perf_counter()
-    for _ in range(0, number, _UNDER_WAY):
+    for _ in range(0, number, _OPEN_AT_ONCE):
         asked: list[tuple[socket.socket, bytes]] = []
         try:
-            for question in itertools.islice(questions, _UNDER_WAY):
+            for question in itertools.islice(questions, _OPEN_AT_ONCE):
                 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 asked.append((sock, question))
                 sock.connect((server, 53))
@@ -44,8 +44,8 @@ def ask(server: str, number: int, names: Sequence[str]) -> float:
         finally:
             for sock, _ in asked:
                 sock.close()
-    rounds = -(-number // _UNDER_WAY)
-    return rounds * _UNDER_WAY / (time.perf_counter() - started)
+    rounds = -(-number // _OPEN_AT_ONCE)
+    return rounds * _OPEN_AT_ONCE / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

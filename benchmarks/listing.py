@@ -1,4 +1,4 @@
-"""``netlib network ls`` as a command: in its own process without netlibd, and with it; beside ``docker network ls``."""
+"""The command ``netlib network ls`` without and with a netlibd, and ``docker network ls``."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ _TARGET = Target(150, "ms")
 
 
 def measure(world: World) -> Iterator[Row]:
-    """Twenty times each, in turns; two hosts, one of which has no netlibd."""
+    """Measure each command 20 times, in turn, on two hosts, one of which has no netlibd."""
     times: dict[str, list[float]] = {"alone": [], "served": [], "docker": []}
     with world.host() as alone, world.served_host() as served:
         commands = {"alone": netlib(alone.config, "network", "ls"), "served": netlib(served.config, "network", "ls")}

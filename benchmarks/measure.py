@@ -1,6 +1,6 @@
-"""What was measured and what it is held against: series of figures, rows of the table, and whether a target is met.
+"""The results of benchmarks: series of figures, rows of the table, and whether their targets are met.
 
-One rule: a row whose peer, or whose own figure, is missing is "not compared", never met.
+One rule: a row without our figure, or without a peer's figure that its target needs, is "not compared", never met.
 """
 
 import statistics
@@ -22,13 +22,13 @@ class Series(NamedTuple):
         return statistics.median(self.values)
 
     def __str__(self) -> str:
-        """The median, and where there are several figures their extremes."""
+        """The median and, if there are several figures, the lowest and the highest one."""
         if len(self.values) == 1:
             return f"{_spelled(self.median)} {self.unit}"
         return f"{_spelled(self.median)} {self.unit} ({_spelled(min(self.values))}-{_spelled(max(self.values))})"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
+        """Return all figures, for programs."""
         return {
             "unit": self.unit,
             "median": self.median,
@@ -43,10 +43,10 @@ def _spelled(value: float) -> str:
 
 
 class Target(NamedTuple):
-    """What must hold: a limit of our median, or of its ratio to the peer's."""
+    """A limit for our median, or for the ratio of our median to the peer's."""
 
     limit: float
-    unit: str  # "x": of the ratio
+    unit: str  # "x": a limit for the ratio
     at_least: bool = False
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table: a subject, our figures, those of what it is compared with, and what must hold."""
+    """One line of the table: a subject, our figures, the peer's figures, and the target."""
 
     subject: str
     ours: Series | None
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """Our median as a multiple of the peer's."""
+        """Our median divided by the peer's, None where one is missing."""
         return None if self.ours is None or self.peer is None else self.ours.median / self.peer.median
 
     @property
@@ -80,18 +80,18 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The last column."""
+        """The text of the last column."""
         if self.ours is None or (self.peer_name and self.peer is None and (self.target is None or self.target.unit == "x")):
             return "not compared"
         return {True: "yes", False: "NO", None: ""}[self.met]
 
     @property
     def is_short(self) -> bool:
-        """Whether this row has a target and cannot say that it is met."""
+        """Whether this row has a target that is not met or not compared."""
         return self.target is not None and self.met is not True
 
     def as_json(self) -> dict[str, Any]:
-        """The row for programs; ``met`` is null where it cannot be said."""
+        """Return the row for programs; ``met`` is null where it has no target or was not compared."""
         return {
             "subject": self.subject,
             "ours": self.ours.as_json() if self.ours else None,
@@ -105,20 +105,20 @@ class Row(NamedTuple):
 
 
 def milliseconds(action: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> float:
-    """How long *action* takes."""
+    """Return the milliseconds that *action* takes."""
     started = time.perf_counter()
     action(*arguments, **keywords)
     return (time.perf_counter() - started) * 1000
 
 
 def series(values: Iterable[float], unit: str = "ms") -> Series | None:
-    """The figures as a series; None when there are none."""
+    """Return the figures as a series, None when there are none."""
     found = tuple(values)
     return Series(found, unit) if found else None
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned columns, with the notes under the rows that they belong to."""
+    """Return the rows as text in aligned columns, each followed by its note."""
     heading = ("subject", "ours: median (min-max)", "compared with", "ratio", "target", "met")
     lines = [heading, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]

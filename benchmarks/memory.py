@@ -1,4 +1,4 @@
-"""What is resident while containers run: netlibd, and the small process beside each container."""
+"""The resident memory of netlibd and of each container's minder, and of Docker's processes, while containers run."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _COMMAND = ("sleep", "1000")
 
 
 def measure(world: World) -> Iterator[Row]:
-    """20 containers on both sides; then 100 sandboxes on ours."""
+    """Measure with 20 containers of ours and of Docker's, then with 100 more sandboxes of ours."""
     containers, sandboxes = world.times(_CONTAINERS), world.times(_SANDBOXES)
     with world.served_host() as controller, world.docker_network(_NETWORK) as docker:
         config = controller.config
@@ -49,12 +49,12 @@ def _shims(config: Config) -> list[int]:
 
 
 def _running(word: str) -> list[int]:
-    """The processes of this test host whose command begins with *word*."""
+    """Return the pids of the processes in this test host whose command begins with *word*."""
     found = []
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
             name = path.read_text()
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the process ended meanwhile
             continue
         if name.strip() == word[:15]:
             found.append(int(path.parent.name))
@@ -62,7 +62,7 @@ def _running(word: str) -> list[int]:
 
 
 def _mebibytes(pid: int, field: str) -> float:
-    """Rss or Pss of a process."""
+    """Return the Rss or Pss (*field*) of a process in MiB."""
     figure = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     if figure is None:
         raise ValueError(f"process {pid}: smaps_rollup has no {field}")

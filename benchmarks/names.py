@@ -1,7 +1,7 @@
-"""Answers a second of the embedded resolver, asked inside a sandbox at 127.0.0.11:53, beside Docker's in a container.
+"""The answers per second of the embedded resolver at 127.0.0.11:53 in a sandbox, and of Docker's resolver in a container.
 
-dnsperf asks from one socket. No tool of Debian's opens a socket for each query, so :mod:`benchmarks.fresh_sockets` does, the
-same on both sides.
+dnsperf sends all queries from one socket. No program in Debian opens a socket for each query, so
+:mod:`benchmarks.fresh_sockets` does that, for both resolvers alike.
 """
 
 import shutil
@@ -24,11 +24,11 @@ _RESOLVER = "127.0.0.11"
 _QUERIES = 10_000  # per process
 
 Load = Callable[[Path], float]
-"""Asks inside a netns; answers with the answers per second."""
+"""A function that queries the resolver from a netns and returns the answers per second."""
 
 
 def measure(world: World) -> Iterator[Row]:
-    """One socket, then fresh sockets; in turns with Docker."""
+    """Measure with one socket, then with a fresh socket per query; ours and Docker's in turn."""
     with world.served_host() as controller, world.docker_network(_NETWORK) as docker:
         controller.create_network(_NETWORK)
         for name in _NAMES:
@@ -69,7 +69,7 @@ def _one_socket(world: World, netns: Path) -> float:
 
 
 def _fresh_sockets(world: World, netns: Path) -> float:
-    """Several processes at once, so that the resolver is what limits; the sum of what each was answered."""
+    """Query from several processes, so that the resolver is the limit; return the sum of their answers per second."""
     script = [sys.executable, "-IS", fresh_sockets.__file__, _RESOLVER, str(world.times(_QUERIES)), *_NAMES]
     command = ["nsenter", f"--net={netns}", *script]
     with ExitStack() as stack:

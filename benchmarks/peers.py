@@ -1,7 +1,7 @@
-"""The peers that netlib is measured beside: Docker's engine and dnsperf, both from Debian, in the test host of the run.
+"""The programs that netlib is compared with: Docker's engine and dnsperf, both from Debian, in the test host of the run.
 
-One rule: a peer lives inside a ``with`` block, with a netns and folders of its own, so that its rules are in nobody's way;
-after the block no process, cgroup, mount or netns of it is left.
+One rule: Docker's engine runs inside a ``with`` block, with its own netns and folders, so that its firewall rules affect
+nothing else. After the block no process, control group, mount or netns of it is left.
 """
 
 import json
@@ -26,23 +26,23 @@ IMAGE = "busybox"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _APPLETS = ("sh", "sleep", "httpd", "nc", "ping", "wget", "ip", "cat", "true")
-# Debian's own: another docker may come first in PATH.
+# Debian's programs by their paths, because another docker may be found first in PATH.
 _DOCKER, _DOCKERD, _BUSYBOX = "/usr/bin/docker", "/usr/sbin/dockerd", "/bin/busybox"
 
 
 class PeerError(Exception):
-    """A peer did not start, or a command of it failed; the message ends with what it said itself."""
+    """A peer did not start, or a command of it failed; the message ends with the peer's own error message."""
 
 
 class Docker:
-    """A dockerd on a host of its own, with a ``busybox`` image; it publishes ports and filters with iptables as anywhere else.
+    """A dockerd in its own host netns, with a ``busybox`` image; it publishes ports and filters with iptables as usual.
 
-    ``host`` is the netns in which its bridges and published ports are. *folder* must lie in memory or on a disk: overlay2
-    cannot work on another overlay.
+    ``host`` is the netns with its bridges and published ports. *folder* must be in memory or on a disk, because overlay2 does
+    not work on another overlay.
     """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        """Remember where the engine keeps its things; *arguments* are more options of dockerd."""
+        """Set the folder of the engine's files; *arguments* are further options of dockerd."""
         self.folder = folder
         self.socket = folder / "docker.sock"
         self.log = folder / "dockerd.log"
@@ -98,23 +98,23 @@ class Docker:
         return result.stdout.decode().strip()
 
     def command(self, *arguments: str) -> list[str]:
-        """The words of ``docker ARGUMENTS`` against this engine, for a benchmark that times the process itself."""
+        """Return the command line of ``docker ARGUMENTS`` for this engine, for a benchmark that measures the process."""
         return [_DOCKER, f"--host=unix://{self.socket}", *arguments]
 
     def import_image(self, name: str, root: bytes) -> None:
-        """Make an image of a root file system, given as a tar archive."""
+        """Make an image from a root file system, which is a tar archive."""
         self("import", "-", name, stdin=root)
 
     def inspect(self, container: str) -> Any:
-        """What ``docker inspect`` says of one container."""
+        """Return the output of ``docker inspect`` for one container."""
         return json.loads(self("inspect", container))[0]
 
     def netns(self, container: str) -> Path:
-        """The netns of a running container, for ``nsenter --net`` and for :func:`dnsperf`."""
+        """Return the path of a running container's netns, for ``nsenter --net`` and :func:`dnsperf`."""
         return Path(f"/proc/{self.inspect(container)['State']['Pid']}/ns/net")
 
     def _start(self) -> None:
-        """Start the engine and wait until it says READY=1 on a socket of ours, as it would to systemd."""
+        """Start the engine and wait until it sends READY=1, as to systemd, to a socket of ours."""
         notify = self.folder / "notify.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("wb") as log:
             ready.bind(str(notify))
@@ -128,7 +128,7 @@ class Docker:
                 notify.unlink()
 
     def _says_ready(self, ready: socket.socket) -> bool:
-        """Whether READY=1 came before the deadline and before the engine's end."""
+        """Whether READY=1 arrived before the deadline and before the engine's end."""
         deadline = time.monotonic() + _START_SECONDS
         alive = os.pidfd_open(self._process.pid)
         try:
@@ -143,7 +143,7 @@ class Docker:
         return False
 
     def _end(self) -> None:
-        """Ask the engine to end; kill it when it takes too long."""
+        """Send the engine SIGTERM, and kill it when it has not ended after 30 seconds."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_SECONDS)
@@ -152,7 +152,7 @@ class Docker:
             self._process.wait()
 
     def _stop(self) -> None:
-        """End the engine and remove what it made."""
+        """End the engine and remove its netns, control groups and data."""
         self._end()
         delete_netns(self.host)
         for cgroup in Path("/sys/fs/cgroup").glob(f"*/{self._cgroup}"):
@@ -163,7 +163,7 @@ class Docker:
 
 
 class DnsLoad(NamedTuple):
-    """What dnsperf measured."""
+    """The figures of one run of dnsperf."""
 
     answers: int
     lost: int
@@ -172,9 +172,9 @@ class DnsLoad(NamedTuple):
 
 
 def dnsperf(netns: Path, server: str, names: Iterable[str], folder: Path, *, seconds: int = 5, clients: int = 1) -> DnsLoad:
-    """Ask *server* from inside *netns* for the A records of *names*, over and over; *clients* is the number of sockets.
+    """Query *server* from inside *netns* for the A records of *names* for some *seconds*; *clients* is the number of sockets.
 
-    Bounded by *seconds* and by 100 questions at a time. PeerError when dnsperf fails or gets any answer but NOERROR.
+    Up to 100 queries are open at a time. PeerError when dnsperf fails or gets an answer other than NOERROR.
     """
     questions = folder / "dnsperf.txt"
     questions.write_text("".join(f"{name} A\n" for name in names))
@@ -206,7 +206,7 @@ def _figure(report: str, pattern: str) -> float:
 
 
 def busybox_root() -> bytes:
-    """A root file system: Debian's static busybox under the names that tests and benchmarks call."""
+    """Return a root file system as a tar archive: Debian's static busybox, and links by the names of its applets."""
     archive = BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "www"):
@@ -226,5 +226,5 @@ def _member(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
 
 
 def missing(programs: Sequence[str] = (_DOCKERD, "dnsperf", "runc", "containerd")) -> list[str]:
-    """Programs of the peers that are not installed; ``scripts/install peers`` brings them."""
+    """Return the programs of the peers that are not installed; ``scripts/install peers`` installs them."""
     return [program for program in programs if shutil.which(program) is None]

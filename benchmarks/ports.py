@@ -1,4 +1,4 @@
-"""Published ports: what the 4,000th costs beside the first, to add and to connect through, and what a range of 1,000 costs."""
+"""Published ports: the time to publish and to connect by the 4,000th port and the first, and to publish 1,000 at once."""
 
 import socket
 import statistics
@@ -21,14 +21,14 @@ from netlib.ports import PortRequest, parse_publish
 _FLAT = Target(1.2, "x")
 _RANGE = Target(50, "ms")
 _HOST, _NEIGHBOUR = "192.0.2.1", "192.0.2.2"
-_PORT = 9_999  # the one that is measured
+_PORT = 9_999  # the port that is measured
 _FIRST_OF_OTHERS = 10_000
 _OTHERS, _PORTS_PER_SANDBOX = 3_999, 100
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME-WAIT, which would slow the next connections
 
 
 class _Stopwatch:
-    """An observer that knows when the published ports of an operation were begun and done."""
+    """An observer that notes when the engine begins and ends with the published ports of an operation."""
 
     def __init__(self) -> None:
         self.begun = self.done = 0.0
@@ -42,12 +42,12 @@ class _Stopwatch:
 
     @property
     def firewall(self) -> float:
-        """The milliseconds that the firewall took."""
+        """The milliseconds for the firewall entries."""
         return (self.done - self.begun) * 1000
 
 
 def measure(world: World) -> Iterator[Row]:
-    """First one port after another on an empty host and on one with 3,999 others, in turns; then the range."""
+    """Measure one port on an empty host and on a host with 3,999 others, in turn; then a range of 1,000 ports."""
     yield from _one_more(world)
     yield from _range(world)
     yield from _range_held(world)
@@ -87,7 +87,7 @@ def _one_more(world: World) -> Iterator[Row]:
 
 
 def _publish_others(controller: Controller, number: int) -> list[str]:
-    """Publish so many other ports, 100 a sandbox; answer with the sandboxes."""
+    """Publish *number* other ports, 100 for each sandbox, and return the names of the sandboxes."""
     names = []
     for first in range(0, number, _PORTS_PER_SANDBOX):
         size = min(_PORTS_PER_SANDBOX, number - first)
@@ -103,7 +103,7 @@ def _ports(first: int, number: int) -> Sequence[PortRequest]:
 
 @contextmanager
 def _neighbour() -> Iterator[NetnsRef]:
-    """A machine next to the host, on a link of its own."""
+    """Provide a machine next to the host: a netns with a veth pair to the host."""
     path = NETNS_DIR / "bench-neighbour"
     create_netns(path)
     try:
@@ -122,12 +122,12 @@ def _neighbour() -> Iterator[NetnsRef]:
 
 
 def _latency(server: NetnsRef, client: NetnsRef, number: int) -> float:
-    """The median of the microseconds that connect() takes from the client's netns, by the published port, to the server's."""
+    """Return the median microseconds of connect() from the client's netns, by the published port, to the server's netns."""
     found = []
     with entered(server):
         listener = socket.create_server(("", 80), backlog=16)
     with listener, entered(client):
-        for _ in range(number + 1):  # the first one looks up neighbours
+        for _ in range(number + 1):  # the first one includes ARP requests
             with socket.socket() as sock:
                 started = time.perf_counter()
                 sock.connect((_HOST, _PORT))
@@ -169,7 +169,7 @@ def _probe(mappings: Sequence[PortMapping]) -> None:
 
 
 def _range_held(world: World) -> Iterator[Row]:
-    """The same with a netlibd that holds every one of them before connect() comes back."""
+    """Measure the same with a netlibd, which holds all ports before connect() returns."""
     number = world.times(1000)
     times = []
     with world.served_host() as controller:

@@ -1,7 +1,7 @@
-"""One side of a comparison: a program that measures whichever netlib its PYTHONPATH leads to, one sample for each line.
+"""One side of a comparison: a program that measures the netlib on its PYTHONPATH. :mod:`benchmarks.compare` runs two of it.
 
-``python side.py FOLDER`` prints the names of its rows, then for each name on standard input one line with the milliseconds.
-It runs in a test host of its own and uses what every commit since 11f308c has. Run by :mod:`benchmarks.compare`.
+``python side.py FOLDER`` prints the names of its rows. For each name on standard input it takes one sample and prints its
+milliseconds. It runs in its own test host, and uses only functions that every commit since 11f308c has.
 """
 
 import json
@@ -29,7 +29,7 @@ from netlib.ports import parse_publish
 
 
 def _found(name: str, *modules: str) -> Any:
-    """*name* in the first of *modules* that has it: the newest home first, then those of earlier commits."""
+    """Return *name* from the first of *modules* that has it: first the newest module, then those of earlier commits."""
     for module in modules:
         with suppress(ImportError, AttributeError):
             return getattr(import_module(module), name)
@@ -46,7 +46,7 @@ Sample = Callable[[], float]
 _SANDBOXES = 20
 _QUERIES = 2000
 _CONNECTIONS = 100
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # no TIME-WAIT, which would slow the next ones
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME-WAIT, which would slow the next connections
 _SLEEP = ("sleep", "1000")
 
 
@@ -65,10 +65,10 @@ def _run(*words: str, given: bytes = b"", environ: dict[str, str] | None = None)
 
 @contextmanager
 def _alone(config: Config, command: list[str]) -> Iterator[dict[str, Sample]]:
-    """What is done in this process, whether there is a netlibd or not."""
+    """Provide the rows of operations in this process, which need no netlibd."""
     with Controller(config, watcher=Unwatched()) as controller:
         controller.create_sandbox("own")
-        # Other ports each time: netlibd, which is told nothing here, may have seen the last ones, and holds them for a while.
+        # Other ports each time: netlibd is not told of changes here, but may have read the last ports and still hold them.
         one = cycle_of(parse_publish(f"{port}:80") for port in range(9000, 9100))
         many = cycle_of(parse_publish(f"{first}-{first + 999}:1-1000") for first in range(10000, 20000, 1000))
 
@@ -101,7 +101,7 @@ def _alone(config: Config, command: list[str]) -> Iterator[dict[str, Sample]]:
 
 @contextmanager
 def _host(config: Config) -> Iterator[Controller]:
-    """A host with a netlibd; all that was made on it goes, whatever ends the block."""
+    """Provide a controller and a netlibd, and remove everything that was made after the block."""
     start_daemon(config)
     try:
         with Controller(config) as controller:
@@ -116,7 +116,7 @@ def _host(config: Config) -> Iterator[Controller]:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[dict[str, Sample]]:
-    """A host with a warm netlibd."""
+    """Provide all rows, on a host with a netlibd that has served requests before."""
     config = Config(state_dir=folder / "served" / "state", run_dir=folder / "served" / "run")
     with _host(config) as controller, ExitStack() as stack:
         controller.create_network("net")
@@ -166,7 +166,7 @@ def _served(folder: Path) -> Iterator[dict[str, Sample]]:
 
 @contextmanager
 def _traffic(controller: Controller) -> Iterator[dict[str, Sample]]:
-    """TCP connections to a server in a sandbox: by a published port from a neighbour machine, and from another sandbox."""
+    """Provide rows of TCP connections to a server in a sandbox, by a published port from outside and from another sandbox."""
     for name in ("server", "client"):
         controller.create_sandbox(name)
     server = controller.connect("net", "server", ports=parse_publish("9998:80"))
@@ -185,7 +185,7 @@ def _traffic(controller: Controller) -> Iterator[dict[str, Sample]]:
         listener = socket.create_server(("", 80), backlog=64)
 
     def connected(netns: NetnsRef, address: str, port: int) -> float:
-        """The median of some connections, in milliseconds."""
+        """Return the median of 100 connections, in milliseconds."""
         figures = []
         with entered(netns):
             for _ in range(_CONNECTIONS):
@@ -210,7 +210,7 @@ def _traffic(controller: Controller) -> Iterator[dict[str, Sample]]:
 
 @contextmanager
 def _cni(folder: Path, config: Config) -> Iterator[dict[str, Sample]]:
-    """Attachments through the launchers, a process for each call."""
+    """Provide rows of CNI calls by the launchers, with a process for each call."""
     netns = NETNS_DIR / "compared"
     create_netns(netns)
     kinds = ("c", "python")
@@ -260,7 +260,7 @@ def _cni(folder: Path, config: Config) -> Iterator[dict[str, Sample]]:
 
 
 def main() -> None:
-    """Print the rows, then answer each line."""
+    """Print the names of the rows, then a sample for each line of standard input."""
     folder = Path(sys.argv[1])
     with ExitStack() as stack:
         rows = stack.enter_context(_served(folder))

@@ -1,4 +1,4 @@
-"""From the command to a running container: ``netlib run -d`` beside ``docker run -d``, on networks that resolve names."""
+"""The start of a container: ``netlib run -d`` and ``docker run -d``, on networks that resolve names."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ _TARGET = Target(0.7, "x")
 
 
 def measure(world: World) -> Iterator[Row]:
-    """The whole command, in turns; each container is removed before the next, outside of the measured time."""
+    """Measure the whole command, ours and Docker's in turn; each container is removed before the next, outside the time."""
     ours: list[float] = []
     theirs: list[float] = []
     with world.served_host() as controller, world.docker_network(_NETWORK) as docker:

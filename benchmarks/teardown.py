@@ -1,4 +1,4 @@
-"""Taking 100 endpoints down at once, beside one by one."""
+"""Removing 100 endpoints in one operation, and one by one."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ _TARGET = Target(0.1, "x")
 
 
 def measure(world: World) -> Iterator[Row]:
-    """At once their sandboxes go with them; one by one only the endpoints do."""
+    """Measure both. In one operation the sandboxes are removed as well; one by one only the endpoints are."""
     number = world.times(_ENDPOINTS)
     at_once, one_by_one = [], []
     with world.host() as controller:

@@ -1,6 +1,6 @@
-"""Where subjects are measured: hosts of ours with folders of their own, and Docker's engine beside them where it runs.
+"""The environment of benchmarks: hosts of netlib, each with its own folders, and Docker's engine where it is installed.
 
-One rule: a host is empty before its block and gone after it, records, kernel objects and netlibd.
+One rule: a host is empty at the beginning of its block, and after the block no record, kernel object or netlibd of it is left.
 """
 
 import sys
@@ -18,10 +18,10 @@ from netlib.wire.client import leave, start_daemon
 
 
 class World:
-    """What every subject is given."""
+    """Provides each benchmark with hosts, Docker's engine and the number of repetitions."""
 
     def __init__(self, folder: Path, *, part: float = 1.0, docker: Docker | None = None, without: str = "") -> None:
-        """*folder* lies in memory; *part* is what part of the repetitions to do; *without* says why *docker* is None."""
+        """*folder* is in memory; *part* is the fraction of repetitions to do; *without* is the reason why *docker* is None."""
         self.folder = folder
         self.docker = docker
         self.without = without
@@ -29,12 +29,12 @@ class World:
         self._numbers = count(1)
 
     def times(self, full: int) -> int:
-        """How often to do what a full run does *full* times."""
+        """Return the number of repetitions of something that a full run does *full* times."""
         return max(1, round(full * self._part))
 
     @contextmanager
     def host(self, observer: Observer | None = None) -> Iterator[Controller]:
-        """A host worked on in this process alone: nobody answers names and holds ports."""
+        """Provide a host without a netlibd: all work is done in this process, and names and held ports are missing."""
         with Controller(self._config(), watcher=Unwatched(), observer=observer) as controller:
             try:
                 yield controller
@@ -43,7 +43,7 @@ class World:
 
     @contextmanager
     def served_host(self) -> Iterator[Controller]:
-        """A host with a warm netlibd, which is told of what the controller changes."""
+        """Provide a host with a netlibd, which is told of the controller's changes."""
         config = self._config()
         start_daemon(config)
         try:
@@ -58,7 +58,7 @@ class World:
 
     @contextmanager
     def docker_network(self, name: str) -> Iterator[Docker | None]:
-        """A network of Docker's, which goes with its containers after the block; None without Docker."""
+        """Provide Docker with a network called *name*, and remove the network and all containers after the block; or None."""
         if self.docker is None:
             yield None
             return
@@ -76,7 +76,7 @@ class World:
 
 
 def start_docker(stack: ExitStack, folder: Path) -> tuple[Docker | None, str]:
-    """Docker's engine until *stack* closes, or None and why there is none."""
+    """Start Docker's engine until *stack* closes; return the engine, or None and the reason why there is none."""
     absent = missing()
     if absent:
         return None, f"not installed: {', '.join(absent)}; `scripts/install peers` brings them"
@@ -87,5 +87,5 @@ def start_docker(stack: ExitStack, folder: Path) -> tuple[Docker | None, str]:
 
 
 def netlib(config: Config, *words: str) -> list[str]:
-    """The words of ``netlib WORDS`` as a person would run it on that host."""
+    """Return the command line of ``netlib WORDS`` on the host of *config*."""
     return [sys.executable, "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}", *words]

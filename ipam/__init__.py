@@ -1,1 +1,1 @@
-"""IPAM drivers: where addresses come from, found by name."""
+"""IPAM drivers, which choose subnets and addresses, and the address assignment of the CNI plugins."""

@@ -1,7 +1,8 @@
-"""The default IPAM driver: subnets and addresses of this host's networks. Pools of different networks never overlap.
+"""The default IPAM driver: it chooses subnets and addresses for this host's networks. Subnets of two networks never overlap.
 
-Dynamic addresses follow a cursor: the next free one after the last one given, so a released address rests until the cursor
-has come around, and no neighbour's cache mistakes the newcomer for its predecessor. Fixed addresses leave the cursor alone.
+A dynamic address is the next free one after the last one leased, so a released address is leased again only after all others
+were. Meanwhile neighbours' ARP caches forget the MAC address of its former holder. Requested addresses do not count as the last
+one leased.
 """
 
 import ipaddress
@@ -38,7 +39,7 @@ _ULA_KEY = "ipam.ula"
 
 
 class PoolUsage(NamedTuple):
-    """How full one subnet is; ``total`` leaves out what no interface may have, ``available`` is for dynamic addresses."""
+    """The use of one subnet: ``total`` addresses that interfaces may have, ``available`` of them as dynamic addresses."""
 
     subnet: IPNetwork
     total: int
@@ -47,39 +48,40 @@ class PoolUsage(NamedTuple):
 
 
 class DefaultOptions(Struct, frozen=True):
-    """``--ipam-opt`` keys of the default driver: Docker's one, which asks for what is done in any case."""
+    """The ``--ipam-opt`` keys of the default driver: only Docker's key for serial addresses, which ours always are."""
 
     serial: bool = field(name="com.docker.network.ipam.serial", default=True)
 
 
 class DefaultIpam:
-    """Subnets and addresses by the store's leases alone (:class:`netlib.ipamapi.Leases`)."""
+    """The driver ``default``, which keeps its state in the store's leases (:class:`netlib.ipamapi.Leases`)."""
 
     name = "default"
 
     def __init__(self, blocks: Sequence[Block] = DEFAULT_BLOCKS) -> None:
-        """Cut automatic subnets from *blocks*, in their order; without an IPv6 one, from this host's own /48."""
+        """Choose automatic subnets from *blocks*, in order; without an IPv6 block, from this host's own /48."""
         self._blocks = blocks
 
     # --- pools -----------------------------------------------------------------------------------------------------
 
     def request_pool(self, leases: Leases, network: str, request: PoolRequest, avoid: Sequence[IPNetwork]) -> AddressPool:
-        """Reserve a subnet for *network* (an id), its gateway and auxiliary addresses; see :class:`IpamDriver`.
+        """Reserve a subnet for *network* (an id), with its gateway and auxiliary addresses; see :class:`IpamDriver`.
 
-        Without a given gateway it is the lowest address of the ip-range (or the subnet) that is no auxiliary one, as in Docker.
+        Unless a gateway is given, it is the lowest address of the ip-range, or of the subnet, that is not auxiliary, as in
+        Docker.
         """
         if not decoded_options(DefaultOptions, request.options, "IPAM driver default").serial:
             raise ConfigError(
-                "IPAM driver default: com.docker.network.ipam.serial=false is not possible, for a released address must rest; "
-                "leave it out"
+                "IPAM driver default: com.docker.network.ipam.serial=false is not possible, for a released address must not be "
+                "leased again at once; leave the option out"
             )
         if request.subnet is None:
-            _refuse_parts_of_nothing(request)
+            _refuse_without_subnet(request)
             subnet = self._automatic_subnet(leases, request, avoid)
         else:
             subnet = request.subnet
             if subnet.version != request.family:
-                raise ConfigError(f"subnet {subnet} is no IPv{request.family} subnet; choose one of that family")
+                raise ConfigError(f"subnet {subnet} is not an IPv{request.family} subnet; choose one of that family")
             check_subnet(subnet)
             _refuse_overlap(leases, network, subnet, avoid)
         dynamic = dynamic_span(subnet, request.ip_range)
@@ -92,11 +94,13 @@ class DefaultIpam:
         if gateway is None and request.wants_gateway:
             gateway = leases.lease_first(pool, GATEWAY)
             if gateway is None:
-                raise PoolExhausted(f"no address is left for the gateway of subnet {subnet}: auxiliary ones take all")
+                raise PoolExhausted(
+                    f"no address is left for the gateway of subnet {subnet}, for auxiliary addresses take all; leave one out"
+                )
         return AddressPool(subnet=subnet, gateway=gateway, ip_range=request.ip_range, auxiliary=request.auxiliary)
 
     def release_pool(self, leases: Leases, network: str) -> None:
-        """Give back every pool of *network* with all its leases; a no-op when it has none."""
+        """Release all pools of *network* with their leases; a no-op when it has none."""
         leases.remove_pools(network)
 
     # --- addresses -------------------------------------------------------------------------------------------------
@@ -111,9 +115,10 @@ class DefaultIpam:
         *,
         facts: Mapping[str, Any] = {},
     ) -> IPInterface:
-        """Lease *preferred*, or the next free address of the range after the last one given, to *owner* (a record's id).
+        """Lease *preferred*, or the next free address after the last one leased, to *owner* (a record's id).
 
-        Raises NotFound (no such subnet), ConfigError (outside of it), AddressTaken (by whom), PoolExhausted.
+        Raises NotFound for an unknown subnet, ConfigError for an address outside it, AddressTaken with the holder's name, and
+        PoolExhausted.
         """
         pool = next((pool for pool in leases.pools(network) if pool.subnet == subnet), None)
         if pool is None:
@@ -132,11 +137,11 @@ class DefaultIpam:
         return ipaddress.ip_interface((address, subnet.prefixlen))
 
     def release_address(self, leases: Leases, network: str, owner: str) -> None:
-        """Give back every lease that *owner* holds in *network*; a no-op when it holds none."""
+        """Release all leases that *owner* holds in *network*; a no-op when it holds none."""
         leases.release(network, owner)
 
     def usage(self, leases: Leases, network: str) -> list[PoolUsage]:
-        """How full each subnet of *network* is."""
+        """Return the use of each subnet of *network*."""
         return [
             PoolUsage(
                 pool.subnet,
@@ -170,7 +175,7 @@ class DefaultIpam:
 
 
 def _host_ula(leases: Leases) -> IPNetwork:
-    """This host's own unique local /48 (RFC 4193: fd and 40 random bits), drawn once and kept in the store."""
+    """Return this host's unique local /48 (RFC 4193: fd and 40 random bits), chosen once and kept in the store."""
     text = leases.fact(_ULA_KEY)
     if text is None:
         text = str(ipaddress.IPv6Network((b"\xfd" + os.urandom(5) + bytes(10), 48)))
@@ -181,11 +186,11 @@ def _host_ula(leases: Leases) -> IPNetwork:
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def _refuse_parts_of_nothing(request: PoolRequest) -> None:
+def _refuse_without_subnet(request: PoolRequest) -> None:
     parts = (("gateway", request.gateway), ("ip-range", request.ip_range), ("auxiliary addresses", request.auxiliary))
     for what, given in parts:
         if given:
-            raise ConfigError(f"the given {what} would lie in a subnet that is not chosen yet; pass --subnet too")
+            raise ConfigError(f"the given {what} needs a given subnet; pass --subnet too")
 
 
 def _refuse_overlap(leases: Leases, network: str, subnet: IPNetwork, avoid: Iterable[IPNetwork]) -> None:
@@ -208,7 +213,7 @@ def _check_member(subnet: IPNetwork, address: IPAddress, what: str) -> None:
 
 
 def _reservations(subnet: IPNetwork, request: PoolRequest) -> dict[IPAddress, str]:
-    """The given gateway and auxiliary addresses by address, each checked."""
+    """Check the given gateway and auxiliary addresses, and return the owner of each by address."""
     reserved: dict[IPAddress, str] = {}
     if request.gateway is not None:
         _check_member(subnet, request.gateway, f"gateway {request.gateway}")

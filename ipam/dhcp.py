@@ -1,6 +1,6 @@
-"""DHCP for IPv4: messages, and what a server's acknowledgement means. Pure. RFC 2131, 2132, 3396, 3397, 3442.
+"""DHCP for IPv4: writing and reading messages, and the terms of a lease in them. Pure. RFC 2131, 2132, 3396, 3397, 3442.
 
-What comes in is a stranger's: whatever does not fit is no message, and what a server says in vain is left out.
+Messages come from servers that nobody has checked: a malformed message is ignored, and a malformed option is left out.
 """
 
 import struct
@@ -18,16 +18,16 @@ _ETHERNET = 1
 _BROADCAST_FLAG = 0x8000
 _HEADER = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE = b"\x63\x82\x53\x63"
-_LEAST_BYTES = 300  # some relays drop what is shorter than BOOTP's messages were
+_LEAST_BYTES = 300  # some relays drop messages that are shorter than those of BOOTP
 _LONGEST_OPTION = 255
-_SERVER_NAME, _BOOT_FILE = 1, 2  # bits of the option "overload": these fields hold options too
+_SERVER_NAME, _BOOT_FILE = 1, 2  # bits of the option "overload": the fields that hold options too
 _HOUR = 3600
 _SHORTEST = 1  # seconds
 _NOBODY = IPv4Address(0)
 
 
 class Kind(IntEnum):
-    """What a message is, and who sends it."""
+    """The kinds of messages (option 53)."""
 
     DISCOVER = 1
     OFFER = 2
@@ -39,7 +39,7 @@ class Kind(IntEnum):
 
 
 class Option(IntEnum):
-    """The options that have a meaning here."""
+    """The options that this client sends or reads."""
 
     PAD = 0
     SUBNET_MASK = 1
@@ -66,7 +66,7 @@ class Option(IntEnum):
 
 
 class Message(NamedTuple):
-    """One message; *own* is the address that the client has, *yours* the one that it is to have."""
+    """One message; *own* is the address that the client has, *yours* the one that the server assigns."""
 
     kind: Kind
     transaction: int
@@ -78,12 +78,12 @@ class Message(NamedTuple):
 
     @property
     def server(self) -> IPv4Address | None:
-        """Who answers."""
+        """The address of the server that sent it."""
         return next(_addresses(self.options.get(Option.SERVER, b"")), None)
 
 
 def encode(message: Message) -> bytes:
-    """The message as a client sends it."""
+    """Write a client's message."""
     head = _HEADER.pack(
         _BOOTREQUEST,
         _ETHERNET,
@@ -107,13 +107,13 @@ def encode(message: Message) -> bytes:
 
 
 def _option(code: int, value: bytes) -> bytes:
-    """An option, in several pieces where it is long (RFC 3396)."""
+    """Write an option, in several pieces if it is longer than 255 bytes (RFC 3396)."""
     pieces = [value[at : at + _LONGEST_OPTION] for at in range(0, len(value), _LONGEST_OPTION)] or [b""]
     return b"".join(bytes([code, len(piece)]) + piece for piece in pieces)
 
 
 def decode(body: bytes) -> Message | None:
-    """Read a server's message; None for anything else."""
+    """Read a server's message; None for bytes that are none."""
     if len(body) < _HEADER.size:
         return None
     fields = _HEADER.unpack_from(body)
@@ -149,16 +149,16 @@ def _read_options(field: bytes, options: dict[int, bytes]) -> None:
         at += 2 + length
 
 
-# --- what an acknowledgement means ---------------------------------------------------------------------------------------
+# --- the terms of a lease ------------------------------------------------------------------------------------------------
 
 
 class Terms(NamedTuple):
-    """What a server grants. Durations are seconds; None never ends."""
+    """The terms of a lease. Durations are seconds; None stands for a lease without an end."""
 
     address: IPv4Interface
     server: IPv4Address
     gateway: IPv4Address | None
-    routes: tuple[tuple[IPv4Network, IPv4Address], ...]  # by 0.0.0.0: on the link
+    routes: tuple[tuple[IPv4Network, IPv4Address], ...]  # the gateway 0.0.0.0: on the link
     name_servers: tuple[str, ...]
     domain: str
     search: tuple[str, ...]
@@ -168,14 +168,14 @@ class Terms(NamedTuple):
 
 
 def terms_of(message: Message) -> Terms | None:
-    """What an offer or an acknowledgement says; None without an address, a subnet mask or the server's name."""
+    """Read the terms in an offer or an acknowledgement; None without an address, a subnet mask or the server's address."""
     options = message.options
     mask = next(_addresses(options.get(Option.SUBNET_MASK, b"")), None)
     if message.server is None or message.yours.is_unspecified or mask is None:
         return None
     try:
         address = IPv4Interface(f"{message.yours}/{mask}")
-    except ValueError:  # no mask
+    except ValueError:  # the option is no mask
         return None
     gateway = next(_addresses(options.get(Option.ROUTERS, b"")), None)
     lease = _seconds(options.get(Option.LEASE_SECONDS, b""), _HOUR)
@@ -206,7 +206,7 @@ def _addresses(value: bytes) -> Iterator[IPv4Address]:
 
 
 def _routes(options: Mapping[int, bytes], gateway: IPv4Address | None) -> Iterable[tuple[IPv4Network, IPv4Address]]:
-    """Where the classless routes are there, they alone count (RFC 3442); else the old ones, and the default route."""
+    """Return the classless routes if there are any (RFC 3442), else the static routes and the default route."""
     found = list(_classless_routes(options.get(Option.CLASSLESS_ROUTES, b"")))
     if found:
         return found
@@ -218,7 +218,7 @@ def _routes(options: Mapping[int, bytes], gateway: IPv4Address | None) -> Iterab
 
 
 def _class_of(address: IPv4Address) -> IPv4Network:
-    """The network of an address of the time before CIDR."""
+    """Return the class A, B or C network of *address*, or the address alone: a static route has no prefix length."""
     first = address.packed[0]
     length = 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 32
     return IPv4Network((address, length), strict=False)
@@ -238,7 +238,7 @@ def _classless_routes(value: bytes) -> Iterator[tuple[IPv4Network, IPv4Address]]
 
 
 def _names(value: bytes) -> Iterator[str]:
-    """Domain names in the form of DNS, compressed (RFC 3397); nothing from where they are broken."""
+    """Yield the domain names in an option, compressed as in DNS (RFC 3397), up to the first malformed one."""
     at = 0
     while at < len(value):
         labels, at = _name(value, at)
@@ -248,10 +248,10 @@ def _names(value: bytes) -> Iterator[str]:
 
 
 def _name(value: bytes, start: int) -> tuple[list[bytes], int]:
-    """The labels of the name at *start*, none for a broken one, and where the next name begins."""
+    """Return the labels of the name at *start*, none for a malformed one, and the offset of the next name."""
     labels: list[bytes] = []
     at, following = start, 0
-    floor = start  # a pointer leads back, each further than the one before: there is no circle
+    floor = start  # each pointer must lead to a lower offset than the one before, so there is no endless loop
     while at < len(value):
         length = value[at]
         if length >= 0xC0 and at + 1 < len(value):

@@ -1,12 +1,12 @@
-"""A DHCP client on a container's link, and the lease that it holds.
+"""A DHCP client on a container's link, and the kernel object for the lease that it gets.
 
-The link need not have an address: what is said goes by packets of our own, and the kernel's configuration is nobody's affair
-here. A lease is given back at removal if that can still be said; else it ends by itself.
+The link needs no address: messages are sent and received by a packet socket, and this module does not configure the link. A
+lease is released when it is removed, if its link still exists; else it expires at the server.
 
 Why not pyroute2's client (pyroute2.dhcp 0.9.7: 2,842 lines without its enumerations): it needs an asyncio loop, and keeps a
 packet socket and a netlink socket open as long as a lease, which keep the container's netns from ending. It opens them in the
-netns that its thread is in, so each netns would need a thread of its own. Here nothing is open between two renewals, and
-whoever has the record, also after a restart, renews or releases the lease that is written there.
+netns that its thread is in, so each netns would need a thread of its own. Here no socket is open between two renewals, and a
+process that reads the record, also after a restart, can renew or release the lease in it.
 """
 
 import os
@@ -32,38 +32,38 @@ from netlib.plan import KernelObject, Key
 __all__ = ["Conversation", "DhcpClient", "DhcpLease", "LeaseAsked", "granted_terms", "kept_lease", "lease_key", "now"]
 
 _EVERYBODY, _NOBODY = IPv4Address("255.255.255.255"), IPv4Address(0)
-_FIRST_WAIT, _LONGEST_WAIT = 0.25, 8.0  # seconds for an answer, doubled each time: a new link may lose the first question
-_REQUEST_SECONDS = 8.0  # for the acknowledgement of an offer; then the server is taken for gone
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 8.0  # seconds for an answer, doubled each time; a new link may lose the first message
+_REQUEST_SECONDS = 8.0  # for the answer to a request; after that another server is looked for
 _LONGEST_IDENTIFIER = 254
 
 
 def now() -> float:
-    """Seconds of this boot, also those in which the machine slept: what a lease is measured by."""
+    """Return the seconds since the boot, including suspended ones: the clock by which leases are measured."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def lease_key(netns: str, link: str) -> Key:
-    """The key of the lease of a link in the netns at that path: all of them are listed as one kind of the host's."""
+    """Return the key of the lease of a link in the netns at a path. All leases have keys of the host, to be listed together."""
     return Key("dhcp_lease", "", f"{netns}/{link}")
 
 
 class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
-    """An address that a DHCP server granted to a link of a container.
+    """An address that a DHCP server has leased to a container's link.
 
-    Written down before it is requested, by :class:`DhcpClient`; renewing is netlibd's. Times are of :func:`now`.
+    :class:`DhcpClient` records it before it requests the address, and netlibd renews it. Times are those of :func:`now`.
     """
 
-    batch = "dhcp"  # goes before links do: giving it back needs the link
+    batch = "dhcp"  # removed before links are, because releasing it needs the link
 
     link: str  # not "ifname": it does not vanish with the link
-    client: str  # by which the server knows the container
-    options: tuple[tuple[int, bytes], ...]  # sent along with every request
+    client: str  # the container's identifier at the server
+    options: tuple[tuple[int, bytes], ...]  # sent with every request
     address: IPv4Interface
     server: IPv4Address
     since: float
-    lease: int | None  # seconds; None never ends
-    renewal: int  # seconds after which it is to be renewed, at this server
-    rebinding: int  # … and at any server
+    lease: int | None  # seconds; None: without an end
+    renewal: int  # seconds after which it is renewed at its server
+    rebinding: int  # seconds after which it is renewed at any server
 
     @cached_property
     def key(self) -> Key:
@@ -74,14 +74,14 @@ class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
         return self.lease is not None and now() >= self.since + self.lease
 
     def ensure(self, kernel: Kernel) -> None:
-        """Nothing: see above."""
+        """Do nothing: :class:`DhcpClient` got the lease before the transaction."""
 
     def remove(self, kernel: Kernel) -> None:
-        """Have the client give it back."""
+        """Release the lease at its server."""
         DhcpClient().release("", {"lease": to_builtins(self)}, kernel)
 
     def conversation(self, kernel: Kernel) -> "Conversation":
-        """As who holds this lease; ObjectMissing when its netns or link is gone."""
+        """Begin a conversation as the client with this lease; ObjectMissing when its netns or link is gone."""
         return Conversation(kernel, self.netns, self.link, self.client, self.options)
 
     def drift(self, kernel: Kernel) -> str | None:
@@ -93,23 +93,23 @@ class DhcpLease(KernelObject, frozen=True, kw_only=True, tag="dhcp_lease"):
 
 
 class LeaseAsked(Struct, frozen=True, kw_only=True):
-    """Of :class:`DhcpClient`: an address for a link that is there, and up."""
+    """A request to :class:`DhcpClient`: an address for a link that exists and is up."""
 
     netns: NetnsRef
     link: str
-    client: str  # by which the server is to know the container
-    options: tuple[tuple[int, bytes], ...]  # sent along with every request
-    seconds: float  # how long to ask
+    client: str  # the container's identifier at the server
+    options: tuple[tuple[int, bytes], ...]  # sent with every request
+    seconds: float  # the time limit
 
 
 class DhcpClient:
-    """What gets and gives back leases (:class:`netlib.facts.Prepares`).
+    """Gets and releases leases, as an ability of an IPAM driver (:class:`netlib.facts.Prepares`).
 
-    Its facts are the lease and what the server said besides: :func:`kept_lease` and :func:`granted_terms` read them.
+    Its facts are the lease and the server's terms, which :func:`kept_lease` and :func:`granted_terms` read.
     """
 
     def prepare(self, asked: Struct, world: World) -> Facts:
-        """Get a lease; the server's offer is noted before it is requested.
+        """Get a lease. The offer is noted before it is requested, so that the lease is released after a crash.
 
         Raises DeadlineExceeded when no server answers, NotFound for an offer without a subnet mask.
         """
@@ -124,7 +124,7 @@ class DhcpClient:
         return _facts(asked, terms)
 
     def release(self, record: str, facts: Mapping[str, Any], kernel: Kernel) -> None:
-        """Give the lease back; where that cannot be said any more, the server will see that nobody renews it."""
+        """Release the lease at its server; where link or netns is gone, the lease is left to expire."""
         lease = kept_lease(facts)
         with suppress(KernelError), lease.conversation(kernel) as conversation:
             conversation.release(lease)
@@ -147,20 +147,20 @@ def _facts(asked: LeaseAsked, terms: Terms) -> Facts:
 
 
 def kept_lease(facts: Mapping[str, Any]) -> DhcpLease:
-    """The lease that the client's *facts* tell of; it is the object that is written down for them."""
+    """Read the lease in the client's *facts*; it is also the kernel object that is recorded for them."""
     return convert(facts["lease"], DhcpLease)
 
 
 def granted_terms(facts: Mapping[str, Any]) -> Terms:
-    """All that the server said."""
+    """Read the server's terms in the client's *facts*."""
     return convert(facts["terms"], Terms)
 
 
 class Conversation:
-    """One client's exchange of messages with the servers on a link."""
+    """The messages between one client and the DHCP servers on a link."""
 
     def __init__(self, kernel: Kernel, netns: NetnsRef, link: str, client: str, options: Iterable[tuple[int, bytes]]) -> None:
-        """Begin on *link*, which is up, as *client*; *options* go with every request. ObjectMissing without netns or link."""
+        """Open a socket on *link*, which is up, for *client*; *options* are sent with every request. Raises ObjectMissing."""
         self._link = link
         self._options: dict[int, bytes] = {Option.CLIENT_IDENTIFIER: _identifier(client), **dict(options)}
         self._transaction = 0
@@ -181,7 +181,7 @@ class Conversation:
     # --- waiting for answers -------------------------------------------------------------------------------------------
 
     def discover(self, until: float) -> Terms:
-        """A server's offer; DeadlineExceeded when none comes until that moment of time.monotonic, NotFound for half of one."""
+        """Ask for an offer until that moment of time.monotonic; DeadlineExceeded for none, NotFound without a subnet mask."""
         self._begin()
 
         def accepts(answer: Message) -> bool:
@@ -189,14 +189,14 @@ class Conversation:
 
         found = self._ask(until, lambda: self._send(Kind.DISCOVER), accepts)
         if found is None:
-            raise DeadlineExceeded(f"no DHCP server offered an address on {self._link}; see that one is on that network")
+            raise DeadlineExceeded(f"no DHCP server offered an address on {self._link}; check that its network has one")
         terms = terms_of(found)
         if terms is None:
-            raise NotFound(f"DHCP option Subnet Mask not found in what {found.server} offers; let the server send it")
+            raise NotFound(f"DHCP option Subnet Mask not found in the offer of {found.server}; let the server send it")
         return terms
 
     def request(self, offer: Terms, until: float) -> Terms | None:
-        """What the server of *offer* grants; None when it has thought better of it, or is gone."""
+        """Request the *offer* and return its server's terms; None when the server refuses or does not answer."""
         more: dict[int, bytes] = {Option.REQUESTED_ADDRESS: offer.address.ip.packed, Option.SERVER: offer.server.packed}
 
         def accepts(answer: Message) -> bool:
@@ -209,8 +209,8 @@ class Conversation:
         wait = _FIRST_WAIT
         while time.monotonic() < until:
             send()
-            patience = min(until, time.monotonic() + wait)
-            while self._socket.wait(patience):
+            next_send = min(until, time.monotonic() + wait)
+            while self._socket.wait(next_send):
                 for answer in self.answers():
                     if accepts(answer):
                         return answer
@@ -220,17 +220,17 @@ class Conversation:
     # --- without waiting -----------------------------------------------------------------------------------------------
 
     def renew(self, lease: DhcpLease) -> None:
-        """Ask every server to go on; what they say comes by :meth:`answers`."""
+        """Send a request to renew *lease* to all servers; :meth:`answers` returns their answers."""
         self._begin()
         self._send(Kind.REQUEST, own=lease.address.ip)
 
     def release(self, lease: DhcpLease) -> None:
-        """Give *lease* back."""
+        """Send the release of *lease* to its server, which does not answer."""
         self._begin()
         self._send(Kind.RELEASE, own=lease.address.ip, more={Option.SERVER: lease.server.packed}, to=lease.server)
 
     def answers(self) -> Iterator[Message]:
-        """What has come in for this client, in answer to what it said last."""
+        """Yield the messages received that answer this client's last message."""
         while (datagram := self._socket.receive()) is not None:
             answer = decode(datagram.payload)
             if answer is not None and (answer.transaction, answer.mac) == (self._transaction, self._socket.mac):
@@ -245,12 +245,13 @@ class Conversation:
         given = [Option.CLIENT_IDENTIFIER] if kind is Kind.RELEASE else self._options
         options: dict[int, bytes] = {code: self._options[code] for code in given}
         options.update(more or {})
-        # The links of one ipvlan have one MAC address, and are told apart by an address that this one does not have yet.
+        # All ipvlan links of a parent have its MAC address. The kernel tells them apart by IP address, and this link has none
+        # yet; a broadcast reaches all of them.
         wants_broadcast = self._socket.kind == "ipvlan"
         message = Message(kind, self._transaction, self._socket.mac, own, wants_broadcast=wants_broadcast, options=options)
         self._socket.send(encode(message), SERVER_PORT, source=own, destination=to)
 
 
 def _identifier(client: str) -> bytes:
-    """As the reference plugin identifies the container, so that it keeps its address when its host switches."""
+    """Return the client identifier in the reference plugin's form: a host that switches to ours keeps its addresses."""
     return b"\0" + client.encode()[:_LONGEST_IDENTIFIER]

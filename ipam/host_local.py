@@ -1,6 +1,6 @@
-"""The ranges of the IPAM type ``host-local``: what they mean, which are refused, and in which order addresses are tried.
+"""The ranges of the IPAM type ``host-local``: reading and checking them, and the order in which addresses are tried.
 
-Pure, and as the reference plugin has it, to the words of what it refuses, for hosts switch from one to the other and back.
+Pure. Hosts switch between the reference plugin and ours, so everything is done as there, also the text of refusals.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,11 +14,11 @@ from netlib.model import IPAddress, IPInterface, IPNetwork
 
 __all__ = ["Range", "RangeSet", "RangeSpec", "parse_range", "parse_range_sets"]
 
-_HOST_BITS = 2  # at least: of four addresses, one each is the network's, the gateway's and the broadcast
+_HOST_BITS = 2  # at least: four addresses are the network's, the gateway's, a container's and the broadcast address
 
 
 class Range(Struct, frozen=True):
-    """Addresses from *start* to *end*, both included, besides the gateway."""
+    """The addresses from *start* to *end*, both included, except the gateway."""
 
     subnet: IPNetwork
     start: IPAddress
@@ -32,11 +32,11 @@ class Range(Struct, frozen=True):
         return f"{self.start}-{self.end}"
 
     def overlaps(self, other: "Range") -> bool:
-        """Whether they have an address in common."""
+        """Whether the two ranges share an address."""
         return other.start in self or self.start in other
 
     def addresses(self, first: int, last: int) -> Iterator[IPAddress]:
-        """Those from number *first* to *last* that may be given away."""
+        """Yield the addresses from number *first* to *last*, except the gateway."""
         kind = type(self.start)
         for number in range(first, last + 1):
             address = kind(number)
@@ -45,7 +45,7 @@ class Range(Struct, frozen=True):
 
 
 class RangeSpec(NamedTuple):
-    """A range as it is written."""
+    """A range as it is written in a configuration."""
 
     subnet: IPInterface | None
     start: IPAddress | None = None
@@ -54,9 +54,10 @@ class RangeSpec(NamedTuple):
 
 
 def parse_range(spec: RangeSpec) -> Range:
-    """Check a range and fill in what is not given; ConfigError says what does not fit.
+    """Check a range and fill in the defaults; raises ConfigError.
 
-    The gateway is the subnet's first address, and addresses are given from the first one to the last one but the broadcast.
+    The default gateway is the subnet's first address. By default the range is the whole subnet without network and broadcast
+    address.
     """
     subnet, start, end, gateway = spec
     if subnet is None:
@@ -78,7 +79,7 @@ def parse_range(spec: RangeSpec) -> Range:
 
 
 class RangeSet(tuple[Range, ...]):
-    """Ranges of one family, from which a container gets one address."""
+    """Ranges of one address family; a container gets one address from the set."""
 
     __slots__ = ()
 
@@ -86,13 +87,13 @@ class RangeSet(tuple[Range, ...]):
         return ",".join(str(item) for item in self)
 
     def find(self, address: IPAddress) -> Range | None:
-        """The range that *address* is in."""
+        """Return the range that contains *address*, or None."""
         return next((item for item in self if address in item), None)
 
     def order(self, last: IPAddress | None) -> Iterator[IPAddress]:
-        """Every address that may be given, once, in the order to try them: round after the *last* one that was.
+        """Yield each assignable address once, in the order to try them: beginning after the *last* assigned one, then around.
 
-        So a container that is started again and again does not see one address again until all others were used.
+        So an address that has been freed is assigned again only after all others were.
         """
         middle = self.find(last) if last is not None else None
         if last is None or middle is None:
@@ -105,7 +106,7 @@ class RangeSet(tuple[Range, ...]):
 
 
 def parse_range_sets(specs: Iterable[Iterable[RangeSpec]]) -> tuple[RangeSet, ...]:
-    """Check every range, that each set is of one family, and that nothing overlaps; ConfigError says what does not fit."""
+    """Check all ranges; ConfigError for a wrong range, a set of two families, an empty set, and ranges that overlap."""
     found: list[RangeSet] = []
     for index, written in enumerate(specs):
         try:

@@ -1,7 +1,7 @@
-"""Leases as files: ``<folder>/<address>`` holds who has the address, as the reference plugin ``host-local`` keeps it.
+"""Leases as files, in the format of the reference plugin ``host-local``: ``<folder>/<address>`` names the address's holder.
 
-Its one rule: whoever creates or deletes one holds the flock of ``<folder>/lock``, as the reference does, so both may work on
-one folder at the same moment. No link is followed in there, and what is no regular file is nobody's lease.
+One rule: a process that creates or deletes a lease holds the flock of ``<folder>/lock``, as the reference does, so both may
+work on one folder at the same time. In the folder no link is followed, and only regular files are leases.
 """
 
 import errno
@@ -27,40 +27,40 @@ if TYPE_CHECKING:
 __all__ = ["LeaseFile", "LeaseFolder", "lease_text", "parse_lease"]
 
 _LOCK = "lock"
-_LAST = "last_reserved_ip."  # and the index of the range set
+_LAST = "last_reserved_ip."  # followed by the index of the range set
 _SEPARATOR = "\r\n"
-_MAX_BYTES = 1 << 18  # of a lease: the id, from a variable of 128 KiB at most, and the name of an interface
-_DEADLINE = 30.0  # seconds; the reference keeps the lock while it reads every file of the folder
+_MAX_BYTES = 1 << 18  # of a file: a container id of at most 128 KiB (from a variable), and the name of an interface
+_DEADLINE = 30.0  # seconds; the reference holds the lock while it reads every file of the folder
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def lease_text(container: str, ifname: str) -> str:
-    """What the file of an address says whose holder is this interface of this container."""
+    """Return the text of a lease file for an interface of a container."""
     return f"{container}{_SEPARATOR}{ifname}"
 
 
 def parse_lease(text: str) -> tuple[str, str]:
-    """The container and the interface that :func:`lease_text` was made of; files of before 2018 name no interface."""
+    """Read the container and the interface from a text of :func:`lease_text`; files of before 2018 have no interface."""
     container, _, ifname = text.partition(_SEPARATOR)
     return container, ifname
 
 
 class LeaseFolder:
-    """The leases of one network."""
+    """The folder with the leases of one network."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def file_of(self, address: IPAddress) -> str:
-        """The path of the file that holds *address*."""
+        """Return the path of the lease file of *address*."""
         return f"{self.path}/{address}"
 
     def has(self, address: IPAddress) -> bool:
-        """Whether anything has the address's name: then it cannot be given."""
+        """Whether any file has the address's name, so that the address cannot be leased."""
         return os.access(self.file_of(address), os.F_OK, follow_symlinks=False)
 
     def last_reserved(self, index: int) -> IPAddress | None:
-        """The address that was given last from the range set of that *index*."""
+        """Return the address that was leased last from the range set of that *index*, or None."""
         text = self._read(f"{_LAST}{index}")
         try:
             return ip_address(text) if text else None
@@ -68,11 +68,11 @@ class LeaseFolder:
             return None
 
     def holder(self, address: IPAddress) -> str | None:
-        """What the file of *address* says (see :func:`lease_text`; older ones hold the container's id alone), None without."""
+        """Return the text of the file of *address* (see :func:`parse_lease`), or None without a file."""
         return self._read(str(address))
 
     def leases(self) -> Iterator[tuple[IPAddress, str]]:
-        """Every address that has a file, with what it says."""
+        """Yield each address with a lease file, and the file's text."""
         with doing(f"list {self.path}"):
             try:
                 names = os.listdir(self.path)
@@ -86,20 +86,20 @@ class LeaseFolder:
                     yield address, text
 
     def ensure(self) -> None:
-        """Make the folder and its lock where they are missing."""
+        """Make the folder and its lock file where they are missing."""
         with self._locked():
             pass
 
     def reserve(self, address: IPAddress, text: str, index: int) -> None:
-        """Write down that *text* has the address; AddressTaken when somebody else has it."""
+        """Lease *address* by writing its file with *text*; AddressTaken when its file has another text."""
         path = self.file_of(address)
         with self._locked(), doing(f"write {path}"):
             found = self._create(path, text) or self._read(str(address))
-            if found == "":  # a process died, or the power went, before the text was on the disk
+            if found == "":  # a process died, or the power failed, before the text was on the disk
                 os.unlink(path)
                 found = self._create(path, text)
             if found != text:
-                raise AddressTaken(f"{path} was written by somebody else meanwhile; try again")
+                raise AddressTaken(f"{path} was written by another process meanwhile; try again")
             try:
                 _write(f"{self.path}/{_LAST}{index}", str(address), os.O_CREAT)
             except OSError:
@@ -108,7 +108,7 @@ class LeaseFolder:
 
     @staticmethod
     def _create(path: str, text: str) -> str | None:
-        """Write the file if there is none; what it says then, None when there is one."""
+        """Write the file and return *text*, or return None when the file exists."""
         try:
             _write(path, text, os.O_CREAT | os.O_EXCL)
         except FileExistsError:
@@ -120,7 +120,7 @@ class LeaseFolder:
         return text
 
     def free(self, address: IPAddress, texts: Collection[str]) -> None:
-        """Delete the file of *address* if it says one of *texts*."""
+        """Delete the file of *address* if its text is one of *texts*."""
         if not self.has(address):
             return
         path = self.file_of(address)
@@ -129,7 +129,7 @@ class LeaseFolder:
                 os.unlink(path)
 
     def _read(self, name: str) -> str | None:
-        """What a file says, without white space around it; None where there is no regular file."""
+        """Read a file's text, without white space around it; None where there is no regular file of that name."""
         path = f"{self.path}/{name}"
         with doing(f"read {path}"):
             try:
@@ -151,24 +151,24 @@ class LeaseFolder:
         path = f"{self.path}/{_LOCK}"
         flags = os.O_RDONLY | os.O_CREAT | _SAFE
         with doing(f"lock {path}"):
-            make_folder(self.path)  # mode 755, the reference's: containers' ids are no secret
+            make_folder(self.path)  # mode 755, as the reference's: container ids need not be hidden
             _check_folder(self.path)
             fd = _open(path, flags)
         try:
             self._wait_for(fd, path)
             yield
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # not by closing it: a child forked by another thread may have it as well
+            fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly, because a child that another thread has forked may have it open too
             os.close(fd)
 
     @staticmethod
     def _wait_for(fd: int, path: str) -> None:
-        late = f"waited {_DEADLINE:.0f} s for {path}, which another process keeps locked"
-        Waiting(path, "leasing an address", _DEADLINE, lambda: late).flock(fd)
+        expired = f"waited {_DEADLINE:.0f} s for {path}, which another process keeps locked; try again"
+        Waiting(path, "leasing an address", _DEADLINE, lambda: expired).flock(fd)
 
 
 def _write(path: str, text: str, how: int) -> None:
-    """Write a small file in one go, then cut off what is left of a longer one: it is never empty to who looks meanwhile."""
+    """Write a small file by one write, then cut off the rest of a longer former text: no reader ever sees the file empty."""
     fd = _open(path, os.O_WRONLY | how | _SAFE)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -182,16 +182,16 @@ def _write(path: str, text: str, how: int) -> None:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file that is made with the reference's mode under any umask; one that the reference made keeps what it has."""
+    """Open a file; a new one gets the reference's mode whatever the umask, and one with another mode keeps it."""
     fd = os.open(path, flags, PRIVATE_FILE)
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    if mode != PRIVATE_FILE and not mode & ~PRIVATE_FILE:  # only an umask takes away from it
+    if mode != PRIVATE_FILE and not mode & ~PRIVATE_FILE:  # fewer bits: the file is new, and an umask has cleared some
         os.fchmod(fd, PRIVATE_FILE)
     return fd
 
 
 def _check_folder(path: str) -> None:
-    """Refuse a network's folder that is a link, or is another user's, as its leases or as the folder of all networks."""
+    """Raise ConfigError for a network's folder that is a link, or that or whose parent belongs to another user."""
     if os.path.islink(path):
         raise ConfigError(f"{path} is a link, which is not followed there; remove it, or give the network another dataDir")
     for folder in (os.path.dirname(path), path):
@@ -199,10 +199,10 @@ def _check_folder(path: str) -> None:
 
 
 class LeaseFile(KernelObject, frozen=True, kw_only=True, tag="lease_file"):
-    """The file that says that an address belongs to an interface of a container.
+    """The lease file of an address that an interface of a container has.
 
-    It is made only where there is none, else AddressTaken: to choose another address is the plan's affair. It goes only while
-    it says the same, or nothing, for the reference plugin may have given the address to another container by then.
+    An existing file with another text is AddressTaken; the caller then plans with another address. The file is deleted only if
+    it has this text or none, for the reference plugin may have leased the address to another container meanwhile.
     """
 
     survives_boot = True
@@ -219,7 +219,7 @@ class LeaseFile(KernelObject, frozen=True, kw_only=True, tag="lease_file"):
 
     @property
     def text(self) -> str:
-        """What the file says."""
+        """The text of the file."""
         return lease_text(self.container, self.ifname)
 
     def ensure(self, kernel: "Kernel") -> None:

@@ -1,7 +1,7 @@
-"""Arithmetic of subnets and ranges, on plain integers: no store, no kernel.
+"""Arithmetic of subnets and ranges on integers, without store and kernel.
 
-Spans (:class:`netlib.ipamapi.Span`) are pairs of integers, for a search goes over thousands of blocks; netaddr takes 45 ms to
-import.
+A span (:class:`netlib.ipamapi.Span`) is a pair of integers, because a search for a free subnet compares thousands of blocks.
+netaddr is not used for it, because its import takes 45 ms.
 """
 
 import ipaddress
@@ -31,13 +31,13 @@ __all__ = [
 
 
 class Block(NamedTuple):
-    """Address space that automatic subnets of one size are cut from."""
+    """A part of the address space, and the prefix length of the automatic subnets in it."""
 
     base: IPNetwork
     prefixlen: int
 
 
-# Docker's defaults in Docker's order (moby, daemon/libnetwork/ipamutils); then, where Docker gives up, /24s.
+# Docker's defaults in Docker's order (moby, daemon/libnetwork/ipamutils), and then /24s, where Docker has no more subnets.
 DEFAULT_BLOCKS = (
     *(Block(ipaddress.ip_network(f"172.{second}.0.0/16"), 16) for second in range(17, 32)),
     Block(ipaddress.ip_network("192.168.0.0/16"), 20),
@@ -58,28 +58,31 @@ _NOT_FOR_LINKS = (
 
 
 def span(network: IPNetwork) -> Span:
-    """The first and the last address of *network*."""
+    """Return the span of all addresses of *network*."""
     return Span(int(network.network_address), int(network.broadcast_address))
 
 
 def address_at(family: int, number: int) -> IPAddress:
-    """The address of *family* (4 or 6) that *number* stands for."""
+    """Return the address of *family* (4 or 6) with that *number*."""
     return ipaddress.IPv4Address(number) if family == 4 else ipaddress.IPv6Address(number)
 
 
 def subnet_at(family: int, first: int, prefixlen: int) -> IPNetwork:
-    """The subnet of *family* (4 or 6) that begins at *first*."""
+    """Return the subnet of *family* (4 or 6) whose network address has the number *first*."""
     return ipaddress.IPv4Network((first, prefixlen)) if family == 4 else ipaddress.IPv6Network((first, prefixlen))
 
 
 def usable_span(subnet: IPNetwork) -> Span:
-    """What interfaces may have: all but network and broadcast address; in IPv6 all but the anycast one (RFC 4291, 2.6.1)."""
+    """Return the addresses for interfaces: without network and broadcast address; in IPv6 without the anycast address.
+
+    The anycast address is the first one of a subnet, by RFC 4291, 2.6.1.
+    """
     first, last = span(subnet)
     return Span(first + 1, last - 1 if subnet.version == 4 else last)
 
 
 def check_subnet(subnet: IPNetwork) -> None:
-    """Refuse a subnet without room for a gateway and a member, or made of addresses that no interface may have."""
+    """Raise ConfigError for a subnet without room for a gateway and a member, or with addresses that no interface may have."""
     longest = _LONGEST_PREFIX[subnet.version]
     if subnet.prefixlen > longest:
         raise ConfigError(f"subnet {subnet} is too small for a gateway and a member; the smallest is a /{longest}")
@@ -89,9 +92,9 @@ def check_subnet(subnet: IPNetwork) -> None:
 
 
 def dynamic_span(subnet: IPNetwork, ip_range: IPNetwork | None) -> Span:
-    """Where dynamic addresses come from: the usable part of *ip_range*, or of the whole subnet.
+    """Return the span of dynamic addresses: the usable addresses of *ip_range*, or of the whole subnet without a range.
 
-    Raises ConfigError when the range is not inside the subnet, or has no usable part.
+    Raises ConfigError when the range is not inside the subnet, or has no usable address.
     """
     usable = usable_span(subnet)
     if ip_range is None:
@@ -111,12 +114,12 @@ def overlap(one: Span, other: Span) -> bool:
 
 
 def is_specific(route: IPNetwork) -> bool:
-    """Whether a route says where something is: not a default route, nor half of one (0.0.0.0/1, as VPN clients set it)."""
+    """Whether a route is neither a default route nor half of one (0.0.0.0/1, as VPN clients set it)."""
     return route.prefixlen > 1
 
 
 def merged(routes: Iterable[IPNetwork], family: int) -> list[Span]:
-    """The specific routes of *family* as disjoint spans in rising order."""
+    """Return the specific routes of *family* as disjoint spans in ascending order."""
     wanted = [route for route in routes if route.version == family and is_specific(route)]
     if not wanted:
         return []
@@ -127,9 +130,9 @@ def merged(routes: Iterable[IPNetwork], family: int) -> list[Span]:
 
 
 def first_fit(hole: Span, size: int, taken: Sequence[Span]) -> int | None:
-    """Where in *hole* the first block of *size* addresses begins that touches none of *taken* (disjoint and rising), or None.
+    """Find the first block of *size* addresses in *hole* that overlaps none of *taken*; return its first address, or None.
 
-    *size* is a power of two, and a block begins at a multiple of it.
+    *size* is a power of two, and a block begins at a multiple of it. *taken* are disjoint and in ascending order.
     """
     lasts = [last for _, last in taken]
     start = _aligned(hole.first, size)

@@ -1,4 +1,4 @@
-"""Addresses that are given, not chosen: which of the places that may name them counts. Pure, without any state."""
+"""The IPAM type ``static``: addresses from the configuration or the call, and which of these sources is used. Pure."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -22,10 +22,10 @@ def assignments(
     gateways: Sequence[IPAddress],
     overrides: Iterable[Sequence[IPInterface]],
 ) -> tuple[Assignment, ...]:
-    """Say which addresses count, as the reference plugin ``static`` does.
+    """Return the addresses to assign, by the rules of the reference plugin ``static``.
 
-    *requested* ones (CNI_ARGS) come after the *configured*; each of *gateways* (CNI_ARGS too) is that of the requested
-    addresses whose subnet it is in. The last of *overrides* that is not empty replaces them all.
+    These are the *configured* addresses followed by the *requested* ones (from CNI_ARGS). A requested address gets the gateway
+    of *gateways* (also from CNI_ARGS) that is in its subnet. The last of *overrides* that is not empty replaces all addresses.
     """
     chosen = [*configured, *(Assignment(address, _gateway_of(address, gateways)) for address in requested)]
     for override in overrides:
@@ -39,7 +39,7 @@ def _gateway_of(address: IPInterface, gateways: Sequence[IPAddress]) -> IPAddres
 
 
 def drift(wanted: Assignment, assigned: Iterable[Assignment]) -> str | None:
-    """How *assigned* differs from *wanted*, or None; a wanted address without a gateway may have one."""
+    """Return how *assigned* differs from *wanted*, or None. Where *wanted* has no gateway, any gateway is accepted."""
     found = next((assignment for assignment in assigned if assignment.address == wanted.address), None)
     if found is None:
         return f"{wanted.address} is not among the addresses of the result"

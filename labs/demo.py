@@ -1,11 +1,11 @@
-"""The first lab: networks, names, a published port and masquerade on one host, each check printed with its result.
+"""The first lab: networks, names, a published port and masquerade on one host; it prints each check with its result.
 
-Run it by ``make demo``: in a host of its own (``netlib/testing/testhost``) it builds this picture and takes it down again::
+Run it by ``make demo``. In a test host (``netlib/testing/testhost``) it builds this topology and removes it again::
 
     neighbour ── (192.0.2.0/24) ── host ─┬─ alpine-net: web, client, both
                                           └─ bridge:     loner, both
 
-The neighbour stands for the outside: another machine on the host's LAN, and the "Internet" behind it.
+The neighbour is another machine on the host's LAN, and stands for the Internet behind it.
 """
 
 import json
@@ -16,18 +16,18 @@ from contextlib import contextmanager
 
 NEIGHBOUR = "neighbour"
 HOST_ADDRESS, NEIGHBOUR_ADDRESS = "192.0.2.1", "192.0.2.2"
-PATIENCE_SECONDS = 20
+TIMEOUT_SECONDS = 20
 
 _failed: list[str] = []
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one command and hand back what it said; a hang is an error, not a wait."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    """Run one command and return its result; TimeoutExpired when it takes more than 20 seconds."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
 
 
 def netlib(*arguments: str) -> str:
-    """Run ``netlib …`` as a person would; print it, and stop the demo when it fails."""
+    """Print and run a netlib command and return its output; end the demo when it fails."""
     print(f"$ netlib {' '.join(arguments)}", flush=True)
     result = run(sys.executable, "-m", "netlib", *arguments)
     if result.returncode != 0:
@@ -41,7 +41,7 @@ def inside(container: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def at_neighbour(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on the machine outside."""
+    """Run a command on the neighbour machine."""
     return run("ip", "netns", "exec", NEIGHBOUR, *command)
 
 
@@ -53,18 +53,18 @@ def check(what: str, holds: bool) -> None:
 
 
 def pings(container: str, target: str, seconds: int = 2) -> bool:
-    """Whether one ping from a container is answered in time."""
+    """Whether one ping from a container is answered within *seconds*."""
     return inside(container, "ping", "-c1", f"-W{seconds}", target).returncode == 0
 
 
 def fetches(fetch: Callable[..., subprocess.CompletedProcess[str]], url: str) -> bool:
-    """Whether a web page is answered within two seconds."""
+    """Whether the page at *url* is had within two seconds by *fetch*, which runs a command somewhere."""
     return fetch("curl", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null", url).returncode == 0
 
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """A machine next to the host, joined by a veth pair that this demo makes."""
+    """Make the neighbour machine, a netns with a veth pair to the host, and remove it after the block."""
     commands = (
         f"ip netns add {NEIGHBOUR}",
         f"ip link add uplink type veth peer name eth0 netns {NEIGHBOUR}",
@@ -83,7 +83,7 @@ def neighbour() -> Iterator[None]:
 
 
 def build() -> None:
-    """Two networks, four containers."""
+    """Make one network and four containers; the fourth is also connected to the default network."""
     netlib("network", "create", "alpine-net")
     netlib("run", "-d", "--name", "web", "--network", "alpine-net", "-p", "8080:80", "python3", "-m", "http.server", "80")
     netlib("run", "-d", "--name", "client", "--network", "alpine-net", "--network-alias", "customer", "sleep", "1000")
@@ -93,13 +93,13 @@ def build() -> None:
 
 
 def address_of(container: str, network: str) -> str:
-    """A container's IPv4 address in a network, as ``network inspect`` tells it."""
+    """Return a container's IPv4 address in a network, from the output of ``network inspect``."""
     members = json.loads(netlib("network", "inspect", network))[0]["Containers"].values()
     return next(str(member["IPv4Address"]).split("/")[0] for member in members if member["Name"] == container)
 
 
-def look() -> None:
-    """Check every promise, and what must not be possible."""
+def check_all() -> None:
+    """Check what must be reachable and what must not be."""
     web, loner = address_of("web", "alpine-net"), address_of("loner", "bridge")
     gateway = web.rsplit(".", 1)[0] + ".1"
     print("names")
@@ -126,7 +126,7 @@ def look() -> None:
 
 
 def tear_down() -> None:
-    """Remove it all, and see that nothing is left."""
+    """Remove everything, and check that nothing is left."""
     print("removal")
     netlib("rm", "-f", "web", "client", "loner", "both")
     netlib("network", "rm", "alpine-net")
@@ -138,10 +138,10 @@ def tear_down() -> None:
 
 
 def main() -> int:
-    """Build, look, tear down; exit status 1 when any check failed."""
+    """Build the topology, check it, and remove it; return 1 when a check failed."""
     with neighbour():
         build()
-        look()
+        check_all()
         tear_down()
     print(f"{len(_failed)} checks failed" if _failed else "all checks passed")
     return 1 if _failed else 0

@@ -1,8 +1,8 @@
-"""The contract of a network driver: a pure function from records to plans, found by name (``netlib.drivers``).
+"""The contract of a network driver: pure functions from records to plans. Drivers are found by name (``netlib.drivers``).
 
-A driver says how a link reaches the sandbox, what its firewall needs, and what publishing ports by it takes. Addresses and
-routes of an endpoint, the default route, resolv.conf and hosts are the core's, the same for every driver. Abilities beyond
-that are small Protocols of their own, never flags.
+A driver plans the link of an endpoint, its firewall objects, and the objects that publish ports. The core plans the rest, for
+every driver alike: addresses and routes of an endpoint, the default route, resolv.conf and hosts. Further abilities of some
+drivers are small Protocols, never flags.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from netlib.plan import Plan
 
 
 class NoOptions(Struct, frozen=True):
-    """The options of a driver that has none."""
+    """The option struct of a driver without options."""
 
 
 class Driver(Protocol):
-    """What every network driver provides. The option structs name fields by Docker's keys (``msgspec`` ``rename``)."""
+    """The methods of every network driver. Its option structs name their fields by Docker's keys (``msgspec`` ``rename``)."""
 
     name: str
     scope: Scope
@@ -27,116 +27,116 @@ class Driver(Protocol):
     endpoint_options: type[Struct]
 
     def network_plan(self, network: Network) -> Plan:
-        """The objects of the network itself; they live as long as its record."""
+        """Return the objects of the network itself, which exist as long as its record."""
         ...
 
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
-        """The objects that bring *endpoint*'s link into *sandbox*, and its firewall."""
+        """Return the objects that make *endpoint*'s link in *sandbox*, and its firewall objects."""
         ...
 
 
 @runtime_checkable
 class Addressless(Protocol):
-    """A driver whose endpoints have no link and no addresses of ours; its sandboxes may have to use another netns."""
+    """A driver whose endpoints get no link and no addresses; its sandboxes may have to use a certain netns."""
 
     def sandbox_netns(self) -> str | None:
-        """The path of the netns a sandbox on this network must use ("" is the host's), or None for one of its own."""
+        """Return the path of the netns that a sandbox in this network must use ("": the host's), or None for a new netns."""
         ...
 
 
 @runtime_checkable
 class ValidatesNetwork(Protocol):
-    """A driver that can refuse a network request beyond its options' types."""
+    """A driver that checks more of a network request than the types of its options."""
 
     def validate_network(self, network: Network) -> None:
-        """Raise ConfigError with one sentence; nothing has been changed yet."""
+        """Raise ConfigError for a network that the driver refuses; it is called before anything is changed."""
         ...
 
 
 @runtime_checkable
 class TakesLink(Protocol):
-    """A driver whose network may be told to sit on a link of the host: what is there on that link is then its own."""
+    """A driver whose network may use an existing link of the host; addresses and routes of that link are then the network's."""
 
     def link_name(self, options: Mapping[str, str]) -> str:
-        """The link that *options* (those of a network request, not checked yet) name, or ""."""
+        """Return the link that *options* (those of a network request, not checked yet) name, or ""."""
         ...
 
 
 @runtime_checkable
 class JoinsLan(Protocol):
-    """A driver whose network is the LAN of a link of the host: its subnets are that one's, and the host is no gateway of it."""
+    """A driver whose networks are the LAN of a link of the host: they have its subnets, and the host is not their gateway."""
 
     def lan_link(self, options: Mapping[str, str]) -> str:
-        """The link that *options* (those of a network request, not checked yet) name, or ""."""
+        """Return the link that *options* (those of a network request, not checked yet) name, or ""."""
         ...
 
 
 @runtime_checkable
 class ShapesNetwork(Protocol):
-    """A driver whose options say more of a network than is its own affair."""
+    """A driver some of whose options change fields of the network's record."""
 
     def shaped(self, network: Network) -> Network:
-        """*network*, before it has subnets, with what follows from its options."""
+        """Return *network*, which has no subnets yet, with the fields that follow from its options."""
         ...
 
 
 @runtime_checkable
 class SharesMac(Protocol):
-    """A driver whose endpoints may have no MAC address of their own."""
+    """A driver whose endpoints may share one MAC address."""
 
     def why_no_mac(self, network: Network) -> str:
-        """Why an endpoint has none, as the rest of a sentence, or "" when it has one."""
+        """Return why an endpoint has no MAC address of its own, as the end of a sentence, or "" when it has one."""
         ...
 
 
 @runtime_checkable
 class RoutesByLink(Protocol):
-    """A driver whose members may reach everything by the link itself."""
+    """A driver whose members may have a default route without a gateway."""
 
     def routes_by_link(self, network: Network) -> bool:
-        """Whether the default route has no gateway."""
+        """Whether the default route of members has no gateway, only a link."""
         ...
 
 
 @runtime_checkable
 class HoldsGateways(Protocol):
-    """A driver whose networks have their gateways on a link of this host: members may ask the host for names there."""
+    """A driver whose networks' gateway addresses are on a link of this host; members can send DNS queries there."""
 
     def gateway_link(self, network: Network) -> str:
-        """The name of that link."""
+        """Return the name of the link with the gateway addresses."""
         ...
 
     def gateway_port(self, endpoint: Endpoint) -> str:
-        """The name of the link of this host by which what *endpoint* sends gets there."""
+        """Return the name of the host's link (a bridge port) that receives the packets which *endpoint* sends."""
         ...
 
 
 @runtime_checkable
 class ChecksSources(Protocol):
-    """A driver on whose networks members send from addresses of their own only."""
+    """A driver that drops packets of members whose source is not an address of their own."""
 
     def checked_port(self, network: Network, endpoint: Endpoint) -> str:
-        """The name of the link of this host on which that is checked for *endpoint*; empty where it is not."""
+        """Return the name of the host's link on which *endpoint*'s packets are checked; empty where they are not."""
         ...
 
 
 @runtime_checkable
 class NamesLinks(Protocol):
-    """A driver that chooses the prefix of links inside sandboxes (``eth`` else)."""
+    """A driver that chooses the prefix of link names in sandboxes, in the place of ``eth``."""
 
     def ifname_prefix(self, network: Network) -> str:
-        """The prefix; the core adds the lowest free number."""
+        """Return the prefix, to which the core adds the lowest free number."""
         ...
 
 
 @runtime_checkable
 class PublishesPorts(Protocol):
-    """A driver whose members can be reached by ports of the host."""
+    """A driver that can publish ports of members on the host."""
 
     def default_host_ip(self, network: Network) -> IPAddress | None:
-        """The host address on which ports are published when the request names none; None for every one."""
+        """Return the host address for ports whose request names none; None for all addresses."""
         ...
 
     def publish_plan(self, network: Network, address: IPAddress, ports: Sequence[PortMapping]) -> Plan:
-        """What leads from *ports* to a member's *address*, as far as they are of its family."""
+        """Return the objects that forward *ports*, as far as they are of the family of *address*, to a member's *address*."""
         ...

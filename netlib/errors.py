@@ -1,34 +1,34 @@
-"""Every error that netlib raises on purpose, and the exit code it ends a command with.
+"""All errors that netlib raises on purpose, and the exit codes of commands that end with them.
 
 ::
 
-    NetlibError                      something a caller can act on; .exit_code for commands (1)
-    ├── ConfigError                  the request itself is wrong: a value, an option, a name
+    NetlibError                      an error that a caller can act on; .exit_code for commands (1)
+    ├── ConfigError                  the request is wrong: a value, an option, a name
     │   └── UnknownOption            an option that the driver does not have
     ├── NotFound                     no such network, sandbox, endpoint, container, driver
-    │   └── PackageMissing           what is written down needs a package that is not installed any more
-    ├── Conflict                     the request is fine, something that exists stands against it
+    │   └── PackageMissing           a record needs a package that is not installed any more
+    ├── Conflict                     the request contradicts something that exists
     │   ├── AlreadyExists            the name is taken
-    │   ├── InUse                    it has users, and the message lists them
-    │   ├── AddressTaken             an address is leased, and the message says to whom
-    │   └── PortTaken                a host port is held, and the message says by whom
+    │   ├── InUse                    it has users, which the message lists
+    │   ├── AddressTaken             the address is leased to the holder in the message
+    │   └── PortTaken                the host port is held by the holder in the message
     ├── PoolExhausted                no address (or no subnet) is left
     ├── KernelError                  the kernel refused; .errno is its reason
     │   ├── FeatureMissing           this kernel lacks a feature that the request needs
-    │   ├── ObjectMissing            a link, route or netns that an action needs is not there
-    │   └── NeedsRecreate            an attribute cannot be changed on the living object
+    │   ├── ObjectMissing            a link, route or netns that an action needs does not exist
+    │   └── NeedsRecreate            an attribute of an existing object cannot be changed
     ├── NotPermitted                 root (or a capability) is needed
     ├── CommandNotRun                a container's command cannot be started; .exit_code is 126 or 127 (not found)
-    ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
-    │   └── Stuck                        netlibd, or the holder of a lock, is stopped or answers nobody
-    ├── HostExhausted                too little memory, or no more processes; nothing was changed, and later it may be done
-    ├── TeardownError                a removal went to its end, and these things would not go
-    ├── StoreError                   the state folder cannot be read or written as it must be
+    ├── DeadlineExceeded             a lock or an answer was not had in time; the message names the holder
+    │   └── Stuck                    netlibd, or the holder of a lock, is stopped or does not answer
+    ├── HostExhausted                too little memory, or no more processes; nothing was changed, and it can be tried again
+    ├── TeardownError                a removal tried everything, and could not remove the objects in the message
+    ├── StoreError                   the state folder cannot be read or written
     │   ├── DiskFull                 no space is left on its disk
-    │   ├── StoreDamaged             its records cannot be read any more; the message names the way back
-    │   ├── StoreLost                it is new, or older than what it made, which is told; nothing was touched
+    │   ├── StoreDamaged             the records cannot be read any more; the message says how to go on
+    │   ├── StoreLost                the store is new or an older copy, and there are newer objects; nothing was changed
     │   └── WrongHost                the store describes another network namespace than this one
-    └── DaemonError                  netlibd could not be started or reached, or broke off
+    └── DaemonError                  netlibd could not be started or reached, or ended during a request
 """
 
 from collections.abc import Sequence
@@ -65,10 +65,10 @@ __all__ = [
 
 
 class NetlibError(Exception):
-    """Root of the tree: one clear sentence that names the thing, what was found and what to do.
+    """Root of the tree. The message is one clear sentence that names the thing, what was found and what to do.
 
-    ``facts`` names the attributes that a program may read instead of the sentence; they are kept over the wire. One that is
-    not known is empty (0 for a number).
+    ``facts`` names the attributes that a program may read instead of the message; netlibd sends them to its clients. An unknown
+    one is empty (0 for a number).
     """
 
     exit_code = 1
@@ -79,7 +79,7 @@ class NetlibError(Exception):
 
 
 class ConfigError(NetlibError):
-    """A value in the request is malformed or contradicts another one."""
+    """A value of the request is malformed or contradicts another value."""
 
 
 class UnknownOption(ConfigError):
@@ -94,7 +94,7 @@ class UnknownOption(ConfigError):
 
 
 class NotFound(NetlibError):
-    """The thing named in the request does not exist: a ``kind`` of thing ("network"), named by ``reference``."""
+    """A thing that the request names does not exist: its ``kind`` ("network") and its ``reference`` (a name or id)."""
 
     facts: tuple[str, ...] = ("kind", "reference")
 
@@ -115,7 +115,7 @@ class PackageMissing(NotFound):
 
 
 class Conflict(NetlibError):
-    """Something that exists stands against the request: ``holder``, as people call it."""
+    """The request contradicts something that exists: ``holder`` describes it."""
 
     facts: tuple[str, ...] = ("holder",)
 
@@ -125,7 +125,7 @@ class Conflict(NetlibError):
 
 
 class AlreadyExists(Conflict):
-    """The name (or the attachment) is there already; ``name`` is it."""
+    """A thing with this ``name`` exists already."""
 
     facts = ("holder", "name")
 
@@ -135,7 +135,7 @@ class AlreadyExists(Conflict):
 
 
 class InUse(Conflict):
-    """The thing still has users; ``users`` are their names."""
+    """The thing has users; ``users`` are their names."""
 
     facts = ("holder", "users")
 
@@ -193,11 +193,11 @@ class FeatureMissing(KernelError):
 
 
 class ObjectMissing(KernelError):
-    """A link, route or netns that the action needs is not there."""
+    """A link, route or netns that the action needs does not exist."""
 
 
 class NeedsRecreate(KernelError):
-    """The attribute cannot be changed while the object lives; remove and create it again."""
+    """An attribute of an existing object cannot be changed; remove the object and create it again."""
 
 
 class NotPermitted(NetlibError):
@@ -215,19 +215,19 @@ class CommandNotRun(NetlibError):
 
 
 class DeadlineExceeded(NetlibError):
-    """A lock or an answer did not come in time."""
+    """A lock or an answer was not had in time."""
 
 
 class Stuck(DeadlineExceeded):
-    """netlibd, or the process that holds a lock, is stopped or answers nobody; the message says how to go on."""
+    """netlibd, or the process that holds a lock, is stopped or does not answer; the message says how to go on."""
 
 
 class HostExhausted(NetlibError):
-    """The host, or a control group, has too little memory or lets no more processes be made."""
+    """The host, or a control group, has too little memory or allows no more processes."""
 
 
 class TeardownError(NetlibError):
-    """A removal went on to its end; ``failures`` holds what would not go, in the order met."""
+    """A removal tried everything and failed in part; ``failures`` holds the errors, in their order."""
 
     def __init__(self, failures: Sequence[NetlibError]) -> None:
         super().__init__("; ".join(str(failure) for failure in failures))
@@ -243,7 +243,7 @@ class DiskFull(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """The records cannot be read any more; ``what`` says which."""
+    """The records cannot be read any more; ``what`` is the damage."""
 
     facts = ("what",)
 
@@ -253,7 +253,7 @@ class StoreDamaged(StoreError):
 
 
 class StoreLost(StoreError):
-    """The records are not those of what is there: the store is new, an older copy, or has lost the end of its log."""
+    """The records do not describe the present objects: the store is new, an older copy, or has lost the end of its log."""
 
     facts = ("what",)
 
@@ -270,4 +270,4 @@ class WrongHost(StoreError):
 
 
 class DaemonError(NetlibError):
-    """netlibd could not be started or reached, or broke off in the middle of an answer."""
+    """netlibd could not be started or reached, or ended before its answer was complete."""

@@ -1,13 +1,15 @@
-"""Facts: what only the world knows (a DHCP server, another process, another host), asked before the transaction, and kept.
+"""Facts: what a driver has to ask outside of the host's store (a DHCP server, another process, another host).
+
+A driver asks before the transaction that plans, and the facts are kept in the record.
 
 ::
 
     record written down ──▶ prepare ──▶ facts written down ──▶ transaction: record, plan ──▶ kernel
        (phase creating)        │ note: what is known so far              │
                                ▼                                        ▼
-                    a crash from here on: release(record, facts) when the record is taken down
+                    after a crash from here on: release(record, facts) when the record is removed
 
-A driver that must ask offers :class:`Prepares`. Nobody holds the store's write lock while it asks, which may take seconds.
+A driver that must ask offers :class:`Prepares`. The store's write lock is not held while it asks, which may take seconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,35 +27,35 @@ if TYPE_CHECKING:
 __all__ = ["AddressesAsked", "EndpointAsked", "Facts", "NetworkAsked", "PoolsAsked", "Prepares", "World"]
 
 Facts = dict[str, Any]
-"""What a driver found out: names to what JSON can hold. They are in the record, for the driver's plans and its IPAM verbs."""
+"""What a driver found out: names and values that JSON can hold. Its plans and its IPAM verbs read them from the record."""
 
 
 class World(NamedTuple):
-    """What a driver asks the world with."""
+    """What :meth:`Prepares.prepare` is given: the kernel, and a function that records facts ahead of time."""
 
     kernel: "Kernel"
-    note: Callable[[Facts], None]  # writes down what is about to be true, before it is: ``release`` gets that after a crash
+    note: Callable[[Facts], None]  # records facts before they become true, so that ``release`` gets them after a crash
 
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A driver, of networks or of addresses, that must ask the world."""
+    """A network driver or an IPAM driver that must ask outside of the store."""
 
     def prepare(self, asked: Struct, world: World) -> Facts:
-        """Find out what *asked* (one of the structs below) needs; outside of any transaction, for as long as it takes.
+        """Return the facts for *asked* (one of the structs below). It is called outside of any transaction and may take long.
 
-        It may be asked again for the same record, after a crash: it then answers with the same, or gives back what it had. A
-        NetlibError that it raises is the verb's, and the record goes.
+        After a crash it may be called again for the same record: it then returns the same facts, or releases the former ones.
+        When it raises a NetlibError, the verb fails with that error and the record is removed.
         """
         ...
 
     def release(self, record: str, facts: Mapping[str, Any], kernel: "Kernel") -> None:
-        """Give back what :meth:`prepare` took for *record*; a no-op when it is gone. *facts* are empty if none were noted."""
+        """Release what :meth:`prepare` got for *record*; a no-op when that was done. *facts* are empty if none were noted."""
         ...
 
 
 class PoolsAsked(Struct, frozen=True, kw_only=True):
-    """Of an IPAM driver: the pools of a network that is to be made."""
+    """A question to an IPAM driver: the pools of a network that is being created."""
 
     record: str  # the network's id
     name: str
@@ -61,14 +63,14 @@ class PoolsAsked(Struct, frozen=True, kw_only=True):
 
 
 class NetworkAsked(Struct, frozen=True, kw_only=True):
-    """Of a network driver: a network that is to be made."""
+    """A question to a network driver: a network that is being created."""
 
-    record: str  # its id
+    record: str  # the network's id
     request: NetworkRequest
 
 
 class AddressesAsked(Struct, frozen=True, kw_only=True):
-    """Of an IPAM driver: the addresses of an endpoint that is to be made."""
+    """A question to an IPAM driver: the addresses of an endpoint that is being created."""
 
     record: str  # the endpoint's id
     network: Network
@@ -77,9 +79,9 @@ class AddressesAsked(Struct, frozen=True, kw_only=True):
 
 
 class EndpointAsked(Struct, frozen=True, kw_only=True):
-    """Of a network driver: an endpoint that is to be made."""
+    """A question to a network driver: an endpoint that is being created."""
 
-    record: str  # its id
+    record: str  # the endpoint's id
     network: Network
     sandbox: Sandbox
     request: ConnectRequest

@@ -1,9 +1,9 @@
-"""The contract of an IPAM driver: libnetwork's four verbs, found by name (``netlib.ipam_drivers``); what it may ask the store.
+"""The contract of an IPAM driver, which has libnetwork's four verbs, and the part of the store that it may use.
 
-The verbs run inside the transaction that writes the record, so an address is leased if and only if its owner is written down.
-They must be quick, for the store's write lock is held meanwhile: a driver that has to ask the world (another process, another
-host) does that before, as :class:`netlib.facts.Prepares` describes. Addresses are ``ipaddress`` objects here; what a driver
-computes with inside is its own affair.
+Drivers are found by name (``netlib.ipam_drivers``). Their verbs run inside the transaction that writes the record, so an
+address is leased if and only if its owner is recorded. They must be quick, because the store's write lock is held meanwhile. A
+driver that has to ask another process or host does that before the transaction, as :class:`netlib.facts.Prepares` describes.
+Addresses are ``ipaddress`` objects in these signatures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ __all__ = ["IpamDriver", "Leased", "Leases", "Pool", "PoolRequest", "Span"]
 
 
 class Span(NamedTuple):
-    """Consecutive addresses as numbers, both ends included: an overlap is found in 0.06 µs, with ``ipaddress`` in 1.6 µs."""
+    """Consecutive addresses as integers, both ends included. Comparing two takes 0.06 µs, with ``ipaddress`` 1.6 µs."""
 
     first: int
     last: int
@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 
 class PoolRequest(Struct, frozen=True, kw_only=True):
-    """What a network asks for in one family; everything left out is the driver's choice."""
+    """A network's request for a subnet of one family; the driver chooses what is left out."""
 
     family: int  # 4 or 6
     subnet: IPNetwork | None = None
@@ -39,22 +39,22 @@ class PoolRequest(Struct, frozen=True, kw_only=True):
     gateway: IPAddress | None = None
     wants_gateway: bool = True
     auxiliary: dict[str, IPAddress] = {}
-    options: Mapping[str, str] = {}  # ``--ipam-opt``, for the driver to check
-    blocks: tuple[tuple[IPNetwork, int], ...] = ()  # to cut an automatic subnet from, by prefix length; empty: the driver's
-    facts: Mapping[str, Any] = {}  # what the driver's ``prepare`` found out for this network
+    options: Mapping[str, str] = {}  # ``--ipam-opt``, which the driver checks
+    blocks: tuple[tuple[IPNetwork, int], ...] = ()  # for an automatic subnet, each with its prefix length; empty: the driver's
+    facts: Mapping[str, Any] = {}  # the facts that the driver's ``prepare`` returned for this network
 
 
 class Pool(NamedTuple):
-    """One subnet of a network, as the store has it."""
+    """One subnet of a network in the store."""
 
     number: int
     network: str  # id
     subnet: IPNetwork
-    dynamic: Span  # where addresses come from that nobody asked for by number
+    dynamic: Span  # the addresses for endpoints that request no certain one
 
 
 class Leased(NamedTuple):
-    """One leased address: ``owner`` as given at the request, ``holder`` as people call it."""
+    """One leased address: ``owner`` is the value given at the request, ``holder`` a description for people."""
 
     address: IPInterface
     owner: str
@@ -62,26 +62,26 @@ class Leased(NamedTuple):
 
 
 class Leases(Protocol):
-    """What an IPAM driver may ask the store, inside the transaction: pools of networks, and who has which address. No SQL."""
+    """The pools and leases in the store, as an IPAM driver uses them inside a transaction, without SQL."""
 
     def pools(self, network: str) -> Sequence[Pool]:
-        """The pools of *network* (an id), in the order in which they were added."""
+        """Return the pools of *network* (an id), in the order in which they were added."""
         ...
 
     def free_spans(self, within: IPNetwork) -> Iterator[Span]:
-        """The free spans that share an address with *within*, in rising order; change nothing meanwhile."""
+        """Yield the free spans that share an address with *within*, in ascending order; change no pool before the end."""
         ...
 
     def overlapping(self, subnet: IPNetwork) -> tuple[str, IPNetwork] | None:
-        """A pool that shares an address with *subnet*: its network's id and its subnet; None where there is none."""
+        """Return network id and subnet of a pool that shares an address with *subnet*; None where there is none."""
         ...
 
     def add_pool(self, network: str, subnet: IPNetwork, dynamic: Span) -> Pool:
-        """Reserve *subnet*, which overlaps no other pool, for *network*; every usable address of it is free."""
+        """Reserve *subnet*, which overlaps no other pool, for *network*; all its usable addresses are free then."""
         ...
 
     def remove_pools(self, network: str) -> None:
-        """Give back the pools of *network* with all their leases; a no-op when it has none."""
+        """Release the pools of *network* with all their leases; a no-op when it has none."""
         ...
 
     def lease(self, pool: Pool, address: IPAddress, owner: str) -> bool:
@@ -89,58 +89,58 @@ class Leases(Protocol):
         ...
 
     def lease_next(self, pool: Pool, owner: str) -> IPAddress | None:
-        """Lease the next free address of the dynamic span after the last one given so; None where none is free."""
+        """Lease the next free dynamic address after the one that this method leased last; None where none is free."""
         ...
 
     def lease_first(self, pool: Pool, owner: str) -> IPAddress | None:
-        """Lease the lowest free address of the dynamic span; None where none is."""
+        """Lease the lowest free address of the dynamic span; None where none is free."""
         ...
 
     def release(self, network: str, owner: str) -> None:
-        """Give back every address of *network* that *owner* has; a no-op when it has none."""
+        """Release all addresses of *network* that *owner* has; a no-op when it has none."""
         ...
 
     def holder(self, pool: Pool, address: IPAddress) -> str:
-        """Who has *address*, as people call it."""
+        """Return a description of the holder of *address*."""
         ...
 
     def count(self, pool: Pool, within: Span) -> int:
-        """How many addresses of *within* are leased."""
+        """Return the number of leased addresses in *within*."""
         ...
 
     def listed(self, network: str) -> list[Leased]:
-        """Every leased address of *network* in rising order, pool by pool."""
+        """Return all leased addresses of *network* in ascending order, pool by pool."""
         ...
 
     def network_name(self, network: str) -> str:
-        """What people call the network with that id."""
+        """Return the name of the network with that id."""
         ...
 
     def fact(self, key: str) -> str | None:
-        """What :meth:`remember` wrote down in this store."""
+        """Return the value that :meth:`remember` stored under *key*, or None."""
         ...
 
     def remember(self, key: str, value: str) -> None:
-        """Write down a fact of the driver's own about this host; *key* begins with the driver's name."""
+        """Store a value of the driver's about this host; *key* begins with the driver's name."""
         ...
 
 
 class IpamDriver(Protocol):
-    """What every IPAM driver provides."""
+    """The methods of every IPAM driver."""
 
     name: str
 
     def request_pool(self, leases: Leases, network: str, request: PoolRequest, avoid: Sequence[IPNetwork]) -> AddressPool:
-        """Reserve a subnet for *network* (an id) and its gateway and auxiliary addresses in it.
+        """Reserve a subnet for *network* (an id), with its gateway and auxiliary addresses.
 
-        *avoid* holds the host's routes: an automatic subnet overlaps none of them, nor any pool of another network; a
-        given one that overlaps is refused, and so is an option that the driver does not have. Raises ConfigError, Conflict,
+        *avoid* holds the host's routes. An automatic subnet overlaps none of them and no pool of another network; a given one
+        that overlaps is refused, and so is an option that the driver does not have. Raises ConfigError, Conflict,
         PoolExhausted.
         """
         ...
 
     def release_pool(self, leases: Leases, network: str) -> None:
-        """Give back every pool of *network* with all its leases; a no-op when it has none."""
+        """Release all pools of *network* with their leases; a no-op when it has none."""
         ...
 
     def request_address(
@@ -155,11 +155,11 @@ class IpamDriver(Protocol):
     ) -> IPInterface:
         """Lease *preferred*, or an address of the driver's choice, to *owner* (a record's id).
 
-        *facts* are what the driver's ``prepare`` found out for *owner*. Raises ConfigError (outside the subnet), AddressTaken
-        (by whom), PoolExhausted.
+        *facts* are those that the driver's ``prepare`` returned for *owner*. Raises ConfigError for an address outside the
+        subnet, AddressTaken with the holder's name, PoolExhausted.
         """
         ...
 
     def release_address(self, leases: Leases, network: str, owner: str) -> None:
-        """Give back every lease that *owner* holds in *network*; a no-op when it holds none."""
+        """Release all leases that *owner* holds in *network*; a no-op when it holds none."""
         ...

@@ -1,6 +1,6 @@
-"""The three nouns of the Container Network Model, and what they are made of, as frozen records.
+"""The records of the Container Network Model (network, sandbox, endpoint) and of CNI, and the structs in them. All are frozen.
 
-A record holds what was asked and the facts that only the world knew; everything the kernel holds follows from it. Nothing
+A record holds the options of a request and the facts that drivers found out; the kernel objects are computed from it. Nothing
 in here reads the kernel, the store or the clock.
 """
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class Phase(StrEnum):
-    """Where a record stands; only ``READY`` ones are seen by lookups and names."""
+    """The state of a record's work; only ``READY`` records are found by name and have their names resolved."""
 
     CREATING = "creating"
     READY = "ready"
@@ -54,25 +54,25 @@ class Phase(StrEnum):
 
 
 class Scope(StrEnum):
-    """How far a network reaches: this host, or every host of the cluster."""
+    """The extent of a network: this host, or all hosts of the cluster."""
 
     LOCAL = "local"
     GLOBAL = "global"
 
 
 class Protocol(StrEnum):
-    """Transport of a published port."""
+    """The transport protocol of a published port."""
 
     TCP = "tcp"
     UDP = "udp"
-    SCTP = "sctp"  # of CNI port mappings only: the kernel has no such sockets where the module is not loaded
+    SCTP = "sctp"  # in CNI port mappings only: it cannot be held by a socket where the kernel's module is not loaded
 
 
 class NetnsRef(Struct, frozen=True):
-    """A network namespace: the path it is reached by and, once known, who it truly is.
+    """A network namespace: its path and, once known, its identity.
 
-    ``identity`` is ``<boot id>:<SO_NETNS_COOKIE>``; inode numbers are reused at once, cookies never within a boot. An
-    empty path is the namespace that the store describes, called the host here.
+    ``identity`` is ``<boot id>:<SO_NETNS_COOKIE>``: inode numbers are reused at once, cookies never within a boot. An empty
+    path stands for the netns that the store describes, which is called the host.
     """
 
     path: str
@@ -84,7 +84,7 @@ class NetnsRef(Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """How people and keys call it: ``host`` or the last part of a path in ``/run/netns``, else the path."""
+        """The name for people and in keys: ``host``, the last part of a path in ``/run/netns``, or the path."""
         if not self.path:
             return "host"
         return self.path.removeprefix("/run/netns/")
@@ -94,11 +94,11 @@ HOST = NetnsRef("")
 GATEWAY = "gateway"
 """The owner of the lease of a network's gateway address."""
 AUXILIARY = "auxiliary:"
-"""What the owner of an auxiliary address's lease begins with; the rest is the name that it was given."""
+"""The owner of an auxiliary address's lease is this prefix followed by the address's name."""
 
 
 class AddressPool(Struct, frozen=True, kw_only=True):
-    """One subnet of a network: where dynamic addresses come from, and what is kept out of them."""
+    """One subnet of a network, the range of its dynamic addresses, and the addresses reserved in it."""
 
     subnet: IPNetwork
     gateway: IPAddress | None = None
@@ -112,17 +112,17 @@ class AddressPool(Struct, frozen=True, kw_only=True):
 
     @property
     def router(self) -> IPAddress | None:
-        """Where members send what leaves the subnet: the auxiliary address that Docker names so, else the gateway."""
+        """The next hop of members: the auxiliary address ``DefaultGatewayIPv4`` (6), as with Docker, else the gateway."""
         return self.auxiliary.get(f"DefaultGatewayIPv{self.family}", self.gateway)
 
     @property
     def gateway_interface(self) -> IPInterface | None:
-        """The gateway with the length of the subnet, as it stands on the bridge."""
+        """The gateway with the prefix length of the subnet, as the bridge has it."""
         return ipaddress.ip_interface(f"{self.gateway}/{self.subnet.prefixlen}") if self.gateway else None
 
 
 class Network(Struct, frozen=True, kw_only=True):
-    """Endpoints that reach each other directly, through one driver."""
+    """The record of a network: endpoints of one driver that reach each other directly."""
 
     id: str
     name: str
@@ -138,21 +138,21 @@ class Network(Struct, frozen=True, kw_only=True):
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     predefined: bool = False
-    packages: dict[str, str] = {}  # that its drivers came with, by side ("driver", "ipam"), where they are not built in
-    facts: dict[str, dict[str, Any]] = {}  # what its drivers found out in the world, by side
-    forwards: bool = True  # False: whether the host forwards for it is the administrator's affair (``ip-forward``)
+    packages: dict[str, str] = {}  # the packages of its drivers that are not built in, by side ("driver", "ipam")
+    facts: dict[str, dict[str, Any]] = {}  # the facts of its drivers' ``prepare``, by side
+    forwards: bool = True  # False: netlib does not switch the host's forwarding on for it (``ip-forward``)
 
     @property
     def resolves_names(self) -> bool:
-        """User-defined networks resolve their members' names; the predefined ones do not, as in Docker."""
+        """Whether names of members are resolved: in user-defined networks, and not in predefined ones, as with Docker."""
         return not self.predefined
 
     def pool(self, family: int) -> AddressPool | None:
-        """The first pool of *family* (4 or 6)."""
+        """Return the first pool of *family* (4 or 6), or None."""
         return next((pool for pool in self.pools if pool.family == family), None)
 
     def pool_of(self, address: IPAddress) -> AddressPool | None:
-        """The pool whose subnet contains *address*."""
+        """Return the pool whose subnet contains *address*, or None."""
         return next((pool for pool in self.pools if pool.family == address.version and address in pool.subnet), None)
 
     @property
@@ -161,9 +161,9 @@ class Network(Struct, frozen=True, kw_only=True):
 
 
 class PortMapping(Struct, frozen=True, kw_only=True):
-    """One container port published on one host port.
+    """One container port that is published on one host port.
 
-    ``host_ip`` None means every address of the host; 0.0.0.0 and :: mean every one of their family.
+    ``host_ip`` None stands for all addresses of the host, 0.0.0.0 and :: for all addresses of their family.
     """
 
     container_port: int
@@ -172,7 +172,7 @@ class PortMapping(Struct, frozen=True, kw_only=True):
     host_ip: IPAddress | None = None
 
     def meets(self, other: IPAddress | None) -> bool:
-        """Whether this mapping's place on the host and *other* (the same port on another ``host_ip``) share an address."""
+        """Whether this mapping's ``host_ip`` and *other*, the ``host_ip`` of a mapping of the same port, share an address."""
         mine = self.host_ip
         if mine is None or other is None:
             return True
@@ -180,14 +180,14 @@ class PortMapping(Struct, frozen=True, kw_only=True):
 
 
 class Link(Struct, frozen=True):
-    """Docker's ``--link name:alias``: inside this endpoint's sandbox, *alias* means the sandbox called *name*."""
+    """Docker's ``--link name:alias``: in this endpoint's sandbox, *alias* resolves to the sandbox called *name*."""
 
     name: str
     alias: str
 
 
 class ResolverConfig(Struct, frozen=True, kw_only=True):
-    """What a sandbox asked of its resolver; empty means: as on the host."""
+    """The resolver options of a sandbox; for an empty one the host's value is used."""
 
     servers: Annotated[tuple[IPAddress, ...], Asked("a list or tuple of IP addresses")] = ()
     search: Annotated[tuple[str, ...], Asked("a list or tuple of texts")] = ()
@@ -198,20 +198,20 @@ class ResolverConfig(Struct, frozen=True, kw_only=True):
 
 
 class Sandbox(Struct, frozen=True, kw_only=True):
-    """One container's network stack: a netns, and what its resolver is told."""
+    """The record of a container's network stack: a netns, and the configuration of its resolver."""
 
     id: str
     name: str
     created: float  # seconds since the epoch
     netns: NetnsRef
-    owned: bool  # we made the netns, and it goes with the sandbox
+    owned: bool  # whether we made the netns, and delete it with the sandbox
     hostname: str = ""
     domainname: str = ""
     resolver: ResolverConfig = ResolverConfig()
-    dns_port: int = 0  # where netlibd listens on 127.0.0.11 inside an owned netns
+    dns_port: int = 0  # the port at 127.0.0.11 in an owned netns on which netlibd listens
     files_dir: str = ""  # folder of its resolv.conf, hosts and hostname
-    sysctls: tuple[tuple[str, str], ...] = ()  # path and value of each that an owned netns was asked to have
-    cni_container: str = ""  # as its runtime calls it, where a CNI call made the sandbox: it goes with its last endpoint
+    sysctls: tuple[tuple[str, str], ...] = ()  # path and value of each sysctl requested for an owned netns
+    cni_container: str = ""  # the runtime's id if a CNI call made the sandbox; it is removed with its last endpoint
 
     @property
     def short_id(self) -> str:
@@ -219,7 +219,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
-    """One sandbox's place in one network: link, addresses, names, ports."""
+    """The record of one sandbox's membership in one network: link, addresses, names, ports."""
 
     id: str
     network: str  # id
@@ -233,10 +233,10 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     gw_priority: int = 0
     options: dict[str, str] = {}
-    facts: dict[str, dict[str, Any]] = {}  # what the network's drivers found out for it in the world, by side
+    facts: dict[str, dict[str, Any]] = {}  # the facts of the network's drivers' ``prepare``, by side
 
     def address(self, family: int) -> IPInterface | None:
-        """The first address of *family* (4 or 6), with its prefix length."""
+        """Return the first address of *family* (4 or 6), with its prefix length, or None."""
         return next((address for address in self.addresses if address.version == family), None)
 
     @property
@@ -245,7 +245,10 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
 
 class CniNetwork(Struct, frozen=True, kw_only=True):
-    """A network that CNI configurations describe: it holds what its attachments share, such as a bridge, and outlives them."""
+    """The record of a network of CNI configurations, which holds the objects that attachments share, such as a bridge.
+
+    It is kept when its last attachment is removed.
+    """
 
     id: str
     name: str
@@ -253,7 +256,7 @@ class CniNetwork(Struct, frozen=True, kw_only=True):
 
 
 class CniAttachment(Struct, frozen=True, kw_only=True):
-    """What one CNI plugin did for one interface of one container in one network."""
+    """The record of what one CNI plugin did for one interface of one container in one network."""
 
     id: str
     network: str  # id of a CniNetwork
@@ -262,13 +265,13 @@ class CniAttachment(Struct, frozen=True, kw_only=True):
     plugin: str
     netns: NetnsRef
     created: float  # seconds since the epoch
-    result: dict[str, Any] = {}  # what ADD answered, in the newest version of the specification
-    sandbox: str = ""  # ids, where the attachment is an endpoint of a network of ours
+    result: dict[str, Any] = {}  # the result of ADD, in the newest version of the specification
+    sandbox: str = ""  # the ids of sandbox and endpoint, if the attachment connects to a network of the CNM
     endpoint: str = ""
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """Something that has happened to a record, in Docker's words: a *type* of thing, an *action*, whose record it is."""
+    """Something that happened to a record, in Docker's terms: the record's *type* and *id*, and the *action*."""
 
     type: str  # "network", "container", "sandbox", "cni", "system"
     action: str  # "create", "connect", "disconnect", "destroy", "start", "die", …

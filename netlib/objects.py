@@ -1,7 +1,8 @@
-"""Classes of kernel objects by the name that the store has for them, imported at first use.
+"""Finding the class of a kernel object by its tag in the store; its module is imported at the first use.
 
-Built-in ones resolve from the table below, others through the entry points ``netlib.objects``. The name of such a one begins
-with that of its package (``acme-net.tunnel``), so that it can be named when the package is not installed any more.
+Built-in classes are in the table below, others are found by the entry points ``netlib.objects``. The tag of another package's
+class begins with the package's name (``acme-net.tunnel``), so that an error can name the package when it is not installed any
+more.
 """
 
 from functools import cache
@@ -68,7 +69,7 @@ _OBJECTS = {
 
 @cache
 def object_class(tag: str) -> type[KernelObject]:
-    """The class of kernel object that the store calls *tag*; PackageMissing for another's that is not installed, StoreError."""
+    """Return the class with that *tag*. Raises PackageMissing when its package is not installed, StoreError for another tag."""
     target = _OBJECTS.get(tag)
     if target is not None:
         return cast(type[KernelObject], load(target))
@@ -82,11 +83,11 @@ def object_class(tag: str) -> type[KernelObject]:
 
 
 def object_tags() -> tuple[str, ...]:
-    """Every name that the store may have for a class of kernel object."""
+    """Return the tags of all built-in classes."""
     return tuple(_OBJECTS)
 
 
 def load(target: str) -> Any:
-    """What *target* (``module:attribute``) names, its module imported."""
+    """Import the module of *target* (``module:attribute``) and return the attribute."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)

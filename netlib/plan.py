@@ -1,7 +1,7 @@
-"""What a plan is: an ordered tuple of small frozen objects, each one thing that the kernel (or a folder of ours) holds.
+"""Plans: ordered tuples of small frozen objects, each of which stands for one thing in the kernel or a file of ours.
 
-Drivers answer with plans; the core writes them down, applies them in order and removes them in reverse. A plan never
-reads the kernel: what had to be known first is in the record, or is *observed* once, before the object is written down.
+Drivers return plans; the core records them, applies them in order and removes them in reverse. Planning never reads the kernel:
+what has to be known before is in the record, or is *observed* once, before the object is recorded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    """Identity of a kernel object: its other fields are attributes, and changing one is an ``ensure``."""
+    """The identity of a kernel object. Its other fields are attributes, and a change of one is an ``ensure``."""
 
     kind: str
     netns: str
@@ -28,17 +28,16 @@ class Key(NamedTuple):
 
 
 class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, dict=True):
-    """One thing the kernel holds for us: names, never ifindexes.
+    """One thing in the kernel that we made or changed, described by names, never by ifindexes.
 
-    Subclasses declare ``tag="…"`` (their stable name in the store), their key (a ``cached_property``, as it is asked for
-    often), and the four verbs ``ensure``, ``remove``,
-    ``drift`` and ``commands``. What few of them can do beyond that are abilities, the small Protocols below: a class offers one
-    by its methods, and :func:`ability` finds it.
+    A subclass declares ``tag="…"`` (its stable name in the store), its key (a ``cached_property``, as it is asked for often),
+    and the four verbs ``ensure``, ``remove``, ``drift`` and ``commands``. Some have further abilities, the small Protocols
+    below: a class offers an ability by having its methods, and :func:`ability` finds it.
 
-    ``batch`` names what can be changed together in one request ("firewall", "veth"): :meth:`ensure_many` and
-    :meth:`remove_many` then get whole runs of such neighbours. ``observations`` names the fields that :meth:`observed` fills; a
-    later holder of the key takes them over from the first one. ``survives_boot`` says that it lies on disk, and must be removed
-    even when the kernel's side is gone.
+    Objects of the same ``batch`` ("firewall", "veth") can be changed in one request: :meth:`ensure_many` and
+    :meth:`remove_many` get runs of them that are neighbours in a plan. ``observations`` names the fields that :meth:`observed`
+    fills; a later holder of the key takes their values over from the first one. An object that ``survives_boot`` is on disk
+    and must be removed even when the kernel's objects are gone.
     """
 
     batch: ClassVar[str] = ""
@@ -53,52 +52,52 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
 
     @property
     def shared(self) -> bool:
-        """Whether other records may hold this key too, so that it is changed under a lock of it."""
+        """Whether other records may hold this key too; the object is then changed under a lock of the key."""
         return False
 
     def observed(self, kernel: "Kernel") -> Self:
-        """Return this object with what must be known before it is written down (a prior value, an adoption)."""
+        """Return this object with what must be known before it is recorded: a sysctl's prior value, whether a link existed."""
         return self
 
     def ensure(self, kernel: "Kernel") -> None:
-        """Make it so; a no-op when it is so. Raise NeedsRecreate when the living object cannot be changed into it."""
+        """Make or change the object in the kernel; a no-op when it is so. NeedsRecreate when it cannot be changed in place."""
         raise NotImplementedError
 
     def remove(self, kernel: "Kernel") -> None:
-        """Make it gone; a no-op when it is gone."""
+        """Remove this object from the kernel; a no-op when it is gone."""
         raise NotImplementedError
 
     def drift(self, kernel: "Kernel") -> str | None:
-        """Say how the kernel differs from this object, or None."""
+        """Return how the kernel differs from this object, or None."""
         raise NotImplementedError
 
     @classmethod
     def ensure_many(cls, kernel: "Kernel", run: Sequence["KernelObject"]) -> None:
-        """Make a run of one ``batch`` and netns so, in order; one by one unless the room has something better."""
+        """Ensure objects of one ``batch`` and netns, in order; one by one unless a subclass can do it in one request."""
         for item in run:
             item.ensure(kernel)
 
     @classmethod
     def remove_many(cls, kernel: "Kernel", run: Sequence["KernelObject"]) -> None:
-        """Make a run of one ``batch`` and netns gone, in the order given."""
+        """Remove objects of one ``batch`` and netns, in the order given."""
         for item in run:
             item.remove(kernel)
 
     def commands(self) -> Iterable[str]:
-        """The command lines that a person would type for it."""
+        """Return the shell commands by which a person would make this object."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Carrier(Protocol):
-    """An object with which others vanish by the kernel's own doing: a link with its addresses, a netns with its links."""
+    """An object with which the kernel removes others: a link with its addresses, a netns with its links."""
 
     def carries_in(self) -> tuple[str, ...]:
-        """The paths of the netns in which it may carry something."""
+        """Return the paths of the netns in which the removal of this object may remove others."""
         ...
 
     def carries(self, other: KernelObject) -> bool:
-        """Whether *other* vanishes when this object is removed."""
+        """Whether the kernel removes *other* when this object is removed."""
         ...
 
 
@@ -107,47 +106,51 @@ class HoldsOutside(Protocol):
     """An object that may also occupy something outside its netns, such as a slot on its parent link."""
 
     def holds_outside(self) -> bool:
-        """Whether it does: then it is removed explicitly, before its netns is deleted."""
+        """Whether this object occupies something outside; it is then removed explicitly, before its netns is deleted."""
         ...
 
 
 @runtime_checkable
 class Coexists(Protocol):
-    """An object that may stand beside others with its key: of another record, or of somebody else."""
+    """An object that can exist together with one of the same key that another record or another program has made."""
 
     def may_meet_others(self) -> bool:
-        """Whether to ask the kernel about it even when the link that carries it is still to be made: others may come first."""
+        """Whether the kernel must be asked about this object even when the link that carries it is still to be made.
+
+        Somebody else's object may be there, and is kept.
+        """
         ...
 
     def coexisting(self, theirs: KernelObject, kernel: "Kernel") -> KernelObject | None:
-        """This object adjusted to stand beside *theirs*, another record's with other attributes; None where only one can."""
+        """Return this object adjusted to exist beside *theirs*, another record's with other attributes; None for a conflict."""
         ...
 
 
 @runtime_checkable
 class ExplainsConflict(Protocol):
-    """An object that says itself why another record's with its key stands against it."""
+    """An object with its own message for a conflict with another record's object of the same key."""
 
     def disagreement(self, theirs: KernelObject, holder: str) -> str:
-        """The sentence for *theirs*, which *holder* ("network 'web'") has."""
+        """Return the message for a conflict with *theirs*, which *holder* ("network 'web'") has."""
         ...
 
 
 @runtime_checkable
 class Overrides(Protocol):
-    """An object that changes what an object of another record set before."""
+    """An object that changes a setting which an object of another record has set before."""
 
     def remaining(self, other: KernelObject) -> KernelObject | None:
-        """The part of *other* that should still be found in the kernel once this object is applied; None for nothing."""
+        """Return the part of *other* that should still be in the kernel once this object is applied; None for nothing."""
         ...
 
 
 _A = TypeVar("_A")
-_offers: Callable[[Any, Any], bool] = cache(issubclass)  # a connect asks fifty times; isinstance looks at each method again
+# Cached, because one connect asks fifty times, and isinstance compares all methods of the Protocol each time.
+_offers: Callable[[Any, Any], bool] = cache(issubclass)
 
 
 def ability(item: object, kind: type[_A]) -> _A | None:
-    """*item* (a kernel object, a driver), where its class offers the ability *kind* (a Protocol such as :class:`Carrier`)."""
+    """Return *item*, a kernel object or a driver, if its class has the ability *kind* (such as :class:`Carrier`), else None."""
     return cast(_A, item) if _offers(type(item), kind) else None
 
 
@@ -172,11 +175,11 @@ class Plan(tuple[KernelObject, ...]):
         return tuple(item.key for item in self)
 
     def of(self, kind: type[Any]) -> tuple[Any, ...]:
-        """The objects of class *kind*, in order."""
+        """Return the objects of class *kind*, in order."""
         return tuple(item for item in self if isinstance(item, kind))
 
     def runs(self) -> Iterator[tuple[KernelObject, ...]]:
-        """Split into runs to apply at once: neighbours of one ``batch`` and netns together, all others alone."""
+        """Yield the objects in groups that are applied together: neighbours of one ``batch`` and netns, all others alone."""
         run: list[KernelObject] = []
         for item in self:
             if run and not (item.batch and item.batch == run[-1].batch and item.key.netns == run[-1].key.netns):
@@ -188,14 +191,14 @@ class Plan(tuple[KernelObject, ...]):
 
 
 class Change(NamedTuple):
-    """What turns one plan into another: ensure these in order, then remove those in reverse."""
+    """The steps from one plan to another: ensure the first objects in order, then remove the second ones in reverse."""
 
     ensure: Plan
     remove: Plan
 
 
 def plan_change(old: Plan, new: Plan) -> Change:
-    """Compare by key: an object with the same key and other attributes is one ``ensure``, never a removal."""
+    """Compare two plans by keys: an object with the same key and other attributes is ensured, never removed."""
     before = {item.key: item for item in old}
     wanted = set(new.keys)
     return Change(

@@ -1,7 +1,7 @@
-"""Network drivers and IPAM drivers by name, imported at first use.
+"""Finding network drivers and IPAM drivers by name; their modules are imported at the first use.
 
-Built-in drivers resolve from the tables below, others through the entry points ``netlib.drivers`` and
-``netlib.ipam_drivers``, which are scanned only when a name is not built in.
+Built-in drivers are in the tables below, others are found by the entry points ``netlib.drivers`` and ``netlib.ipam_drivers``,
+which are read only for a name that is not built in.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ from netlib.plan import Plan
 __all__ = ["MissingDriver", "Side", "driver", "driver_of", "ipam_driver", "missing_package", "package_of"]
 
 Side = Literal["driver", "ipam"]
-"""Which of a network's two drivers."""
+"""Which of a network's two drivers is meant: the network driver or the IPAM driver."""
 
 _DRIVERS = {
     "bridge": "drivers.bridge:BridgeDriver",
@@ -38,18 +38,18 @@ _TABLES: dict[Side, tuple[str, dict[str, str], str]] = {
 
 @cache
 def driver(name: str) -> Driver:
-    """The network driver called *name*; NotFound lists the ones there are."""
+    """Return the network driver called *name*; NotFound lists the known ones."""
     return cast(Driver, _made("driver", name))
 
 
 @cache
 def ipam_driver(name: str) -> IpamDriver:
-    """The IPAM driver called *name*; NotFound lists the ones there are."""
+    """Return the IPAM driver called *name*; NotFound lists the known ones."""
     return cast(IpamDriver, _made("ipam", name))
 
 
 def driver_of(network: Network) -> Driver:
-    """The driver of a network that is written down; where its package is not installed any more, one that says so."""
+    """Return the driver of a recorded network, or a MissingDriver when its package is not installed any more."""
     try:
         return driver(network.driver)
     except NotFound:
@@ -57,13 +57,13 @@ def driver_of(network: Network) -> Driver:
 
 
 def package_of(side: Side, name: str) -> str:
-    """The distribution that a driver comes with; empty for a built-in one, and for one that there is not."""
+    """Return the name of the distribution that a driver belongs to; empty for a built-in driver and for an unknown one."""
     point = None if name in _TABLES[side][1] else _entry_point(side, name)
     return point.dist.name if point is not None and point.dist is not None else ""
 
 
 class MissingDriver:
-    """In the place of a driver whose package is not installed any more: it plans nothing, and has no abilities."""
+    """Stands for a driver whose package is not installed any more: its plans raise PackageMissing, and it has no abilities."""
 
     scope = Scope.LOCAL
     network_options: type[Struct] = NoOptions
@@ -85,7 +85,7 @@ class MissingDriver:
 
 
 def missing_package(whose: str, side: Side, name: str, package: str) -> PackageMissing:
-    """The error for a driver of *package* that *whose* record needs, and that is not installed any more."""
+    """Return the error for a driver of *package* that is not installed any more; *whose* names the record that needs it."""
     what = _TABLES[side][0]
     of_package = f" of the package {package}" if package else ""
     text = f"{whose} needs the {what} {name!r}{of_package}, which is not installed; install it again"

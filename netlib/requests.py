@@ -1,7 +1,7 @@
-"""What may be asked: one struct for each verb, whoever asks.
+"""The requests of verbs: one struct for each, for command lines, clients of netlibd and Python programs alike.
 
-A command line gives texts, netlibd's clients JSON, a Python program texts or typed values. :func:`read` makes the struct of any
-of them, once; everything behind it works with typed values. Each field says how texts become its value, and in which words a
+A command line has texts, a client of netlibd JSON, a Python program texts or typed values. :func:`read` makes the struct from
+any of them, once; all later code works with typed values. Each field declares how a text is read, and the words in which a
 wrong value is refused.
 """
 
@@ -50,7 +50,7 @@ _R = TypeVar("_R", bound=Struct)
 
 
 def each(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Read every item of a list by *parse*. A text is a list of letters too, and no list here: it stays, to be refused."""
+    """Return a function that reads each item of a list by *parse*. It returns a text unchanged, which is refused later."""
 
     def read_all(value: Any) -> Any:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -61,7 +61,7 @@ def each(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _pairs(parse: Callable[[Iterable[str]], dict[str, str]]) -> Callable[[Any], Any]:
-    """Read a list of ``KEY=VALUE`` texts by *parse*; a dict is read already."""
+    """Return a function that reads a list of ``KEY=VALUE`` texts by *parse* and returns any other value unchanged."""
 
     def read_pairs(value: Any) -> Any:
         is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
@@ -71,7 +71,7 @@ def _pairs(parse: Callable[[Iterable[str]], dict[str, str]]) -> Callable[[Any], 
 
 
 def _auxiliary(value: Any) -> Any:
-    """Read a list of ``NAME=IP`` texts, or the addresses of a dict."""
+    """Read auxiliary addresses from a list of ``NAME=IP`` texts or from a dict."""
     if isinstance(value, list | tuple):
         found: dict[str, str] = {}
         for text in value:
@@ -88,7 +88,7 @@ def _auxiliary(value: Any) -> Any:
 
 
 def _ports(value: Any) -> Any:
-    """Read texts as ``-p`` takes them, each for one port or more; what is a request already stays."""
+    """Read texts like those of ``-p``, each of which may stand for many ports; other items are returned unchanged."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         return value
     return tuple(port for item in value for port in (parse_publish(item) if isinstance(item, str) else (item,)))
@@ -103,7 +103,7 @@ def _path(value: Any) -> Any:
 
 
 def _resolver(value: Any) -> Any:
-    """Read a dict; look at what a Python program put into a struct, which checks nothing by itself."""
+    """Read a dict, or check a ResolverConfig, whose constructor does not check the values that a Python program gives it."""
     given = structs.asdict(value) if isinstance(value, ResolverConfig) else value
     if not isinstance(given, Mapping):
         return given
@@ -116,7 +116,7 @@ def _name_server(value: Any) -> Any:
 
 
 def _extra_host(value: Any) -> Any:
-    """Read ``--add-host NAME:ADDRESS``, or with an equals sign."""
+    """Read ``--add-host NAME:ADDRESS`` or ``NAME=ADDRESS``."""
     if not isinstance(value, str):
         return value
     name, _, address = value.partition("=" if "=" in value else ":")
@@ -126,7 +126,7 @@ def _extra_host(value: Any) -> Any:
 
 
 def address_or_none(flag: str) -> Callable[[Any], Any]:
-    """Read an address, which an error calls *flag*; None for an empty text."""
+    """Return a function that reads an address, or None from an empty text; its errors name *flag*."""
     return lambda value: parse_address(value, flag) if value else None
 
 
@@ -142,15 +142,15 @@ Ports = Annotated[tuple[PortRequest, ...], Asked('a list or tuple of ports, writ
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a verb is asked for."""
+    """The request of a verb."""
 
 
 class NoRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of a verb that takes nothing."""
+    """The request of a verb without arguments."""
 
 
 class NameRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One record, by its name, its id or the beginning of its id."""
+    """One record, by its name, its id or the unambiguous beginning of its id."""
 
     name: Text
 
@@ -191,7 +191,7 @@ class NetworkRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class SandboxRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A sandbox to create: with a netns of its own (*netns* None), the host's (``""``), or that at a path."""
+    """A sandbox to create, with a new netns (*netns* None), with the host's (``""``), or with the netns at a path."""
 
     name: Text
     netns: Annotated[str | None, Asked("a text, or None", _path)] = None
@@ -204,7 +204,7 @@ class SandboxRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Join(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a container joins a network; the record of a container keeps one for each of its networks."""
+    """The options of a container in one network; its record keeps one struct for each of its networks."""
 
     network: Text = ""
     ifname: Text = ""
@@ -217,52 +217,52 @@ class Join(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     options: Options = {}
 
     def connecting(self, container: str, ports: Sequence[PortRequest] = ()) -> "ConnectRequest":
-        """The request that joins *container*, and publishes *ports*."""
+        """Return the request to connect *container* with these options and to publish *ports*."""
         return ConnectRequest(container=container, ports=tuple(ports), **structs.asdict(self))
 
 
 class ConnectRequest(Join, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container, or a sandbox, to join to a network, with ports to publish."""
+    """A container or a sandbox to connect to a network, with ports to publish."""
 
     container: Text = ""
     ports: Ports = ()
 
     @property
     def join(self) -> Join:
-        """What of it is kept for the container's next start."""
+        """The options that the container's record keeps for its next start."""
         return Join(**{name: getattr(self, name) for name in Join.__struct_fields__})
 
 
 class LogRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many operations to show."""
+    """The number of operations to show."""
 
     limit: Number = 50
 
 
 class BackupRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file to copy the store into, which may be there only to be replaced."""
+    """The file to copy the store into; an existing file is refused unless *replace* is given."""
 
     file: Text
     replace: Flag = False
 
 
 class CniPruneRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether attachments of containers that are gone go first."""
+    """Whether to remove the attachments whose netns is gone before the networks without attachments."""
 
     stale: Flag = False
 
 
 class DisconnectRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container to take out of a network."""
+    """A container to disconnect from a network."""
 
     network: Text
     container: Text
 
 
 def read(kind: type[_R], values: Mapping[str, Any], *, spelled: Callable[[str], str] = str) -> _R:
-    """Make the request *kind* of *values*. ConfigError names the first of them that is wrong, missing or not known.
+    """Make a request of class *kind* from *values*. ConfigError names the first value that is wrong, missing or unknown.
 
-    *spelled* is how a field is called where the values come from.
+    *spelled* returns the name that a field has at the source of the values.
     """
     fields = _fields(kind)
     given: dict[str, Any] = {}
@@ -291,7 +291,7 @@ class _Field(NamedTuple):
 
 @cache
 def _fields(kind: type[Struct]) -> dict[str, _Field]:
-    """The fields of *kind* with their types as msgspec takes them."""
+    """Return the fields of *kind* with their types in msgspec's form."""
     hints = get_type_hints(kind, include_extras=True)
     found = {}
     for name in kind.__struct_fields__:

@@ -1,8 +1,8 @@
-"""``daemon.json``: Docker's networking keys, read, checked and typed.
+"""Reading and checking ``daemon.json``, which has Docker's keys for networks.
 
-The file is ``/etc/netlib/daemon.json`` for the host's own state folder, and ``daemon.json`` in any other one. Docker's keys for
-other things than networks are passed over, so that Docker's own file can be used; a networking key that has no effect here yet
-is named by ``netlib system info``; any other key is refused.
+The file is ``/etc/netlib/daemon.json`` for the default state folder, and ``daemon.json`` in any other state folder. Docker's
+keys for other things than networks are ignored, so that Docker's own file can be used. Networking keys without an effect in
+this version are listed by ``netlib system info``. All other keys are refused.
 """
 
 import ipaddress
@@ -22,11 +22,11 @@ from netlib.structs import Asked
 
 __all__ = ["AddressBlock", "Settings", "read_settings", "settings_file"]
 
-_WIDEST_SPLIT = 16  # bits: more subnets than that would be a mistake in base or size
+_WIDEST_SPLIT = 16  # bits; a block of more than 65,536 subnets is taken for a mistake in base or size
 
 
 class AddressBlock(NamedTuple):
-    """Where automatic subnets come from: *base* cut into subnets with that prefix length."""
+    """A block for automatic subnets: *base* is divided into subnets with the prefix length *size*."""
 
     base: IPNetwork
     size: int
@@ -58,7 +58,7 @@ def _optional(what: str) -> Asked:
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """The keys that have an effect; their names with dashes are the file's."""
+    """The keys that have an effect; in the file their names have dashes."""
 
     bip: Annotated[IPInterface | None, Asked("an address with its prefix length", _bridge_address)] = None
     fixed_cidr: Annotated[
@@ -76,10 +76,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     dns: Annotated[tuple[IPAddress, ...], Asked("a list of IP addresses", each(lambda value: parse_address(value, "dns")))] = ()
     dns_opts: Texts = ()
     dns_search: Texts = ()
-    without_effect: Texts = ()  # keys in the file that netlib knows and does nothing with yet
+    without_effect: Texts = ()  # keys in the file that are known and have no effect in this version
 
     def resolver(self, asked: ResolverConfig) -> ResolverConfig:
-        """What a sandbox gets that asks for *asked*: the host's settings where it asks for nothing."""
+        """Return the resolver configuration of a sandbox: the values in *asked*, and these settings where *asked* has none."""
         return replace(
             asked,
             servers=asked.servers or self.dns,
@@ -108,13 +108,13 @@ _NO_NETWORKS = {
 
 
 def settings_file(config: Config) -> str:
-    """The path of the file that is read for *config*."""
+    """Return the path of the settings file for *config*."""
     is_host = str(config.state_dir) == DEFAULT_STATE_DIR
     return "/etc/netlib/daemon.json" if is_host else f"{config.state_dir}/daemon.json"
 
 
 def read_settings(config: Config) -> Settings:
-    """The settings of *config*'s host; without a file, the defaults. ConfigError names the file and the key."""
+    """Read the settings for *config*, the defaults where there is no file. ConfigError names the file and the key."""
     path = settings_file(config)
     try:
         with open(path, encoding="utf-8") as file:
@@ -136,7 +136,7 @@ def read_settings(config: Config) -> Settings:
 
 
 def _checked(found: Mapping[str, Any]) -> Settings:
-    """The settings that the file's keys make."""
+    """Check the keys of the file and return the settings."""
     known = {name.replace("_", "-"): name for name in Settings.__struct_fields__ if name != "without_effect"}
     unknown = sorted(found.keys() - known.keys() - _NOT_YET - _NO_NETWORKS)
     if unknown:

@@ -1,6 +1,6 @@
-"""``netlib events``: what happens to networks and containers, as it happens, a JSON object a line.
+"""``netlib events``: print the events of networks and containers as they happen, one JSON object on each line.
 
-It reads the store itself, as ``exec`` and ``logs`` read files: events are in the journal, and nobody has to serve them.
+The command reads the events from the journal in the store, so it needs no netlibd.
 """
 
 import json
@@ -18,7 +18,7 @@ _NANO = 1_000_000_000
 
 
 def events_parser() -> Parser:
-    """The arguments of ``events``."""
+    """Return the parser of the arguments of ``events``."""
     parser = Parser(
         "events",
         "Show what happens to networks and containers, as it happens, one JSON object a line.",
@@ -35,7 +35,7 @@ def events_parser() -> Parser:
 
 
 def events(config: Config, given: Namespace) -> int:
-    """Print events until the end that was asked for, or until it is interrupted."""
+    """Print events until the time of ``--until``, or until a signal ends the command."""
     from netlib.cli.template import Template
     from netlib.core.controller import Controller, Unwatched
     from netlib.kernel.scarcity import translated_scarcity
@@ -55,7 +55,7 @@ def events(config: Config, given: Namespace) -> int:
 
 
 def event_row(event: Any, moment: float) -> dict[str, Any]:
-    """An event (:class:`netlib.model.Event`) as Docker's API shows one."""
+    """Return an event (:class:`netlib.model.Event`) in the form of Docker's API."""
     return {
         "Type": event.type,
         "Action": event.action,
@@ -67,21 +67,21 @@ def event_row(event: Any, moment: float) -> dict[str, Any]:
 
 
 def _named(kind: str) -> Callable[[Mapping[str, Any], str], bool]:
-    """Whether an event is about the *kind* of that name or id, or mentions it."""
+    """Return a filter for events of a record of *kind*, or with such a record among their attributes, by its name or id."""
 
     def passes(row: Mapping[str, Any], value: str) -> bool:
-        actor, about = row["Actor"], row["Actor"]["Attributes"]
+        actor, attributes = row["Actor"], row["Actor"]["Attributes"]
         is_its_own = row["Type"] == kind
-        known_as = (actor["ID"], about.get("name")) if is_its_own else (about.get(kind), about.get(f"{kind}Name"))
-        return value in known_as or bool(known_as[0] and known_as[0].startswith(value))
+        names = (actor["ID"], attributes.get("name")) if is_its_own else (attributes.get(kind), attributes.get(f"{kind}Name"))
+        return value in names or bool(names[0] and names[0].startswith(value))
 
     return passes
 
 
 def _has_label(row: Mapping[str, Any], value: str) -> bool:
     key, equals, wanted = value.partition("=")
-    about = row["Actor"]["Attributes"]
-    return key in about and (not equals or about[key] == wanted)
+    attributes = row["Actor"]["Attributes"]
+    return key in attributes and (not equals or attributes[key] == wanted)
 
 
 _PASSES: dict[str, Callable[[Mapping[str, Any], str], bool]] = {
@@ -96,7 +96,7 @@ _PASSES: dict[str, Callable[[Mapping[str, Any], str], bool]] = {
 
 
 def _filters(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Read ``KEY=VALUE``; values of one key are alternatives, as in Docker."""
+    """Read ``KEY=VALUE`` filters into values by key; an event passes if it has any of a key's values, as with Docker."""
     found: dict[str, list[str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")

@@ -1,1 +1,1 @@
-"""netlibd: the library kept warm in one process per host, for what must outlive a call, and as everybody's fast path."""
+"""netlibd: one process per run folder. It answers names, holds published ports, and performs verbs for commands and plugins."""

@@ -1,7 +1,7 @@
-"""netlibd as a process: detached, alone on its run folder, started and ended in order.
+"""The process of netlibd: detaching from its starter, claiming its run folder, starting and ending.
 
-One rule: who holds the lock on ``netlibd.pid`` is netlibd. What happens before that lock is taken imports little, so that
-one who comes second costs little; the service itself is :mod:`netlib.daemon.service`.
+One rule: the process with the lock on ``netlibd.pid`` is netlibd. Before that lock is taken, little is imported, so that a
+second netlibd on one run folder ends quickly. :mod:`netlib.daemon.service` does the work.
 """
 
 import argparse
@@ -40,25 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _serve(config, detached=options.detach)
     except (NetlibError, OSError, MemoryError) as error:
-        told = error if isinstance(error, NetlibError) else exhaustion(error)
-        if told is None:
+        reported = error if isinstance(error, NetlibError) else exhaustion(error)
+        if reported is None:
             raise
         if options.detach:
-            _report({"error": error_to_json(told)})
+            _report({"error": error_to_json(reported)})
         else:
-            print(f"netlibd: {told}", file=sys.stderr)
-        return told.exit_code
+            print(f"netlibd: {reported}", file=sys.stderr)
+        return reported.exit_code
 
 
 def _serve(config: Config, *, detached: bool) -> int:
     if os.geteuid() != 0:
         raise NotPermitted("netlibd changes network namespaces: run it as root")
-    place = Place.claim(config)
-    if place is None:
+    claim = RunFolderClaim.take(config)
+    if claim is None:
         if detached:
             _report({"ready": 0})
         else:
-            print(f"netlibd: another one serves {config.run_dir}", file=sys.stderr)
+            print(f"netlibd: another netlibd serves {config.run_dir}", file=sys.stderr)
         return 0
     try:
         from netlib.daemon.service import Service
@@ -68,31 +68,32 @@ def _serve(config: Config, *, detached: bool) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
         signal.signal(signal.SIGHUP, lambda *_: None)  # not SIG_IGN, which containers would inherit
-        place.is_ready()
+        claim.set_ready()
         if detached:
             _report({"ready": os.getpid()})
         _notify_systemd()
         with backend().keeping():
             service.run()
     finally:
-        place.leave()
+        claim.release()
     service.close()
     return 0
 
 
-class Place:
-    """The run folder, taken by this process: no other netlibd serves it."""
+class RunFolderClaim:
+    """The locks by which no other netlibd serves the run folder of this process."""
 
     def __init__(self, starting: int, pid: int) -> None:
         self._starting = starting
         self._pid = pid
-        os.register_at_fork(after_in_child=self._close)  # flock outlives its owner in a child that inherited the descriptor
+        os.register_at_fork(after_in_child=self._close)  # a child with the descriptor would keep the flock
 
     @classmethod
-    def claim(cls, config: Config) -> "Place | None":
-        """Take it, or None when another netlibd has it and is ready; wait for how it ends while one starts, or leaves.
+    def take(cls, config: Config) -> "RunFolderClaim | None":
+        """Claim the run folder, or return None when another netlibd serves it.
 
-        Raises Stuck when the other one is stopped, DeadlineExceeded when it neither gets ready nor leaves, StoreError.
+        Waits while another netlibd is starting or ending. Raises Stuck when that one is stopped, DeadlineExceeded when it
+        neither serves nor ends in time, StoreError when the run folder cannot be used.
         """
         try:
             own_folder(config.run_dir, "run folder", "pass --run-dir")
@@ -101,7 +102,7 @@ class Place:
             pid = os.open(config.pid_file, flags, 0o600)
         except OSError as error:
             raise run_folder_refusal(config.run_dir, error) from error
-        _take(starting, config.starting_file, "another netlibd is still starting")
+        _lock(starting, config.starting_file, "another netlibd is still starting")
         if not try_flock(pid):
             if stopped := stopped_holder(config.pid_file):
                 raise Stuck(f"netlibd cannot start: {trouble(stopped)}")
@@ -109,19 +110,19 @@ class Place:
                 os.close(starting)
                 os.close(pid)
                 return None
-            _take(pid, config.pid_file, "another netlibd is still leaving")  # it gave up its sockets first
+            _lock(pid, config.pid_file, "another netlibd is still ending")  # an ending netlibd deletes its sockets first
         os.truncate(pid, 0)
         os.pwrite(pid, f"{os.getpid()}\n".encode(), 0)
         return cls(starting, pid)
 
-    def is_ready(self) -> None:
-        """Let those go on who wait for how this start ends."""
+    def set_ready(self) -> None:
+        """Release the lock that other processes wait for while this netlibd starts."""
         if self._starting >= 0:
             os.close(self._starting)
             self._starting = -1
 
-    def leave(self) -> None:
-        """Give the place up. The file stays, empty: two could lock two files of one name."""
+    def release(self) -> None:
+        """Give the run folder up. The pid file is emptied, not deleted: else two processes could lock two files of its name."""
         os.truncate(self._pid, 0)
         self._close()
 
@@ -132,13 +133,13 @@ class Place:
         self._pid = self._starting = -1
 
 
-def _take(fd: int, path: Path, otherwise: str) -> None:
-    """Lock a file of the run folder; DeadlineExceeded says *otherwise* when another process keeps it."""
-    Waiting(path, "netlibd cannot start", START_SECONDS, lambda: f"{otherwise} ({path}); try again").flock(fd)
+def _lock(fd: int, path: Path, reason: str) -> None:
+    """Lock a file of the run folder; DeadlineExceeded, with *reason*, when another process keeps it locked."""
+    Waiting(path, "netlibd cannot start", START_SECONDS, lambda: f"{reason} ({path}); try again").flock(fd)
 
 
 def detach() -> None:
-    """Become a process of its own: new session, no terminal, no descriptors but the report's, out of the caller's cgroup."""
+    """Detach this process: new session, no terminal, no descriptors above the report's, out of the caller's control group."""
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -150,9 +151,10 @@ def detach() -> None:
 
 
 def leave_cgroup(root: Path, membership: str) -> None:
-    """Move this process to the top of every hierarchy in *membership* (/proc/PID/cgroup): a session's end must not end it.
+    """Move this process to the root group of every hierarchy in *membership*, the text of /proc/PID/cgroup.
 
-    Where the folders cannot be written (a container), it stays where it is.
+    In the group of a login session, systemd would kill it at the session's end. Where the folders cannot be written (in a
+    container), it stays where it is.
     """
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -164,7 +166,7 @@ def leave_cgroup(root: Path, membership: str) -> None:
 
 
 def _report(message: dict[str, object]) -> None:
-    """Tell the client that started us; it may have given up by now."""
+    """Send *message* to the client that started us; a no-op when the client has closed its end."""
     with suppress(OSError), socket.socket(fileno=_REPORT_FD) as report:
         report.sendall(json.dumps(message).encode() + b"\n")
 

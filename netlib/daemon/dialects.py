@@ -1,6 +1,7 @@
-"""The two dialects of the control socket: JSON for commands and Python programs, fields for the launchers of CNI plugins.
+"""The two formats on the control socket: JSON for commands and Python programs, fields for the launchers of CNI plugins.
 
-Bytes in, requests out; answers in, bytes out; no I/O. Frames are :mod:`netlib.wire.frames`'.
+Requests are read from bytes and answers are written to bytes, without I/O. :mod:`netlib.wire.frames` splits a stream into
+frames.
 """
 
 import json
@@ -21,11 +22,11 @@ Tell = Callable[[Any], None]
 
 
 class Malformed(Exception):
-    """These bytes are no request; the connection is of no use any more."""
+    """The bytes received are not a request; the connection has to be closed."""
 
 
 class Request(Struct, frozen=True):
-    """One well-formed request; ``fds`` are open while it is worked on; ``tell`` sends progress, where that is wanted."""
+    """One well-formed request. ``fds`` are open until it is answered; ``tell`` sends progress, None where it is not wanted."""
 
     verb: str
     args: dict[str, Any]
@@ -36,16 +37,16 @@ class Request(Struct, frozen=True):
     from_here: bool  # the caller is in our net, mnt and user namespaces
     tell: Callable[[Any], None] | None
     is_awaited: Callable[[], bool]  # whether the caller is still there
-    from_launcher: bool = False  # a CNI call: written in fields, and so is its answer
+    from_launcher: bool = False  # a CNI call: request and answer are written in fields
 
     @property
     def about_itself(self) -> bool:
-        """Whether it asks the daemon about the daemon."""
+        """Whether the verb concerns netlibd itself (``daemon.ping``)."""
         return self.verb.startswith(ABOUT_ITSELF)
 
 
 def read_request(body: bytes, fds: Sequence[int], tell: Tell, is_awaited: Callable[[], bool]) -> Request:
-    """The request that *body* and the descriptors with it make; *tell* sends progress. Raises Malformed."""
+    """Read a request from *body* and the descriptors received with it; *tell* sends progress. Raises Malformed."""
     if body.startswith(launchers.MAGIC):
         return _read_launchers(body, fds, is_awaited)
     try:
@@ -101,21 +102,21 @@ def _read_launchers(body: bytes, fds: Sequence[int], is_awaited: Callable[[], bo
 
 
 def result(request: Request, value: Any) -> bytes:
-    """The answer that the verb's result is *value*; of a launcher's call that is an Outcome."""
+    """Write the answer for a verb that returned *value*, an Outcome for a launcher's call."""
     return _outcome(value) if request.from_launcher else frame({"result": value})
 
 
 def refusal(request: Request, error: NetlibError) -> bytes:
-    """The answer that the verb raised *error*."""
+    """Write the answer for a verb that raised *error*."""
     if not request.from_launcher:
         return frame({"error": error_to_json(error)})
-    from cni_plugins.run import failed  # the keeper has imported it; a start need not wait for it
+    from cni_plugins.run import failed  # imported here, so that the start need not wait; the keeper imports it ahead
 
     return _outcome(failed(error))
 
 
 def not_mine(request: Request, reason: str, version: str) -> bytes:
-    """The answer that nothing was done, for *reason*, by a netlibd of *version*."""
+    """Write the answer that a netlibd of *version* did not begin the verb, for *reason*."""
     if request.from_launcher:
         return _fields(launchers.NOT_MINE, reason.encode(), version.encode())
     return frame({"not_mine": reason, "version": version})
@@ -132,7 +133,7 @@ def _fields(*fields: bytes) -> bytes:
 
 @cache
 def _own_namespaces() -> tuple[tuple[int, int], ...]:
-    """Device and inode of each; no other namespace can have them while we are in ours."""
+    """Return device and inode of each of our namespaces; while we are in them, no other namespace can have these numbers."""
     found = [os.stat(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
     return tuple((item.st_dev, item.st_ino) for item in found)
 

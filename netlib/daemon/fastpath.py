@@ -1,9 +1,9 @@
-"""The control socket: requests in, answers out, and nothing that a peer sends can end the daemon.
+"""The control socket: it receives requests and sends answers, and no bytes of a peer can end netlibd.
 
-One thread waits for all connections (:meth:`ControlServer.run`) and greets each at once, so a client that hears nothing knows
-that netlibd is stopped; that thread never does a verb. A whole request goes to a bounded pool of workers, and its connection is
-not read again before it is answered. Who speaks is checked by SO_PEERCRED, from where by the namespaces that come
-with the request. How requests are written is :mod:`netlib.daemon.dialects`'.
+One thread waits for all connections (:meth:`ControlServer.run`) and sends each a greeting at once, so a client without a
+greeting knows that netlibd is stopped. That thread performs no verbs: a complete request is passed to a bounded pool of
+workers, and its connection is not read again before the answer is sent. The peer's user is checked by SO_PEERCRED, its
+namespaces by the descriptors sent with the request. :mod:`netlib.daemon.dialects` reads requests and writes answers.
 """
 
 import array
@@ -36,12 +36,12 @@ from netlib.wire.protocol import (
 __all__ = ["ControlServer", "Refused", "Request"]
 
 MAX_PEERS = 1024
-WORKERS = 32  # verbs wait, for locks, for the kernel, for a container to stop; threads are made as they are needed
-QUICK_WORKERS = 4  # for what is asked of the daemon itself: one who holds a lock that all workers wait for must get an answer
+WORKERS = 32  # verbs mostly wait: for locks, for the kernel, for a container to stop
+QUICK_WORKERS = 4  # for `daemon.` verbs: their caller may hold a lock that all other workers wait for
 BACKLOG = 1024
 _READ_SIZE = 1 << 16
-_FRAME_SECONDS = 10.0  # a request that has begun to arrive must be whole by then
-_ANSWER_SECONDS = 30.0  # for the peer to take an answer
+_FRAME_SECONDS = 10.0  # from the first byte of a request to its last one
+_ANSWER_SECONDS = 30.0  # until the peer has taken an answer
 _CREDENTIALS = struct.Struct("=iII")
 _ERROR_EVENTS = select.EPOLLHUP | select.EPOLLERR
 
@@ -49,23 +49,23 @@ logger = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The request is for another daemon or for none ("not mine"); nothing of it was done."""
+    """This netlibd cannot perform the request; it answers "not mine", and nothing of the verb was begun."""
 
 
 Handler = Callable[[Request], Any]
 
 
 class _Peer:
-    """One connection: what has arrived of the next request."""
+    """One connection, and the part of the next request that has arrived."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.frames = Frames(MAX_REQUEST)
         self.fds: list[int] = []
-        self.begun = 0.0  # when the first byte of an unfinished request came (monotonic), 0 without one
+        self.begun = 0.0  # when the first byte of an incomplete request arrived (monotonic), 0 without one
         self.busy = False
-        self.used = time.monotonic()  # when it was last told something, or made
+        self.used = time.monotonic()  # when it was accepted, or when its last answer was sent
         self.leaving = False
 
     @property
@@ -73,7 +73,7 @@ class _Peer:
         return not (self.busy or self.begun or self.leaving)
 
     def read(self) -> bool:
-        """Take in what has arrived; False when the peer has closed. Raises Malformed, OSError."""
+        """Read what has arrived; False when the peer has closed the connection. Raises Malformed, OSError."""
         data, ancillary, flags, _ = self.sock.recvmsg(_READ_SIZE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, body in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -91,7 +91,7 @@ class _Peer:
         return bool(data)
 
     def take(self) -> "Request | None":
-        """The request, or None when it is not all there yet. Raises Malformed."""
+        """Return the request, or None while it is incomplete. Raises Malformed."""
         try:
             body = self.frames.take()
         except FrameTooLong as error:
@@ -104,13 +104,13 @@ class _Peer:
         return read_request(body, tuple(self.fds), self.tell, self.is_there)
 
     def is_there(self) -> bool:
-        """Whether the other end is still open; from any thread."""
+        """Whether the peer has not closed the connection; any thread may ask."""
         waiting = select.poll()
         waiting.register(self.fd, select.POLLRDHUP)
         return not waiting.poll(0)
 
     def send(self, answer: bytes) -> None:
-        """Send one frame; OSError when the peer is gone or does not take it in time."""
+        """Send one frame; OSError when the peer has closed the connection or does not read the frame in time."""
         self.sock.settimeout(_ANSWER_SECONDS)
         try:
             self.sock.sendall(answer)
@@ -118,7 +118,7 @@ class _Peer:
             self.sock.setblocking(False)
 
     def tell(self, update: Any) -> None:
-        """Send progress; where nobody watches any more, the work goes on."""
+        """Send progress. The verb continues when the peer has closed the connection."""
         with suppress(OSError):
             self.send(frame({"progress": update}))
 
@@ -133,9 +133,9 @@ class _Peer:
 
 
 class ControlServer:
-    """Answers requests by *handle*, which runs in one of the workers, until :meth:`stop`.
+    """Answers requests until :meth:`stop` by calling *handle* in one of the workers.
 
-    Connections to *listener* are greeted, those to *former* (of clients from before) are not.
+    Connections to *listener* get a greeting. Those to *former* get none, for earlier clients do not expect one.
     """
 
     def __init__(self, listener: socket.socket, handle: Handler, version: str, *, former: socket.socket | None = None) -> None:
@@ -156,24 +156,24 @@ class ControlServer:
         self._quick = Workers(QUICK_WORKERS, "netlibd-quick")
 
     def stop(self) -> None:
-        """Let :meth:`run` return; may be called from any thread and from a signal handler."""
+        """Make :meth:`run` return; any thread or signal handler may call this."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
-        """Serve until :meth:`stop`, then accept nobody any more and finish the requests being worked on."""
+        """Serve until :meth:`stop`, then accept no more connections and finish the requests that were begun."""
         while not self._stopping:
             try:
                 self._serve()
             except MemoryError:
-                logger.warning("too little memory to take what came; it is tried again")
+                logger.warning("too little memory for a connection or a request; it is tried again")
         for listener in self._listeners.values():
-            listener.close()  # connections not accepted are reset, which tells their callers that nothing was done
+            listener.close()  # waiting connections are reset, by which their callers know that nothing was begun
         self._pool.finish()
         self._quick.finish()
 
     def _serve(self) -> None:
-        for fd, events in self._epoll.poll(self._patience()):
+        for fd, events in self._epoll.poll(self._seconds_to_wait()):
             if fd in self._listeners:
                 self._accept(fd)
             elif (peer := self._peers.get(fd)) is not None and not peer.busy:
@@ -181,7 +181,7 @@ class ControlServer:
         self._close_slow()
 
     def close(self) -> None:
-        """Close the connections, by which callers of ``daemon.leave`` know that the daemon has left."""
+        """Close all connections, by which callers of ``daemon.leave`` know that netlibd has given up its run folder."""
         for peer in list(self._peers.values()):
             self._drop(peer)
         self._epoll.close()
@@ -204,20 +204,22 @@ class ControlServer:
         peer = self._peers[sock.fileno()] = _Peer(sock)
         self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
         if listener == self._greeted:
-            with suppress(OSError):  # it has gone, which is seen when it is read; a new socket has room for these few bytes
+            with suppress(
+                OSError
+            ):  # the peer has closed, as the next read shows; a new socket's buffer has room for the greeting
                 sock.send(self._greeting)
         self._read(peer)
 
     def _make_room(self) -> bool:
-        """Send away whoever has said nothing for the longest time; False when nobody is idle. It may connect again.
+        """Shut down the connection that has been idle for the longest time; False when none is idle.
 
-        It is dropped when its hanging up comes by epoll: a worker may just be giving it back to the loop.
+        It is closed when epoll reports the shutdown, not here, because a worker may just be returning it to the loop.
         """
         idle = min((peer for peer in list(self._peers.values()) if peer.idle), key=lambda peer: peer.used, default=None)
         if idle is None:
             return False
         idle.leaving = True
-        with suppress(OSError):  # it has hung up itself
+        with suppress(OSError):  # the peer has closed it just now
             idle.sock.shutdown(socket.SHUT_RDWR)
         return True
 
@@ -240,7 +242,7 @@ class ControlServer:
                 peer.sock.send(frame({"error": error_to_json(ConfigError(f"malformed request: {error}"))}))
             self._drop(peer)
             return
-        except (OSError, MemoryError):  # the peer is gone, or its request takes more memory than there is
+        except (OSError, MemoryError):  # the peer has closed, or its request needs more memory than there is
             self._drop(peer)
             return
         if request is not None:
@@ -258,20 +260,20 @@ class ControlServer:
         del self._peers[peer.fd]
         peer.close()
 
-    def _patience(self) -> float:
+    def _seconds_to_wait(self) -> float:
         begun = [peer.begun for peer in list(self._peers.values()) if peer.begun and not peer.busy]
         return max(0.0, min(begun) + _FRAME_SECONDS - time.monotonic()) if begun else -1
 
     def _close_slow(self) -> None:
         limit = time.monotonic() - _FRAME_SECONDS
-        for peer in list(self._peers.values()):  # workers change the table meanwhile
+        for peer in list(self._peers.values()):  # a list, because workers change the dictionary meanwhile
             if peer.begun and not peer.busy and peer.begun <= limit:
                 self._drop(peer)
 
     # --- in a worker -----------------------------------------------------------------------------------------------
 
     def _work(self, peer: _Peer, request: Request) -> None:
-        """Answer the request; then the connection is the loop's again."""
+        """Perform the request, send the answer, and have the connection read again."""
         try:
             outcome = self._outcome(request)
             peer.close_fds()
@@ -292,7 +294,7 @@ class ControlServer:
             return dialects.not_mine(request, str(refused), self._version)
         except NetlibError as error:
             return dialects.refusal(request, error)
-        except Exception as error:  # a bug in one verb must not end what serves everybody's names
+        except Exception as error:  # a bug in one verb must not end netlibd, which answers all containers' names
             if (scarce := exhaustion(error)) is not None:
                 return dialects.refusal(request, scarce)
             logger.exception("%s failed", request.verb)

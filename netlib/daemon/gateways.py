@@ -1,8 +1,8 @@
-"""The resolver at the gateways of networks, for members whose netns is somebody else's: CNI's, or a Python program's.
+"""The resolver at the gateways of networks, for members whose netns is not ours: a CNI runtime's or a Python program's.
 
-One rule: who asks is told by the address that it asks from, and sees what it would see at 127.0.0.11 in a netns of ours. The
-kernel drops a question from a guest's address by another bridge port than the guest's (:mod:`netlib.firewall.guests`), so what
-is accounted by address is accounted by port.
+A member (a *guest* of the gateway) is recognised by its source address, and gets the answers that it would get at 127.0.0.11 in
+a netns of ours. The kernel drops queries from a guest's address that another bridge port than the guest's received
+(:mod:`netlib.firewall.guests`), so a limit per address is a limit per port.
 """
 
 import logging
@@ -26,7 +26,7 @@ PORT = 53
 logger = logging.getLogger(__name__)
 
 
-class _Place(NamedTuple):
+class _Gateway(NamedTuple):
     """A gateway's address on a link of the host."""
 
     network: str
@@ -35,40 +35,41 @@ class _Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the server knows it."""
+        """The gateway's name at the DNS server."""
         return f"{self.network} {self.address}"
 
 
 class Gateways:
-    """Serves gateways as long as somebody has a seat there; used by one thread at a time."""
+    """Serves each gateway as long as a sandbox has a seat (an address that may ask) there; used by one thread at a time."""
 
     def __init__(self, dns: DnsServer) -> None:
         self._dns = dns
         self._seats: dict[str, tuple[frozenset[Seat], View]] = {}  # by sandbox
-        # By place and client, the last sandbox that took it: an address is given to another sandbox before the first has left.
-        self._holders: dict[tuple[_Place, IPAddress], str] = {}
-        self._users: Counter[_Place] = Counter()
-        self._open: dict[_Place, int] = {}  # with the index of the link that it was opened on
+        # The sandbox that a client's address at a gateway belongs to. It is compared before an address is dismissed: another
+        # sandbox may get an address before netlibd is told that the former one has left.
+        self._holders: dict[tuple[_Gateway, IPAddress], str] = {}
+        self._users: Counter[_Gateway] = Counter()
+        self._open: dict[_Gateway, int] = {}  # with the index of the link that it was opened on
         self._table = GuestTable()
-        self._is_told = False  # that the kernel does not tell guests apart by port
+        self._has_warned = False  # that the kernel does not compare guests' ports
 
     def seat(self, sandbox: str, seats: Collection[Seat], view: View) -> None:
-        """Let *sandbox* have these *seats* and no others, and see *view* at each.
+        """Give *sandbox* these *seats* and no others, and answer it by *view* at each.
 
-        All of it is tried; the first failure is raised afterwards, and :meth:`retry` tries again.
+        A failure does not stop the rest. The first failure is raised at the end, and :meth:`retry` tries again.
         """
         old, new = self._seats.pop(sandbox, (frozenset[Seat](), None))[0], frozenset(seats)
         if new:
             self._seats[sandbox] = (new, view)
-        self._users.update(map(_place, new - old))
+        self._users.update(map(_gateway, new - old))
         for seat in old - new:
             self._leave(sandbox, seat)
-        self._holders.update(((_place(seat), seat.client), sandbox) for seat in new)
-        self._tell_apart(set(map(_guest, old - new)), set(map(_guest, new)))
+        self._holders.update(((_gateway(seat), seat.client), sandbox) for seat in new)
+        self._filter_guests(set(map(_guest, old - new)), set(map(_guest, new)))
         failures: list[NetlibError] = []
         for seat in new:
             try:
-                self._serve(_place(seat))
+                self._serve(_gateway(seat))
             except NetlibError as error:
                 failures.append(error)
         self._admit(sandbox, new, view)
@@ -76,75 +77,75 @@ class Gateways:
             raise failures[0]
 
     def unseat(self, sandbox: str) -> None:
-        """Let *sandbox* have no seat; a no-op when it has none."""
+        """Take all seats of *sandbox* away; a no-op when it has none."""
         if sandbox in self._seats:
             self.seat(sandbox, (), View())
 
     def publish(self, sandbox: str, view: View) -> None:
-        """Let *sandbox* see *view* at its seats; a no-op when it has none."""
+        """Answer *sandbox* by *view* at its seats; a no-op when it has none."""
         if sandbox in self._seats:
             seats, _ = self._seats[sandbox]
             self._seats[sandbox] = (seats, view)
             self._admit(sandbox, seats, view)
 
     def retry(self) -> None:
-        """Serve what could not be served, or was served on a link that is another one by now."""
-        for place in self._users:
-            with suppress(NetlibError):  # it was told when it failed first
-                self._serve(place)
+        """Open gateways that could not be opened before, or whose link was deleted and made again."""
+        for gateway in self._users:
+            with suppress(NetlibError):  # reported when it failed for the first time
+                self._serve(gateway)
         guests = {_guest(seat) for seats, _ in self._seats.values() for seat in seats}
-        self._tell_apart(self._table.guests - guests, guests)
+        self._filter_guests(self._table.guests - guests, guests)
 
     def close(self) -> None:
-        """Remove what the kernel compares; who asks is answered as long as the server is."""
+        """Delete the firewall table of guests. Queries are answered until the DNS server is closed."""
         self._table.close()
 
     def _admit(self, sandbox: str, seats: Iterable[Seat], view: View) -> None:
         for seat in seats:
-            self._dns.admit(_place(seat).name, seat.client, sandbox, view)
+            self._dns.admit(_gateway(seat).name, seat.client, sandbox, view)
 
     def _leave(self, sandbox: str, seat: Seat) -> None:
-        place = _place(seat)
-        if self._holders.get((place, seat.client)) == sandbox:
-            del self._holders[place, seat.client]
-            self._dns.dismiss(place.name, seat.client)
-        self._users[place] -= 1
-        if not self._users[place]:
-            del self._users[place]
-            self._close(place)
+        gateway = _gateway(seat)
+        if self._holders.get((gateway, seat.client)) == sandbox:
+            del self._holders[gateway, seat.client]
+            self._dns.dismiss(gateway.name, seat.client)
+        self._users[gateway] -= 1
+        if not self._users[gateway]:
+            del self._users[gateway]
+            self._close(gateway)
 
-    def _tell_apart(self, leaving: Collection[Guest], joining: Collection[Guest]) -> None:
-        """Have the kernel drop questions from a guest's address by another port; where it cannot, names are served anyway."""
+    def _filter_guests(self, leaving: Collection[Guest], joining: Collection[Guest]) -> None:
+        """Have the kernel drop queries from a guest's address by another port; names are answered also where it cannot."""
         try:
             self._table.change(leaving, joining)
         except NetlibError as error:
-            if not self._is_told:
-                logger.warning("a member can spend another's share of questions at a gateway, by its address: %s", error)
-            self._is_told = True
+            if not self._has_warned:
+                logger.warning("a member can use up another's share of queries to a gateway by forging its address: %s", error)
+            self._has_warned = True
 
-    def _serve(self, place: _Place) -> None:
-        """See that *place* is served, on the link that has that name now."""
-        index = _index(place.link)
-        if self._open.get(place, 0) == index != 0:
+    def _serve(self, gateway: _Gateway) -> None:
+        """Answer queries at *gateway*; a no-op where that is done on the link which has its name now."""
+        index = _index(gateway.link)
+        if self._open.get(gateway, 0) == index != 0:
             return
-        self._close(place)
-        if self._dns.serve(place.name, HOST, PORT, address=place.address, device=place.link) != PORT:
-            self._dns.withdraw(place.name)
+        self._close(gateway)
+        if self._dns.serve(gateway.name, HOST, PORT, address=gateway.address, device=gateway.link) != PORT:
+            self._dns.withdraw(gateway.name)
             raise Conflict(
-                f"port {PORT} of {place.address} is taken, so names cannot be answered on {place.link}; "
+                f"port {PORT} of {gateway.address} is taken, so names cannot be answered on {gateway.link}; "
                 "let the host's name server listen on its own addresses only"
             )
-        self._open[place] = index
+        self._open[gateway] = index
         for sandbox, (seats, view) in self._seats.items():
-            self._admit(sandbox, (seat for seat in seats if _place(seat) == place), view)
+            self._admit(sandbox, (seat for seat in seats if _gateway(seat) == gateway), view)
 
-    def _close(self, place: _Place) -> None:
-        if self._open.pop(place, None) is not None:
-            self._dns.withdraw(place.name)
+    def _close(self, gateway: _Gateway) -> None:
+        if self._open.pop(gateway, None) is not None:
+            self._dns.withdraw(gateway.name)
 
 
-def _place(seat: Seat) -> _Place:
-    return _Place(seat.network, seat.gateway, seat.link)
+def _gateway(seat: Seat) -> _Gateway:
+    return _Gateway(seat.network, seat.gateway, seat.link)
 
 
 def _guest(seat: Seat) -> Guest:
@@ -152,7 +153,7 @@ def _guest(seat: Seat) -> Guest:
 
 
 def _index(ifname: str) -> int:
-    """The number of a link, 0 where there is none."""
+    """Return the index of a link, 0 where there is none of that name."""
     try:
         return socket.if_nametoindex(ifname)
     except OSError:

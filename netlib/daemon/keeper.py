@@ -1,8 +1,9 @@
-"""What changes by itself: a thread that looks after it.
+"""The keeper: a thread that reacts to changes which no verb of this netlibd made.
 
-It puts our firewall back when others flush it, looks again when something of the run folder is deleted, and finds changes in
-the store that nobody told of (their teller was killed). At the start it clears away ended containers and sees that every
-sandbox's redirect leads to its resolver. Tasks are due at a time; an event only makes one due sooner.
+It restores our firewall entries when another program flushes them, checks netlibd's own files when something in the run folder
+is deleted, and reads records whose writer was killed before it could tell netlibd. At the start it also cleans up after
+containers that ended meanwhile, and checks that each sandbox's redirect of DNS queries leads to its resolver. Each task is due
+at a time; an event only makes it due earlier.
 """
 
 import logging
@@ -19,7 +20,7 @@ from netlib.core.controller import Controller
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.rules import restore_allowances, restore_table
 from netlib.daemon.servants import Change
-from netlib.daemon.serving import Mover, Serving
+from netlib.daemon.serving import PortRecorder, Serving
 from netlib.errors import NetlibError
 from netlib.firewall.backend import Notice, backend, firewall
 from netlib.firewall.objects import DnsRedirect
@@ -28,10 +29,10 @@ from netlib.model import Phase
 
 __all__ = ["Keeper"]
 
-_TABLE_SECONDS = 0.05  # a flush is many events in a few milliseconds
-_IN_FLIGHT_SECONDS = 1.0  # by then, what was being made while the table was gone is there
+_TABLE_SECONDS = 0.05  # a flush causes many events within a few milliseconds
+_IN_FLIGHT_SECONDS = 1.0  # by then, verbs that ran while the table was missing have made their entries
 _FOREIGN_SECONDS = 0.5
-_FOREIGN_PAUSE_SECONDS = 5.0  # others may rewrite their rules all day, and to look costs a listing of theirs
+_FOREIGN_PAUSE_SECONDS = 5.0  # other programs may rewrite their rules all day, and each check lists all of them
 _SWEEP_SECONDS = 5.0
 _EVENT_BYTES = 1 << 14
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """The servant that looks after what changes by itself, in a thread of its own."""
+    """The servant that watches the firewall, the store and the run folder, in its own thread."""
 
     name = "keeper"
 
@@ -47,18 +48,18 @@ class Keeper:
         self,
         controller: Callable[[], Controller],
         serving: Serving,
-        moved: Mover,
+        record_port: PortRecorder,
         leases: DhcpLeases,
         run_dir: Path,
-        check_place: Callable[[], None],
+        check_files: Callable[[], None],
     ) -> None:
-        """*check_place* is called when *run_dir* loses something; *moved* where a redirect leads past its resolver."""
+        """*check_files* is called when a file in *run_dir* is deleted; *record_port* when a redirect leads to a wrong port."""
         self._make_controller = controller
         self._serving = serving
-        self._moved = moved
+        self._record_port = record_port
         self._leases = leases
         self._run_dir = run_dir
-        self._check_place = check_place
+        self._check_files = check_files
         self._sources: dict[int, Callable[[], None]] = {}
         self._due: dict[Callable[[], None], float] = {}
         self._foreign_done = 0.0
@@ -73,11 +74,11 @@ class Keeper:
         self._thread.start()
 
     def changed(self, change: Change) -> tuple[NetlibError, ...]:
-        """Nothing: what it looks after is others' doing."""
+        """Do nothing: the keeper reacts to changes that are not announced."""
         return ()
 
     def health(self) -> str | None:
-        """What it cannot watch, and which of its tasks has failed since it last succeeded."""
+        """Return a sentence on what cannot be watched and on each task whose last run failed, or None."""
         return "; ".join(list(self._troubles.values())) or None
 
     def stop(self) -> None:
@@ -95,7 +96,7 @@ class Keeper:
         self._in(0, self._warm_plugins)
         self._in(_SWEEP_SECONDS, self._sweep)
         with ExitStack() as open_sources:
-            for watch in (self._watch_firewall, self._watch_place):
+            for watch in (self._watch_firewall, self._watch_run_folder):
                 try:
                     watch(open_sources)
                 except NetlibError as error:  # without nf_tables there is no table of ours to watch
@@ -105,27 +106,27 @@ class Keeper:
 
     def _watch_firewall(self, open_sources: ExitStack) -> None:
         events = open_sources.enter_context(closing(backend().events()))
-        self._sources[events.fileno()] = lambda: self._notice(events.read())
-        self._in(0, self._restore_table)  # it may have been flushed while no netlibd was there
+        self._sources[events.fileno()] = lambda: self._on_firewall_events(events.read())
+        self._in(0, self._restore_table)  # it may have been flushed while no netlibd ran
 
-    def _watch_place(self, open_sources: ExitStack) -> None:
-        self._in(0, self._check_place)  # what has gone by now is not told
+    def _watch_run_folder(self, open_sources: ExitStack) -> None:
+        self._in(0, self._check_files)  # inotify does not report what was deleted before
         fd = inotify.watch(self._run_dir, inotify.LOST)
         open_sources.callback(os.close, fd)
 
-        def look() -> None:
+        def on_deleted() -> None:
             os.read(fd, _EVENT_BYTES)
-            self._check_place()
+            self._check_files()
 
-        self._sources[fd] = look
+        self._sources[fd] = on_deleted
 
     def _loop(self) -> None:
         poller = select.poll()
         for fd in (self._wake, *self._sources):
             poller.register(fd, select.POLLIN)
         while not self._stopping:
-            patience = min(self._due.values()) - time.monotonic()
-            for fd, _ in poller.poll(max(0, patience) * 1000):
+            seconds = min(self._due.values()) - time.monotonic()
+            for fd, _ in poller.poll(max(0, seconds) * 1000):
                 if fd in self._sources:
                     self._sources[fd]()
             now = time.monotonic()
@@ -134,11 +135,11 @@ class Keeper:
                 self._do(task)
 
     def _in(self, seconds: float, task: Callable[[], None]) -> None:
-        """Have *task* done in so many seconds, or sooner where it is due already."""
+        """Make *task* due in *seconds*, or leave it due earlier where it already is."""
         due = time.monotonic() + seconds
         self._due[task] = min(due, self._due.get(task, due))
 
-    def _notice(self, notice: Notice) -> None:
+    def _on_firewall_events(self, notice: Notice) -> None:
         if Notice.TABLE in notice:
             self._in(_TABLE_SECONDS, self._restore_table)
         if Notice.FOREIGN in notice:
@@ -158,20 +159,20 @@ class Keeper:
     # --- tasks -----------------------------------------------------------------------------------------------------
 
     def _warm(self) -> None:
-        """Load what the first verb will need, before it needs it: 150 ms of imports."""
+        """Import what the first verb needs (150 ms) and open its connections to the kernel, before it is called."""
         import_module("netlib.verbs.perform")
         with self._controller.engine.kernel("") as kernel:
             kernel.rtnl()
             firewall(kernel)
 
     def _warm_plugins(self) -> None:
-        """The same for the first CNI call."""
+        """Import what the first CNI call needs, before it comes."""
         from cni_plugins.run import preload
 
         preload()
 
     def _finish_containers(self) -> None:
-        """Clear away containers that ended, or were half made, while no netlibd was there."""
+        """Clean up after containers that ended, or whose creation or removal broke off, while no netlibd ran."""
         from netlib.runtime.service import finish
 
         finish(self._controller)
@@ -200,13 +201,13 @@ class Keeper:
             version = tx.change_count()
         if version != self._version:
             self._version = version
-            self._controller.host.refuse_loss()  # an older copy's records in flight are no crash's
+            self._controller.host.refuse_loss()  # records in flight of an older copy of the store are not left by a crash
             self._leases.reload()
             self._controller.recover()
             self._serving.reconcile()
 
     def _check_redirects(self) -> None:
-        """See that each redirect leads to where the resolver listens: a crash may have come between the two."""
+        """Correct redirects that lead to another port than the resolver's: a crash may have come between port and redirect."""
         for sandbox in self._serving.served():
             with self._controller.store.read() as tx:
                 row = tx.by_id(sandbox)
@@ -216,4 +217,4 @@ class Keeper:
             with self._controller.engine.kernel(sandbox) as kernel:
                 wrong = any(item.port != row.value.dns_port or item.drift(kernel) is not None for item in redirects)
             if wrong:
-                self._moved(sandbox, row.value.dns_port)
+                self._record_port(sandbox, row.value.dns_port)

@@ -1,7 +1,7 @@
-"""Published TCP ports on ``[::1]``: the kernel cannot forward what is sent there, so these bytes pass through here.
+"""Published TCP ports on ``[::1]``: netlibd accepts the connections and passes their bytes on to the container.
 
-One rule: nothing waits. One thread moves what is ready; a side that does not read stops the other one from being read. Only
-the host's own processes can come by this way.
+The kernel does not forward packets to ``::1``, so no firewall rule can do this. Only processes of the host can connect there.
+One rule: nothing blocks. One thread copies what is ready; while one side does not read, the other side is not read either.
 """
 
 import errno
@@ -15,21 +15,21 @@ from typing import NamedTuple
 from netlib.dns.loop import READABLE, WRITABLE, Loop
 from netlib.kernel.descriptors import lifted
 
-__all__ = ["LoopbackForwarder", "Place"]
+__all__ = ["ForwardedPort", "LoopbackForwarder"]
 
 ADDRESS = "::1"
 MAX_PAIRS = 512
-_WAITED_FOR = 64  # listeners, 0.02 ms each
+_WAITED_FOR = 64  # listeners that `forward` opens before it returns, at 0.02 ms each
 _BACKLOG = 128
 _BUFFER = 1 << 16
 _CONNECT_SECONDS = 10.0
 _ACCEPT_PAUSE_SECONDS = 1.0
-_AT_ONCE = struct.pack("=ii", 1, 0)
+_RESET = struct.pack("=ii", 1, 0)  # struct linger: on, 0 seconds
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Place(NamedTuple):
-    """A host port to listen on, the descriptor that holds it on every address, and where its connections go."""
+class ForwardedPort(NamedTuple):
+    """A host port to listen on, the descriptor of the socket that holds it, and the container's address and port."""
 
     port: int
     held: int
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 def _listen_beside(descriptor: int, port: int) -> socket.socket:
     """Listen on ``[::1]:port`` although *descriptor* holds the port on every address. Raise OSError.
 
-    Both need SO_REUSEADDR while the second one binds, and give it up afterwards, or a third could bind too.
+    Both sockets need SO_REUSEADDR while the second one binds. It is cleared afterwards, or a third socket could bind as well.
     """
     listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     held = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=descriptor)
@@ -61,40 +61,40 @@ def _listen_beside(descriptor: int, port: int) -> socket.socket:
 
 
 class LoopbackForwarder:
-    """Takes connections from listeners to containers, in a thread that begins with the first one."""
+    """Forwards connections to published ports on ``[::1]``, in a thread that is started with the first listener."""
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
-        self._listeners: dict[str, set[socket.socket]] = {}  # each owner's
-        self._pairs: dict[_Pair, socket.socket] = {}  # each with the listener that it came by
+        self._listeners: dict[str, set[socket.socket]] = {}  # by owner
+        self._pairs: dict[_Pair, socket.socket] = {}  # with the listener that accepted the connection
 
-    def forward(self, owner: str, places: Sequence[Place]) -> None:
-        """Forward what comes in at *places* on behalf of *owner*; a long range is opened after this comes back."""
-        if places:
+    def forward(self, owner: str, ports: Sequence[ForwardedPort]) -> None:
+        """Forward connections to *ports* for *owner*; of more than 64, the listeners are opened after this has returned."""
+        if ports:
             loop = self._loop = self._loop or Loop("netlibd-loopback")
-            give = loop.call if len(places) <= _WAITED_FOR else loop.post
-            give(partial(self._listen, loop, owner, places))
+            run = loop.call if len(ports) <= _WAITED_FOR else loop.post
+            run(partial(self._listen, loop, owner, ports))
 
     def withdraw(self, owner: str) -> None:
-        """Close the listeners of *owner* and what is connected through them."""
+        """Close the listeners of *owner* and the connections that they accepted."""
         if self._loop is not None:
             self._loop.call(partial(self._close_listeners, self._loop, owner))
 
     def close(self) -> None:
-        """End the thread, after all listeners are closed."""
+        """End the thread. The listeners must have been closed by :meth:`withdraw`."""
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
 
-    def _listen(self, loop: Loop, owner: str, places: Sequence[Place]) -> None:
+    def _listen(self, loop: Loop, owner: str, ports: Sequence[ForwardedPort]) -> None:
         listeners = self._listeners.setdefault(owner, set())
-        for place in places:
+        for port in ports:
             try:
-                listener = lifted(_listen_beside(place.held, place.port))
+                listener = lifted(_listen_beside(port.held, port.port))
             except OSError:  # a host without IPv6
                 continue
             listeners.add(listener)
-            loop.watch(listener.fileno(), partial(self._accept, loop, listener, place.target))
+            loop.watch(listener.fileno(), partial(self._accept, loop, listener, port.target))
 
     def _close_listeners(self, loop: Loop, owner: str) -> None:
         listeners = self._listeners.pop(owner, set())
@@ -107,10 +107,11 @@ class LoopbackForwarder:
     def _accept(self, loop: Loop, listener: socket.socket, target: tuple[str, int], events: int) -> None:
         try:
             client = lifted(listener.accept()[0])
-            # Its memory, a minute of TIME-WAIT, has the option as it is now; without it nobody could hold the port meanwhile.
+            # The TIME-WAIT that this connection leaves for a minute inherits the option; without it the port could not be held
+            # again during that minute.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
         except OSError as error:
-            if error.errno in _NO_DESCRIPTORS:  # it stays in the backlog, and we must not spin on it
+            if error.errno in _NO_DESCRIPTORS:  # the connection stays in the backlog, and epoll would report it at once again
                 loop.rewatch(listener.fileno(), 0)
                 loop.after(_ACCEPT_PAUSE_SECONDS, partial(self._resume, loop, listener))
             return
@@ -134,7 +135,7 @@ class LoopbackForwarder:
 
 
 class _Flow:
-    """One direction: bytes read from one socket and not yet taken by the other."""
+    """One direction of a connection: the bytes read from *source* that *sink* has not taken yet."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source = source
@@ -144,7 +145,7 @@ class _Flow:
         self.closed = False  # and the sink has been told
 
     def move(self) -> None:
-        """Move what can be moved now. Raises OSError when a side is gone."""
+        """Read and write as much as is possible without blocking. Raises OSError when one side has closed."""
         if not self.ended and len(self.buffer) < _BUFFER:
             with suppress(BlockingIOError):
                 data = self.source.recv(_BUFFER)
@@ -159,20 +160,20 @@ class _Flow:
 
     @property
     def source_events(self) -> int:
-        """What the source is waited for."""
+        """The events to wait for on the source."""
         return READABLE if not self.ended and len(self.buffer) < _BUFFER else 0
 
     @property
     def sink_events(self) -> int:
-        """What the sink is waited for."""
+        """The events to wait for on the sink."""
         return WRITABLE if self.buffer else 0
 
 
 class _Pair:
-    """A client of the host, and its connection to the container."""
+    """A connection from a process of the host, and the one to the container that its bytes are copied to."""
 
     def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int], ended: Callable[["_Pair"], None]) -> None:
-        """Begin to connect to *target*. Raise OSError where that cannot even begin; *client* is left open then."""
+        """Begin to connect to *target*. Raises OSError where that fails at once, and leaves *client* open."""
         self._loop = loop
         self._client = client
         self._ended = ended
@@ -190,7 +191,7 @@ class _Pair:
         self._wait_for(self._server, WRITABLE)
 
     def close(self) -> None:
-        """Close both sides at once; one that has not said all is reset, so that no half-closed rest of it keeps the port."""
+        """Close both connections; incomplete ones are reset, because a half-closed connection would keep the port in use."""
         if not self._open:
             return
         self._open = False
@@ -199,12 +200,12 @@ class _Pair:
         for sock in (self._client, self._server):
             self._wait_for(sock, 0)
             if not is_complete:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             sock.close()
         self._ended(self)
 
     def _on_ready(self, events: int) -> None:
-        self._deadline.cancel()  # connected, or refused: then the first read says so
+        self._deadline.cancel()  # connected or refused; a refusal is raised by the first read
         there, back = self._flows
         try:
             there.move()
@@ -219,7 +220,7 @@ class _Pair:
         self._wait_for(self._server, back.source_events | there.sink_events)
 
     def _wait_for(self, sock: socket.socket, events: int) -> None:
-        """Wait for *events*; one that is waited for in no way is not watched, or its hang-up would wake us for ever."""
+        """Wait for *events* of *sock*; without events it is not watched, since epoll reports its hang-up in any case."""
         before, self._events[sock] = self._events[sock], events
         if events and not before:
             self._loop.watch(sock.fileno(), self._on_ready, events)

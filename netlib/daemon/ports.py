@@ -1,14 +1,14 @@
-"""Host ports that endpoints publish, held for as long as the daemon lives.
+"""Holding the host ports that endpoints publish, so that no process of the host can bind them.
 
-One rule: a port is held by binding it, never by listening on it; the firewall forwards what comes in, and nobody else can
-have the port. Only on ``[::1]``, where the firewall cannot, do we listen as well. A port that cannot be held is told once and
-tried again at every :meth:`HeldPorts.retry`.
+One rule: a port is held by a socket that is bound to it but does not listen; the firewall forwards the packets. Only on
+``[::1]``, where the firewall cannot forward, does netlibd listen as well. A port that cannot be held is logged once and tried
+again at every :meth:`HeldPorts.retry`.
 """
 
 import logging
 import os
 
-from netlib.daemon.loopback import LoopbackForwarder, Place
+from netlib.daemon.loopback import ForwardedPort, LoopbackForwarder
 from netlib.daemon.servants import Change
 from netlib.errors import NetlibError
 from netlib.kernel.descriptors import lifted_descriptor
@@ -18,24 +18,25 @@ from netlib.model import Endpoint, IPAddress, PortMapping, Protocol
 __all__ = ["HeldPorts"]
 
 logger = logging.getLogger(__name__)
-_HeldPlace = tuple[Protocol, int, IPAddress | None]
+_BoundPort = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
-    """The sockets (descriptors: there are thousands) that hold each endpoint's ports; used by one thread at a time.
+    """The sockets that hold each endpoint's ports; used by one thread at a time.
 
-    A servant, whom :class:`netlib.daemon.serving.Serving` tells which ports to hold.
+    They are kept as bare descriptors, because there may be thousands. This is a servant, but it reads no records:
+    :class:`netlib.daemon.serving.Serving` calls :meth:`hold` and :meth:`release`.
     """
 
     name = "ports"
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[_HeldPlace, int]] = {}
-        self._missing: dict[str, tuple[Endpoint, NetlibError]] = {}  # and why its first port cannot be held
+        self._held: dict[str, dict[_BoundPort, int]] = {}
+        self._missing: dict[str, tuple[Endpoint, NetlibError]] = {}  # with the error of its first port
         self._forwarder = LoopbackForwarder()
 
     def release(self, endpoint_id: str) -> None:
-        """Let go of every port of an endpoint."""
+        """Close the sockets of all ports of an endpoint."""
         self._missing.pop(endpoint_id, None)
         held = self._held.pop(endpoint_id, {})
         if held:
@@ -44,25 +45,25 @@ class HeldPorts:
             os.close(fd)
 
     def hold(self, endpoint: Endpoint) -> None:
-        """Hold the ports of *endpoint*, and serve those on ``[::1]``; log those that somebody else has."""
+        """Hold the ports of *endpoint*, and forward those on ``[::1]``; log those that another process has."""
         held = self._held.setdefault(endpoint.id, {})
-        on_loopback: list[Place] = []
+        on_loopback: list[ForwardedPort] = []
         address = endpoint.address(6) or endpoint.address(4)
         target = str(address.ip) if address else ""
         missing: NetlibError | None = None
         for mapping in endpoint.ports:
-            place = (mapping.protocol, mapping.host_port, mapping.host_ip)
-            if place in held:
+            port = (mapping.protocol, mapping.host_port, mapping.host_ip)
+            if port in held:
                 continue
             try:
-                held[place] = lifted_descriptor(hold_port(mapping))
+                held[port] = lifted_descriptor(hold_port(mapping))
             except NetlibError as error:
                 missing = missing or error
                 if endpoint.id not in self._missing:
                     logger.warning("%s", error)
                 continue
             if target and _is_on_loopback(mapping):
-                on_loopback.append(Place(mapping.host_port, held[place], (target, mapping.container_port)))
+                on_loopback.append(ForwardedPort(mapping.host_port, held[port], (target, mapping.container_port)))
         self._forwarder.forward(endpoint.id, on_loopback)
         if missing is not None:
             self._missing[endpoint.id] = (endpoint, missing)
@@ -75,25 +76,25 @@ class HeldPorts:
             self.hold(endpoint)
 
     def start(self) -> None:
-        """Nothing is held yet."""
+        """Do nothing: :class:`netlib.daemon.serving.Serving` holds the ports when it starts."""
 
     def changed(self, change: Change) -> tuple[NetlibError, ...]:
-        """Nothing: who serves names tells what to hold."""
+        """Do nothing: :class:`netlib.daemon.serving.Serving` reads the records."""
         return ()
 
     def health(self) -> str | None:
-        """How many endpoints lack a port, and why the first of them does."""
+        """Return a sentence with the number of endpoints that lack a port and the reason of the first one, or None."""
         missing = list(self._missing.values())
         return f"ports of {len(missing)} endpoints are not held: {missing[0][1]}" if missing else None
 
     def stop(self) -> None:
-        """Let go of everything."""
+        """Close all sockets."""
         for endpoint_id in list(self._held):
             self.release(endpoint_id)
         self._forwarder.close()
 
 
 def _is_on_loopback(mapping: PortMapping) -> bool:
-    """Whether the port is published on ``[::1]``, among others perhaps."""
+    """Whether the port is published on ``[::1]``, alone or among other addresses."""
     host_ip = mapping.host_ip
     return mapping.protocol is Protocol.TCP and (host_ip is None or str(host_ip) in ("::", "::1"))

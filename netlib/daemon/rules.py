@@ -1,7 +1,7 @@
-"""Putting our firewall back where others deleted parts of it, and letting our bridges through what others added.
+"""Restoring our firewall entries that another program deleted, and the rules that let our bridges pass other programs' chains.
 
-A notice of the backend (:class:`~netlib.firewall.backend.RuleEvents`) only says that it is worth a look. What is done then
-follows from the store and the kernel alone, so that our own changes, whose notices come back to us, end at that look.
+A notice of the backend (:class:`~netlib.firewall.backend.RuleEvents`) only triggers a comparison of the store with the kernel,
+and only a difference is repaired. So our own changes, which cause notices too, cause no work beyond that.
 """
 
 from contextlib import ExitStack
@@ -17,15 +17,15 @@ __all__ = ["restore_allowances", "restore_table"]
 
 
 def restore_table(controller: Controller, *, thorough: bool = False) -> int:
-    """Where a table of ours is not whole any more, make again all that ready records have in them; return how many objects.
+    """Make all firewall objects of ready records again when a table of ours is incomplete; return the number of objects, or 0.
 
-    *thorough* looks at every entry, not only at the static chains. No record can begin to leave meanwhile: that takes the
-    store's write lock, which is held. The table of IP is one transaction: packets meet all of it, or what they
-    met before.
+    Completeness is judged by the static chains, or with *thorough* by every entry. The store's write lock is held, so no record
+    can begin to be removed meanwhile. The table for IP is restored in one transaction: a packet meets the whole table or the
+    former one.
     """
     tables = backend().tables()
     with controller.engine.kernel("") as kernel, ExitStack() as held:
-        if not thorough and not _lost_tables(controller, kernel):  # as after each deletion of our own: nobody has to wait
+        if not thorough and not _lost_tables(controller, kernel):  # the usual case, after a deletion of ours: no lock is taken
             return 0
         for table in tables:
             held.enter_context(controller.locks.hold(f"key:{table.key}", "putting the firewall back"))
@@ -50,7 +50,7 @@ def restore_table(controller: Controller, *, thorough: bool = False) -> int:
 
 
 def _lost_tables(controller: Controller, kernel: Kernel) -> bool:
-    """Whether a table that some record has is not whole."""
+    """Whether a table that a record uses is incomplete."""
     tables = backend().tables()
     with controller.store.read() as tx:
         held = tx.holders([table.key for table in tables], besides=())
@@ -58,7 +58,7 @@ def _lost_tables(controller: Controller, kernel: Kernel) -> bool:
 
 
 def restore_allowances(controller: Controller) -> int:
-    """Let our bridges through foreign forward hooks where they would be stopped by now; return how many that was needed for."""
+    """Restore the rules that let our bridges pass other programs' forward hooks, where they are missing; return how many."""
     restored = 0
     with controller.store.read() as tx:
         objects = list(tx.ready_objects("firewall", "host"))

@@ -1,8 +1,8 @@
-"""The servants of netlibd: each a part that outlives calls, all registered in one list, all driven by one contract.
+"""The servants of netlibd: the parts that keep working between calls (names, ports, leases, the keeper), under one contract.
 
-A servant is started in the order of the list and stopped in reverse. What changes in the store is told to each; what is wrong
-with one is a sentence that ``netlib system info`` shows. A new part (metrics, plugin sockets, restarts) is one class more in
-the list that :mod:`netlib.daemon.service` makes.
+Servants are started in the order of one list and stopped in reverse. Each is called with the ids of the records that changed,
+and returns its health as a sentence, which ``netlib system info`` shows. A new part (metrics, plugin sockets, restarts) is one
+more class in the list that :mod:`netlib.daemon.service` makes.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,31 +16,31 @@ _HEALTHY = "ok"
 
 
 class Change(NamedTuple):
-    """Records (ids) that were written: to be read again, for they may be new, changed or gone."""
+    """The ids of records that were written or deleted, and that a servant has to read again."""
 
     sandboxes: Collection[str]
     networks: Collection[str]
 
 
 class Servant(Protocol):
-    """A part of netlibd. Its methods are called from any thread, but for ``start`` and ``stop``, which the main one calls."""
+    """A part of netlibd. The main thread calls ``start`` and ``stop``; any thread may call the other methods."""
 
     name: str
 
     def start(self) -> None:
-        """Serve what the store has. Raises NetlibError when netlibd cannot do without."""
+        """Begin to serve the records of the store. Raises NetlibError when netlibd must not start without this part."""
         ...
 
     def changed(self, change: Change) -> Sequence[NetlibError]:
-        """Read these records again and serve what they say now; answer with what could not be done, which is logged too."""
+        """Read the changed records again and serve them; return the failures, which are also logged."""
         ...
 
     def health(self) -> str | None:
-        """What is wrong, as a sentence, or None."""
+        """Return what is wrong with this part, as a sentence, or None."""
         ...
 
     def stop(self) -> None:
-        """Serve nobody any more, and close what is open. What the kernel holds for records stays as it is."""
+        """Serve nobody any more, and close all sockets. The kernel objects of records stay."""
         ...
 
 
@@ -52,7 +52,7 @@ class Servants:
         self._started: list[Servant] = []
 
     def start(self) -> None:
-        """Start each; when one cannot be started, stop those that were, and raise why."""
+        """Start each servant; when one raises an error, stop those that were started and raise that error."""
         try:
             for servant in self._servants:
                 self._started.append(servant)
@@ -62,17 +62,17 @@ class Servants:
             raise
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
-        """Tell each of changed records; when *needed*, raise the first thing that could not be done."""
+        """Tell each servant of changed records; when *needed*, raise the first failure of any."""
         change = Change(sandboxes, networks)
         failures = [failure for servant in self._servants for failure in servant.changed(change)]
         if failures and needed:
             raise failures[0]
 
     def health(self) -> dict[str, str]:
-        """How each is: a sentence on what is wrong, or "ok"."""
+        """Return the health of each servant by its name: a sentence on what is wrong, or "ok"."""
         return {servant.name: servant.health() or _HEALTHY for servant in self._servants}
 
     def stop(self) -> None:
-        """Stop each that was started, the last one first."""
+        """Stop the servants that were started, the last one first."""
         while self._started:
             self._started.pop().stop()

@@ -1,7 +1,8 @@
-"""What netlibd does once it has its place: names, held ports, a watched firewall, and verbs for whoever asks.
+"""netlibd's work once it has claimed its run folder: it performs verbs and runs the servants.
 
-Threads: the main one waits on the control socket, workers do the verbs (each with a controller of its own, for a controller
-serves one thread), one answers DNS, and the keeper looks after what changes by itself.
+Threads: the main thread waits for requests on the control socket. Workers perform the verbs, each with its own controller,
+because a controller is for one thread. One thread answers DNS queries. The keeper's thread watches the firewall, the store and
+the run folder. Threads for DHCP leases and for ``[::1]`` are started when they are needed.
 """
 
 import faulthandler
@@ -40,62 +41,65 @@ from netlib.wire.protocol import PROTOCOL, at_socket, release, store_identity
 
 __all__ = ["Service"]
 
-LOG_BYTES = 1 << 20  # and as much again in the file before it
-# The DNS thread never rests under load. At Python's 5 ms, a verb would wait that long each time it comes back from the kernel.
+LOG_BYTES = 1 << 20  # and the same size again in the rotated file
+# Under load the DNS thread runs all the time. With Python's switch interval of 5 ms, a verb would wait that long for the
+# interpreter after each system call.
 _SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger(__name__)
 
 
 class Service:
-    """netlibd's work on a run folder that is its own, from the start to :meth:`close`."""
+    """netlibd on a run folder that this process has claimed, from the start to :meth:`close`."""
 
     def __init__(self, config: Config, *, detached: bool) -> None:
-        """Open the store and serve what it has. Raises WrongHost, NotPermitted, StoreError."""
+        """Open the store, start the servants and listen on the sockets. Raises WrongHost, NotPermitted, StoreError."""
         sys.setswitchinterval(_SWITCH_SECONDS)
         raise_limit()
         open_log(config, to_stderr=not detached)
         self._config = config
         self._started = time.time()
         self._local = threading.local()
-        self._place: list[tuple[int, int] | None] | None = None  # not known before we listen
+        self._files: list[tuple[int, int] | None] | None = None  # None until the sockets exist
         store = Store(config.state_dir, boot=boot_id())
         store.require_writable()
         ports, leases = HeldPorts(), DhcpLeases(self._controller)
         serving = Serving(store, DnsServer(), ports, self._move_resolver)
-        keeper = Keeper(self._controller, serving, self._move_resolver, leases, config.run_dir, self._check_place)
+        keeper = Keeper(self._controller, serving, self._move_resolver, leases, config.run_dir, self._check_files)
         self._servants = Servants([ports, serving, leases, keeper])
-        self._controller().locks.sweep()  # a controller has finished what a crash left, before anything is served
+        self._controller().locks.sweep()  # making the controller has undone what a crash left, before anything is served
         self._store_identity = store_identity(config.state_dir)
         self._servants.start()
         try:
-            listener = self._listen(config.socket_path)  # first: who finds the former one finds this one too
+            listener = self._listen(
+                config.socket_path
+            )  # before the former socket: a client that finds that one finds this one too
             self._control = ControlServer(listener, self._handle, __version__, former=self._listen(config.former_socket_path))
         except BaseException:
             self._servants.stop()
             raise
-        self._place = self._found_place()
+        self._files = self._present_files()
         logger.info("netlibd %s (pid %d) serves %s", __version__, os.getpid(), config.state_dir)
 
     def run(self) -> None:
-        """Serve until :meth:`stop`; then close every socket but the connections. What the kernel holds stays as it is."""
+        """Serve until :meth:`stop`, then stop the servants. Connections stay open until :meth:`close`; kernel objects stay."""
         self._control.run()
         self._servants.stop()
-        logger.info("netlibd (pid %d) leaves", os.getpid())
+        logger.info("netlibd (pid %d) ends", os.getpid())
 
     def stop(self) -> None:
-        """Let :meth:`run` end; from any thread or signal handler."""
-        if self._found_place() == self._place:  # else the sockets are another netlibd's
+        """Make :meth:`run` return; any thread or signal handler may call this."""
+        if self._present_files() == self._files:  # else the sockets are another netlibd's
             for path in (self._config.former_socket_path, self._config.socket_path):
-                path.unlink(missing_ok=True)  # a socket without a listener would tell of a crash
+                path.unlink(missing_ok=True)  # clients take a socket without a listener for a crash
         self._control.stop()
 
     def close(self) -> None:
-        """Close the connections, once another netlibd may start: by that, callers of ``daemon.leave`` know."""
+        """Close the connections, once another netlibd may start; callers of ``daemon.leave`` wait for that."""
         self._control.close()
 
-    def _found_place(self) -> list[tuple[int, int] | None]:
-        """What the paths of our pid file and of our sockets lead to: device and inode, None where nothing is."""
+    def _present_files(self) -> list[tuple[int, int] | None]:
+        """Return device and inode of our pid file and our sockets, None for each that is missing."""
         found: list[tuple[int, int] | None] = []
         for path in (self._config.pid_file, self._config.socket_path, self._config.former_socket_path):
             try:
@@ -106,9 +110,12 @@ class Service:
                 found.append((status.st_dev, status.st_ino))
         return found
 
-    def _check_place(self) -> None:
-        """End when the run folder leads nobody to us any more: the next command that needs a netlibd starts another one."""
-        if self._place is not None and (self._found_place() != self._place or None in self._place):
+    def _check_files(self) -> None:
+        """End when a file of ours in the run folder was deleted or replaced, for no command can reach this netlibd any more.
+
+        The next command that needs a netlibd starts another one.
+        """
+        if self._files is not None and (self._present_files() != self._files or None in self._files):
             logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
             self.stop()
 
@@ -116,7 +123,7 @@ class Service:
     def _listen(path: Path) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            path.unlink(missing_ok=True)  # left by one that was killed: the place is ours
+            path.unlink(missing_ok=True)  # left by a netlibd that was killed: we have the lock on the run folder
             old = os.umask(0o177)
             try:
                 at_socket(path, listener.bind)
@@ -136,7 +143,7 @@ class Service:
         if not _understands(request):
             raise Refused(f"this is netlib {__version__} (protocol {PROTOCOL})")
         if not request.from_here:
-            raise Refused("it lives in other namespaces (network, mount or user) than the caller")
+            raise Refused("it runs in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
         try:
             self._controller().host.refuse_loss()
@@ -147,7 +154,7 @@ class Service:
             from cni_plugins.run import serve
 
             return serve(open_controller=self._controller, is_awaited=request.is_awaited, **request.args)
-        from netlib.verbs.perform import perform  # the keeper has imported it; a start need not wait for it
+        from netlib.verbs.perform import perform  # imported here, so that the start need not wait; the keeper imports it ahead
 
         self._local.tell = request.tell
         try:
@@ -173,7 +180,7 @@ class Service:
         raise ConfigError(f"unknown verb {request.verb!r}")
 
     def _check_store(self, request: Request) -> None:
-        """Refuse callers of another store; end when ours was deleted or replaced, for nothing could come of it any more."""
+        """Raise Refused for a caller with another store; also end when our own store was deleted or replaced."""
         if store_identity(self._config.state_dir) != self._store_identity:
             self.stop()
             raise Refused(f"its store {self._config.state_dir} was deleted or replaced, and it ends")
@@ -181,7 +188,7 @@ class Service:
             raise Refused(f"it serves another store ({self._config.state_dir})")
 
     def _controller(self) -> Controller:
-        """This thread's controller."""
+        """Return the controller of the calling thread, made at its first call."""
         controller: Controller | None = getattr(self._local, "controller", None)
         if controller is None:
             controller = self._local.controller = Controller(self._config, watcher=self._servants, observer=self._observe)
@@ -193,7 +200,7 @@ class Service:
             progress_observer(tell)(moment, item)
 
     def _move_resolver(self, sandbox: str, port: int) -> None:
-        """Write down that *sandbox*'s resolver listens on another port, and lead its redirect there."""
+        """Record the new *port* of *sandbox*'s resolver, and change the sandbox's redirect of DNS queries to it."""
         controller = self._controller()
         with controller.lifecycle.working_on([sandbox], f"leading {sandbox[:12]} to its resolver"):
             with controller.store.write() as tx:
@@ -206,14 +213,17 @@ class Service:
 
 
 def _understands(request: Request) -> bool:
-    """Whether it is this version's. A launcher may be older: it only passes on, and is there until it is installed again."""
+    """Whether this netlibd can perform *request*: one of the same version or, of a CNI launcher, of an older one as well.
+
+    A launcher stays at its version until it is installed again. It only passes on fields that have not changed.
+    """
     if request.from_launcher:
         return release(request.version) <= release(__version__)
     return (request.protocol, request.version) == (PROTOCOL, __version__)
 
 
 class _BoundedLog(logging.handlers.RotatingFileHandler):
-    """A log file that begins anew when it is full, and takes along what libraries write to standard output and error."""
+    """A log file that is rotated at 1 MiB, and to which standard output and error are redirected, for what libraries print."""
 
     def __init__(self, path: str, *, adopts_output: bool) -> None:
         self._adopts_output = adopts_output
@@ -228,7 +238,7 @@ class _BoundedLog(logging.handlers.RotatingFileHandler):
 
 
 def open_log(config: Config, *, to_stderr: bool) -> None:
-    """Log to the run folder's bounded file, and to standard error when somebody (systemd, a person) reads it."""
+    """Log to the file in the run folder, and with *to_stderr* also to standard error, for systemd or a person."""
     path = config.log_file
     try:
         handlers: list[logging.Handler] = [_BoundedLog(str(path), adopts_output=not to_stderr)]
@@ -237,4 +247,4 @@ def open_log(config: Config, *, to_stderr: bool) -> None:
     if to_stderr:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
-    faulthandler.enable()  # a library that ends the process by a signal says where, too
+    faulthandler.enable()  # prints a traceback when a library ends the process by a signal

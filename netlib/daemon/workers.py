@@ -1,7 +1,7 @@
-"""The threads that do netlibd's work: made as they are needed, and never fewer than one.
+"""The threads in which netlibd performs verbs: started as they are needed, and never fewer than one.
 
-One rule: what was submitted is done. Where no thread can be made for it (no memory, no more processes), it waits for one that
-is there; concurrent.futures would refuse it, and have it done all the same.
+One rule: all submitted work is done. Where the kernel allows no more threads (no memory, no more processes), the work waits for
+an existing thread. ThreadPoolExecutor of concurrent.futures raises an error then, but leaves the work in its queue and does it.
 """
 
 import logging
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class Workers:
-    """Up to *most* threads, from now until :meth:`finish`."""
+    """A pool of up to *most* threads, which end with :meth:`finish`."""
 
     def __init__(self, most: int, name: str) -> None:
-        """Make the first one. Raises HostExhausted."""
+        """Start the first thread. Raises HostExhausted."""
         self._most = most
         self._name = name
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._changing = threading.Lock()
-        self._free = 0  # threads that wait, less the work that waits
+        self._free = 0  # the number of idle threads minus the number of waiting pieces of work
         self._threads: list[threading.Thread] = []
         if not self._add():
             raise HostExhausted(f"netlibd cannot start: {NO_PROCESS}")
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have *work* done, after what was submitted before."""
+        """Have *work* done by a thread, after the work that was submitted before."""
         with self._changing:
             self._free -= 1
             if self._free < 0 and len(self._threads) < self._most and not self._add():
@@ -40,7 +40,7 @@ class Workers:
         self._work.put(work)
 
     def finish(self) -> None:
-        """Do what was submitted, then end every thread."""
+        """Finish the submitted work, then end all threads."""
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
@@ -50,7 +50,7 @@ class Workers:
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}")
         try:
             thread.start()
-        except (RuntimeError, MemoryError):  # Python's word for a clone(2) that the kernel refused
+        except (RuntimeError, MemoryError):  # Python raises these when the kernel refuses clone(2)
             return False
         self._threads.append(thread)
         self._free += 1

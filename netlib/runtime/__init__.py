@@ -1,1 +1,1 @@
-"""The bundled runtime: namespaces, mounts, cgroups, a minder per container, logs."""
+"""The bundled container runtime: namespaces, mounts, control groups, a minder process per container, logs."""

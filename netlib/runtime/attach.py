@@ -1,4 +1,4 @@
-"""The caller's side of a container's minder: passing input, output, signals and the terminal's size, until the exit code."""
+"""The client's side of a connection to a minder: it passes input, output, signals and the terminal's size to the exit code."""
 
 import os
 import select
@@ -12,20 +12,20 @@ from pathlib import Path
 from netlib.errors import ConfigError, DaemonError, DeadlineExceeded, NotFound
 from netlib.kernel.folders import PRIVATE, PRIVATE_FILE, make_folder
 from netlib.runtime.shim import ATTACH, CHUNK, END_OF_INPUT, ERROR, EXITED, INPUT, OUTPUT, RESIZE
-from netlib.runtime.terminal import DetachKeys, Raw, size
+from netlib.runtime.terminal import DetachKeys, RawMode, size
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
-DETACHED = "read escape sequence"  # Docker's words for it
-_CONTROL = "@abcdefghijklmnopqrstuvwxyz[\\]^_"  # each with ctrl is its place in this line
+DETACHED = "read escape sequence"  # what Docker prints then
+_CONTROL = "@abcdefghijklmnopqrstuvwxyz[\\]^_"  # the code of ctrl and a character is the character's index here
 
 
 class Detached(Exception):
-    """The keys that detach were pressed; the container goes on."""
+    """The detach keys were pressed; the container keeps running."""
 
 
 def parse_detach_keys(text: str) -> bytes:
-    """Read ``--detach-keys``: characters, ``ctrl-`` and one, or ``DEL``, with commas between; empty is ctrl-p,ctrl-q."""
+    """Read ``--detach-keys``: keys separated by commas (``a``, ``ctrl-p``, ``DEL``); an empty text means ctrl-p,ctrl-q."""
     keys = bytearray()
     for key in (text or "ctrl-p,ctrl-q").split(","):
         if len(key) == 1 and key.isascii():
@@ -42,13 +42,13 @@ def parse_detach_keys(text: str) -> bytes:
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected ends: one for :func:`relay`, one to hand to the minder at its start."""
+    """Return two connected sockets: one for :func:`relay`, one to pass to the minder at its start."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 @contextmanager
-def _reachable(path: Path) -> Iterator[str]:
-    """A name for a socket that fits into its 108 bytes, however long *path* is."""
+def _short_path(path: Path) -> Iterator[str]:
+    """Provide a path to the same socket of less than 108 bytes, which is all that a socket address can hold."""
     fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{path.name}"
@@ -57,12 +57,12 @@ def _reachable(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """The socket that the minder will answer on; one left by a former minder is replaced."""
+    """Return a listening socket for the minder; the socket file of a former minder is replaced."""
     make_folder(path.parent, PRIVATE)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with _reachable(path) as name:
+        with _short_path(path) as name:
             listener.bind(name)
             os.chmod(name, PRIVATE_FILE)
         listener.listen(16)
@@ -73,23 +73,23 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: Path, *, output: bool) -> socket.socket:
-    """Reach a minder, with or without its container's output; NotFound when there is none (any more)."""
+    """Connect to a minder, with or without its container's output; NotFound when no minder listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with _reachable(path) as name:
+        with _short_path(path) as name:
             connection.connect(name)
         if output:
             connection.send(ATTACH)
     except BaseException as error:
         connection.close()
         if isinstance(error, FileNotFoundError | ConnectionError):
-            raise NotFound(f"nobody minds the container at {path.parent}: it has ended") from error
+            raise NotFound(f"the container has ended (no minder listens at {path}); start it first") from error
         raise
     return connection
 
 
 def wait(connection: socket.socket, seconds: float | None = None) -> int | None:
-    """The exit code, when the container ends; None when its minder went away without telling. Raises DeadlineExceeded."""
+    """Wait for the container's end and return its exit code, or None when the minder died. Raises DeadlineExceeded."""
     connection.settimeout(None if seconds is None else max(seconds, 0.001))
     try:
         while message := connection.recv(CHUNK + 1):
@@ -102,8 +102,11 @@ def wait(connection: socket.socket, seconds: float | None = None) -> int | None:
     return None
 
 
-class _Signals:
-    """While entered in the main thread, signals are noted for the loop in place of what they do else."""
+class _SignalPipe:
+    """A pipe that gets the number of each signal as a byte, in place of the signal's usual action, while it is entered.
+
+    In another thread than the main one, where Python sets no handlers, the pipe stays empty.
+    """
 
     def __init__(self, wanted: tuple[signal.Signals, ...]) -> None:
         self.wanted = wanted if threading.current_thread() is threading.main_thread() else ()
@@ -135,17 +138,17 @@ def relay(
     forward: Callable[[int], None],
     keys: bytes = b"",
 ) -> int:
-    """Be the container's terminal or its pipes until it ends; return its exit code.
+    """Pass input to the container and output from it until it ends; return its exit code.
 
-    *forward* is given the signals that come meanwhile. Raises DaemonError when the minder dies, Detached when *keys* are
-    pressed on a terminal.
+    *forward* is called with each signal that arrives. Raises DaemonError when the minder dies, Detached when *keys* are pressed
+    on a terminal.
     """
     detach_keys = DetachKeys(keys if tty else b"")
     wanted = (*FORWARDED, signal.SIGWINCH) if tty else FORWARDED
     terminal = stdin if stdin is not None else stdout
-    with _Signals(wanted) as signals, Raw(stdin if tty and stdin is not None else -1):
+    with _SignalPipe(wanted) as signals, RawMode(stdin if tty and stdin is not None else -1):
         if tty:
-            _tell_size(connection, terminal)
+            _send_size(connection, terminal)
         pending, is_detached = b"", False
         while True:
             poll = select.poll()
@@ -157,7 +160,7 @@ def relay(
             if signals in ready:
                 for number in os.read(signals, 64):
                     if number == signal.SIGWINCH:
-                        _tell_size(connection, terminal)
+                        _send_size(connection, terminal)
                     else:
                         forward(number)
             if stdin is not None and stdin in ready:
@@ -176,12 +179,12 @@ def relay(
 
 
 def _send(connection: socket.socket, message: bytes) -> bytes:
-    """Send a message if that is possible now; return what is still to be sent."""
+    """Send a message if that does not block; return the message if it has to be sent later, else empty bytes."""
     try:
         connection.send(message, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return message
-    except ConnectionError:  # the end comes by _receive
+    except ConnectionError:  # reported by the next _receive
         return b""
     return b""
 
@@ -203,7 +206,7 @@ def _receive(connection: socket.socket, stdout: int, stderr: int) -> int | None:
     return None
 
 
-def _tell_size(connection: socket.socket, terminal: int) -> None:
+def _send_size(connection: socket.socket, terminal: int) -> None:
     rows, columns = size(terminal)
     if rows and columns:
         _send(connection, RESIZE + f"{rows} {columns}".encode())

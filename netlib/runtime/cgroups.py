@@ -1,8 +1,8 @@
-"""Control groups: one per container below ``netlib/``, in every hierarchy there is (v1, hybrid, v2), and one for the minders.
+"""Control groups: one per container below ``netlib/`` in every hierarchy (v1, hybrid, v2), and one for all minders.
 
-Hierarchies and groups are dictionaries from a hierarchy's name (the last part of where it is mounted; empty when there is only
-v2) to a path. Only ``errno`` and ``os`` are imported at the top: this runs under ``python -IS``. Moving a process costs one RCU
-grace period (10 ms measured), however many hierarchies follow at once.
+Hierarchies and groups are dictionaries from a hierarchy's name (the last part of its mount point; empty where there is only one
+hierarchy) to a path. Only ``errno`` and ``os`` are imported at the top: this runs under ``python -IS``. Moving a process takes
+one RCU grace period (10 ms measured), also when it is moved in several hierarchies directly after one another.
 """
 
 import errno
@@ -11,11 +11,11 @@ import os
 PARENT = "netlib"
 MINDERS = "minders"
 _DEADLINE_MS = 5000
-_GONE = (errno.ENOENT, errno.ENODEV)  # the second: it was there when its file was opened
+_GONE = (errno.ENOENT, errno.ENODEV)  # ENODEV: the group was removed after its file was opened
 
 
 def hierarchies(mountinfo: str) -> dict[str, str]:
-    """Where the writable hierarchies are mounted, by a text like /proc/self/mountinfo."""
+    """Find the mount points of the writable hierarchies in the text of /proc/self/mountinfo."""
     found: dict[str, str] = {}  # by device: one hierarchy may be mounted twice
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -28,13 +28,13 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
 
 
 def own_hierarchies() -> dict[str, str]:
-    """The hierarchies that this process sees."""
+    """Return the hierarchies that are mounted in this process's mount namespace."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         return hierarchies(file.read())
 
 
 def create(group: str, where: dict[str, str]) -> dict[str, str]:
-    """Make ``netlib/<group>`` in each hierarchy; return the group's paths, where that is permitted."""
+    """Make ``netlib/<group>`` in each hierarchy where that is permitted, and return the paths of these groups."""
     made = {}
     for name, mountpoint in where.items():
         path = f"{mountpoint}/{PARENT}/{group}"
@@ -43,26 +43,26 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
                 try:
                     _create_one(f"{mountpoint}/{PARENT}")
                     if not _create_one(path):
-                        os.close(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # it may be root's
+                        os.close(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # refused if it is root's
                 except OSError as error:
                     if error.errno not in _GONE or not os.path.isdir(mountpoint):
                         raise
-                    continue  # another container's removal took the empty parent away just now
+                    continue  # the removal of another container has removed the empty parent just now
                 break
-        except PermissionError:  # no root in this user namespace: the container stays where its starter is
+        except PermissionError:  # not root on the host: the container stays in its starter's group
             continue
         made[name] = path
     return made
 
 
 def _create_one(path: str) -> bool:
-    """Make a group; False where it was there."""
+    """Make a group; False where it existed."""
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:
         return False
-    os.chmod(path, 0o755)  # noqa: S103 - as groups are, whatever the umask: it is seen inside
-    for name in ("cpuset.cpus", "cpuset.mems"):  # v1: a new group has none, and takes no process before it has
+    os.chmod(path, 0o755)  # noqa: S103 - the usual mode, which the umask must not change, since the container sees the group
+    for name in ("cpuset.cpus", "cpuset.mems"):  # v1: empty in a new group, which no process can join before they are set
         try:
             fd = os.open(f"{path}/{name}", os.O_RDWR)
         except OSError:
@@ -77,7 +77,7 @@ def _create_one(path: str) -> bool:
 
 
 def join(pid: int, group: dict[str, str]) -> None:
-    """Move a process into the group in each hierarchy; 0 is the caller."""
+    """Move the process *pid* (0: the caller) into the group in each hierarchy."""
     for path in group.values():
         fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -87,32 +87,32 @@ def join(pid: int, group: dict[str, str]) -> None:
 
 
 def join_minders(where: dict[str, str]) -> None:
-    """Move the caller out of its starter's groups into the one of all minders."""
+    """Move the caller out of its starter's groups into the group of all minders."""
     while True:
         try:
             join(0, create(MINDERS, where))
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            continue  # empty until now, and taken away just now
+            continue  # the group was empty, and another process has removed it just now
         return
 
 
 def leave_minders(where: dict[str, str]) -> None:
-    """Leave the group of all minders, if the caller is the last one in it, so that it can go."""
+    """If the caller is the last process in the group of all minders, leave the group and remove it."""
     for mountpoint in where.values():
         try:
             with open(f"{mountpoint}/{PARENT}/{MINDERS}/cgroup.procs") as file:
                 if file.read().split() != [str(os.getpid())]:
                     return
             join(0, {"": mountpoint})
-        except OSError:  # there is no such group, or no way out of it
+        except OSError:  # there is no such group, or the caller may not leave it
             return
     remove_unused(where)
 
 
 def remove_unused(where: dict[str, str]) -> None:
-    """Remove the group of all minders and the parent of all groups where nobody is in them."""
+    """Remove the group of all minders and the parent of all groups where they are empty."""
     for mountpoint in where.values():
         for path in (f"{mountpoint}/{PARENT}/{MINDERS}", f"{mountpoint}/{PARENT}"):
             if os.path.isdir(path):
@@ -123,7 +123,7 @@ def remove_unused(where: dict[str, str]) -> None:
 
 
 def remove(group: str, where: dict[str, str]) -> None:
-    """End what still runs in the group and remove it everywhere; a no-op where it is not. Raises TimeoutError after 5 s."""
+    """Kill the processes in the group and remove it from every hierarchy; TimeoutError after 5 s. A no-op without the group."""
     import time
 
     deadline = time.monotonic() + _DEADLINE_MS / 1000
@@ -132,19 +132,19 @@ def remove(group: str, where: dict[str, str]) -> None:
         while True:
             try:
                 os.rmdir(path)
-            except (FileNotFoundError, PermissionError):  # root's, where this user namespace has no rights: `create` made none
+            except (FileNotFoundError, PermissionError):  # not permitted where `create` was not either
                 break
             except OSError as error:
-                if not _end_members(path):
+                if not _kill_members(path):
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"control group {path} cannot be removed: {error.strerror}") from error
-                    time.sleep(0.005)  # noqa: TID251 - who has just ended is not listed and still in it, and nothing tells when
+                    time.sleep(0.005)  # noqa: TID251 - a process that has just ended is unlisted but still counted, and no event tells when it is not
             else:
                 break
 
 
-def _end_members(path: str) -> bool:
-    """Kill the members of a group and wait for their ends; say whether there were any."""
+def _kill_members(path: str) -> bool:
+    """Kill the processes of a group and wait until they have ended; False when there were none."""
     import select
     import signal
 
@@ -160,7 +160,10 @@ def _end_members(path: str) -> bool:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             if not poll.poll(_DEADLINE_MS):
-                raise TimeoutError(f"process {pid} in control group {path} does not end")
+                raise TimeoutError(
+                    f"process {pid} in control group {path} did not end within {_DEADLINE_MS // 1000} seconds of SIGKILL; see "
+                    f"/proc/{pid}/stack for what it waits for"
+                )
         except ProcessLookupError:
             continue
         finally:

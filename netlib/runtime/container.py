@@ -1,7 +1,7 @@
-"""The runtime below records and networks: one container's processes, files and logs, from its folder alone.
+"""A container's processes, files and logs, without its record's network and without the store.
 
-Who runs is in ``pid.json``, how it ended in ``exit.json``, both in the container's folder and written by its minder; a process
-is the one meant only if its start time (and the boot) is, so a reused pid is never signalled. Nothing here knows the store.
+The container's folder has the pids of its processes in ``pid.json`` and its exit code in ``exit.json``, both written by its
+minder. A process is recognised by its pid together with its start time and the boot id, so a reused pid is never signalled.
 """
 
 import fcntl
@@ -35,11 +35,11 @@ from netlib.runtime.spec import Container, ExecSpec
 
 _ROOT = str(Path(netlib.__file__).resolve().parent.parent)
 _KILL_SECONDS = 10.0
-LOST_CODE = 137  # the minder died, and the container with it by SIGKILL
+LOST_CODE = 137  # the exit code where the minder died: the kernel then kills the container by SIGKILL
 
 
 class State(Struct, frozen=True, kw_only=True):
-    """Where a container stands: created, running, or exited (then *code* is final)."""
+    """The state of a container: created, running, or exited, and then *code* is its exit code."""
 
     status: str = "created"
     pid: int = 0
@@ -57,22 +57,22 @@ class Runtime:
     """Containers of one host, each in ``<state_dir>/containers/<id>``."""
 
     def __init__(self, config: Config, *, reap: Callable[[str], Sequence[str]] | None = None) -> None:
-        """*reap* gives the command by which a minder has its ended container cleared away; default: ``netlib.verbs.reap``."""
+        """*reap* returns the command that the minder of a container (id) runs at its end; default: ``netlib.verbs.reap``."""
         self.config = config
         self._reap = reap or (lambda container_id: [sys.executable, "-m", "netlib.verbs.reap", container_id])
 
     # --- where things are ----------------------------------------------------------------------------------------------
 
     def folder(self, container: Container) -> Path:
-        """Its files: writable layer, log, pid.json, exit.json."""
+        """Return the folder of the container's files: writable layer, log, pid.json, exit.json."""
         return self.config.container_dir / container.container_id
 
     def run_folder(self, container: Container) -> Path:
-        """Its socket and lock, gone after a boot."""
+        """Return the folder of the container's socket and lock, which does not survive a boot."""
         return self.config.run_dir / "containers" / container.container_id
 
     def socket_path(self, container: Container) -> Path:
-        """Where its minder answers."""
+        """Return the path of the minder's socket."""
         return self.run_folder(container) / "attach.sock"
 
     # --- starting ------------------------------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ class Runtime:
     def launch(self, container: Container, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)) -> int:
         """Start the command and its minder; return the pid of the container's process 1.
 
-        *client* is the minder's end of :func:`netlib.runtime.attach.pair`, attached before the command says a word; *size* is
-        that of its terminal (rows, columns). Raises CommandNotRun, KernelError, Conflict when it runs already; then nothing
-        has been started.
+        *client* is the minder's end of :func:`netlib.runtime.attach.pair`; it gets the output from the first byte on. *size* is
+        the size of its terminal (rows, columns). Raises ConfigError, CommandNotRun, KernelError, and Conflict when the
+        container runs already; then nothing has been started.
         """
         rootfs = container.spec.rootfs
         if rootfs and not os.path.isdir(rootfs):
@@ -109,11 +109,11 @@ class Runtime:
         self.socket_path(container).unlink(missing_ok=True)
         if code in ("126", "127"):
             raise CommandNotRun(f"container {container.name!r}: {text}", int(code))
-        reason = text or (folder / "minder.log").read_text(errors="replace").strip()[-500:] or "it ended without a word"
+        reason = text or (folder / "minder.log").read_text(errors="replace").strip()[-500:] or "the launcher gave no reason"
         raise KernelError(f"container {container.name!r} cannot be started: {reason}")
 
-    def claim(self, container: Container) -> None:
-        """Tell its minder that the caller clears the container away after its end, so that it starts nobody to do it."""
+    def claim_cleanup(self, container: Container) -> None:
+        """Tell the minder that the caller cleans up after the container ends, so that it does not start a process for that."""
         folder = self.folder(container)
         if folder.is_dir():
             (folder / CLAIM).touch(0o600)
@@ -152,7 +152,7 @@ class Runtime:
 
     @staticmethod
     def _volumes(container: Container) -> list[tuple[str, str, bool]]:
-        """What was asked for, and our three files where nothing of that lies on them."""
+        """Return the volumes of *container*, and our resolv.conf, hosts and hostname except where a volume has their place."""
         found = {volume.target: (volume.source, volume.target, volume.readonly) for volume in container.spec.volumes}
         for name in ("resolv.conf", "hosts", "hostname") if container.files_dir else ():
             found.setdefault(f"/etc/{name}", (f"{container.files_dir}/{name}", f"/etc/{name}", False))
@@ -160,7 +160,10 @@ class Runtime:
 
     @contextmanager
     def _lock(self, container: Container) -> Iterator[int]:
-        """Be the one who starts it; the minder holds on to the lock through a descriptor of its own."""
+        """Hold the lock of a running container during the block; the minder keeps it by an inherited descriptor.
+
+        Conflict when another process holds the lock.
+        """
         fd = os.open(self.run_folder(container) / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -174,14 +177,14 @@ class Runtime:
     # --- looking -------------------------------------------------------------------------------------------------------
 
     def state(self, container: Container) -> State:
-        """Where it stands now."""
+        """Return the container's present state."""
         folder = self.folder(container)
         ran = _read_json(folder / "pid.json")
         if ran is None:
             return State()
         started = float(str(ran["started"]))
         alive = ran["boot"] == boot_id() and process.start_time(int(str(ran["minder"]))) == ran["minder_start"]
-        ended = _read_json(folder / "exit.json")  # looked at last: a minder writes it before it goes
+        ended = _read_json(folder / "exit.json")  # read after `alive`, because a minder writes it before it ends
         if ended is not None and all(ended[key] == ran[key] for key in ("minder", "minder_start")):
             return State(status="exited", code=int(str(ended["code"])), started=started, finished=float(str(ended["finished"])))
         if alive:
@@ -193,7 +196,7 @@ class Runtime:
     def logs(
         self, container: Container, *, tail: int | None = None, since: str = "", follows: bool = False
     ) -> Iterator[LogEntry]:
-        """Its output so far, and with *follows* what comes until it ends."""
+        """Yield the container's output so far, and with *follows* also the output until it ends."""
         path = self.folder(container) / "container.log"
         if not follows:
             yield from read(path, tail=tail, since=since)
@@ -201,7 +204,7 @@ class Runtime:
         try:
             connection = attach.connect(self.socket_path(container), output=False)
         except NotFound:
-            with self._ending(container) as ended:
+            with self._end_descriptor(container) as ended:
                 path.touch(mode=0o600)
                 yield from follow(path, ended, tail=tail, since=since)
             return
@@ -212,7 +215,7 @@ class Runtime:
     # --- ending --------------------------------------------------------------------------------------------------------
 
     def kill(self, container: Container, number: int = signal.SIGKILL) -> None:
-        """Send a signal to its process 1; Conflict when it does not run."""
+        """Send a signal to the container's process 1; Conflict when the container does not run."""
         with self._pidfd(container) as pidfd:
             try:
                 signal.pidfd_send_signal(pidfd, number)
@@ -220,11 +223,11 @@ class Runtime:
                 raise Conflict(f"container {container.name!r} is not running") from error
 
     def wait(self, container: Container, seconds: float | None = None) -> int:
-        """Its exit code, once it has ended; DeadlineExceeded when that takes longer than *seconds*."""
+        """Wait for the container's end and return its exit code; DeadlineExceeded when that takes longer than *seconds*."""
         try:
             connection = attach.connect(self.socket_path(container), output=False)
-        except NotFound:  # it has ended; or its socket was deleted with the run folder
-            with self._ending(container) as ended:
+        except NotFound:  # the container has ended, or its socket was deleted with the run folder
+            with self._end_descriptor(container) as ended:
                 if not select.select([ended], [], [], seconds)[0]:
                     raise DeadlineExceeded(f"the container has not ended within {seconds:g} s") from None
             return self.state(container).code
@@ -233,8 +236,8 @@ class Runtime:
         return self.state(container).code if code is None else code
 
     @contextmanager
-    def _ending(self, container: Container) -> Iterator[int]:
-        """A descriptor that is readable once the container's minder has ended, as it has when none is found."""
+    def _end_descriptor(self, container: Container) -> Iterator[int]:
+        """Provide a descriptor that is readable once the container's minder has ended: its pidfd, or /dev/null without one."""
         ran = _read_json(self.folder(container) / "pid.json")
         fd = -1
         if ran is not None and self.state(container).running:
@@ -248,22 +251,22 @@ class Runtime:
             os.close(fd)
 
     def stop(self, container: Container, seconds: float | None = None, number: int | None = None) -> int:
-        """Ask it to end, and kill it when it has not after *seconds* (its own default); return the exit code.
+        """Send the container its stop signal, kill it after *seconds* (None: as its record says), and return the exit code.
 
-        A no-op for one that does not run.
+        A container that does not run gets no signal.
         """
         spec = container.spec
-        with suppress(Conflict):  # its process 1 has ended; its minder may not have written that down yet
+        with suppress(Conflict):  # process 1 has ended; the minder may not have written exit.json yet
             self.kill(container, spec.stop_signal if number is None else number)
         try:
             return self.wait(container, spec.stop_seconds if seconds is None else seconds)
         except DeadlineExceeded:
-            with suppress(Conflict):  # it may have ended just now
+            with suppress(Conflict):  # it ended just now
                 self.kill(container)
             return self.wait(container, _KILL_SECONDS)
 
     def remove(self, container: Container) -> None:
-        """Delete its files and control groups; Conflict while it runs."""
+        """Delete the container's files and control groups; Conflict while it runs."""
         if self.state(container).running:
             raise Conflict(f"container {container.name!r} is running; stop it first")
         with ExitStack() as stack:
@@ -272,7 +275,10 @@ class Runtime:
             self.sweep(container.container_id)
 
     def sweep(self, container_id: str) -> None:
-        """Delete what is left of a container that does not run (its record may be gone); a no-op when nothing is."""
+        """Kill what still runs in the control groups of a container, and delete the groups and its files; a no-op without any.
+
+        The container needs no record. Raises KernelError.
+        """
         try:
             hierarchies = cgroups.own_hierarchies()
             cgroups.remove(container_id, hierarchies)
@@ -287,7 +293,7 @@ class Runtime:
 
     @contextmanager
     def _pidfd(self, container: Container) -> Iterator[int]:
-        """A pidfd of its process 1, surely that one; Conflict when it does not run."""
+        """Provide a pidfd of the container's process 1; Conflict when the container does not run."""
         state = self.state(container)
         refusal = Conflict(f"container {container.name!r} is not running")
         ran = _read_json(self.folder(container) / "pid.json")
@@ -298,7 +304,8 @@ class Runtime:
         except ProcessLookupError as error:
             raise refusal from error
         try:
-            if process.start_time(state.pid) != ran["start"]:  # looked at after the pidfd was opened: now it cannot be reused
+            # Compared after the pidfd was opened: if the process with this pid is process 1 now, the pidfd is of process 1.
+            if process.start_time(state.pid) != ran["start"]:
                 raise refusal
             yield pidfd
         finally:
@@ -306,10 +313,10 @@ class Runtime:
 
     @contextmanager
     def exec_command(self, container: Container, wanted: ExecSpec) -> Iterator[tuple[int, list[str]]]:
-        """A program (an open descriptor) and its command line that run *wanted* in the container.
+        """Provide a program (an open descriptor) and its command line, which run *wanted* in the container.
 
-        Execute it in place of the caller by ``os.execve``, or as a child that inherits descriptors; standard input, output and
-        error are its own.
+        The caller executes it in its own place by ``os.execve``, or in a child that inherits descriptors. It uses descriptors 0
+        to 2 of that process.
         """
         if not wanted.command or not wanted.command[0]:
             raise ConfigError("no command given; say what to execute after the container's name")
@@ -340,7 +347,7 @@ class Runtime:
 
     def exec(self, container: Container, wanted: ExecSpec, *, stdio: tuple[int, int, int] = (0, 1, 2)) -> int:
         """Run *wanted* in the container with these descriptors and return its exit code (126, 127: it cannot be started)."""
-        with self.exec_command(container, wanted) as (python, arguments), _placed(dict(enumerate(stdio))) as actions:
+        with self.exec_command(container, wanted) as (python, arguments), _spawn_actions(dict(enumerate(stdio))) as actions:
             pid = os.posix_spawn(f"/proc/self/fd/{python}", arguments, {}, file_actions=actions)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -349,11 +356,14 @@ class Runtime:
 
 @contextmanager
 def _protected_python() -> Iterator[int]:
-    """This process's interpreter, opened for a process that enters a container; KernelError where that cannot be."""
+    """Open this process's interpreter for a process that enters a container; KernelError where the kernel refuses it.
+
+    :func:`netlib.runtime.process.open_protected` says what it is protected from.
+    """
     with doing("open the interpreter by a read-only mount"):
         opened_low = process.open_protected(sys.executable)
         try:
-            fd = fcntl.fcntl(opened_low, fcntl.F_DUPFD_CLOEXEC, launch.CLIENT_FD + 1)  # above what a child gets by number
+            fd = fcntl.fcntl(opened_low, fcntl.F_DUPFD_CLOEXEC, launch.CLIENT_FD + 1)  # above the numbers that a child gets
         finally:
             os.close(opened_low)
     try:
@@ -363,9 +373,9 @@ def _protected_python() -> Iterator[int]:
 
 
 @contextmanager
-def _placed(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Spawn actions that give a child each descriptor under the number wanted, whatever numbers they have here."""
-    above = max(fds) + 1  # or one would be replaced before its turn
+def _spawn_actions(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Provide actions for ``posix_spawn`` that give the child each descriptor of *fds* under the number of its key."""
+    above = max(fds) + 1  # copied there first, or an action could replace a descriptor that a later one needs
     with ExitStack() as stack:
         actions = []
         for number, fd in fds.items():
@@ -376,13 +386,13 @@ def _placed(fds: Mapping[int, int]) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _pipe(stack: ExitStack) -> tuple[BinaryIO, BinaryIO]:
-    """A pipe's ends, closed with *stack* at the latest."""
+    """Make a pipe and return both ends, which *stack* closes."""
     read, write = os.pipe()
     return stack.enter_context(open(read, "rb")), stack.enter_context(open(write, "wb"))
 
 
 def _spawn_launcher(config: bytes, fds: Mapping[int, int], log: Path) -> str:
-    """Run ``netlib.runtime.launch`` and return its answer; spawned, not forked, since the caller may have many threads."""
+    """Run ``netlib.runtime.launch`` and return its answer. It is spawned, not forked, because the caller may have threads."""
     try:
         with ExitStack() as stack:
             config_read, config_write = _pipe(stack)
@@ -390,14 +400,14 @@ def _spawn_launcher(config: bytes, fds: Mapping[int, int], log: Path) -> str:
             messages = stack.enter_context(open(log, "wb", opener=partial(os.open, mode=0o600)))
             theirs = (config_read, answer_write, messages)
             python = stack.enter_context(_protected_python())
-            with _placed({**dict(enumerate(file.fileno() for file in theirs)), **fds}) as actions:
+            with _spawn_actions({**dict(enumerate(file.fileno() for file in theirs)), **fds}) as actions:
                 arguments = launch.command_line(sys.executable, _ROOT, "launch")
                 pid = os.posix_spawn(f"/proc/self/fd/{python}", arguments, {}, file_actions=actions)
             for file in theirs:
                 file.close()
             config_write.write(config)
             config_write.close()
-            os.waitpid(pid, 0)  # it forked, to be nobody's child
+            os.waitpid(pid, 0)  # ends at once: the launcher forks, so that the minder is not our child
             return answer_read.read().decode(errors="replace")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -409,21 +419,24 @@ def _command_config(command: Sequence[str], environment: Mapping[str, str], work
 
 
 def _make_source(path: str) -> None:
-    """Make the folder that a volume shows, as Docker does; ConfigError where that cannot be."""
+    """Make the missing source folder of a volume, as Docker does; ConfigError where that fails."""
     try:
         make_folder(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"volume source {path} is not there and cannot be made: {reason}; name a folder that is") from error
+        raise ConfigError(f"volume source {path} is missing and cannot be made: {reason}; name an existing folder") from error
 
 
 def _is_in_run(path: Path) -> bool:
-    """Whether the tmpfs over /run hides it anyway."""
+    """Whether *path* is below /run, which the container's own tmpfs hides."""
     return os.path.realpath(path).startswith("/run/")
 
 
 def _read_json(path: Path) -> dict[str, object] | None:
-    """What a minder wrote; None where it has not, or its text was lost with the power: one file must not block every verb."""
+    """Read a JSON file that a minder wrote; None where it is missing or is no JSON.
+
+    After a loss of power a file may be empty, and one such file must not make every verb fail.
+    """
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

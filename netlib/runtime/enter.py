@@ -1,9 +1,9 @@
-"""Run one more command in a running container: ``python -IS``, which takes the place of the caller's process or is its child.
+"""Run another command in a running container: ``python -IS``, executed in the place of the caller's process or as its child.
 
-The caller passes a pidfd of the container's process 1 and a readable descriptor with the configuration. This process joins
-the container's namespaces, its child becomes the command; output passes through pipes or a pseudo terminal of the container, so
-that no terminal of the host gets into it. Ends with the command's exit code, or 126 or 127 as Docker; with 1 where the
-container ended before the command began.
+The caller passes a pidfd of the container's process 1 and a readable descriptor with the configuration. This process enters the
+container's namespaces, and its child executes the command. Output passes through pipes or a pseudo terminal of the container,
+so that the container gets no descriptor of a terminal of the host. The exit code is the command's, 126 or 127 as Docker's, or 1
+where the container ended before the command began.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import signal
 import sys
 
 from netlib.runtime import init, process
-from netlib.runtime.terminal import DetachKeys, Raw, size
+from netlib.runtime.terminal import DetachKeys, RawMode, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CHUNK = 32 * 1024
-_BEGUN = b"+"  # the child writes this before it turns to the command; a later death is the command's
+_BEGUN = b"+"  # the child writes this before it looks for the command; a later failure is the command's
 _BEGIN_SECONDS = 10
-NOT_RUNNING = 1  # the container, as for every verb
-NOT_RUN = 126  # the command: whatever the reason, as in Docker; 127 where there is no such command
+NOT_RUNNING = 1  # the container does not run: the exit code of every verb then
+NOT_RUN = 126  # the command was not started, as with Docker; 127 where there is no such command
 _ALL = process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC | process.CLONE_NEWNET | process.CLONE_NEWPID
 _ALL |= process.CLONE_NEWCGROUP
 
 
 class _NotBegun(process.CommandRefused):
-    """The child failed before it turned to the command: perhaps the container was ending."""
+    """The child failed before it looked for the command, perhaps because the container was ending."""
 
 
 def main() -> None:
-    """Read the descriptors' numbers from the command line and do it."""
+    """Read the numbers of the descriptors from the command line, run the command, and end with its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     pidfd, config_fd = int(sys.argv[2]), int(sys.argv[3])
     process.hide()
-    process.close_others(pidfd, config_fd)  # the caller's own: a folder of the host is a way out of the container
+    process.close_others(pidfd, config_fd)  # the command could leave the container by a folder of the host that is open
     with open(config_fd, "rb") as file:
         config = marshal.load(file)  # noqa: S302  written by our caller
     try:
         os._exit(_enter(config, pidfd))
-    except BrokenPipeError:  # whoever read our output has gone: end as by SIGPIPE
+    except BrokenPipeError:  # the reader of our output has closed it: end as by SIGPIPE
         os._exit(128 + process.SIGPIPE)
     except init.FAILURES as error:
         # While the container is ending, each step can fail with another errno: ESRCH, ENOMEM, ENODEV, ENOENT.
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _has_ended(pidfd: int) -> bool:
-    """Whether the container's process 1 has ended, or does so within a second."""
+    """Whether the container's process 1 has ended or ends within a second."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(1000))
@@ -77,12 +77,12 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
     status, status_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _become(config, groups, [stdin, out_write, error_write], number, status_write)
+        _become_command(config, groups, [stdin, out_write, error_write], number, status_write)
     for fd in (out_write, error_write, status_write, *groups, *([] if stdin is None else [stdin])):
         os.close(fd)
-    answer = _said(status, pid)
+    answer = _read_status(status, pid)
     if answer != _BEGUN:
-        os.waitpid(pid, 0)  # at once: a container has not ended before all its processes are waited for
+        os.waitpid(pid, 0)  # at once, because the container's process 1 ends only when all processes in it are waited for
         if not answer:
             raise ProcessLookupError(errno.ESRCH, "it was killed before the command began")
         number, _, sentence = answer.removeprefix(_BEGUN).decode(errors="replace").partition(" ")
@@ -92,18 +92,21 @@ def _enter(config: dict[str, Any], pidfd: int) -> int:
         return 0
     if terminal is not None:
         relay = _Relay(pid, {terminal: 1}, terminal if config["stdin"] else None, terminal, config["detach_keys"])
-        with Raw(0 if config["stdin"] else -1):
+        with RawMode(0 if config["stdin"] else -1):
             relay.run()
         if relay.detached:
-            return _stay_behind(relay, null)
+            return _detach(relay, null)
     else:
         _Relay(pid, {out: 1, error: 2}, feed, None).run()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _said(status: int, pid: int) -> bytes:
-    """What the child says until it executes the command; one that a process in the container has stopped is killed."""
+def _read_status(status: int, pid: int) -> bytes:
+    """Read the child's status pipe until the child executes the command or ends.
+
+    A process in the container may have stopped the child: after 10 seconds it is killed, and CommandRefused raised.
+    """
     answer = b""
     poll = select.poll()
     poll.register(status, select.POLLIN)
@@ -117,8 +120,8 @@ def _said(status: int, pid: int) -> bytes:
     raise process.CommandRefused(NOT_RUN, f"the container kept the command from beginning for {_BEGIN_SECONDS} s")
 
 
-def _stay_behind(relay: _Relay, null: int) -> int:
-    """Leave the command to a child that goes on being its terminal, which nobody sees; the caller is told Docker's words."""
+def _detach(relay: _Relay, null: int) -> int:
+    """Fork a child that keeps reading the command's terminal, so that it does not block; return the caller's exit code."""
     os.write(2, b"read escape sequence\n")
     if os.fork():
         return 1
@@ -130,9 +133,9 @@ def _stay_behind(relay: _Relay, null: int) -> int:
     os._exit(0)
 
 
-def _become(config: dict[str, Any], groups: list[int], stdio: list[int | None], terminal: str, status: int) -> NoReturn:
-    """Turn the forked child into the command; *stdio* holds what becomes descriptors 0 to 2, None for the null device."""
-    message = b"125 an unforeseen error came up"
+def _become_command(config: dict[str, Any], groups: list[int], stdio: list[int | None], terminal: str, status: int) -> NoReturn:
+    """Turn the forked child into the command; *stdio* holds the descriptors for 0 to 2, None for the null device."""
+    message = init.UNEXPECTED
     try:
         for fd in groups:
             os.write(fd, b"0")
@@ -153,7 +156,7 @@ def _become(config: dict[str, Any], groups: list[int], stdio: list[int | None], 
 
 
 class _Relay:
-    """Passes output and input on until the command has ended and all it wrote is through, or until the keys that detach."""
+    """Copies output and input until the command has ended and all its output is written, or until the detach keys."""
 
     def __init__(
         self, pid: int, outputs: dict[int, int], feed: int | None, terminal: int | None, detach_keys: bytes = b""
@@ -163,7 +166,7 @@ class _Relay:
         self.feed = feed
         self.terminal = terminal
         self.pending = b""  # input that the command has not taken yet
-        self.reading = feed is not None  # our own input
+        self.reading = feed is not None  # whether our standard input is read
         self.ended = False
         self.detached = False
         self.detach_keys = DetachKeys(detach_keys)
@@ -172,7 +175,7 @@ class _Relay:
         self.resized = -1 if terminal is None else _watch_size()
 
     def run(self) -> None:
-        """Do so."""
+        """Copy until the command's end or the detach keys; return then."""
         while self.outputs:
             ready = dict(self._interests().poll(0 if self.ended else None))
             if self.ended and not ready.keys() & self.outputs.keys():
@@ -222,7 +225,7 @@ class _Relay:
             self.pending = self.pending[os.write(self.feed, self.pending) :]
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it
+        except OSError:  # no process reads it any more
             self.pending, self.reading = b"", False
 
 
@@ -231,7 +234,7 @@ def _pass_on(fd: int, target: int) -> bool:
         data = os.read(fd, CHUNK)
     except BlockingIOError:
         return True
-    except OSError:  # EIO: the terminal was hung up
+    except OSError:  # EIO: no process has the terminal open any more
         data = b""
     rest = data
     while rest:
@@ -240,7 +243,7 @@ def _pass_on(fd: int, target: int) -> bool:
 
 
 def _watch_size() -> int:
-    """A descriptor that is readable after each change of our terminal's size."""
+    """Return a descriptor that is readable after each change of our terminal's size."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.signal(signal.SIGWINCH, lambda *_: None)

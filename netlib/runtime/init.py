@@ -1,7 +1,7 @@
-"""From a forked child to the container's process 1: namespaces, root, terminal, user, command.
+"""Turning a forked child into the container's process 1: namespaces, root, terminal, user, command.
 
-Runs between fork and exec under ``python -IS``, so it imports no more than its neighbours do. What goes wrong is told on the
-status pipe as ``<exit code> <sentence>``; the pipe closing without a word means that the command runs.
+This runs between fork and exec under ``python -IS``, so it imports no more than its neighbours do. A failure is written to the
+status pipe as ``<exit code> <sentence>``. When the pipe is closed without one, the command runs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ MOUNTED = b"+"
 FAILURES = (OSError, LookupError, ValueError, MemoryError, process.CommandRefused)
 _NO_PROCESS = "no more processes can be made; end some, or raise their limit (ulimit -u, pids.max of the control group)"
 _NO_MEMORY = "too little memory is left for it; free some, or raise the limit (ulimit -v, the control group's)"
-_MISTAKE = b"125 an unforeseen error came up"
+UNEXPECTED = b"125 an unexpected error occurred"
 _SYSCTLS = {"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 2147483647"}  # Docker's, in a netns of our own
 
 
 def become_container(
     config: dict[str, Any], groups: dict[str, str], netns: int | None, stdio: list[int | None], status: int, go: int
 ) -> NoReturn:
-    """Set everything up, say MOUNTED on *status*, wait for a word on *go* (a terminal's number, if any), become the command.
+    """Enter the namespaces, make the mounts, write MOUNTED to *status*, wait for an answer on *go*, execute the command.
 
-    *stdio* holds what becomes descriptors 0 to 2, None for the null device. The process ends here in every case.
+    The answer is the number of the terminal, or "-" without one. *stdio* holds the descriptors for 0 to 2, None for the null
+    device. This function does not return: on an error the process ends.
     """
-    message = _MISTAKE
+    message = UNEXPECTED
     try:
         process.die_with_parent()
         os.setsid()
@@ -39,9 +40,9 @@ def become_container(
         _make_root(config, groups)
         os.write(status, MOUNTED)
         answer = os.read(go, 64).decode()
-        if not answer:  # whoever started us has died: nobody would mind this container
+        if not answer:  # the process that started us has died, and with it the container's minder
             os._exit(1)
-        process.unshare(process.CLONE_NEWCGROUP)  # its root is the group that we have been moved to by now
+        process.unshare(process.CLONE_NEWCGROUP)  # its root is the present group: by now that is the container's
         if config["tty"]:
             stdio = _take_console(f"/dev/pts/{answer}")
         run_command(config, stdio, status)
@@ -53,7 +54,7 @@ def become_container(
 
 
 def explain(error: Exception) -> bytes:
-    """``<exit code> <sentence>`` for an error that kept a container or command from starting."""
+    """Return ``<exit code> <sentence>`` for an error because of which a container or command was not started."""
     code = error.code if isinstance(error, process.CommandRefused) else 125
     text = str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
@@ -81,7 +82,8 @@ def _set_sysctl(path: str, value: str) -> None:
         with open(path, "w") as file:
             file.write(value)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a user namespace without that many groups: its root may ping all the same
+        # A user namespace has fewer groups than ping_group_range names. Its root may ping without the setting.
+        if error.errno != errno.EINVAL:
             raise
 
 
@@ -99,7 +101,7 @@ def _make_root(config: dict[str, Any], groups: dict[str, str]) -> None:
 
 
 def _take_console(path: str) -> list[int | None]:
-    """Make the terminal at *path* the session's and /dev/console; return it as the three standard descriptors."""
+    """Make the terminal at *path* the session's controlling terminal and /dev/console; return it for descriptors 0 to 2."""
     slave = process.take_terminal(path)
     os.close(os.open("/dev/console", os.O_CREAT | os.O_CLOEXEC | os.O_RDONLY, 0o600))
     source, target = (os.open(name, os.O_PATH | os.O_CLOEXEC) for name in (path, "/dev/console"))
@@ -108,10 +110,10 @@ def _take_console(path: str) -> list[int | None]:
 
 
 def run_command(config: dict[str, Any], stdio: list[int | None], status: int) -> NoReturn:
-    """Become the command of *config* as its user, in its folder, with its environment; ends by an exception only.
+    """Execute the command of *config* as its user, in its folder, with its environment; return only by an exception.
 
-    Before a path of the container is looked up, every descriptor but *stdio* and *status* is closed: a link in there may lead
-    to any of them (CVE-2024-21626 was a working folder by way of one).
+    Before a path of the container is looked up, every descriptor except *stdio* and *status* is closed: a link in the container
+    could lead to any open descriptor by /proc/self/fd (CVE-2024-21626 was a working folder by such a link).
     """
     process.close_others(status, *(fd for fd in stdio if fd is not None))
     process.leave_keyring()
@@ -121,19 +123,19 @@ def run_command(config: dict[str, Any], stdio: list[int | None], status: int) ->
     try:
         for number, fd in enumerate(null if fd is None else fd for fd in stdio):
             if uid and config["owns_stdio"] and fd != null:
-                os.fchown(fd, uid, -1)  # else /dev/stdout cannot be opened anew
+                os.fchown(fd, uid, -1)  # or the user could not open /dev/stdout, which is a link to the descriptor
             os.dup2(fd, number)
         process.become(uid, gid, groups, process.DEFAULT_CAPABILITIES.values())
     except OSError as error:  # a user namespace may not have this user
         error.filename = error.filename or f"become user {uid} and group {gid}"
         raise
     if config["dies_with_parent"]:
-        process.die_with_parent()  # again: the kernel forgets it when the credentials change
+        process.die_with_parent()  # again, because the kernel clears the setting when the credentials change
     process.execute(config["command"], {"HOME": home, **config["environment"]})
 
 
 def _enter_workdir(workdir: str) -> None:
-    """Make the working folder where it is missing, and enter it; CommandRefused for what is none in the container."""
+    """Make the working folder if it is missing, and enter it; CommandRefused when it is no folder in the container."""
     refusal = process.CommandRefused(125, f"{workdir} is no folder in the container; choose another --workdir")
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -141,5 +143,5 @@ def _enter_workdir(workdir: str) -> None:
         os.getcwd()
     except (FileExistsError, NotADirectoryError) as error:
         raise refusal from error
-    except FileNotFoundError as error:  # of getcwd(3): it was removed, or lies outside of the container's root
+    except FileNotFoundError as error:  # from getcwd(3): the folder was deleted, or is outside the container's root
         raise refusal from error

@@ -1,8 +1,8 @@
 """Start one container and become its minder: ``python -IS``, with the configuration on standard input.
 
-The one who starts gets one line on standard output: ``0 <pid>`` when the command runs, else ``<exit code> <sentence>``. Then
-this process executes ``netlib.runtime.shim`` in its own place: the minder stays the parent of the command, with none of the
-memory that setting it up took. The child mounts while this process moves it between control groups (10 ms in the kernel).
+It writes one line to standard output: ``0 <pid>`` when the command runs, else ``<exit code> <sentence>``. Then this process
+executes ``netlib.runtime.shim`` in its own place: the minder is the parent of the command, without the memory that was needed
+to start it. The child makes its mounts while this process moves it into its control groups (10 ms in the kernel).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Descriptors that the starter passes on, by number; absent ones are not open.
+# The numbers of the descriptors that the starter passes on. The last two are open only if the configuration says so.
 LOCK_FD, LISTEN_FD, NETNS_FD, CLIENT_FD = 3, 4, 5, 6
 EXIT_BYTES = 256
 _MOST_FDS = 1 << 20
@@ -27,9 +27,9 @@ _BOOTSTRAP = "import sys; sys.path.append(sys.argv[1]); from netlib.runtime.{mod
 
 
 def command_line(python: str, root: str, module: str, *arguments: str) -> list[str]:
-    """The command that runs ``main()`` of a module of this package without site-packages, from compiled code.
+    """Return the command that runs ``main()`` of a module of this package from compiled code, without site-packages.
 
-    What enters a container is executed by the descriptor of :func:`netlib.runtime.process.open_protected`, not by its path.
+    A process that enters a container executes the descriptor of :func:`netlib.runtime.process.open_protected`, not this path.
     """
     return [python, "-IS", "-c", _BOOTSTRAP.format(module=module), root, *arguments]
 
@@ -48,7 +48,7 @@ def main() -> None:
     with open(0, "rb", closefd=False) as pipe:
         text = pipe.read()
     if not text:
-        os._exit(0)  # the starter thought better of it
+        os._exit(0)  # the starter failed before it wrote the configuration
     config = marshal.loads(text)  # noqa: S302  written by our starter
     os.closerange(CLIENT_FD + 1, _MOST_FDS)
     for fd, wanted in ((NETNS_FD, config["enter_netns"]), (CLIENT_FD, config["client"])):
@@ -76,14 +76,14 @@ def _start(config: dict[str, Any]) -> list[str]:
 
     pid = process.fork_into_new_pids()
     if pid == 0:
-        for fd in (LOCK_FD, LISTEN_FD, status, go):  # a lock is held, and a pipe is open, as long as any descriptor of it is
+        for fd in (LOCK_FD, LISTEN_FD, status, go):  # or the child would hold the lock and keep the pipes open
             os.close(fd)
         netns = NETNS_FD if config["enter_netns"] else None
         init.become_container(config, groups, netns, [stdin, out_write, error_write], status_write, go_read)
     for fd in (status_write, go_read, out_write, error_write, *([] if stdin is None else [stdin])):
         os.close(fd)
     if config["enter_netns"]:
-        os.close(NETNS_FD)  # the minder must not pin it
+        os.close(NETNS_FD)  # or the minder would keep the netns after its removal
     try:
         cgroups.join(pid, groups)
         cgroups.join_minders(hierarchies)
@@ -104,7 +104,7 @@ def _start(config: dict[str, Any]) -> list[str]:
 
 
 def _survive_memory_pressure() -> None:
-    """Let the kernel take the container, not its minder, when memory runs out, where we may say so."""
+    """Have the kernel kill the container, not its minder, when memory runs out; a no-op where that is not permitted."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("-900")
@@ -113,22 +113,22 @@ def _survive_memory_pressure() -> None:
 
 
 def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | None:
-    """Give the child the word to go, and a terminal if it wants one; return the terminal's master.
+    """Wait until the child has made its mounts, make its terminal if it wants one, and have it execute the command.
 
-    Raises CommandRefused with what the child says went wrong.
+    Returns the terminal's master. Raises CommandRefused with the child's failure.
     """
     terminal = None
-    answer = _said(status, 1)
+    answer = _read_status(status, 1)
     if not answer:
         raise process.CommandRefused(125, "it was killed while it was set up")
     if answer == init.MOUNTED:
         answer, number = b"", "-"
         if config["tty"]:
             terminal, number = process.open_master(f"/proc/{pid}/root/dev/pts/ptmx", *config["size"])
-            # Held by the minder as well, or its reads end whenever the container has the terminal open nowhere.
+            # The minder keeps the slave open too: else its reads fail whenever no process of the container has it open.
             os.set_inheritable(os.open(f"/proc/{pid}/root/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY), True)
         os.write(go, number.encode())
-    while chunk := _said(status, 4096):
+    while chunk := _read_status(status, 4096):
         answer += chunk
     os.close(status)
     os.close(go)
@@ -138,20 +138,20 @@ def _release(config: dict[str, Any], pid: int, status: int, go: int) -> int | No
     return terminal
 
 
-def _said(status: int, most: int) -> bytes:
-    """Read from the child, however long that takes it, but no longer than our starter is there to be answered."""
+def _read_status(status: int, most: int) -> bytes:
+    """Read from the child's status pipe, without a limit of time; CommandRefused when our starter has ended meanwhile."""
     poll = select.poll()
     poll.register(status, select.POLLIN)
-    poll.register(1, 0)  # errors only: nobody reads our answer any more
+    poll.register(1, 0)  # errors only: the reader of our standard output has closed it
     if status not in dict(poll.poll()):
-        raise process.CommandRefused(125, "whoever started it has gone")
+        raise process.CommandRefused(125, "the process that started it has ended")
     return os.read(status, most)
 
 
 def _prepare_pid_file(config: dict[str, Any], pid: int) -> None:
-    """Write down who runs, so that a reused pid or another boot is told apart; keep room for how it ends.
+    """Write pid.json.new, with start times and boot id, by which a reused pid is recognised, and a placeholder for exit.json.
 
-    Before the command begins, which may fill the disk at once: afterwards the file only has to get its name.
+    Both are written before the command begins, which may fill the disk at once. Later they only have to be renamed.
     """
     folder, minder = config["folder"], os.getpid()
     start, minder_start = process.start_time(pid), process.start_time(minder)

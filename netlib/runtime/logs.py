@@ -17,7 +17,7 @@ _BLOCK = 64 * 1024
 
 
 class LogEntry(Struct, frozen=True):
-    """One line of output, or a piece of a very long one (then *log* has no newline at its end)."""
+    """One line of output, or a part of a line of more than 16 KiB, and then *log* does not end with a newline."""
 
     log: str
     stream: str  # "stdout" or "stderr"
@@ -28,7 +28,7 @@ _entry = decoder(LogEntry)
 
 
 def read(path: Path, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
-    """The entries there are, of them the last *tail*, none older than *since* (RFC 3339); nothing when there is no log."""
+    """Yield the last *tail* entries (None: all) of the log, none older than *since* (RFC 3339); none when there is no log."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -40,9 +40,9 @@ def read(path: Path, *, tail: int | None = None, since: str = "") -> Iterator[Lo
 
 
 def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") -> Iterator[LogEntry]:
-    """As :func:`read`, then what comes, until *ended* (a descriptor) is readable and all that is there has been read.
+    """Yield entries as :func:`read` does, then new ones, until the descriptor *ended* is readable and all entries are read.
 
-    Waits for the kernel to say that the file grew (inotify); it does not look again and again.
+    It waits for new entries by inotify and does not poll the file.
     """
     watch = inotify.watch(path, inotify.MODIFIED)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -69,14 +69,14 @@ def follow(path: Path, ended: int, *, tail: int | None = None, since: str = "") 
 
 
 def parse_since(text: str, now: float) -> str:
-    """Read ``--since`` as :func:`parse_moment`; answer as RFC 3339 in UTC."""
+    """Read ``--since`` as :func:`parse_moment` does, and return it as RFC 3339 in UTC."""
     return datetime.fromtimestamp(parse_moment(text, now), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
 def parse_moment(text: str, now: float, option: str = "--since") -> float:
-    """Read RFC 3339, or how long before *now* (``90``, ``10m``, ``2h``), as seconds since the epoch.
+    """Read a time in RFC 3339, or a duration before *now* (``90``, ``10m``, ``2h``), and return seconds since the epoch.
 
-    Raises ConfigError, which names the *option*.
+    Raises ConfigError with the name of the *option*.
     """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
@@ -85,7 +85,7 @@ def parse_moment(text: str, now: float, option: str = "--since") -> float:
             moment = datetime.fromtimestamp(now - float(number) * unit, UTC)
         except ValueError:
             moment = datetime.fromtimestamp(datetime.fromisoformat(text).timestamp(), UTC)
-    except (ValueError, OverflowError, OSError) as error:  # the last two: beyond what a calendar holds
+    except (ValueError, OverflowError, OSError) as error:  # the last two: beyond the years that datetime can hold
         raise ConfigError(f"{option} {text!r} is no time (2024-05-01T10:00:00) and no duration (90s, 10m, 2h)") from error
     return moment.timestamp()
 
@@ -94,16 +94,16 @@ def _entries(lines: Iterable[bytes], since: str) -> Iterator[LogEntry]:
     for line in lines:
         try:
             entry = _entry(line)
-        except msgspec.DecodeError:  # a line that the disk had no room for
+        except msgspec.DecodeError:  # a line that was cut off when the disk was full
             continue
         if entry.time >= since:
             yield entry
 
 
 def _tail_offset(fd: int, lines: int) -> int:
-    """Where the last *lines* lines begin, read from the end backwards."""
+    """Return the offset at which the last *lines* lines begin, found by reading backwards from the end."""
     position = os.fstat(fd).st_size
-    wanted = lines + 1  # newlines to pass, the one at the very end among them
+    wanted = lines + 1  # newlines to pass, including the one at the end of the file
     if lines <= 0:
         return position
     while position:

@@ -1,4 +1,7 @@
-"""Containers joining and leaving networks after their start, or before: what they joined is theirs again at the next start."""
+"""Connecting containers to networks and disconnecting them, while they run or not.
+
+The networks are written into the container's record, so that the next start connects it to the same ones.
+"""
 
 from contextlib import suppress
 
@@ -18,50 +21,57 @@ from netlib.store.locks import record_lock
 
 
 def connect_container(controller: Controller, reference: str, wanted: Join) -> Endpoint | None:
-    """Join a container to a network, at once where it runs (then the endpoint is answered), else at its next start.
+    """Connect a container to a network: a running one at once, which returns the endpoint, another one at its next start.
 
-    A sandbox that is no container of the runtime (the Python API's) is joined as well. Raises what
-    :meth:`Controller.connect` raises; AlreadyExists when it is in that network, Conflict when its network is another
-    container's.
+    *reference* may also be a sandbox that the Python API made without a container. Raises the errors of
+    :meth:`Controller.connect`; AlreadyExists when the container is in that network, Conflict when it shares the network of
+    another container.
     """
     network = controller.network(wanted.network)
     container = _find(controller, reference)
     if container is None:
         return join_network(controller, reference, wanted)
     with controller.locks.hold(record_lock(container.id), f"connecting container {container.name}"):
-        container = _own_networks(controller, container)
+        container = _require_own_networks(controller, container)
         spec = container.spec
-        if any(_means(controller, item, network) for item in spec.networks):
-            raise AlreadyExists(f"container {container.name!r} is in network {network.name!r} already")
+        if any(_is_network(controller, item, network) for item in spec.networks):
+            raise AlreadyExists(
+                f"container {container.name!r} is in network {network.name!r} already; "
+                "disconnect it first to connect it with other options"
+            )
         for alias in wanted.aliases:
             check_alias(alias)
         changed = replace(spec, networks=(*spec.networks, replace(wanted, network=network.name)))
         check_spec(changed)
         endpoint = None
         if runtime(controller).state(container).running:
-            ports = _unpublished(controller, container, network)
+            ports = _ports_to_publish(controller, container, network)
             endpoint = join_network(controller, container.container_id, wanted, ports)
         _write(controller, replace(container, spec=changed))
     return endpoint
 
 
 def disconnect_container(controller: Controller, reference: str, network_reference: str) -> None:
-    """Take a container out of a network, at once where it runs, and for its next start; NotFound when it is not in it."""
+    """Disconnect a container from a network, now and for its next start; NotFound when the container is not in the network."""
     network = controller.network(network_reference)
     container = _find(controller, reference)
     if container is None:
         controller.disconnect(network.id, reference)
         return
     with controller.locks.hold(record_lock(container.id), f"disconnecting container {container.name}"):
-        container = _own_networks(controller, container)
-        kept = tuple(item for item in container.spec.networks if not _means(controller, item, network))
-        was_in = len(kept) < len(container.spec.networks)
+        container = _require_own_networks(controller, container)
+        kept = tuple(item for item in container.spec.networks if not _is_network(controller, item, network))
+        was_member = len(kept) < len(container.spec.networks)
         if runtime(controller).state(container).running:
-            with suppress(NotFound):  # what is written down here may be behind: a verb before this one died
+            # Also without the network in the container's record: a verb that died may have made the endpoint only.
+            with suppress(NotFound):
                 controller.disconnect(network.id, container.container_id, keep_ports=True)
-                was_in = True
-        if not was_in:
-            raise NotFound(f"container {container.name!r} is not in network {network.name!r}")
+                was_member = True
+        if not was_member:
+            raise NotFound(
+                f"container {container.name!r} is not in network {network.name!r}; "
+                f"`netlib inspect {container.name}` lists the networks that it is in"
+            )
         _write(controller, replace(container, spec=replace(container.spec, networks=kept)))
 
 
@@ -72,22 +82,22 @@ def _find(controller: Controller, reference: str) -> Container | None:
         return None
 
 
-def _unpublished(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:
-    """The container's ports, where none of its networks publishes them and *network* can."""
-    asked = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
-    return () if asked or not isinstance(driver_of(network), PublishesPorts) else container.spec.publish
+def _ports_to_publish(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:
+    """Return the container's ports if *network* can publish them and no other network of the container does, else none."""
+    are_published = any(endpoint.ports for endpoint in controller.endpoints(sandbox=container.container_id))
+    return () if are_published or not isinstance(driver_of(network), PublishesPorts) else container.spec.publish
 
 
-def _own_networks(controller: Controller, container: Container) -> Container:
-    """The container as it is now; Conflict when it has no network of its own."""
+def _require_own_networks(controller: Controller, container: Container) -> Container:
+    """Read the container's record again and return it; Conflict when it shares the network of another container."""
     container = find_again(controller, container)
     if container.spec.netns_of:
         raise Conflict(f"the network of container {container.name!r} is that of {container.spec.netns_of!r}; connect that one")
     return container
 
 
-def _means(controller: Controller, attachment: Join, network: Network) -> bool:
-    """Whether an attachment, which names a network as somebody typed it, is to *network*."""
+def _is_network(controller: Controller, attachment: Join, network: Network) -> bool:
+    """Whether *attachment*, which has a network's name or id as a person typed it, means *network*."""
     with suppress(NotFound):
         return controller.network(attachment.network).id == network.id
     return False

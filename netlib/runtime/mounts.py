@@ -1,8 +1,9 @@
-"""What a container sees of file systems: the plan of its separate mounts (pure) and the doing, inside its own mount namespace.
+"""The file systems of a container: which mounts of the host it shows (pure), and making all mounts in its mount namespace.
 
-Two rules. Every target is looked up inside the new root, step by step without following a link out of it, since whoever filled
-the root may have put links there. And nothing here is seen on the host: with the last process of the namespace it is all gone.
-Only ``os``, ``stat`` and the neighbours are imported: this runs under ``python -IS``.
+Two rules. Every target is looked up inside the new root, one part of the path after the other, and no link is followed out of
+the root, because whoever filled the root may have put links there. And no mount is made in the host's mount namespace: all of
+them end with the container's last process. Only ``os``, ``stat`` and the neighbours are imported: this runs under
+``python -IS``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _PSEUDO = {
     "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "fuse.portal",
     "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
 }  # fmt: skip
-_NEVER = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
+_EXCLUDED = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {
     "fd": "/proc/self/fd",
@@ -33,16 +34,16 @@ _MASKED = (
 )  # fmt: skip
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOTCONN, errno.ESTALE)
-_LOCKED = errno.EINVAL  # below it are mounts that a user namespace may not look behind
-_MOST_LINKS = 40  # as many as the kernel follows
+_LOCKED = errno.EINVAL  # there are mounts below, which a user namespace must not uncover
+_MOST_LINKS = 40  # the kernel's own limit
 _PLAIN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
 def separate_mounts(mountinfo: str, masked: list[str]) -> tuple[list[str], list[str]]:
-    """Read which mounts of the host an overlay over ``/`` must be given besides, parents first.
+    """Find the mounts of the host that an overlay over ``/`` does not show, in the text of /proc/self/mountinfo.
 
-    Return what is to be bound read-only and which folders for temporary files are to be made anew. Left out: kernel file
-    systems, /run and everything at or below *masked*.
+    Returns the paths to bind read-only, parents first, and the folders for temporary files, which get a new tmpfs each. Kernel
+    file systems, /run and everything at or below *masked* are left out.
     """
     readonly: dict[str, None] = {}
     temporary: dict[str, None] = {}
@@ -51,13 +52,13 @@ def separate_mounts(mountinfo: str, masked: list[str]) -> tuple[list[str], list[
         path, kind = _unescape(before.split(" ")[4]), after.split(" ")[0]
         if path in ("/tmp", "/var/tmp"):
             temporary[path] = None
-        elif path != "/" and kind not in _PSEUDO and not any(_within(path, folder) for folder in (*_NEVER, *masked)):
+        elif path != "/" and kind not in _PSEUDO and not any(_within(path, folder) for folder in (*_EXCLUDED, *masked)):
             readonly[path] = None
     return sorted(readonly, key=_depth), sorted(temporary)
 
 
 def overlay_options(lower: str, upper: str, work: str) -> str:
-    """The options of an overlay; ``redirect_dir=off``, so that no renamed folder shows what a mask hid."""
+    """Return the options of an overlay. With ``redirect_dir=off`` a folder renamed inside cannot show what a mask hides."""
     return f"lowerdir={_escape(lower)},upperdir={_escape(upper)},workdir={_escape(work)},redirect_dir=off"
 
 
@@ -80,15 +81,15 @@ def _depth(path: str) -> tuple[int, str]:
 
 
 class Root:
-    """A directory that is about to become ``/``; paths are looked up as they will be then."""
+    """A directory that is to become the container's ``/``; paths are looked up as the container will see them."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, path: str, create: str = "") -> int:
-        """An O_PATH descriptor of *path*, all links followed inside the root.
+        """Return an O_PATH descriptor of *path*, with all links resolved inside the root.
 
-        What is missing is made when *create* is "dir" or "file", which is what the last part becomes.
+        With *create* ("dir" or "file", the kind of the last part) missing parts of the path are made.
         """
         names = path.split("/")
         stack = [os.dup(self.fd)]
@@ -137,9 +138,9 @@ class Root:
             os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
 
     def require_folder(self, name: str) -> None:
-        """Raise CommandRefused when *name* (a folder right below the root) is there and is no folder, but a link.
+        """Raise CommandRefused when *name*, right below the root, exists and is a link or a file instead of a folder.
 
-        Once other mounts lie on a link's way, its name no longer leads to what was mounted by it.
+        A link resolves to another place once something is mounted on its way, so later mounts by its name would go astray.
         """
         try:
             mode = os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode
@@ -149,7 +150,7 @@ class Root:
             raise CommandRefused(125, f"/{name} of its root file system must be a folder, not a link or a file; make it one")
 
     def mount(self, fstype: str, path: str, flags: int, data: str = "") -> None:
-        """Mount a new file system at *path*, made when missing."""
+        """Mount a new file system at *path*, which is made when it is missing."""
         fd = self.open(path, "dir")
         try:
             mount(fstype, fd, flags, data)
@@ -157,7 +158,7 @@ class Root:
             os.close(fd)
 
     def bind(self, source: str, path: str, *, readonly: bool = False, nodev: bool = True, create: bool = True) -> None:
-        """Show the host's *source* at *path*, which is made when missing if *create* says so."""
+        """Bind-mount the host's *source* at *path*, which is made when it is missing, unless *create* is False."""
         what = os.open(source, os.O_PATH | os.O_CLOEXEC)
         try:
             kind = ("dir" if stat.S_ISDIR(os.fstat(what).st_mode) else "file") if create else ""
@@ -170,7 +171,7 @@ class Root:
             os.close(what)
 
     def protect(self, path: str) -> None:
-        """Make what is at *path* read-only; a no-op when nothing is."""
+        """Make *path* read-only by a bind mount on itself; a no-op when there is no such path."""
         try:
             fd = self.open(path)
         except FileNotFoundError:
@@ -181,7 +182,7 @@ class Root:
             os.close(fd)
 
     def mask(self, path: str) -> None:
-        """Hide what is at *path* behind an empty read-only folder or file; a no-op when nothing is."""
+        """Hide *path* behind an empty read-only folder or the null device; a no-op when there is no such path."""
         try:
             fd = self.open(path)
         except FileNotFoundError:
@@ -200,10 +201,10 @@ class Root:
 
 
 def mount_overlay(lower: str, folder: str) -> Root:
-    """Lay a writable layer kept in *folder* over *lower* and return the result.
+    """Mount an overlay of *lower* with a writable layer in *folder*, and return it.
 
-    Where the file system of *folder* cannot hold such a layer (an overlay itself, NFS), it is a tmpfs that ends with the
-    container's last process. In a user namespace, ``/`` is laid over folder by folder.
+    Where the file system of *folder* cannot hold a writable layer (an overlay itself, NFS), the layer is in a tmpfs, which ends
+    with the container's last process. In a user namespace ``/`` cannot be the lower layer: each of its folders gets an overlay.
     """
     root = f"{folder}/root"
     _folders(root)
@@ -234,26 +235,27 @@ def mount_overlay(lower: str, folder: str) -> Root:
 def _overlay(lower: str, folder: str, target: int) -> None:
     upper, work = f"{folder}/upper", f"{folder}/work"
     _folders(upper, work)
-    os.chmod(upper, stat.S_IMODE(os.stat(lower).st_mode))  # the container's / has the mode of this folder
+    os.chmod(upper, stat.S_IMODE(os.stat(lower).st_mode))  # an overlay's root has the mode of the upper layer
     try:
         mount("overlay", target, MS_NODEV, overlay_options(lower, upper, work))
     except OSError as error:
         if error.errno != errno.EPERM:
             raise
-        # In a user namespace redirect_dir cannot be set; userxattr turns it off as well, and keeps the marks in user.overlay.
+        # In a user namespace redirect_dir cannot be set. userxattr turns it off as well, and has the overlay keep its marks in
+        # the extended attributes user.overlay.*, which need no privilege.
         options = overlay_options(lower, upper, work).replace("redirect_dir=off", "userxattr")
         mount("overlay", target, MS_NODEV, options)
 
 
 def _overlay_folders(scratch: str, root: str) -> None:
-    """Lay a layer over each folder of the host's /, for there are mounts in it that a user namespace may not look behind.
+    """Mount an overlay over each folder of the host's /, for a user namespace may not uncover what the mounts below / hide.
 
-    A folder which has such mounts itself is shown read-only.
+    A folder with such mounts below it is bound read-only instead.
     """
     for entry in os.scandir("/"):
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), f"{root}/{entry.name}")
-        elif entry.is_dir() and entry.path not in _NEVER:
+        elif entry.is_dir() and entry.path not in _EXCLUDED:
             layer = f"{scratch}/{entry.name}"
             _folders(layer, f"{root}/{entry.name}")
             folder = os.open(f"{root}/{entry.name}", os.O_PATH | os.O_CLOEXEC)
@@ -274,16 +276,16 @@ def _folders(*paths: str) -> None:
 
 
 def show_host(root: Root, mountinfo: str, masked: list[str]) -> None:
-    """Complete an overlay over the host's ``/``: its separate mounts read-only, /run and *masked* hidden.
+    """Complete an overlay over the host's ``/``: bind the host's other mounts read-only, hide /run and *masked*.
 
-    A convenience, so that a container needs no image; no isolation: whatever else root can read on the host is seen inside.
+    It spares a container an image and isolates nothing: the container sees all other files that root can read on the host.
     """
     readonly, temporary = separate_mounts(mountinfo, masked)
     for path in readonly:
         try:
             root.bind(path, path, readonly=True, create=False)
         except OSError as error:
-            # One that lies hidden below another one, or a dead FUSE server; or its folder is shown with all that is in it.
+            # The mount is hidden below another one, or its FUSE server is dead, or its folder is bound with all mounts below.
             if error.errno not in (*_GONE, _LOCKED):
                 raise
     for path in temporary:
@@ -294,7 +296,7 @@ def show_host(root: Root, mountinfo: str, masked: list[str]) -> None:
 
 
 def mount_system(root: Root, groups: dict[str, str]) -> None:
-    """Mount /proc, /sys, /dev and what belongs in them, with Docker's masked and read-only paths."""
+    """Mount /proc, /sys, /dev and the control groups, with Docker's masked and read-only paths."""
     for name in ("proc", "sys", "dev"):
         root.require_folder(name)
     root.mount("proc", "/proc", _PLAIN)
@@ -313,7 +315,8 @@ def _mount_dev(root: Root) -> None:
     try:
         for name in _DEVICES:
             _make_device(root, name, folder)
-        set_attributes(folder, readonly=False, nodev=True)  # it takes no more nodes: a container has CAP_MKNOD, as in Docker
+        # Device nodes that the container makes here do not work: it has CAP_MKNOD, as in Docker.
+        set_attributes(folder, readonly=False, nodev=True)
         for name, target in _LINKS.items():
             os.symlink(target, name, dir_fd=folder)
     finally:
@@ -333,17 +336,17 @@ def _mount_dev(root: Root) -> None:
 
 
 def _make_device(root: Root, name: str, folder: int) -> None:
-    """Make a device node of the container's own, and a mount for it alone that lets devices be used.
+    """Make a device node for the container, and bind it on itself by a mount without nodev, so that it works.
 
-    With the host's node, root inside would change the mode and the owner of that. Root of a user namespace may make none: there
-    it is the host's, read-only, which keeps mode and owner, and lets a device be written to all the same.
+    With the host's node, root in the container could change the host's mode and owner. Root of a user namespace may make no
+    nodes: there the host's node is bound read-only, which protects mode and owner and still lets the device be written to.
     """
     try:
         os.mknod(name, stat.S_IFCHR, os.stat(f"/dev/{name}").st_rdev, dir_fd=folder)
     except PermissionError:
         root.bind(f"/dev/{name}", f"/dev/{name}", readonly=True, nodev=False)
         return
-    os.chmod(name, 0o666, dir_fd=folder)  # noqa: S103 - the devices that are everybody's
+    os.chmod(name, 0o666, dir_fd=folder)  # noqa: S103 - devices that every user may use
     node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         bind(node, node)
@@ -368,9 +371,9 @@ def _mount_cgroups(root: Root, groups: dict[str, str]) -> None:
 
 
 def mount_volumes(root: Root, volumes: list[tuple[str, str, bool]]) -> None:
-    """Bind (source, target, readonly), parents first; a device node in them works only if something of /dev was asked for.
+    """Bind-mount each (source, target, readonly), parents first. Device nodes work only in volumes whose source is in /dev.
 
-    A target that leads into /proc is refused: what is mounted there could fool whoever enters the container later.
+    A target that leads into /proc is refused: a file mounted there could deceive a process that enters the container later.
     """
     proc = root.open("/proc")
     forbidden = os.fstat(proc).st_dev

@@ -1,8 +1,9 @@
 """System calls that Python lacks, by ctypes: namespaces, mounts, capabilities, becoming another user.
 
-Its rule: it imports only what is small, for it runs in processes started by ``python -IS`` (``typing`` alone would add 10 ms),
-and all of it at the top: once a process is in a container, an import would run the container's code with the host's rights. A
-refusal is an ``OSError`` whose ``filename`` is a verb phrase. Needs Linux 5.12 (``mount_setattr``).
+Rule: only small modules are imported, for this runs in processes started by ``python -IS`` (``typing`` alone would add 10 ms),
+and all of them at the top, because an import in a process that has entered a container would run the container's code with
+the host's rights. A refusal of the kernel is an ``OSError`` whose ``filename`` is a verb phrase. Needs Linux 5.12
+(``mount_setattr``).
 """
 
 from __future__ import annotations
@@ -69,17 +70,17 @@ def _check(result: int, action: str) -> int:
 
 
 def fork_into_new_pids() -> int:
-    """As os.fork(), the child being process 1 of a new PID namespace.
+    """Fork as os.fork() does, with the child as process 1 of a new PID namespace. Python's hooks for forks are not run.
 
-    Not unshare(2) and fork: to have its later children in its own namespace again, a process needs rights in that one, which
-    root of a user namespace has not. None of Python's hooks for forks are run.
+    unshare(2) and a fork would not do: after unshare(2) a process can return its later children to its own PID namespace only
+    with rights in that one, which root of a user namespace does not have.
     """
     arguments = struct.pack("=8Q", CLONE_NEWPID, 0, 0, 0, SIGCHLD, 0, 0, 0)  # struct clone_args: flags and exit_signal
     return _check(_libc.syscall(_SYS_CLONE3, arguments, len(arguments)), "make namespaces")
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces named by *flags* for new ones."""
+    """Move this process into new namespaces of the kinds in *flags*."""
     _check(_libc.unshare(flags), "make namespaces")
 
 
@@ -89,12 +90,12 @@ def setns(fd: int, flags: int) -> None:
 
 
 def forbid_imports() -> None:
-    """Find no module any more: the paths are about to lead into a container."""
+    """Make later imports fail: the paths of sys.path would be looked up in the container."""
     sys.path.clear()
 
 
 def set_hostname(hostname: str, domainname: str) -> None:
-    """Name the UTS namespace; an empty *domainname* stays as it is."""
+    """Set the hostname of the UTS namespace, and the domain name unless *domainname* is empty."""
     name = os.fsencode(hostname)
     _check(_libc.sethostname(name, len(name)), f"set the hostname to {hostname}")
     if domainname:
@@ -103,22 +104,23 @@ def set_hostname(hostname: str, domainname: str) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends; lost when the credentials change."""
+    """Have the kernel kill this process when its parent ends. A change of credentials clears the setting."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "tie the container to its minder")
 
 
 def hide() -> None:
-    """Let no process of a container trace this one, nor open what it has open, until it executes (CVE-2016-9962 was that)."""
+    """Keep processes of a container from tracing this one and opening its descriptors until it executes (CVE-2016-9962)."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "hide from the container")
 
 
 def open_protected(path: str) -> int:
     """Open a program of the host for execution by a process that enters a container.
 
-    A process inside can name its executable (``/proc/self/exe``, also in a script's ``#!``), and root inside could change the
-    file's mode or owner, or write to it once it runs no more (CVE-2019-5736). The descriptor therefore leads through a mount
-    of its own, read-only and nosuid, in no mount namespace: nobody can find it, nor make it writable again. Its libraries need
-    none: only ``/proc/PID/map_files`` names those, and that takes CAP_CHECKPOINT_RESTORE in the host's user namespace.
+    A process in the container can open its executable (``/proc/self/exe``, also in a script's ``#!``), and root there could
+    change the file's mode or owner, or write to it once no process executes it (CVE-2019-5736). The descriptor is therefore
+    opened by a mount of its own, read-only and nosuid, which is in no mount namespace, so that no process can find the mount or
+    make it writable. The program's libraries need no such mount: only ``/proc/PID/map_files`` leads to them, and opening that
+    needs CAP_CHECKPOINT_RESTORE in the host's user namespace.
     """
     source = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -130,11 +132,11 @@ def open_protected(path: str) -> int:
         _set_attributes(tree, _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=False)
         return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(tree)  # now the mount is in no namespace, and its flags cannot be changed any more
+        os.close(tree)  # detaches the mount: it is in no namespace now, and its flags cannot be changed any more
 
 
 def close_others(*keep: int) -> None:
-    """Close every descriptor from 3 up but those to *keep*, so that nothing in a container leads to a file of the host."""
+    """Close every descriptor from 3 on except *keep*, so that no open descriptor leads a container to the host's files."""
     first = 3
     for fd in sorted(keep):
         os.closerange(first, fd)
@@ -143,25 +145,25 @@ def close_others(*keep: int) -> None:
 
 
 def open_null() -> int:
-    """Open the container's own ``/dev/null``: of the host's, root inside could change mode and owner.
+    """Open the container's ``/dev/null``. Through a descriptor of the host's, root inside could change its mode and owner.
 
-    CommandRefused where a volume has put something else there.
+    CommandRefused where a volume put another file there.
     """
     fd = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(fd)
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _NULL_DEVICE:
         os.close(fd)
-        raise CommandRefused(125, "/dev/null in the container is not the null device; take away the volume that lies on it")
+        raise CommandRefused(125, "/dev/null in the container is not the null device; leave out the volume that replaces it")
     os.set_blocking(fd, True)
     return fd
 
 
 def leave_keyring() -> None:
-    """Begin a session keyring of its own: in the caller's, the container's processes would find the caller's keys."""
+    """Join a new session keyring; in the caller's, the container's processes would find the caller's keys."""
     number = _SYS_KEYCTL.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), f"make a session keyring on {os.uname().machine}")
-    if _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) == -1 and ctypes.get_errno() != errno.ENOSYS:  # none in it
+    if _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) == -1 and ctypes.get_errno() != errno.ENOSYS:  # without keys
         _check(-1, "make a session keyring")
 
 
@@ -169,7 +171,7 @@ def leave_keyring() -> None:
 
 
 def make_all_slaves() -> None:
-    """Let the host's mount events come in, and none of ours go out."""
+    """Make all mounts slaves: new mounts of the host appear in this mount namespace, and none of ours appear on the host."""
     _check(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "separate the mounts from the host's")
 
 
@@ -181,7 +183,7 @@ def mount(fstype: str, target: int, flags: int, data: str = "") -> None:
 
 
 def bind(source: int, target: int, *, readonly: bool = False, nodev: bool = False, recursive: bool = False) -> None:
-    """Show what the descriptor *source* refers to at *target* as well; its attributes are set before it is seen there."""
+    """Bind-mount the file behind the descriptor *source* on the one behind *target*, with its attributes set before."""
     what = os.readlink(f"/proc/self/fd/{source}")
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), f"bind {what}")
@@ -195,7 +197,7 @@ def bind(source: int, target: int, *, readonly: bool = False, nodev: bool = Fals
 
 
 def set_attributes(mountpoint: int, *, readonly: bool, nodev: bool = False, recursive: bool = False) -> None:
-    """Make the mount behind *mountpoint* private, and read-only or without device nodes where asked."""
+    """Make the mount behind the descriptor *mountpoint* private, and as asked read-only or without device nodes."""
     wanted = (_MOUNT_ATTR_RDONLY if readonly else 0) | (_MOUNT_ATTR_NODEV if nodev else 0)
     _set_attributes(mountpoint, wanted, recursive=recursive)
 
@@ -208,13 +210,13 @@ def _set_attributes(mountpoint: int, wanted: int, *, recursive: bool) -> None:
 
 
 def pivot_root(root: int) -> None:
-    """Make the mount behind *root* the root directory and let go of the old one."""
+    """Make the mount behind the descriptor *root* the root directory, and detach the old root."""
     os.fchdir(root)
     number = _SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), f"change the root on {os.uname().machine}")
     _check(_libc.syscall(number, b".", b"."), "change the root")
-    _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root")  # it lies on top of the new one: see pivot_root(2)
+    _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root")  # it is mounted on top of the new one: see pivot_root(2)
     os.chdir("/")
 
 
@@ -222,7 +224,7 @@ def pivot_root(root: int) -> None:
 
 
 def open_master(path: str, rows: int, columns: int) -> tuple[int, str]:
-    """Make a pseudo terminal of the devpts whose ``ptmx`` is at *path*; return its master and its slave's number."""
+    """Make a pseudo terminal by the ``ptmx`` at *path*; return the descriptor of its master and the number of its slave."""
     master = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     name = ctypes.create_string_buffer(64)
     _check(_libc.unlockpt(master), "unlock a pseudo terminal")
@@ -233,7 +235,7 @@ def open_master(path: str, rows: int, columns: int) -> tuple[int, str]:
 
 
 def set_size(terminal: int, rows: int, columns: int) -> None:
-    """Tell a pseudo terminal its size; zeros leave it as it is."""
+    """Set the size of a pseudo terminal, unless *rows* or *columns* is 0."""
     if rows and columns:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
@@ -249,15 +251,15 @@ def take_terminal(path: str) -> int:
 
 
 def become(uid: int, gid: int, groups: Sequence[int], capabilities: Iterable[int]) -> None:
-    """Change to *uid* and *gid*, with no capability beyond *capabilities*, for this process and all it will execute."""
+    """Change to *uid* and *gid*, with no capability but *capabilities* for this process and the programs that it executes."""
     keep = frozenset(capabilities)
     for number in range(_MOST_CAPABILITIES):
-        if _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == -1:  # the kernel has none from here on
-            break  # asked of it, not of /proc: what lies there is the container's
+        if _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) == -1:  # the kernel has no more capabilities
+            break  # /proc/sys/kernel/cap_last_cap is not read, because /proc may be the container's
         if number not in keep:
             _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "limit the capabilities")
     with open("/proc/self/setgroups") as file:
-        if file.read() == "allow\n":  # else a user namespace in which groups cannot be changed, nor need be
+        if file.read() == "allow\n":  # else it is a user namespace in which the kernel refuses to change groups
             os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -268,9 +270,9 @@ def become(uid: int, gid: int, groups: Sequence[int], capabilities: Iterable[int
 
 
 def find_user(text: str) -> tuple[int, int, list[int], str]:
-    """Read ``user[:group]``, names or numbers, by the /etc/passwd and /etc/group in force; an empty text is root.
+    """Look ``user[:group]``, names or numbers, up in the container's /etc/passwd and /etc/group; an empty text is root.
 
-    Return uid, gid, all groups and the home folder. Raises LookupError for a name that is not there or an id out of range.
+    Returns uid, gid, all groups and the home folder. Raises LookupError for an unknown name or an id out of range.
     """
     user, _, group = (text or "0").partition(":")
     user = user or "0"
@@ -291,26 +293,29 @@ def find_user(text: str) -> tuple[int, int, list[int], str]:
 
 
 def _checked_id(text: str) -> int:
-    """A user or group id, in Docker's range: to the kernel, 4294967295 would mean "as it is", which is root here."""
+    """Read a user or group id in Docker's range. The kernel would take 4294967295 for "no change", and we are root."""
     if not text.isdecimal() or not len(text) <= 10 or int(text) >= 1 << 31:
         raise LookupError(f"{text!r} is no user or group id; they go from 0 to 2147483647")
     return int(text)
 
 
 def _colon_file(path: str, fields: int) -> list[list[str]]:
-    """The lines of a container's file, which may be anything: a pipe would block and /dev/zero fill the memory."""
+    """Read the lines of a file of the container, split at colons; those with other than *fields* parts are left out.
+
+    The container may have put anything there: only a regular file is read (a pipe would block), and at most 16 MiB of it.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         text = os.read(fd, _MOST_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         os.close(fd)
-    except OSError:  # it is not there, or a link to what cannot be read: it names nobody
+    except OSError:  # it does not exist or cannot be read, so it has no users or groups
         return []
     lines = [line.split(":") for line in text.decode(errors="replace").split("\n")]
     return [line for line in lines if len(line) == fields and line[2].isdecimal()]
 
 
 class CommandRefused(Exception):
-    """The command cannot be started; ``code`` is 127 (not found) or 126, as shells and Docker have it."""
+    """The command cannot be started. ``code`` is 127 (not found), 126 (found) or 125 (the container's set-up), as Docker's."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -318,9 +323,9 @@ class CommandRefused(Exception):
 
 
 def execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
-    """Become the command, found by the container's PATH; every descriptor from 3 up closes. Raises CommandRefused."""
+    """Execute the command, found by the container's PATH, with descriptors 0 to 2 only. Raises CommandRefused."""
     _check(_libc.syscall(_SYS_CLOSE_RANGE, 3, ctypes.c_uint(-1 & 0xFFFFFFFF), _CLOSE_RANGE_CLOEXEC), "close descriptors")
-    for number in range(1, _SIGNALS + 1):  # what Python ignores, or whoever started us (in the background), would stay so
+    for number in range(1, _SIGNALS + 1):  # signals that Python or our starter ignores would stay ignored
         _libc.signal(number, None)
     _libc.sigprocmask(2, ctypes.create_string_buffer(128), None)
     name = arguments[0]
@@ -344,7 +349,7 @@ def execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
 
 
 def start_time(pid: int) -> int:
-    """When a living process started, in ticks since the boot, so that a reused pid is told apart; 0 when it has ended."""
+    """Return when a process started, in ticks since the boot, by which a reused pid is recognised; 0 when it has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Where the minders of an earlier netlib, which still run, look for :mod:`netlib.verbs.reap`."""
+"""The former name of :mod:`netlib.verbs.reap`, for running minders that an earlier netlib has started."""
 
 import runpy
 

@@ -1,8 +1,8 @@
-"""Containers on networks: the record, the sandbox and the processes of one, brought together and taken apart.
+"""Creating, starting, stopping and removing containers: the record, the sandbox and the processes of each together.
 
-Record first, as in the core: a container is written down before anything of it is made, and where it runs before it does; while
-somebody works on it, its lock is held. Each run of its command has a sandbox of its own, which goes when the command ends; the
-record, the files and the log stay until it is removed.
+As in the core, the record is written first: the container's before anything of it is made, its netns before its command starts.
+A verb that works on a container holds the container's lock. Each run of the command has a new sandbox, which is removed when
+the command ends. The record, the files and the log stay until the container is removed.
 """
 
 import os
@@ -35,8 +35,8 @@ from netlib.store.records import Row, Transaction
 
 register(Kind("container", Container, -1, recovered=False))
 
-# The key of a fact about the store: ids of containers without a record that `system restore` has listed. No verb is refused
-# because of them.
+# The key under which the store has the ids of containers without a record that `system restore` has listed. No verb is refused
+# because of these.
 ACCEPTED = "accepted"
 _KILL_SECONDS = 10.0
 
@@ -60,29 +60,29 @@ __all__ = [
 
 
 def runtime(controller: Controller) -> Runtime:
-    """The runtime of the controller's host."""
+    """Return the runtime of the controller's host."""
     return Runtime(controller.config)
 
 
 def event(action: str, container: Container, **more: str) -> Event:
-    """What has happened to *container*, in Docker's words."""
-    about = {"name": container.name, "image": container.spec.rootfs, **container.spec.labels, **more}
-    return Event(type="container", action=action, id=container.container_id, attributes=about)
+    """Return the event that *action* (Docker's word) happened to *container*; *more* are further attributes."""
+    attributes = {"name": container.name, "image": container.spec.rootfs, **container.spec.labels, **more}
+    return Event(type="container", action=action, id=container.container_id, attributes=attributes)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------------
 
 
 def containers(controller: Controller) -> list[Container]:
-    """Every container, by name."""
+    """Return the records of all containers, sorted by name."""
     with controller.store.read() as tx:
         return [row.value for row in tx.all(Container) if row.phase is Phase.READY]
 
 
 def find_container(controller: Controller, reference: str, *, half_removed: bool = False) -> Container:
-    """The container with that name, id or unambiguous beginning of an id; NotFound else.
+    """Return the container with that name, id or unambiguous beginning of an id; NotFound else.
 
-    One whose removal failed is not there, except for who wants the *half_removed* as well: to remove them again.
+    A container whose removal failed is NotFound too, unless the caller, who removes it again, asks for the *half_removed*.
     """
     with controller.store.read() as tx:
         row = tx.find(Container, reference)
@@ -92,7 +92,7 @@ def find_container(controller: Controller, reference: str, *, half_removed: bool
 
 
 def find_again(controller: Controller, container: Container) -> Container:
-    """A container as it is now that its lock is held; NotFound when it was removed before."""
+    """Read a container's record again, now that its lock is held; NotFound when it was removed before the lock was taken."""
     with controller.store.read() as tx:
         row = tx.by_id(container.id)
     if row is None or row.phase is Phase.REMOVING:
@@ -102,7 +102,7 @@ def find_again(controller: Controller, container: Container) -> Container:
 
 
 def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
-    """What of a request has no effect, one sentence each."""
+    """Return a sentence for each option of *spec* that has no effect."""
     if not spec.publish or not spec.networks:
         return []
     name = spec.networks[0].network
@@ -117,40 +117,41 @@ def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
 def run_container(
     controller: Controller, spec: ContainerSpec, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)
 ) -> Container:
-    """Create a container and start it; after any error there is neither.
+    """Create a container and start it; after any error the container does not exist.
 
-    *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises what that raises and what the
-    verbs of the controller do.
+    *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises the errors of that method and of the
+    controller's verbs.
     """
     refuse_unknown(controller)
     finish(controller)
-    container = _draft(controller, spec)
+    container = _new_record(controller, spec)
     with controller.locks.hold(record_lock(container.id), f"running container {spec.name or container.short_id}"):
-        container = _inserted(controller, container, Phase.CREATING)  # after a crash nobody was told of it: it goes
+        container = _insert_record(controller, container, Phase.CREATING)  # removed after a crash: its caller got no answer
         controller.publish("container create", container.name, event("create", container))
         try:
             container = _start(controller, container, client, size)
             with controller.store.write() as tx:
                 tx.set_phase(container.id, Phase.READY)
-            # A copy of the store in which it is half made, and would be ended, is an older one from this line on.
+            # This counts up the store's generation number: a copy of the store in which the record is still "creating", by
+            # which the running container would be ended, is recognised as older from here on.
             controller.publish("container run", container.name, event("start", container))
         except BaseException:
             _kill(controller, container)
-            _leave(controller, container)
-            _delete(controller, container)
+            _remove_sandboxes(controller, container)
+            _delete_container(controller, container)
             controller.publish("container rm", container.name, event("destroy", container))
             raise
     return container
 
 
 def create_container(controller: Controller, spec: ContainerSpec) -> Container:
-    """Check a request and write the container down; nothing runs and nothing is joined yet."""
+    """Check *spec* and write the container's record, without a sandbox and without a process."""
     refuse_unknown(controller)
     finish(controller)
-    return _inserted(controller, _draft(controller, spec), Phase.READY)
+    return _insert_record(controller, _new_record(controller, spec), Phase.READY)
 
 
-def _inserted(controller: Controller, container: Container, phase: Phase) -> Container:
+def _insert_record(controller: Controller, container: Container, phase: Phase) -> Container:
     with controller.store.write() as tx:
         if not container.name:
             taken = [row.name for row in tx.all(Container)] + [row.name for row in tx.all(Sandbox)]
@@ -160,8 +161,8 @@ def _inserted(controller: Controller, container: Container, phase: Phase) -> Con
     return container
 
 
-def _draft(controller: Controller, spec: ContainerSpec) -> Container:
-    """The record of a request in which all is well as far as can be told now."""
+def _new_record(controller: Controller, spec: ContainerSpec) -> Container:
+    """Check *spec* and return a new record for it, which is not written; ConfigError, NotFound for options that cannot hold."""
     check_spec(spec)
     if spec.name:
         check_sandbox_name(spec.name)
@@ -195,7 +196,7 @@ def _check_free(tx: Transaction, name: str) -> None:
 
 
 def _shared_netns(driver_name: str) -> str | None:
-    """The path of the netns that a network's sandboxes must use; None for one of their own."""
+    """Return the path of the netns that all sandboxes in networks of this driver use; None where each has its own."""
     known = driver(driver_name)
     return known.sandbox_netns() if isinstance(known, Addressless) else None
 
@@ -203,16 +204,16 @@ def _shared_netns(driver_name: str) -> str | None:
 def start_container(
     controller: Controller, reference: str, *, client: socket.socket | None = None, size: tuple[int, int] = (0, 0)
 ) -> Container:
-    """Make the container's sandbox, join its networks, start its command; after an error nothing of that is left.
+    """Make the container's sandbox, connect it to its networks and start its command; after an error nothing of this is left.
 
-    A no-op for one that runs.
+    A no-op for a running container.
     """
     container = find_container(controller, reference)
     with controller.locks.hold(record_lock(container.id), f"starting container {container.name}"):
         container = find_again(controller, container)
         if runtime(controller).state(container).running:
             return container
-        _leave(controller, container)
+        _remove_sandboxes(controller, container)
         started = _start(controller, container, client, size, again=True)
         controller.publish("container start", container.name, event("start", container))
         return started
@@ -221,24 +222,27 @@ def start_container(
 def _start(
     controller: Controller, container: Container, client: socket.socket | None, size: tuple[int, int], *, again: bool = False
 ) -> Container:
-    """Join and launch a container whose lock is held; after an error it is nowhere again."""
+    """Connect and launch a container whose lock is held; after an error it has no sandbox."""
     try:
-        container = _join(controller, container, again=again)
+        container = _make_sandbox(controller, container, again=again)
         runtime(controller).launch(container, client=client, size=size)
     except BaseException:
-        _leave(controller, container)
+        _remove_sandboxes(controller, container)
         raise
     return container
 
 
-def _join(controller: Controller, container: Container, *, again: bool) -> Container:
-    """Give the container its netns and its networks, and write down where it is."""
+def _make_sandbox(controller: Controller, container: Container, *, again: bool) -> Container:
+    """Make the container's sandbox, connect it to its networks, and write the netns into the container's record.
+
+    A container that shares another one's network gets the netns of that one.
+    """
     spec = container.spec
     if spec.netns_of:
         other = find_container(controller, spec.netns_of)
         if not runtime(controller).state(other).running:
             raise Conflict(f"container {other.name!r}, whose network {container.name!r} uses, is not running; start it first")
-        return _written(controller, replace(container, netns=other.netns, files_dir=other.files_dir, owns_sandbox=False))
+        return _write_record(controller, replace(container, netns=other.netns, files_dir=other.files_dir, owns_sandbox=False))
     shared = _shared_netns(controller.network(spec.networks[0].network).driver) if spec.networks else None
     request = SandboxRequest(
         name=container.name,
@@ -250,30 +254,32 @@ def _join(controller: Controller, container: Container, *, again: bool) -> Conta
         sandbox_id=container.container_id,
     )
     sandbox = create_sandbox(controller, request)
-    container = _written(controller, replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True))
-    asking = _asking(controller, spec, again=again)
+    placed = replace(container, netns=sandbox.netns, files_dir=sandbox.files_dir, owns_sandbox=True)
+    container = _write_record(controller, placed)
+    publishing = _publishing_network(controller, spec, again=again)
     for attachment in spec.networks:
-        join_network(controller, sandbox.id, attachment, spec.publish if attachment is asking else ())
+        join_network(controller, sandbox.id, attachment, spec.publish if attachment is publishing else ())
     return container
 
 
-def _asking(controller: Controller, spec: ContainerSpec, *, again: bool) -> Join | None:
-    """With which of its networks a container asks for its ports: one that can publish.
+def _publishing_network(controller: Controller, spec: ContainerSpec, *, again: bool) -> Join | None:
+    """Choose the network that the container's ports are requested with: the first whose driver can publish ports.
 
-    Else one that says why it cannot, but for a container that is started *again*: it may have left the one that could.
+    If there is none, it is the first network with a link, whose driver then refuses the ports with its reason. A container
+    that is started *again* gets no such refusal: it may have been disconnected from the network that published its ports.
     """
     drivers = [(item, driver(controller.network(item.network).driver)) for item in spec.networks]
-    able = [item for item, known in drivers if isinstance(known, PublishesPorts)]
+    publishing = [item for item, known in drivers if isinstance(known, PublishesPorts)]
     linked = [item for item, known in drivers if not isinstance(known, Addressless) and not again]
-    return next(iter([*able, *linked]), None)
+    return next(iter([*publishing, *linked]), None)
 
 
 def join_network(controller: Controller, sandbox: str, wanted: Join, ports: Sequence[PortRequest] = ()) -> Endpoint:
-    """Join a sandbox to the network that *wanted* names, as it asks for; raises what :meth:`Controller.connect` raises."""
+    """Connect a sandbox to the network in *wanted*, with its options; raises the errors of :meth:`Controller.connect`."""
     return connect(controller, wanted.connecting(sandbox, ports))
 
 
-def _written(controller: Controller, container: Container) -> Container:
+def _write_record(controller: Controller, container: Container) -> Container:
     with controller.store.write() as tx:
         tx.replace(container)
     return container
@@ -283,17 +289,17 @@ def _written(controller: Controller, container: Container) -> Container:
 
 
 def kill_container(controller: Controller, reference: str, number: int) -> None:
-    """Send a signal to the container's process 1; Conflict when it does not run."""
+    """Send a signal to the container's process 1; Conflict when the container does not run."""
     container = find_container(controller, reference)
     runtime(controller).kill(container, number)
     controller.publish("container kill", container.name, event("kill", container, signal=str(number)))
 
 
 def stop_container(controller: Controller, reference: str, *, seconds: float | None = None, number: int | None = None) -> State:
-    """Ask the container to end, kill it when it does not in time, take its sandbox away; answer with how it ended."""
-    controller.store.require_writable()  # how it ended could not be written down
+    """Signal the container to end, kill it after a time, remove its sandbox, and return its final state."""
+    controller.store.require_writable()  # before the container ends, for its sandbox could not be removed
     container = find_container(controller, reference)
-    runtime(controller).claim(container)
+    runtime(controller).claim_cleanup(container)
     runtime(controller).stop(container, seconds, number)
     state = runtime(controller).state(container)
     reap_container(controller, container.id)
@@ -302,9 +308,9 @@ def stop_container(controller: Controller, reference: str, *, seconds: float | N
 
 
 def reap_container(controller: Controller, reference: str) -> None:
-    """Take away what an ended container no longer needs: its sandbox, and all of it when it was to be removed at its end.
+    """Remove the sandbox of an ended container, and the whole container if it was run with ``--rm``.
 
-    A no-op for one that runs or is not there (any more).
+    A no-op for a running container and for one that does not exist (any more).
     """
     with controller.store.read() as tx:
         row = tx.find(Container, reference)
@@ -315,72 +321,75 @@ def reap_container(controller: Controller, reference: str) -> None:
             present = tx.by_id(row.id)
         if present is None or (state := runtime(controller).state(present.value)).running:
             return
-        if present.value.netns is not None:  # else its end was told before
+        if present.value.netns is not None:  # else its end has been published
             died = event("die", present.value, exitCode=str(state.code))
             controller.publish("container die", present.name, died)
-        _leave(controller, present.value)
+        _remove_sandboxes(controller, present.value)
         if present.value.spec.auto_remove or present.phase is not Phase.READY:
-            _delete(controller, present.value)
+            _delete_container(controller, present.value)
             controller.publish("container rm", present.name, event("destroy", present.value))
 
 
 def remove_container(controller: Controller, reference: str, *, force: bool = False) -> None:
-    """Remove a container with its files and its log; InUse when it runs, unless *force* says to kill it."""
+    """Remove a container with its files and its log. A running one is InUse, or with *force* killed first."""
     remove_containers(controller, [find_container(controller, reference, half_removed=True)], force=force)
 
 
-def remove_containers(controller: Controller, going: Sequence[Container], *, force: bool = False) -> None:
-    """Remove many containers: all are killed first, then their networks are left in one go. Nobody starts them meanwhile.
+def remove_containers(controller: Controller, wanted: Sequence[Container], *, force: bool = False) -> None:
+    """Remove containers: kill all of them first, then remove all their sandboxes together. Their locks are held throughout.
 
-    Raises InUse, and removes none, when one of them runs and *force* does not say to kill it.
+    Raises InUse, and removes none, when one of them runs and *force* is not given.
     """
-    own = runtime(controller)
-    going = sorted({container.id: container for container in going}.values(), key=lambda item: item.id)
+    processes = runtime(controller)
+    wanted = sorted({container.id: container for container in wanted}.values(), key=lambda item: item.id)
     with ExitStack() as locks:
-        for container in going:
+        for container in wanted:
             locks.enter_context(controller.locks.hold(record_lock(container.id), f"removing container {container.name}"))
         with controller.store.read() as tx:
-            present = [row.value for container in going if (row := tx.by_id(container.id)) is not None]  # minders are quick
-        running = [container for container in present if own.state(container).running]
+            # Some may be gone: the minder of one with --rm has it removed when it ends.
+            present = [row.value for container in wanted if (row := tx.by_id(container.id)) is not None]
+        running = [container for container in present if processes.state(container).running]
         if running and not force:
             raise InUse(f"container {running[0].name!r} is running; stop it first, or remove it with --force")
-        controller.store.require_writable()  # before anything ends
+        controller.store.require_writable()  # before any container is killed
         for container in running:
-            own.claim(container)
+            processes.claim_cleanup(container)
             with suppress(Conflict):  # it ended just now
-                own.kill(container)
+                processes.kill(container)
         for container in running:
-            _kill(controller, container)  # and wait
+            _kill(controller, container)  # returns when it has ended
         if running:
-            died = [event("die", container, exitCode=str(own.state(container).code)) for container in running]
+            died = [event("die", container, exitCode=str(processes.state(container).code)) for container in running]
             controller.publish("container die", ", ".join(container.name for container in running), *died)
         try:
             _set_removing(controller, present)
-        except DiskFull:  # perhaps with what they wrote, and that may go first: to remove them again does no harm
+        except DiskFull:
+            # Their own files may fill the disk. These are deleted before the records say so; after a crash in between, the
+            # next removal finds them missing, which is no error.
             for container in present:
-                own.remove(container)
+                processes.remove(container)
             _set_removing(controller, present)
-        _leave(controller, *present)
+        _remove_sandboxes(controller, *present)
         for container in present:
-            _delete(controller, container)
+            _delete_container(controller, container)
         names = ", ".join(container.name for container in present)
         controller.publish("container rm", names, *(event("destroy", container) for container in present))
 
 
-def _set_removing(controller: Controller, going: Sequence[Container]) -> None:
+def _set_removing(controller: Controller, containers: Sequence[Container]) -> None:
     with controller.store.write(clearing=True) as tx:
-        for container in going:
+        for container in containers:
             tx.set_phase(container.id, Phase.REMOVING)
 
 
 def _kill(controller: Controller, container: Container) -> None:
-    """End it at once, if it runs."""
+    """Kill a container and wait for its end; a no-op when it does not run."""
     runtime(controller).stop(container, _KILL_SECONDS, signal.SIGKILL)
 
 
-def _leave(controller: Controller, *containers: Container) -> None:
-    """Remove the sandboxes of ended runs, where there are any, and write down that the containers are nowhere."""
-    controller.recover()  # one that was left half made or half removed
+def _remove_sandboxes(controller: Controller, *containers: Container) -> None:
+    """Remove the sandboxes of ended containers, where they have any, and delete the netns from the containers' records."""
+    controller.recover()  # removes sandboxes whose creation or removal broke off
     with controller.store.read() as tx:
         rows = [tx.by_id(container.container_id) for container in containers]
         records = [tx.by_id(container.id) for container in containers]
@@ -389,10 +398,10 @@ def _leave(controller: Controller, *containers: Container) -> None:
         controller.remove_sandboxes(ready)
     for record in records:
         if record is not None and record.value.netns is not None:
-            _written(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
+            _write_record(controller, replace(record.value, netns=None, files_dir="", owns_sandbox=True))
 
 
-def _delete(controller: Controller, container: Container) -> None:
+def _delete_container(controller: Controller, container: Container) -> None:
     runtime(controller).remove(container)
     with controller.store.write(clearing=True) as tx:
         tx.delete(container.id)
@@ -402,26 +411,28 @@ def _delete(controller: Controller, container: Container) -> None:
 
 
 def finish(controller: Controller) -> list[NetlibError]:
-    """Clear away what dead processes left: containers half made or half removed, and sandboxes of ended ones.
+    """Finish the work of dead processes: remove containers whose creation or removal broke off, and sandboxes of ended ones.
 
-    Answers with what would not go: that is no reason to refuse others. Files that belong to no record stay: a record is written
-    before the first file and deleted after the last one, so it is the store that has lost it, and they may be somebody's work.
+    Returns the failures and raises none, so that one container does not stop verbs on others. Files without a record are kept:
+    a record is written before the first file and deleted after the last one, so the store has lost the record, and somebody may
+    need the files.
     """
     with controller.store.read() as tx:
         rows = tx.all(Container)
-    own = runtime(controller)
+    processes = runtime(controller)
     failures: list[NetlibError] = []
     for row in rows:
-        if row.phase is Phase.READY and (row.value.netns is None or own.state(row.value).running):
+        if row.phase is Phase.READY and (row.value.netns is None or processes.state(row.value).running):
             continue
-        failures += _attempted(partial(_if_idle, controller, row, partial(_finish_one, controller, row.id)))
+        failures += _failures_of(partial(_if_unlocked, controller, row, partial(_finish_one, controller, row.id)))
     return failures
 
 
 def refuse_unknown(controller: Controller) -> None:
-    """Raise StoreLost where containers have files that no record knows: rows were lost, by whatever hand.
+    """Raise StoreLost where there are files of containers without a record, except those that `system restore` has listed.
 
-    Those that `netlib system restore` has listed were accepted. It lists all containers, so it is for verbs that do so anyway.
+    Rows were deleted from the store then, or the store was replaced. The check reads the folder of all containers, so only
+    verbs that list containers or create one call it.
     """
     unknown = unknown_containers(controller)
     if unknown:
@@ -430,16 +441,17 @@ def refuse_unknown(controller: Controller) -> None:
 
 
 def unknown_containers(controller: Controller) -> list[str]:
-    """The ids of containers with files that no record knows, but for those that have been accepted."""
+    """Return the ids of containers that have files but no record, except those that `system restore` has listed."""
     found = container_folders(controller.config)
     with controller.store.read() as tx:
         accepted = (tx.meta(ACCEPTED) or "").split()
         unknown = [item for item in found.difference(accepted) if tx.by_id(item + RECORD_SUFFIX) is None]
-    still_there = container_folders(controller.config) if unknown else ()  # else it was removed, record last, in between
+    # Listed again, because a container may have been removed after the first listing, its record last.
+    still_there = container_folders(controller.config) if unknown else ()
     return sorted(item for item in unknown if item in still_there)
 
 
-def _attempted(action: Callable[[], None]) -> list[NetlibError]:
+def _failures_of(action: Callable[[], None]) -> list[NetlibError]:
     try:
         action()
     except NetlibError as error:
@@ -447,7 +459,7 @@ def _attempted(action: Callable[[], None]) -> list[NetlibError]:
     return []
 
 
-def _if_idle(controller: Controller, row: Row[Container], action: Callable[[], None]) -> None:
+def _if_unlocked(controller: Controller, row: Row[Container], action: Callable[[], None]) -> None:
     with controller.locks.attempt(record_lock(row.id), f"recovering container {row.name}") as held:
         if held:
             action()
@@ -461,8 +473,8 @@ def _finish_one(controller: Controller, record: str) -> None:
     state = runtime(controller).state(row.value)
     phase = row.phase
     if phase is Phase.CREATING and state.status != "created":
-        # Its command has begun, which comes last but for this mark: who made it died in between, or an older copy of the store
-        # was made in between. It may have written something.
+        # The command has begun, and only this phase was not written: the process that started the container died before that,
+        # or this is a copy of the store from that moment. The command may have written files, so the container is kept.
         with controller.store.write() as tx:
             tx.set_phase(record, Phase.READY)
             tx.move_on()
@@ -471,6 +483,6 @@ def _finish_one(controller: Controller, record: str) -> None:
         if phase is Phase.READY:
             return
         _kill(controller, row.value)
-    _leave(controller, row.value)
+    _remove_sandboxes(controller, row.value)
     if phase is not Phase.READY or row.value.spec.auto_remove:
-        _delete(controller, row.value)
+        _delete_container(controller, row.value)

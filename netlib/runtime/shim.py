@@ -1,11 +1,11 @@
-"""The minder of one container: keeps its output, serves those who attach, keeps how it ended. Runs under ``python -IS``.
+"""The minder of one container: it logs the output, serves attached clients, and writes the exit code. ``python -IS``.
 
-It is the parent of the container's process 1, which dies with it, so that no container is ever unminded. Its one rule is to
-stay small (a test checks its imports): what serves those who attach later is loaded when they do.
+It is the parent of the container's process 1, which the kernel kills when the minder ends, so no container runs without a
+minder. One rule: it stays small (a test checks its imports). Modules for clients are imported when the first client attaches.
 
-Those attached speak in messages (SOCK_SEQPACKET) whose first byte says what they are: to the minder ``i`` input, ``e`` end of
-input, ``r<rows> <columns>`` size of the terminal, ``a`` give me the output; from it ``o`` output, ``s`` standard error,
-``x<code>`` the end. While one of them does not take its output, the container's is not read on, as with Docker.
+Clients and minder exchange messages (SOCK_SEQPACKET) whose first byte is their kind. To the minder: ``i`` input, ``e`` end of
+input, ``r<rows> <columns>`` size of the terminal, ``a`` send me the output. From the minder: ``o`` output, ``s`` standard
+error, ``x<code>`` the exit code. While a client does not read its output, the container's output is not read, as with Docker.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from netlib.runtime import cgroups
 
 INPUT, END_OF_INPUT, RESIZE, ATTACH, OUTPUT, ERROR, EXITED = b"i", b"e", b"r", b"a", b"o", b"s", b"x"
 CHUNK = 32 * 1024
-CLAIM = "claimed"  # a file in the container's folder: whoever ends it clears it away as well
-_LONGEST_LINE = 16 * 1024  # longer ones are split, as in Docker's logs
-# What the log leaves free: the store's own log grows to 4 MiB before SQLite folds it in; a small disk is not to be useless.
+CLAIM = "claimed"  # a file in the container's folder: the process that ends the container cleans up after it as well
+_LONGEST_LINE = 16 * 1024  # longer lines are split, as in Docker's logs
+# The log leaves this much of the disk free, or a twentieth of a small disk. The store needs some: SQLite's write-ahead log
+# grows to 4 MiB before it is written into the database.
 _MARGIN_BYTES = 16 << 20
 _MARGIN_PART = 20
 _ESCAPES = {number: f"\\u{number:04x}" for number in (*range(32), 0x2028, 0x2029)}
@@ -29,9 +30,9 @@ _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", ord('"'): '\\
 
 
 class Log:
-    """The container's output in the format of Docker's json-file driver, one line each.
+    """The container's log in the format of Docker's json-file driver, one line of JSON for each line of output.
 
-    It is not what fills the disk: with 16 MiB (or 5 %) left, what comes is lost, and one line says so.
+    It does not fill the disk: while less than 16 MiB (or 5 %) are free, output is not logged, and one line says so.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,7 +42,7 @@ class Log:
         self._is_losing = False
 
     def write(self, stream: str, data: bytes) -> None:
-        """Keep *data*; a line waits until it is complete. What the disk cannot take is lost, the container goes on."""
+        """Log *data*; a line is written when it is complete. Lines that the disk has no room for are lost without an error."""
         lines = (self._rests.get(stream, b"") + data).split(b"\n")
         rest = lines.pop()
         entries = [line + b"\n" for line in lines]
@@ -52,7 +53,7 @@ class Log:
         self._append(stream, entries)
 
     def close(self) -> None:
-        """Write down lines without an end."""
+        """Write the lines that have no newline yet, and close the file."""
         for stream, rest in self._rests.items():
             self._append(stream, [rest] if rest else [])
         os.close(self._fd)
@@ -75,28 +76,28 @@ class Log:
         try:
             while left:
                 left -= os.write(self._fd, data[len(data) - left :])
-        except OSError:  # no part of a line stays, for the next one would be read as its rest
+        except OSError:  # a part of a line is cut off again, for the next line would be read as its rest
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - (len(data) - left))
 
 
 def has_room(disk: os.statvfs_result) -> bool:
-    """Whether a log may still grow on a disk."""
+    """Whether a log may still grow on *disk*."""
     return disk.f_bavail * disk.f_frsize >= min(_MARGIN_BYTES, disk.f_blocks * disk.f_frsize // _MARGIN_PART)
 
 
 def escape(line: bytes) -> str:
-    """*line* as the inside of a JSON string; bytes that are no UTF-8 become U+FFFD."""
+    """Return *line* as the inside of a JSON string, with U+FFFD for bytes that are no UTF-8."""
     return line.decode(errors="replace").translate(_ESCAPES)
 
 
 def timestamp(nanoseconds: int) -> str:
-    """A time since the epoch as RFC 3339 with nine decimals."""
+    """Return a time since the epoch in RFC 3339 with nine decimals."""
     seconds, fraction = divmod(nanoseconds, 10**9)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}Z"
 
 
 class Client:
-    """Somebody attached: what is still to be sent to it, and whether it wants the output."""
+    """One attached client: whether it wants the output, and the messages that it has not taken yet."""
 
     def __init__(self, fd: int, *, wants_output: bool) -> None:
         os.set_blocking(fd, False)
@@ -106,12 +107,12 @@ class Client:
         self.pending: list[bytes] = []
 
     def send(self, message: bytes) -> bool:
-        """Queue *message* and send what goes; False when the other side is gone."""
+        """Queue *message* and send what does not block; False when the client has closed its end."""
         self.pending.append(message)
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what waits, as far as it goes; False when the other side is gone."""
+        """Send queued messages until one would block; False when the client has closed its end."""
         try:
             while self.pending:
                 os.write(self.fd, self.pending[0])
@@ -124,7 +125,7 @@ class Client:
 
 
 class Minder:
-    """The loop, from the start of the container to its end."""
+    """The minder's loop, from the start of the container to its end."""
 
     def __init__(self, facts: dict[str, str], reap: list[str]) -> None:
         self.facts = facts
@@ -135,7 +136,7 @@ class Minder:
         self.outputs = {int(facts["out"]): "stdout", int(facts["error"]): "stderr"}
         self.feed = int(facts["feed"]) if "feed" in facts else None
         self.is_terminal = self.feed in self.outputs
-        self.input = b""  # not yet taken by the container
+        self.input = b""  # input that the container has not read yet
         self.input_ended = False
         self.clients: dict[int, Client] = {}
         self.log = Log(f"{facts['folder']}/container.log")
@@ -146,8 +147,8 @@ class Minder:
             self._add(Client(int(facts["client"]), wants_output=True))
 
     def run(self) -> None:
-        """Mind the container to its end, keep how it ended, have it cleared away, stay until all attached know."""
-        while not self._turn():
+        """Serve the container until it ends, write exit.json, start the clean-up, and send all clients the exit code."""
+        while not self._poll_once():
             pass
         _, status = os.waitpid(self.pid, 0)
         for fd in list(self.outputs):
@@ -155,22 +156,22 @@ class Minder:
                 pass
         self.log.close()
         code = os.waitstatus_to_exitcode(status)
-        self._keep_end(code)
+        self._write_exit(code)
         self.input = b""
         for client in list(self.clients.values()):
             self._send(client, EXITED + str(code if code >= 0 else 128 - code).encode())
         is_claimed = os.path.exists(f"{self.facts['folder']}/{CLAIM}")
         reaper = os.posix_spawn(self.reap[0], self.reap, dict(os.environ)) if self.reap and not is_claimed else None
         while any(client.pending for client in self.clients.values()):
-            self._turn(running=False)
+            self._poll_once(running=False)
         if reaper is not None:
             os.waitpid(reaper, 0)
         cgroups.leave_minders(cgroups.own_hierarchies())
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
-    def _turn(self, *, running: bool = True) -> bool:
-        """Wait for something to happen and see to it; True when the container has ended."""
+    def _poll_once(self, *, running: bool = True) -> bool:
+        """Wait for events and handle them; True when the container has ended."""
         poll = select.poll()
         blocked = any(client.pending for client in self.clients.values())
         for fd in self.outputs if running and not blocked else ():
@@ -197,12 +198,12 @@ class Minder:
         return ended
 
     def _read_output(self, fd: int) -> bool:
-        """Pass on a piece of output; False when there is none left for now."""
+        """Log a piece of output and send it to the clients; False when there is no more for now."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # EIO: the terminal was hung up
+        except OSError:  # EIO: no process has the terminal open any more
             data = b""
         stream = self.outputs[fd]
         if not data:
@@ -215,7 +216,7 @@ class Minder:
         return True
 
     def _feed(self) -> None:
-        """Give the container its input, as far as it takes it."""
+        """Write input to the container until it would block, and close its standard input at the end of input."""
         if self.feed is None:
             self.input = b""
             return
@@ -224,16 +225,16 @@ class Minder:
                 self.input = self.input[os.write(self.feed, self.input) :]
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it
+        except OSError:  # no process reads it any more
             self.input, self.input_ended = b"", True
         if self.input_ended and not self.input and not self.is_terminal:
             os.close(self.feed)
             self.feed = None
 
-    # --- those attached ------------------------------------------------------------------------------------------------
+    # --- clients -------------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        import socket  # 6 ms and 1.4 MB
+        import socket  # here, because it costs 6 ms and 1.4 MB
 
         listener = socket.socket(fileno=self.listen)
         try:
@@ -296,36 +297,36 @@ class Minder:
 
     # --- the end -------------------------------------------------------------------------------------------------------
 
-    def _keep_end(self, code: int) -> None:
-        """Give up the lock and write exit.json: from then on the container is an ended one, and may be started or removed.
+    def _write_exit(self, code: int) -> None:
+        """Release the lock and write exit.json; from then on the container has ended and can be started or removed.
 
-        It names the minder, so that it is not taken for the end of the next run.
+        The file names the minder, so that it is not taken for the exit of the next run.
         """
         folder, minder = self.facts["folder"], os.getpid()
         end = f'{{"minder": {minder}, "minder_start": {self.facts["minder_start"]}, "finished": {time.time()},'
         end += f' "code": {code if code >= 0 else 128 - code}, "signal": {max(-code, 0)}}}'
         try:
-            fd = os.open(f"{folder}/exit.json.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # it has room already
+            fd = os.open(f"{folder}/exit.json.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # its blocks are there
             os.truncate(fd, os.write(fd, end.encode()))
             os.close(fd)
-            is_kept = True
-        except OSError as error:  # the code is lost, but those attached are told and all is cleared away
-            is_kept = False
-            _note(error)
+            is_written = True
+        except OSError as error:  # the code is lost for later commands; clients get it, and the clean-up is done
+            is_written = False
+            _log_error(error)
         try:
             cgroups.remove(self.facts["id"], cgroups.own_hierarchies())
-        except (OSError, TimeoutError) as error:  # the folder goes with `rm`; the end is told all the same
-            _note(error)
+        except (OSError, TimeoutError) as error:  # the groups are removed by `rm`
+            _log_error(error)
         os.close(int(self.facts["lock"]))
-        if is_kept:
+        if is_written:
             os.rename(f"{folder}/exit.json.new", f"{folder}/exit.json")
         if os.path.exists(self.facts["socket"]):
             os.unlink(self.facts["socket"])
         os.close(self.listen)
 
 
-def _note(error: OSError) -> None:
-    """Write it into the minder's own log, if that takes anything: the disk may be full."""
+def _log_error(error: OSError) -> None:
+    """Write *error* into minder.log; a no-op when the disk is full."""
     try:
         os.write(2, f"{error}\n".encode(errors="replace"))
     except OSError:
@@ -333,7 +334,7 @@ def _note(error: OSError) -> None:
 
 
 def main() -> None:
-    """Read ``name=value`` facts and, after ``--``, the command that clears away; mind the container."""
+    """Read ``name=value`` facts and, after ``--``, the clean-up command from the command line; serve the container."""
     with open("/proc/self/comm", "w") as file:
         file.write("netlib-minder")
     words = sys.argv[2:]

@@ -1,6 +1,6 @@
-"""What a person asks of ``run``, and the record kept of a container. Nothing in here touches the host.
+"""The options of ``run``, the requests of the container verbs, and the record of a container. No function changes the host.
 
-Texts are checked where they are read: what gets into a :class:`ContainerSpec` by the ``parse_`` functions is well-formed.
+Texts are checked when they are read: the ``parse_`` functions return well-formed parts of a :class:`ContainerSpec` only.
 """
 
 import posixpath
@@ -33,7 +33,7 @@ _NOUNS = (
 
 
 class Volume(Struct, frozen=True):
-    """A folder or file of the host (*source*) shown in the container at *target*."""
+    """A folder or file of the host (*source*) that is bind-mounted in the container at *target*."""
 
     source: str
     target: str
@@ -63,11 +63,11 @@ Descriptors = Annotated[tuple[int, ...], Asked("a list or tuple of descriptors")
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """What a container is to be, as its record keeps it; empty means Docker's default."""
+    """The options of a container, as its record keeps them; an empty value means Docker's default."""
 
     command: Texts
     name: Text = ""
-    rootfs: Text = ""  # empty: a throw-away view of the host's /
+    rootfs: Text = ""  # empty: an overlay over the host's /, which is deleted with the container
     hostname: Text = ""
     domainname: Text = ""
     environment: Annotated[dict[str, str], Asked("a dict with texts as keys and values")] = {}
@@ -80,7 +80,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
         tuple[Volume, ...], Asked("a list or tuple of volumes, written like SOURCE:TARGET[:ro]", each(_volume))
     ] = ()
     networks: Annotated[tuple[Join, ...], Asked("a list or tuple of networks", each(_join))] = (Join(network="bridge"),)
-    netns_of: Text = ""  # a container (``--network container:NAME``); then there are no networks of its own
+    netns_of: Text = ""  # the container whose network it shares (``--network container:NAME``); then *networks* is empty
     publish: Ports = ()
     resolver: Resolver = ResolverConfig()
     sysctls: Annotated[
@@ -92,7 +92,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
 
 
 class RunRequest(ContainerSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container to make and start, as ``run`` is asked for it: *aliases*, *ip* and so on belong to its first network."""
+    """The request of ``run``. *aliases*, *ip*, *ip6*, *mac* and *links* are for its first network."""
 
     networks: Annotated[tuple[Join, ...], Asked("a list or tuple of networks", each(_join))] = ()
     aliases: Texts = ()
@@ -105,20 +105,20 @@ class RunRequest(ContainerSpec, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def spec(self) -> ContainerSpec:
-        """What is kept of it. ConfigError for what no container can be joined to."""
+        """The options that the record keeps. ConfigError for a wrong combination of networks."""
         kept = {name: getattr(self, name) for name in ContainerSpec.__struct_fields__}
-        networks, netns_of = self._joined()
+        networks, netns_of = self._networks()
         return ContainerSpec(**{**kept, "networks": networks, "netns_of": netns_of})
 
-    def _joined(self) -> tuple[tuple[Join, ...], str]:
-        """The networks to join, or the container whose network is shared."""
+    def _networks(self) -> tuple[tuple[Join, ...], str]:
+        """Return the networks to connect the container to, and the container whose network it shares or ""."""
         first, *others = self.networks or (Join(network="bridge"),)
         own = {"aliases": self.aliases, "ip": self.ip, "ip6": self.ip6, "mac": self.mac, "links": self.links}
         if first.network.startswith("container:"):
             if others or first.network == "container:":
-                raise ConfigError("--network container:NAME names one container and stands alone")
+                raise ConfigError("--network container:NAME names one container; leave out the other networks")
             if any(own.values()):
-                raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own")
+                raise ConfigError("--network container:NAME takes no addresses, aliases or links of its own; leave them out")
             return (), first.network.removeprefix("container:")
         given = {name: value for name, value in own.items() if value}
         return (replace(first, **{**given, "aliases": (*first.aliases, *self.aliases)}), *others), ""
@@ -133,7 +133,7 @@ class StartRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class StopRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container to stop; None is what ``run`` was told."""
+    """A container to stop; None stands for the value that ``run`` was given."""
 
     name: Text
     seconds: Annotated[float | None, Asked("a number of seconds, or None")] = None
@@ -148,33 +148,33 @@ class KillRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class RemoveRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Containers to remove, all of them or none."""
+    """Containers to remove; when one name is unknown, none is removed."""
 
     names: Texts
     force: Flag = False
 
 
 class ListRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Containers to list: those that run, or all."""
+    """Which containers to list: the running ones or, with *all_states*, all."""
 
     all_states: Flag = False
 
 
 class Container(Struct, frozen=True, kw_only=True):
-    """The record of a container; it outlives the runs of the command, of which each has a sandbox of its own."""
+    """The record of a container. It is kept when the command ends; each run of the command has a new sandbox."""
 
-    id: str  # the container's id with RECORD_SUFFIX: its sandbox has the plain one
+    id: str  # the container's id with RECORD_SUFFIX; its sandbox has the id without it
     name: str
     created: float  # seconds since the epoch
     spec: ContainerSpec
     hostname: str
-    netns: NetnsRef | None = None  # where its processes are, while it runs; HOST is the host's
-    owns_sandbox: bool = True  # False: it shares another container's
+    netns: NetnsRef | None = None  # the netns of its processes while it runs; HOST is the host's
+    owns_sandbox: bool = True  # False: it shares another container's sandbox
     files_dir: str = ""  # folder of resolv.conf, hosts and hostname
 
     @property
     def container_id(self) -> str:
-        """What people see: 64 hexadecimal digits."""
+        """The id that people see: 64 hexadecimal digits."""
         return self.id.removesuffix(RECORD_SUFFIX)
 
     @property
@@ -183,13 +183,13 @@ class Container(Struct, frozen=True, kw_only=True):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that its processes start with, besides HOME."""
+        """The environment variables of its processes, without HOME."""
         defaults = {"PATH": DEFAULT_PATH, "HOSTNAME": self.hostname}
         return defaults | ({"TERM": "xterm"} if self.spec.tty else {}) | self.spec.environment
 
 
 class ExecSpec(Struct, frozen=True, kw_only=True):
-    """What ``exec`` was asked for; the environment comes on top of the container's."""
+    """The options of ``exec``; its environment is added to the container's."""
 
     command: tuple[str, ...]
     environment: dict[str, str] = {}
@@ -198,11 +198,11 @@ class ExecSpec(Struct, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False
     detach: bool = False
-    detach_keys: bytes = b""  # on a terminal; netlib.runtime.attach.parse_detach_keys makes them
+    detach_keys: bytes = b""  # for a terminal, from netlib.runtime.attach.parse_detach_keys
 
 
 def check_spec(spec: ContainerSpec) -> None:
-    """Raise ConfigError, one sentence, for what contradicts itself in a request whose texts are well-formed."""
+    """Raise ConfigError for options that contradict each other; each option alone has been checked before."""
     if not spec.command or not spec.command[0]:
         raise ConfigError("no command given; say what to run after the options")
     for text in (*spec.command, *spec.environment.values()):
@@ -218,7 +218,7 @@ def check_spec(spec: ContainerSpec) -> None:
         raise ConfigError(f'sysctl "{name}" not allowed in {shared} network namespace; leave --sysctl out')
     for what, text in (("--rootfs", spec.rootfs), ("--workdir", spec.workdir)):
         if text and not text.startswith("/"):
-            raise ConfigError(f"{what} {text!r} is not an absolute path")
+            raise ConfigError(f"{what} {text!r} is not an absolute path; begin it with /")
     targets = [volume.target for volume in spec.volumes]
     for target in targets:
         if targets.count(target) > 1:
@@ -227,21 +227,21 @@ def check_spec(spec: ContainerSpec) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"network {twice!r} is given twice; a container joins it once, leave one out")
     if len(names) > 1 and ({"host", "none"} & set(names)):
-        raise ConfigError("the networks host and none cannot be combined with others")
+        raise ConfigError("the networks host and none cannot be combined with others; leave one out")
 
 
 def parse_volume(text: str) -> Volume:
-    """Read ``SRC:DST[:ro|rw]``, both absolute paths; raises ConfigError."""
+    """Read ``SOURCE:TARGET[:ro|rw]``, two absolute paths; raises ConfigError."""
     parts = text.split(":")
     mode = parts.pop() if len(parts) == 3 else "rw"
     if len(parts) != 2 or mode not in ("ro", "rw"):
         raise ConfigError(f"volume {text!r}: expected SOURCE:TARGET or SOURCE:TARGET:ro")
     for path in parts:
         if not path.startswith("/") or "\0" in path:
-            raise ConfigError(f"volume {text!r}: {path!r} is not an absolute path")
+            raise ConfigError(f"volume {text!r}: {path!r} is not an absolute path; begin it with /")
     source, target = (posixpath.normpath(path) for path in parts)
     if target.strip("/") == "" or target == "/proc" or target.startswith("/proc/"):
-        raise ConfigError(f"volume {text!r}: a volume cannot lie on {target}")
+        raise ConfigError(f"volume {text!r}: a volume cannot lie on {target}; choose another target")
     return Volume("/" + source.lstrip("/"), "/" + target.lstrip("/"), mode == "ro")
 
 
@@ -249,7 +249,7 @@ _JOIN_KEYS = ("name", "alias", "ip", "ip6", "mac-address", "gw-priority", "drive
 
 
 def parse_join(text: str) -> Join:
-    """Read one ``--network``: a name, or ``key=value`` pairs separated by commas."""
+    """Read one ``--network``: a name, or ``key=value`` pairs separated by commas; raises ConfigError."""
     if "=" not in text:
         return Join(network=text)
     values: dict[str, list[str]] = {}
@@ -276,7 +276,7 @@ def parse_join(text: str) -> Join:
 
 
 def parse_sysctls(items: Iterable[str]) -> dict[str, str]:
-    """Read ``NAME=VALUE`` items, names of ``net.*``, by path; of one given twice, the last. Raises ConfigError."""
+    """Read ``NAME=VALUE`` items with names of ``net.*`` into a dictionary by path; the last of a name counts. ConfigError."""
     asked: dict[str, str] = {}
     for item in items:
         name, _, value = item.partition("=")
@@ -291,11 +291,11 @@ def parse_signal(text: str) -> int:
         return int(text)
     if name in signal.Signals.__members__:
         return int(signal.Signals[name])
-    raise ConfigError(f"unknown signal {text!r}")
+    raise ConfigError(f"unknown signal {text!r}; write a name like TERM, or a number from 1 to {signal.NSIG - 1}")
 
 
 def generate_name(taken: Iterable[str]) -> str:
-    """A name for people that is not among *taken*: adjective_noun, numbered when these run out."""
+    """Return a new name for a container, ``adjective_noun``, with a number where that is among *taken*."""
     used = set(taken)
     name = f"{random.choice(_ADJECTIVES)}_{random.choice(_NOUNS)}"
     return next(candidate for number in count(1) if (candidate := f"{name}{number}" if number > 1 else name) not in used)

@@ -1,4 +1,7 @@
-"""The caller's own terminal: size, raw while a container uses it, the keys that leave it. Runs under ``python -IS`` as well."""
+"""The caller's own terminal: its size, its raw mode while a container uses it, and the detach keys.
+
+This also runs under ``python -IS``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_terminal(fd: int) -> bool:
-    """Whether *fd* is a terminal at all; a closed descriptor is none."""
+    """Whether *fd* is a terminal; False for a closed descriptor."""
     try:
         return os.isatty(fd)
     except OSError:
@@ -19,7 +22,7 @@ def is_terminal(fd: int) -> bool:
 
 
 def size(fd: int) -> tuple[int, int]:
-    """Rows and columns of a terminal; zeros where *fd* is none."""
+    """Return rows and columns of a terminal; zeros where *fd* is no terminal."""
     try:
         columns, rows = os.get_terminal_size(fd)
     except OSError:
@@ -28,15 +31,15 @@ def size(fd: int) -> tuple[int, int]:
 
 
 class DetachKeys:
-    """Finds the keys that detach among those pressed, as Docker: what may be their beginning is held back until it is not."""
+    """Finds the detach keys among the keys pressed. As with Docker, their possible beginning is held back until another key."""
 
     def __init__(self, keys: bytes) -> None:
-        """Without *keys*, nothing detaches."""
+        """Look for the sequence *keys*; without keys nothing detaches."""
         self._keys = keys
         self._found = 0
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
-        """What of *data* (empty at the end of input) is for the container, and whether all the keys were pressed."""
+        """Return the bytes of *data* (empty at the end of input) for the container, and whether the sequence is complete."""
         if not self._keys:
             return data, False
         passed = bytearray()
@@ -51,14 +54,14 @@ class DetachKeys:
         return bytes(passed), False
 
 
-class Raw:
-    """While entered, every key pressed on *fd* is passed on as it is; no effect when that is no terminal."""
+class RawMode:
+    """Raw mode of the terminal *fd* while it is entered: each key is read as it is; no effect when *fd* is no terminal."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._before: list[Any] | None = None
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> RawMode:
         if is_terminal(self.fd):
             self._before = termios.tcgetattr(self.fd)
             now = termios.tcgetattr(self.fd)
@@ -67,7 +70,7 @@ class Raw:
             now[2] = now[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
             now[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
             now[6][termios.VMIN], now[6][termios.VTIME] = 1, 0
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, now)  # what was typed ahead stays
+            termios.tcsetattr(self.fd, termios.TCSADRAIN, now)  # TCSADRAIN keeps keys that were typed ahead
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,7 @@
-"""Pools and leases in the tables ``pool``, ``free_range`` and ``lease``: what :class:`netlib.ipamapi.Leases` promises.
+"""Pools and leases in the tables ``pool``, ``free_range`` and ``lease``; it implements :class:`netlib.ipamapi.Leases`.
 
-A subnet is cut from its address space and an address from its subnet by the same means (:class:`FreeRanges`): the pools 4 and 6
-belong to no network, they are the spaces themselves.
+:class:`FreeRanges` finds a free subnet in the address space as it finds a free address in a subnet. For this the pools with the
+row ids 4 and 6 are the whole IPv4 and IPv6 address space; they belong to no network.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ __all__ = ["StoredLeases"]
 
 
 class StoredLeases:
-    """The leases of one transaction."""
+    """The pools and leases as seen and changed in one transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -34,7 +34,7 @@ class StoredLeases:
         return FreeRanges(self._db, within.version).holes(_span(within))
 
     def overlapping(self, subnet: IPNetwork) -> tuple[str, IPNetwork] | None:
-        # Pools are disjoint, so the first one that does not end before the subnet is the only one to look at.
+        # Pools are disjoint, so if any overlaps the subnet, it is the first one that ends at or after the subnet's beginning.
         row = self._db.execute(
             "SELECT network, subnet, first FROM pool WHERE family=? AND last>=? AND network<>'' ORDER BY last LIMIT 1",
             (subnet.version, packed(int(subnet.network_address))),
@@ -56,7 +56,7 @@ class StoredLeases:
 
     def remove_pools(self, network: str) -> None:
         for pool in self.pools(network):
-            self._db.execute("DELETE FROM pool WHERE id=?", (pool.number,))  # its leases and free ranges go with it
+            self._db.execute("DELETE FROM pool WHERE id=?", (pool.number,))  # by foreign keys its leases and free ranges too
             FreeRanges(self._db, pool.subnet.version).give(_span(pool.subnet))
 
     # --- addresses -------------------------------------------------------------------------------------------------
@@ -152,7 +152,10 @@ def _span(subnet: IPNetwork) -> Span:
 
 
 def _usable(subnet: IPNetwork) -> Span:
-    """What interfaces may have: all but network and broadcast address; in IPv6 all but the anycast one (RFC 4291, 2.6.1)."""
+    """Return the addresses for interfaces: without network and broadcast address; in IPv6 without the anycast address.
+
+    The anycast address is the first one of a subnet, by RFC 4291, 2.6.1.
+    """
     first, last = _span(subnet)
     return Span(first + 1, last - 1 if subnet.version == 4 else last)
 

@@ -1,4 +1,4 @@
-"""Kernel objects to and from the rows of the store, also those whose class is not installed any more."""
+"""Reading and writing kernel objects in rows of the store, also objects whose class is not installed any more."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -24,16 +24,16 @@ class _Typed(Struct):
 
 
 class _WrittenKey(Key):
-    """A key as it is written down; its parts are not known."""
+    """A key as the row has it; it cannot be split into its parts."""
 
     def __str__(self) -> str:
         return self.name
 
 
 class Unreadable(KernelObject, frozen=True, kw_only=True, tag="unreadable"):
-    """An object whose class is of a package that is not installed: it stays written down as it is, and cannot be removed."""
+    """An object whose class belongs to a package that is not installed: its row is kept unchanged, and it cannot be removed."""
 
-    written: str  # its key
+    written: str  # the key in the row
     body: bytes
     why: str
     package: str
@@ -59,7 +59,7 @@ class Unreadable(KernelObject, frozen=True, kw_only=True, tag="unreadable"):
 
 
 def encode_object(item: KernelObject) -> bytes:
-    """Write an object with the name of its class."""
+    """Encode an object, with the tag of its class, for its row."""
     return item.body if isinstance(item, Unreadable) else encode(item)
 
 
@@ -71,7 +71,7 @@ def _tag(body: bytes) -> str:
 
 
 def decode_object(body: bytes, key: str) -> KernelObject:
-    """Read an object that was written down under *key*, by the class that its ``type`` names."""
+    """Decode an object from the row with *key*, by the class that its ``type`` names; Unreadable without that class."""
     try:
         kind: Any = object_class(_tag(body))
     except PackageMissing as missing:

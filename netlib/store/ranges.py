@@ -1,7 +1,7 @@
-"""Free addresses of one pool as disjoint intervals in the table ``free_range``, keyed by their end.
+"""The free addresses of one pool as disjoint intervals in the table ``free_range``, whose primary key has their last address.
 
-Its one rule: neighbours are merged at once, so an address is free if and only if exactly one row covers it, and every
-question is one index look-up.
+One rule: adjacent intervals are merged at once. An address is free if and only if one row contains it, and each query is one
+look-up in an index.
 """
 
 import sqlite3
@@ -13,24 +13,24 @@ __all__ = ["FreeRanges", "packed", "unpacked"]
 
 
 def packed(address: int) -> bytes:
-    """An address as the tables hold it: 16 bytes that compare as numbers do."""
+    """Return the bytes that the tables hold for *address*: 16 bytes, which SQLite orders as the numbers."""
     return address.to_bytes(16, "big")
 
 
 def unpacked(column: bytes) -> int:
-    """The number that :func:`packed` wrote."""
+    """Return the number that :func:`packed` encoded."""
     return int.from_bytes(column, "big")
 
 
 class FreeRanges:
-    """What is free in the pool with that row id."""
+    """The free addresses of the pool with that row id."""
 
     def __init__(self, db: sqlite3.Connection, pool: int) -> None:
         self._db = db
         self._pool = pool
 
     def holes(self, within: Span) -> Iterator[Span]:
-        """The free intervals that share an address with *within*, in rising order. Nothing may be changed meanwhile."""
+        """Yield the free intervals that share an address with *within*, in ascending order; change none before the end."""
         rows = self._db.execute(
             "SELECT first, last FROM free_range WHERE pool=? AND last>=? ORDER BY last", (self._pool, packed(within.first))
         )
@@ -40,20 +40,20 @@ class FreeRanges:
             yield Span(unpacked(first), unpacked(last))
 
     def first_in(self, within: Span) -> int | None:
-        """The lowest free address inside *within*, or None."""
-        hole = self._reaching(within.first)
+        """Return the lowest free address in *within*, or None."""
+        hole = self._first_ending_from(within.first)
         if hole is None:
             return None
         address = max(hole.first, within.first)
         return address if address <= within.last else None
 
     def take(self, wanted: Span) -> bool:
-        """Make all of *wanted* not free; False, and nothing changed, when a part of it is not free already."""
-        hole = self._reaching(wanted.last)
+        """Take all of *wanted* out of the free addresses; return False without a change when a part of it is not free."""
+        hole = self._first_ending_from(wanted.last)
         if hole is None or hole.first > wanted.first:
             return False
         if hole.last > wanted.last:
-            self._begin_at(hole.last, wanted.last + 1)
+            self._set_first(hole.last, wanted.last + 1)
         else:
             self._delete(hole.last)
         if hole.first < wanted.first:
@@ -61,19 +61,19 @@ class FreeRanges:
         return True
 
     def give(self, returned: Span) -> None:
-        """Make *returned*, none of which may be free, free again."""
-        left = self._reaching(returned.first - 1)
+        """Add *returned*, of which no address may be free, to the free addresses."""
+        left = self._first_ending_from(returned.first - 1)
         if left is not None and left.last == returned.first - 1:
             self._delete(left.last)
             returned = Span(left.first, returned.last)
-        right = self._reaching(returned.last + 1)
+        right = self._first_ending_from(returned.last + 1)
         if right is not None and right.first == returned.last + 1:
-            self._begin_at(right.last, returned.first)
+            self._set_first(right.last, returned.first)
         else:
             self._insert(returned)
 
-    def _reaching(self, address: int) -> Span | None:
-        """The first interval that does not end before *address*."""
+    def _first_ending_from(self, address: int) -> Span | None:
+        """Return the first interval whose last address is *address* or a higher one."""
         row = self._db.execute(
             "SELECT first, last FROM free_range WHERE pool=? AND last>=? ORDER BY last LIMIT 1", (self._pool, packed(address))
         ).fetchone()
@@ -84,7 +84,7 @@ class FreeRanges:
             "INSERT INTO free_range (pool, last, first) VALUES (?,?,?)", (self._pool, packed(hole.last), packed(hole.first))
         )
 
-    def _begin_at(self, last: int, first: int) -> None:
+    def _set_first(self, last: int, first: int) -> None:
         self._db.execute("UPDATE free_range SET first=? WHERE pool=? AND last=?", (packed(first), self._pool, packed(last)))
 
     def _delete(self, last: int) -> None:

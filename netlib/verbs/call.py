@@ -1,8 +1,8 @@
-"""A verb asked for: by netlibd, or done in this process where netlibd is not there.
+"""Calling a verb: netlibd performs it, or this process where no netlibd does.
 
-One rule: the work is done here only when the daemon certainly has not begun it (nobody listens, nobody greets, the request did
-not reach it whole, it answered "not mine"). Every command imports this module, so it imports the standard library's small
-modules only.
+One rule: this process performs the verb only when netlibd certainly has not begun it: nobody listens on its socket, nobody
+sends a greeting, the request did not arrive whole, or netlibd answered "not mine". Every command imports this module, so it
+imports small modules of the standard library only.
 """
 
 import time
@@ -33,21 +33,21 @@ def call(
     deadline: float = DEADLINE_SECONDS,
     progress: Progress | None = None,
 ) -> Any:
-    """Have *verb* done by netlibd, or here where netlibd is not there or not ours, and return its JSON result.
+    """Have netlibd perform *verb*, or perform it here where no netlibd serves this store; return the verb's JSON result.
 
-    *config* None means the environment's. *fds* are lent to the verb. *start*
-    starts netlibd first when it is not there; one that was killed is started again in any case. *deadline* is in seconds
-    for all of it. *progress* is told ``{"moment": "ensured" | "removed", "object": key}`` as the kernel changes.
+    *config* None means the environment's. *fds* are lent to the verb. *start* starts netlibd first when none runs; a netlibd
+    that was killed is started again in any case. *deadline* is in seconds for the whole call. *progress* is called with
+    ``{"moment": "ensured" | "removed", "object": key}`` for each change of the kernel.
 
-    Raises what the verb raises; DeadlineExceeded when no answer came in time (the work may still be done); DaemonError when
-    netlibd broke off (what it left half done is undone by the next command); Stuck when a netlibd that is stopped holds, or
-    must serve, what the verb needs.
+    Raises the errors of the verb; DeadlineExceeded when no answer came in time, and then the verb may still be completed;
+    DaemonError when netlibd ended during the verb, and then the next command undoes the unfinished part; Stuck when the verb
+    needs a lock or an answer of a netlibd that is stopped.
     """
     config = config or Config.from_environment()
     _check_text([str(config.state_dir), str(config.run_dir), args])
     until = time.monotonic() + deadline
     silent = 0
-    for _ in range(2):  # twice: an older netlibd is replaced and asked again
+    for _ in range(2):  # twice: an older netlibd is replaced, and the new one is asked
         try:
             connection = reach(config, until, start=start)
         except Unsent:
@@ -74,10 +74,10 @@ def call(
 
 
 def _check_text(value: Any) -> None:
-    """Raise ConfigError for a text that came in bytes which are no UTF-8: neither the store nor JSON can keep it."""
+    """Raise ConfigError for a text that was decoded from bytes other than UTF-8: neither the store nor JSON can hold it."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ConfigError(f"{value!r} is no UTF-8 text, and nothing else can be kept; spell it in UTF-8")
+            raise ConfigError(f"{value!r} is not UTF-8 text, and no other text can be stored; spell it in UTF-8")
     elif isinstance(value, dict):
         _check_text([*value, *value.values()])
     elif isinstance(value, list | tuple):
@@ -105,7 +105,7 @@ def _perform_here(
 
 
 def progress_observer(progress: Progress) -> "Callable[[str, KernelObject], None]":
-    """An observer for a Controller that tells *progress* what :func:`call` promises."""
+    """Return an observer for a Controller that calls *progress* with the dictionaries that :func:`call` describes."""
 
     def observe(moment: str, item: "KernelObject") -> None:
         if moment in ("ensured", "removed"):

@@ -1,7 +1,7 @@
 """CNI networks and attachments in Docker's JSON, and the verbs of ``netlib cni``.
 
-One rule: what people call an attachment is all that a chain of plugins did for one interface of one container; here it is
-one thing, with a part for each plugin.
+One rule: people call one interface of one container an attachment, whatever number of plugins in a chain worked on it. The
+store has a record for each plugin; this module puts the records of one chain together.
 """
 
 import time
@@ -39,7 +39,7 @@ DRIVER = "cni"
 
 
 class Attached(NamedTuple):
-    """One interface of one container in a CNI network, with what each plugin recorded, in the order of the chain."""
+    """One interface of one container in a CNI network, with the record of each plugin, in the order of the chain."""
 
     network: CniNetwork
     parts: tuple[CniAttachment, ...]
@@ -54,13 +54,13 @@ class Attached(NamedTuple):
 
     @property
     def answer(self) -> Mapping[str, Any]:
-        """The answer of the last plugin that answered, as JSON: each plugin passes on what those before it made."""
+        """The result of the last plugin that returned one, as JSON: it is the chain's, for each extends the former result."""
         return next((part.result for part in reversed(self.parts) if part.result), {})
 
     @property
     def result(self) -> "Result":
-        """That answer, typed."""
-        from cni_plugins.protocol import NEWEST  # only where something is attached: `network ls` is to be quick
+        """The result of the chain, typed."""
+        from cni_plugins.protocol import NEWEST  # imported only where something is attached, for `network ls` has to be quick
         from cni_plugins.result import parse_result
 
         return parse_result(self.answer, NEWEST, "recorded result")
@@ -75,7 +75,7 @@ class Attached(NamedTuple):
 
 
 def attached(networks: Sequence[CniNetwork], attachments: Sequence[CniAttachment]) -> list[Attached]:
-    """Put the plugins of each chain together; by network, container and interface."""
+    """Put the records of each chain together, sorted by network, container and interface."""
     homes = {network.id: network for network in networks}
     chains: dict[tuple[str, str, str], list[CniAttachment]] = {}
     for item in sorted(attachments, key=lambda item: item.created):
@@ -85,7 +85,7 @@ def attached(networks: Sequence[CniNetwork], attachments: Sequence[CniAttachment
 
 
 def row(item: Attached, *, stale: bool, now: float) -> dict[str, str]:
-    """One line of ``cni ls``; every value is text."""
+    """Return one line of ``cni ls``; every value is text."""
     first = item.parts[0]
     return {
         "Addresses": ",".join(map(str, item.addresses)),
@@ -103,7 +103,7 @@ def row(item: Attached, *, stale: bool, now: float) -> dict[str, str]:
 
 
 def unused_row(network: CniNetwork, now: float) -> dict[str, str]:
-    """The line of a network that nobody is attached to."""
+    """Return the line of ``cni ls`` for a network without attachments."""
     empty = dict.fromkeys(("Addresses", "Container", "Interface", "MacAddress", "Netns", "Plugins"), "")
     return {
         **empty,
@@ -116,7 +116,7 @@ def unused_row(network: CniNetwork, now: float) -> dict[str, str]:
 
 
 def as_network(network: CniNetwork, items: Sequence[Attached]) -> Network:
-    """The network as ``network ls`` and ``inspect`` show one; its subnets are those of what is attached."""
+    """Return the CNI network in the form that ``network ls`` and ``inspect`` show; its subnets are those of its attachments."""
     gateways: dict[IPNetwork, IPAddress | None] = {}
     for item in items:
         for ip in item.result.ips:
@@ -134,7 +134,10 @@ def as_network(network: CniNetwork, items: Sequence[Attached]) -> Network:
 
 
 def details(network: CniNetwork, items: Sequence[Attached]) -> dict[str, Any]:
-    """What ``network inspect`` shows of it. A container's second interface here has its name after the container's id."""
+    """Return what ``network inspect`` shows of a CNI network.
+
+    Members are listed by container id. A container's second interface in the network is listed as ``ID/IFNAME``.
+    """
     members: dict[str, dict[str, str]] = {}
     for item in items:
         key = item.container if item.container not in members else f"{item.container}/{item.ifname}"
@@ -152,7 +155,7 @@ def details(network: CniNetwork, items: Sequence[Attached]) -> dict[str, Any]:
 
 
 def networks(controller: Controller) -> tuple[list[Network], set[str]]:
-    """The CNI networks as others are shown, and the ids of those that somebody is attached to."""
+    """Return the CNI networks in the form of other networks, and the ids of those with attachments."""
     attachments = Attachments(controller)
     found = attachments.networks()
     items = attached(found, attachments.attachments())
@@ -161,29 +164,29 @@ def networks(controller: Controller) -> tuple[list[Network], set[str]]:
 
 
 def network_names(controller: Controller) -> set[str]:
-    """The names of all CNI networks."""
+    """Return the names of all CNI networks."""
     return {network.name for network in Attachments(controller).networks()}
 
 
 def names(controller: Controller) -> set[str]:
-    """The names of all CNI networks, and the ids of the containers that are attached to any."""
+    """Return the names of all CNI networks and the ids of the containers that are attached to them."""
     return network_names(controller) | {item.container for item in Attachments(controller).attachments()}
 
 
 def inspect_network(controller: Controller, reference: str) -> dict[str, Any]:
-    """One CNI network with what is attached to it; NotFound when there is none."""
+    """Return what ``network inspect`` shows of the CNI network *reference*; NotFound when there is no such network."""
     attachments = Attachments(controller)
     network = attachments.network(reference)
     return details(network, attached([network], attachments.attachments(network.name)))
 
 
 def remove_network(controller: Controller, reference: str) -> None:
-    """Remove a CNI network without attachments; NotFound, InUse."""
+    """Remove a CNI network. Raises NotFound, and InUse when it has attachments."""
     Attachments(controller).remove_network(reference)
 
 
 def plan(controller: Controller, reference: str) -> Plan:
-    """The objects of a CNI network, or of what is attached of a container; NotFound when it is neither."""
+    """Return the kernel objects of a CNI network, or of a container's attachments; NotFound when *reference* names neither."""
     attachments = Attachments(controller)
     records, _ = _records(controller, reference)
     unique = {item.key: item for record in records for item in attachments.plan_of(record)}
@@ -191,7 +194,10 @@ def plan(controller: Controller, reference: str) -> Plan:
 
 
 def drift(controller: Controller, reference: str) -> list[tuple[str, str]]:
-    """How the kernel differs from :func:`plan`, and a container's also from what its networks share; NotFound as there."""
+    """Return how the kernel differs from :func:`plan`, as pairs of an object's key and the difference.
+
+    A container's attachments are also compared with the objects that their networks share. Raises NotFound as :func:`plan`.
+    """
     records, items = _records(controller, reference)
     if items:
         return list(dict.fromkeys(found for item in items for found in _drift(controller, item)))
@@ -199,9 +205,9 @@ def drift(controller: Controller, reference: str) -> list[tuple[str, str]]:
 
 
 def _records(controller: Controller, reference: str) -> tuple[list[str], list[Attached]]:
-    """The ids of records behind a reference, and the attachments that they are, none for a network.
+    """Return the record ids that *reference* stands for, and their attachments, which are empty for a network.
 
-    Whole names and ids come before beginnings of ids.
+    A whole name or id is preferred to the beginning of an id.
     """
     attachments = Attachments(controller)
     with suppress(NotFound):
@@ -214,7 +220,7 @@ def _records(controller: Controller, reference: str) -> tuple[list[str], list[At
 
 
 def _of_container(controller: Controller, reference: str) -> list[Attached]:
-    """The attachments of the container with that id, or unambiguous beginning of an id."""
+    """Return the attachments of the container whose id is *reference* or begins with it; NotFound for none or for several."""
     attachments = Attachments(controller)
     items = attached(attachments.networks(), attachments.attachments())
     containers = {item.container for item in items if reference and item.container.startswith(reference)}
@@ -239,7 +245,7 @@ def _drift(controller: Controller, item: Attached) -> list[tuple[str, str]]:
 
 
 def cni_ls(controller: Controller, _: NoRequest) -> list[dict[str, str]]:
-    """What is attached, and networks that nothing is attached to."""
+    """List the attachments, and the networks without attachments."""
     attachments = Attachments(controller)
     found, now = attachments.networks(), time.time()
     items = attached(found, attachments.attachments())
@@ -251,7 +257,7 @@ def cni_ls(controller: Controller, _: NoRequest) -> list[dict[str, str]]:
 
 
 def cni_inspect(controller: Controller, request: NameRequest) -> list[dict[str, Any]]:
-    """Everything that is known of a container's attachments."""
+    """Return what the store and the kernel say of a container's attachments."""
     attachments = Attachments(controller)
     return [
         {
@@ -278,7 +284,7 @@ def _keys(objects: Plan) -> list[str]:
 
 
 def cni_prune(controller: Controller, request: CniPruneRequest) -> dict[str, list[str]]:
-    """Remove networks that nothing is attached to; where asked for, first the attachments whose netns is gone."""
+    """Remove the networks without attachments. With *stale*, first remove the attachments whose netns is gone."""
     attachments = Attachments(controller)
     reclaimed = attachments.networks() if request.stale else []
     gone = [item for network in reclaimed for item in attachments.reclaim(network.name)]

@@ -1,7 +1,7 @@
 """The verbs of containers.
 
-What passes a container's input and output (``logs``, ``exec``, ``attach``, ``wait``) is no verb: it changes nothing, so the
-command line asks :class:`netlib.runtime.container.Runtime` itself.
+The commands that pass on a container's input and output (``logs``, ``exec``, ``attach``, ``wait``) are not verbs. They change
+no record, so the command line calls :class:`netlib.runtime.container.Runtime` in its own process.
 """
 
 import os
@@ -42,7 +42,7 @@ def container_start(controller: Controller, request: StartRequest) -> dict[str, 
 
 @contextmanager
 def _lent(fds: Sequence[int]) -> Iterator[socket.socket | None]:
-    """The first of *fds* as a socket of our own, which is closed with the block; None where none was lent."""
+    """Provide the first of *fds*, duplicated, as a socket for the length of the block; None where no descriptor was lent."""
     if not fds:
         yield None
         return
@@ -62,50 +62,50 @@ def container_kill(controller: Controller, request: KillRequest) -> None:
 
 
 def container_rm(controller: Controller, request: RemoveRequest) -> None:
-    """Remove containers, all of them or none."""
-    going = [service.find_container(controller, name, half_removed=True) for name in request.names]
-    service.remove_containers(controller, going, force=request.force)
+    """Remove the named containers; when one name is unknown, none is removed."""
+    containers = [service.find_container(controller, name, half_removed=True) for name in request.names]
+    service.remove_containers(controller, containers, force=request.force)
 
 
 def container_reap(controller: Controller, request: NameRequest) -> None:
-    """Clear away an ended container; its minder asks for it."""
+    """Clean up after a container that has ended; its minder calls this verb."""
     service.reap_container(controller, request.name)
 
 
 def container_ls(controller: Controller, request: ListRequest) -> list[dict[str, str]]:
-    """The containers that run, or all of them, newest first."""
+    """List the running containers, or with *all_states* all containers, newest first."""
     service.refuse_unknown(controller)
     now = time.time()
-    own = service.runtime(controller)
+    runtime = service.runtime(controller)
     networks = {network.id: network for network in controller.networks()}
     rows = []
     for container in sorted(service.containers(controller), key=lambda item: -item.created):
-        state = own.state(container)
+        state = runtime.state(container)
         if request.all_states or state.running:
-            joined = [(networks[item.network], item) for item in _endpoints(controller, container) if item.network in networks]
-            rows.append(container_row(container, state, ports(joined), now))
+            endpoints = [item for item in _endpoints(controller, container) if item.network in networks]
+            rows.append(container_row(container, state, ports([(networks[item.network], item) for item in endpoints]), now))
     return rows
 
 
 def container_inspect(controller: Controller, request: NamesRequest) -> list[dict[str, Any]]:
-    """Every named container."""
+    """Return each named container in Docker's JSON."""
     return [_details(controller, service.find_container(controller, name)) for name in request.names]
 
 
 def container_record(controller: Controller, request: NameRequest) -> Any:
-    """The record itself, for a caller that goes on with :class:`netlib.runtime.container.Runtime`."""
+    """Return a container's record, for a caller that uses :class:`netlib.runtime.container.Runtime` in its own process."""
     return to_builtins(service.find_container(controller, request.name))
 
 
 def remove_all(controller: Controller) -> None:
-    """Kill and remove every container; part of ``system reset``. Raises TeardownError for what would not go."""
+    """Kill and remove every container, as part of ``system reset``; TeardownError lists what could not be removed."""
     service.remove_containers(controller, service.containers(controller), force=True)
     if failures := service.finish(controller):
         raise TeardownError(failures)
 
 
 def _details(controller: Controller, container: Container) -> dict[str, Any]:
-    own = service.runtime(controller)
+    runtime = service.runtime(controller)
     try:
         sandbox = controller.sandbox(container.container_id)
     except NotFound:
@@ -113,7 +113,7 @@ def _details(controller: Controller, container: Container) -> dict[str, Any]:
     else:
         networks = {network.id: network for network in controller.networks()}
         settings = network_settings(sandbox, _endpoints(controller, container), networks)
-    return container_details(container, own.state(container), folder=str(own.folder(container)), settings=settings)
+    return container_details(container, runtime.state(container), folder=str(runtime.folder(container)), settings=settings)
 
 
 def _endpoints(controller: Controller, container: Container) -> list[Endpoint]:
@@ -121,7 +121,7 @@ def _endpoints(controller: Controller, container: Container) -> list[Endpoint]:
         return []
     try:
         return controller.endpoints(sandbox=container.container_id)
-    except NotFound:  # it ends just now
+    except NotFound:  # the container is ending just now
         return []
 
 

@@ -1,4 +1,4 @@
-"""Records in Docker's JSON: what ``ls`` and ``inspect`` answer with. Pure.
+"""Records in Docker's JSON, for ``ls`` and ``inspect``. Pure.
 
 Keys and spellings are those of Docker's API (``api/types/network``), so that scripts written for it read ours.
 """
@@ -15,7 +15,7 @@ Member = tuple[Endpoint, Sandbox]
 
 
 def network_row(network: Network) -> dict[str, str]:
-    """One line of ``network ls``; every value is text, as ``docker network ls --format json`` has it."""
+    """Return one line of ``network ls``; every value is text, as in ``docker network ls --format json``."""
     return {
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(network.created)),
         "Driver": network.driver,
@@ -30,7 +30,7 @@ def network_row(network: Network) -> dict[str, str]:
 
 
 def network_details(network: Network, members: Iterable[Member]) -> dict[str, Any]:
-    """What ``network inspect`` shows of a network and who is in it."""
+    """Return what ``network inspect`` shows of a network and its members."""
     return {
         "Name": network.name,
         "Id": network.id,
@@ -56,14 +56,17 @@ def network_details(network: Network, members: Iterable[Member]) -> dict[str, An
 
 
 def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> dict[str, Any]:
-    """The ``NetworkSettings`` of a container; *networks* by id. What it has on the default bridge is repeated at the top."""
-    joined = [(networks[endpoint.network], endpoint) for endpoint in endpoints]
-    shown = {network.name: _endpoint(endpoint, sandbox, network) for network, endpoint in joined}
+    """Return the ``NetworkSettings`` of a container; *networks* are by id.
+
+    As in Docker's JSON, the fields of the endpoint on the default bridge are repeated at the top level.
+    """
+    attachments = [(networks[endpoint.network], endpoint) for endpoint in endpoints]
+    shown = {network.name: _endpoint(endpoint, sandbox, network) for network, endpoint in attachments}
     default = shown.get("bridge", {})
     return {
         "SandboxID": sandbox.id,
         "SandboxKey": sandbox.netns.path,
-        "Ports": ports(joined),
+        "Ports": ports(attachments),
         "EndpointID": default.get("EndpointID", ""),
         "Gateway": default.get("Gateway", ""),
         "IPAddress": default.get("IPAddress", ""),
@@ -77,9 +80,10 @@ def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: 
 
 
 def ports(memberships: Sequence[Membership]) -> dict[str, list[dict[str, str]]]:
-    """Published ports of one container by its port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
+    """Return a container's published ports by container port: ``{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}``.
 
-    A port published on every address is shown once per family that a network of the container publishes, for only these answer.
+    A port that is published on every address is shown for IPv4, IPv6 or both: for the families in which one of the container's
+    networks publishes ports, since the port answers in no other.
     """
     found: dict[str, list[dict[str, str]]] = {}
     published = [mapping for _, endpoint in memberships for mapping in endpoint.ports]
@@ -92,7 +96,7 @@ def ports(memberships: Sequence[Membership]) -> dict[str, list[dict[str, str]]]:
 
 
 def journal_row(entry: JournalEntry) -> dict[str, Any]:
-    """One line of ``netlib log``."""
+    """Return one line of ``netlib log``."""
     return {
         "Time": timestamp(entry.time),
         "Operation": entry.operation,
@@ -104,13 +108,13 @@ def journal_row(entry: JournalEntry) -> dict[str, Any]:
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
+    """Return *seconds* since the epoch as an RFC 3339 time in UTC, with microseconds."""
     whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micros:06d}Z"
 
 
 def duration(seconds: float) -> str:
-    """How people say a length of time: ``Less than a second``, ``5 minutes``, ``3 days``."""
+    """Return a length of time in words: ``Less than a second``, ``5 minutes``, ``3 days``."""
     if seconds < 1:
         return "Less than a second"
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):

@@ -1,4 +1,4 @@
-"""Containers in Docker's JSON: what ``ps`` and ``inspect`` answer with. Pure."""
+"""Containers in Docker's JSON, for ``ps`` and ``inspect``. Pure."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _NEVER = "0001-01-01T00:00:00Z"
 def container_row(
     container: Container, state: State, ports: Mapping[str, Sequence[Mapping[str, str]]], now: float
 ) -> dict[str, str]:
-    """One line of ``ps``; every value is text, as ``docker ps --format json`` has it."""
+    """Return one line of ``ps``; every value is text, as in ``docker ps --format json``."""
     spec = container.spec
     return {
         "Command": shlex.join(spec.command),
@@ -40,7 +40,7 @@ def _port(key: str, place: Mapping[str, str]) -> str:
 
 
 def status_text(state: State, now: float) -> str:
-    """``Up 5 minutes``, ``Exited (0) 2 hours ago``, ``Created``."""
+    """Return a container's state in words: ``Up 5 minutes``, ``Exited (0) 2 hours ago``, ``Created``."""
     if state.running:
         return f"Up {duration(now - state.started)}"
     if state.status == "exited":
@@ -49,7 +49,7 @@ def status_text(state: State, now: float) -> str:
 
 
 def container_details(container: Container, state: State, *, folder: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``inspect`` shows of a container; *settings* are its NetworkSettings, *folder* is where its files are."""
+    """Return what ``inspect`` shows of a container; *settings* are its NetworkSettings, *folder* holds its files."""
     spec = container.spec
     return {
         "Id": container.container_id,
@@ -120,7 +120,7 @@ def _host_config(container: Container) -> dict[str, Any]:
 
 
 def _port_bindings(ports: Sequence[PortRequest]) -> dict[str, list[dict[str, str]]]:
-    """What ``-p`` asked for, by the container's port; an empty host port is any free one."""
+    """Return the ``-p`` options by container port; an empty host port stands for any free port."""
     found: dict[str, list[dict[str, str]]] = {}
     for port in ports:
         span = f"{port.host_port_first}-{port.host_port_last}"

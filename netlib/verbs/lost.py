@@ -1,7 +1,8 @@
-"""The way back when the store is damaged or was deleted: what netlib made is found by its marks, not by its records.
+"""``netlib system reset --lost``: removing what netlib made when its store is damaged or deleted, by tags instead of records.
 
-One rule: only what is surely ours goes. Containers are this state folder's (their minders say so), kernel objects carry a tag
-of a store that this folder had or that a person named; what could only be guessed is left, and told with the way to remove it.
+One rule: only what is certainly ours is removed. Containers are of this state folder, as their minders' arguments say. Kernel
+objects carry the tag of a store that this folder had or that a person named. Objects that may be ours are left, and a line
+tells how to remove them.
 """
 
 import os
@@ -48,16 +49,17 @@ __all__ = ["reset_lost", "reset_on_full_disk", "strays"]
 
 _TAG = re.compile(r"[0-9a-f]{6}")
 _KILL_SECONDS = 10.0
-_SEEN_BY_IP = ("resolv.conf", "hosts")
+_BOUND_BY_IP_NETNS = ("resolv.conf", "hosts")
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
 def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
-    """Remove all that this state folder's netlib made, its store readable or not; say line by line what was done and is left.
+    """Remove everything that was made from this state folder, whether its store is readable or not.
 
-    A readable store is reset as ever, a damaged one set aside. Then goes what carries a tag of a store that this folder had
-    since the boot, or of *stores* (tags). Raises ConfigError, NotPermitted, WrongHost before anything is touched, and at the
-    end a TeardownError of what would not go.
+    Yields a line for each kind of thing that was removed or left. A readable store is reset by its records, a damaged one is
+    renamed. Then everything is removed that carries the tag of a store which this folder had since the boot, or one of
+    *stores* (tags). Raises ConfigError, NotPermitted, WrongHost before anything is changed, and at the end a TeardownError
+    that lists what could not be removed.
     """
     for store in stores:
         if not _TAG.fullmatch(store):
@@ -73,7 +75,8 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
     is_stuck = is_damaged = False
     try:
         is_damaged = not _reset(config)
-    except TeardownError:  # what this store has may be held by what a lost one made; again when that is gone
+    except TeardownError:
+        # Objects of a lost store may block the removal of ours (a bridge port, say): it is tried again after those are removed.
         is_stuck = True
     leave(config)
     if is_damaged:
@@ -88,7 +91,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
         if is_stuck:
             _reset(config)
             leave(config)
-        yield from _tell_sysctls(kernel)
+        yield from _report_sysctls(kernel)
     if failures:
         raise TeardownError(failures)
     for folder in (config.state_dir, config.memory_dir):
@@ -97,7 +100,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
 
 
 def strays(config: Config) -> Iterator[str]:
-    """Say what stores that are not this one have in the kernel, after a reset as ever, and how that is removed."""
+    """Yield a line for each other store with objects in the kernel, and how to remove them; called after a usual reset."""
     with Kernel() as kernel:
         yield from _clear_kernel(kernel, config, (), [])
     if folders := container_folders(config):
@@ -108,13 +111,13 @@ def strays(config: Config) -> Iterator[str]:
 
 
 def reset_on_full_disk(config: Config) -> None:
-    """Reset a store that found no room even to be opened: what containers wrote goes first, records or not."""
+    """Reset a store that the full disk does not let SQLite open: deleting the containers' files first makes room."""
     _remove_containers(config, [])
     call(config, "system.reset", {})
 
 
 def _reset(config: Config) -> bool:
-    """Reset the store; False when it is damaged. A lost store is reset as far as its records reach."""
+    """Reset the store by its records; False when it is damaged. An older copy of it is reset as far as it has records."""
     try:
         try:
             call(config, "system.reset", {})
@@ -133,35 +136,38 @@ def _reset(config: Config) -> bool:
 
 
 def _remove_containers(config: Config, failures: list[NetlibError]) -> int:
-    """Kill all containers of this state folder and delete their files, records or not; return how many there were."""
+    """Kill all containers of this state folder and delete their files, with or without records; return their number."""
     running = minders(config.container_dir)
     folders = (config.container_dir, config.run_dir / "containers")
     found = {item.name for folder in folders if folder.is_dir() for item in folder.iterdir()} | running.keys()
-    own = Runtime(config)
-    going = sorted(name for name in found if CONTAINER_ID.fullmatch(name))
-    for container_id in going:
+    runtime = Runtime(config)
+    container_ids = sorted(name for name in found if CONTAINER_ID.fullmatch(name))
+    for container_id in container_ids:
         try:
             if container_id in running:
                 _kill(running[container_id], config.container_dir, container_id)
-            own.sweep(container_id)
+            runtime.sweep(container_id)
         except NetlibError as error:
             failures.append(error)
-    return len(going)
+    return len(container_ids)
 
 
 def _kill(pid: int, folder: Path, container_id: str) -> None:
-    """End a minder, and with it its container; KernelError when it does not end."""
+    """Kill a minder, and with it its container; KernelError when it has not ended after 10 seconds."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        # Looked at again: now the pid cannot be another's.
+        # Checked again with the pidfd open: if the process with this pid is the minder now, the pidfd is the minder's.
         if container_id != container_of_minder(pid, folder) and written_minder(folder / container_id) != pid:
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not select.select([pidfd], [], [], _KILL_SECONDS)[0]:
-            raise KernelError(f"the minder of container {container_id[:12]} (process {pid}) does not end")
+            raise KernelError(
+                f"the minder of container {container_id[:12]} (process {pid}) did not end within {_KILL_SECONDS:g} seconds of "
+                f"SIGKILL; see /proc/{pid}/stack for what it waits for, and reset again when it has ended"
+            )
     except ProcessLookupError:
         return
     finally:
@@ -172,7 +178,7 @@ def _kill(pid: int, folder: Path, container_id: str) -> None:
 
 
 def _clear_kernel(kernel: Kernel, config: Config, tags: Collection[str], failures: list[NetlibError]) -> Iterator[str]:
-    """Remove firewall entries, links and netns by their tags; tell what other stores have."""
+    """Remove the firewall entries, links and netns with one of *tags*; yield a line for each other store that has some."""
     others: Counter[str] = Counter()
     for clear in (_clear_firewall, _clear_links, partial(_clear_netns, config.run_dir)):
         try:
@@ -200,7 +206,7 @@ def _clear_firewall(kernel: Kernel, tags: Collection[str], others: Counter[str])
     rules.remove([ForwardAllowance(bridge=bridge) for bridge in bridges])
     if mine:
         yield f"removed: firewall entries ({len(mine)})"
-    if tags and len(mine) == len(present):  # without any it is only looked at: a table without entries may be another's
+    if tags and len(mine) == len(present):  # without tags nothing is removed: an empty table may be another store's
         for table in rules.tables():
             table.remove(kernel)
         if rules.listing():
@@ -221,11 +227,11 @@ def _clear_links_of(kernel: Kernel, netns: NetnsRef, tags: Collection[str], othe
 
 
 def _clear_netns(run_dir: Path, kernel: Kernel, tags: Collection[str], others: Counter[str]) -> Iterator[str]:
-    """Remove the netns whose ``lo`` carries a tag; in all others (a CNI runtime's, say) only links that do."""
+    """Remove the netns whose ``lo`` carries one of *tags*; in other netns (a CNI runtime's, say) only links that carry one."""
     for netns in pinned_netns(run_dir):
         try:
             store = store_of(kernel.rtnl(netns).get_link("lo").alias)
-        except KernelError:  # it has gone meanwhile
+        except KernelError:  # the netns was deleted meanwhile
             continue
         if store in tags:
             OwnedNetns(path=netns.path, identity=netns.identity).remove(kernel)
@@ -241,24 +247,27 @@ def _clear_netns(run_dir: Path, kernel: Kernel, tags: Collection[str], others: C
 
 
 def _clear_files(kernel: Kernel, config: Config, failures: list[NetlibError]) -> Iterator[str]:
-    """Remove sandboxes' files, and what ``ip netns`` sees of them where it is the same text."""
-    boxes = sorted(config.sandbox_dir.iterdir()) if config.sandbox_dir.is_dir() else []
-    texts = [_texts(box) for box in boxes]
+    """Remove the files of sandboxes, and their copies for ``ip netns exec`` in /etc/netns where the text is the same.
+
+    A folder of /etc/netns with other text, of a netns that does not exist, may be somebody else's: it is left, with a line.
+    """
+    sandbox_folders = sorted(config.sandbox_dir.iterdir()) if config.sandbox_dir.is_dir() else []
+    texts = [_texts(folder) for folder in sandbox_folders]
     for folder in sorted(NETNS_FILES_DIR.iterdir()) if NETNS_FILES_DIR.is_dir() else ():
         if (NETNS_DIR / folder.name).exists():
             continue
-        if _texts(folder) in texts and {item.name for item in folder.iterdir()} == set(_SEEN_BY_IP):
+        if _texts(folder) in texts and {item.name for item in folder.iterdir()} == set(_BOUND_BY_IP_NETNS):
             _remove_folder(kernel, folder, failures)
         else:
             yield f"left: {folder}, of no network namespace there is; delete it if it is not yours"
-    for box in boxes:
-        _remove_folder(kernel, box, failures)
+    for folder in sandbox_folders:
+        _remove_folder(kernel, folder, failures)
 
 
 def _texts(folder: Path) -> list[bytes]:
-    """The files in *folder* that ``ip netns exec`` binds; empty where one is missing."""
+    """Return the text of the files in *folder* that ``ip netns exec`` binds over /etc; empty where one is missing."""
     try:
-        return [(folder / name).read_bytes() for name in _SEEN_BY_IP]
+        return [(folder / name).read_bytes() for name in _BOUND_BY_IP_NETNS]
     except OSError:
         return []
 
@@ -270,15 +279,16 @@ def _remove_folder(kernel: Kernel, folder: Path, failures: list[NetlibError]) ->
         failures.append(error)
 
 
-def _tell_sysctls(kernel: Kernel) -> Iterator[str]:
-    """Say which settings may be ours: what they were before is nowhere written down any more."""
+def _report_sysctls(kernel: Kernel) -> Iterator[str]:
+    """Yield a line for sysctls that netlib may have set: their former values were in the lost store, so they are left."""
     on = [name for name in _FORWARDING if read_sysctl(kernel, HOST, name) == "1"]
     if on:
         yield (
             f"left: forwarding is on, and whether it was before netlib is not known; if nothing else needs it: "
             f"sysctl -w {' '.join(f'{name}=0' for name in on)}"
         )
-    hearing = [name.parent.name for name in Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra") if name.read_text() == "2\n"]
-    if hearing:
-        links = ", ".join(sorted(hearing))
+    conf = Path("/proc/sys/net/ipv6/conf")
+    accepting = [name.parent.name for name in conf.glob("*/accept_ra") if name.read_text() == "2\n"]
+    if accepting:
+        links = ", ".join(sorted(accepting))
         yield f"left: accept_ra is 2 on {links}, to hear routers while forwarding is on; where netlib set it, it was 1"

@@ -16,12 +16,12 @@ __all__ = ["VERBS", "select_networks"]
 
 
 def network_create(controller: Controller, request: NetworkRequest) -> dict[str, str]:
-    """Create a network; answer with its id."""
+    """Create a network and return its id."""
     return {"Id": create_network(controller, request).id}
 
 
 def network_ls(controller: Controller, request: FilterRequest) -> list[dict[str, str]]:
-    """The networks that pass the filters, by name."""
+    """List the networks that pass the filters, sorted by name."""
     used = _used(controller) if any(text.startswith("dangling") for text in request.filters) else set()
     of_cni, attached = cni.networks(controller)
     networks = sorted([*controller.networks(), *of_cni], key=lambda network: network.name)
@@ -29,8 +29,11 @@ def network_ls(controller: Controller, request: FilterRequest) -> list[dict[str,
 
 
 def network_inspect(controller: Controller, request: NamesRequest) -> list[dict[str, Any]]:
-    """Every named network with its members; of two with one name it is the CNM's, and ``cni:NAME`` the other."""
-    boxes = {box.id: box for box in controller.sandboxes()}
+    """Return each named network with its members.
+
+    Where a network of netlib and a CNI network have the same name, NAME is netlib's and ``cni:NAME`` is CNI's.
+    """
+    sandboxes = {sandbox.id: sandbox for sandbox in controller.sandboxes()}
     found = []
     for name in request.names:
         try:
@@ -39,13 +42,16 @@ def network_inspect(controller: Controller, request: NamesRequest) -> list[dict[
             found.append(cni.inspect_network(controller, name))
             continue
         endpoints = controller.endpoints(network=network.id)
-        members: list[Member] = [(endpoint, boxes[endpoint.sandbox]) for endpoint in endpoints if endpoint.sandbox in boxes]
+        members: list[Member] = [(item, sandboxes[item.sandbox]) for item in endpoints if item.sandbox in sandboxes]
         found.append(network_details(network, members))
     return found
 
 
 def network_connect(controller: Controller, request: ConnectRequest) -> dict[str, str]:
-    """Join a container to a network; answer with the endpoint's id, empty when it joins at its next start."""
+    """Connect a container to a network and return the endpoint's id.
+
+    For a container that does not run the id is empty: its next start makes the endpoint.
+    """
     from netlib.runtime.membership import connect_container
 
     endpoint = connect_container(controller, request.container, request.join)
@@ -53,7 +59,7 @@ def network_connect(controller: Controller, request: ConnectRequest) -> dict[str
 
 
 def network_disconnect(controller: Controller, request: DisconnectRequest) -> None:
-    """Take a container out of a network."""
+    """Disconnect a container from a network."""
     from netlib.runtime.membership import disconnect_container
 
     disconnect_container(controller, request.container, request.network)
@@ -71,15 +77,18 @@ def network_rm(controller: Controller, request: NameRequest) -> None:
 
 
 def _network(controller: Controller, name: str) -> Network:
-    """The CNM's network; NotFound also where its id merely begins with the name of a CNI network."""
+    """Return the network of that name or id that is not CNI's; NotFound where there is none.
+
+    The whole name of a CNI network is preferred to the beginning of another network's id, and is NotFound here.
+    """
     network = controller.network(name)
     if name not in (network.name, network.id) and name in cni.network_names(controller):
-        raise NotFound(f"network {name!r} is CNI's")
+        raise NotFound(f"network {name!r} is a CNI network")
     return network
 
 
 def network_prune(controller: Controller, request: FilterRequest) -> dict[str, list[str]]:
-    """Remove the networks that people made and nobody is in; answer with their names."""
+    """Remove the networks without endpoints, except the predefined ones, and return their names."""
     used = _used(controller)
     removed = []
     for network in select_networks(controller.networks(), request.filters, used, known=_PRUNE_FILTERS):
@@ -99,10 +108,10 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 def select_networks(
     networks: Iterable[Network], filters: Sequence[str], used: Collection[str], *, known: Collection[str] = _LS_FILTERS
 ) -> list[Network]:
-    """The networks that pass ``KEY=VALUE`` *filters*; *used* holds the ids of those that somebody is in.
+    """Return the networks that pass ``KEY=VALUE`` *filters*; *used* holds the ids of the networks with members.
 
-    Values of one key are alternatives, but for labels, which must all be there. Raises ConfigError for a filter that is
-    not *known*.
+    A network passes if it has any of the values given for one key; of labels it must have all. Raises ConfigError for a key
+    that is not *known* and for a value that the key does not take.
     """
     wanted = _filters(filters, known)
     return [network for network in networks if _passes(network, wanted, used)]

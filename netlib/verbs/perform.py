@@ -1,7 +1,7 @@
-"""Every verb by name, JSON in and JSON out: what netlibd answers and what the command line does in its own process.
+"""Performing a verb by its name, with JSON arguments and a JSON result, in netlibd or in the command's own process.
 
-Its one rule: what comes is read into the verb's request once, here (:func:`netlib.requests.read`); answers are Docker's JSON.
-The verbs of one noun are loaded when the first of them is asked for.
+One rule: arguments are decoded into the verb's request struct once, here (:func:`netlib.requests.read`); results are Docker's
+JSON. The module of a noun is imported when the first verb of the noun is called.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ _NOUNS = {"network", "container", "cni"}
 
 
 def perform(controller: Controller, verb: str, args: Mapping[str, Any], *, fds: Sequence[int] = ()) -> Any:
-    """Do *verb* with *args* and lent descriptors; answer with what JSON can hold. ConfigError where there is no such verb."""
+    """Perform *verb* with *args* and the lent descriptors *fds*, and return its result; ConfigError for an unknown verb."""
     known = find_verb(verb)
     request = read(known.request, {**args, "fds": tuple(fds)} if fds else args)
     return known.perform(controller, request)
 
 
 def find_verb(name: str) -> Verb:
-    """The verb called *name* (``network.create``); ConfigError where there is none."""
+    """Return the verb called *name* (``network.create``); ConfigError where there is none."""
     noun = name.partition(".")[0]
     verbs: dict[str, Verb] = import_module(f"netlib.verbs.{noun if noun in _NOUNS else 'system'}").VERBS
     if name not in verbs:

@@ -1,4 +1,7 @@
-"""What a minder runs when its container has ended: ``python -m netlib.verbs.reap ID``; netlibd does the work if it can."""
+"""``python -m netlib.verbs.reap ID``: the command that a minder runs when its container has ended.
+
+It calls the verb ``container.reap``, which netlibd performs, or this process where there is no netlibd.
+"""
 
 import sys
 
@@ -8,7 +11,7 @@ from netlib.verbs.call import call
 
 
 def main() -> int:
-    """Clear the container away; say on standard error (the container's minder.log) what would not go."""
+    """Clean up after the container; write a failure to standard error, which is the container's minder.log."""
     try:
         call(Config.from_environment(), "container.reap", {"name": sys.argv[1]})
     except NetlibError as error:

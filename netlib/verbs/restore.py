@@ -1,7 +1,8 @@
-"""A backup of the store put back, or the store that is there accepted, though it may be older than what was made since.
+"""``netlib system restore``: putting a backup in the place of the store, or accepting the present store though it is older.
 
-One rule: nothing that runs is ended and no file of a container is deleted. A record stays where the kernel proves it, by the
-tag with its id; where its things are gone, it is forgotten as after a boot; what no record knows is left, and told.
+The kernel may hold objects that were made after the backup. One rule: no running container is ended, and no file of a
+container is deleted. A record is kept where the kernel has an object with the tag of its id. It is deleted where its objects
+are gone, as after a boot. Objects without a record are left and listed.
 """
 
 import os
@@ -46,9 +47,10 @@ __all__ = ["restore"]
 
 
 def restore(config: Config, backup: Path | None) -> Iterator[str]:
-    """Put *backup* in the place of the store (None: keep the one that is there), and accept it: say what was found and left.
+    """Put *backup* in the place of the store, or keep the present store (None), and bring its records to what the kernel has.
 
-    The present store is kept beside it. Raises NotPermitted, NotFound, ConfigError, WrongHost before anything is changed.
+    Yields a line for each thing that was adopted, deleted or left. The former store is kept beside the new one. Raises
+    NotPermitted, NotFound, ConfigError, WrongHost before anything is changed.
     """
     if os.geteuid() != 0:
         raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
@@ -75,29 +77,29 @@ def _put_in_place(store: Store, backup: Path | None) -> Iterator[str]:
 
 
 def _accept(config: Config) -> Iterator[str]:
-    """Adopt what the kernel proves, list the rest, and start netlibd where it is needed."""
+    """Adopt the objects whose tags prove that they are ours, list the others, and start netlibd where it is needed."""
     with Controller(config, watcher=Unwatched(), despite_loss=True) as controller:
         yield from _adopt(controller)
         yield from _left(controller)
-        boxes = controller.sandboxes()
+        sandboxes = controller.sandboxes()
         with controller.store.read() as tx:
-            joined = [tx.memberships(box.id) for box in boxes]
-    leave(config)  # one that a supervisor has started meanwhile knows the records of before
-    if any(is_served(pairs) or any(endpoint.ports for _, endpoint in pairs) for pairs in joined):
+            memberships = [tx.memberships(sandbox.id) for sandbox in sandboxes]
+    leave(config)  # a netlibd that a supervisor has started meanwhile has read the former records
+    if any(is_served(pairs) or any(endpoint.ports for _, endpoint in pairs) for pairs in memberships):
         start_daemon(config)
 
 
 def _check_place(backup: Path) -> None:
-    """Raise WrongHost for a backup that was made in this boot, in another netns."""
+    """Raise WrongHost for a backup that was made in this boot but in another netns."""
     place = meta_of(backup, "netns") or ""
     if place.startswith(f"{boot_id()}:") and place != current_identity():
         raise WrongHost(f"{backup} describes another network namespace than this one; restore it from there")
 
 
 def _keep(store: Store) -> Path | None:
-    """Copy the present store beside itself, or set a damaged one aside; None where there is none."""
+    """Copy the present store beside itself, or rename a damaged one, and return the path; None where there was no store."""
     if not store.exists:
-        with store.read():  # makes it
+        with store.read():  # creates it
             pass
         store.close()
         return None
@@ -117,7 +119,7 @@ def _keep(store: Store) -> Path | None:
 
 
 def _adopt(controller: Controller) -> Iterator[str]:
-    """Accept the store: bring its records to what is there, and write them for things whose tags prove whose they are."""
+    """Bring the records to what the kernel has, and write records for tagged objects that have none."""
     config = controller.config
     running = minders(config.container_dir)
     with Kernel() as kernel:
@@ -125,7 +127,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
         known = controller.host.generation.known()
         with controller.store.write() as tx:
             forgotten = _settle_records(tx, kernel, present, running)
-            tx.set_meta("netns", current_identity())  # from here on it is this host's
+            tx.set_meta("netns", current_identity())  # the store describes this host from now on
             tx.move_on(known)
             number = tx.generation()
         controller.host.generation.settle(number)
@@ -139,7 +141,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
 
 
 class _Present:
-    """The things in the kernel that carry the tag of one store, by the beginning of the id that it names."""
+    """The links and netns in the kernel that carry the tag of one store, by the record id in the tag (its first digits)."""
 
     def __init__(self, kernel: Kernel, config: Config, store: str) -> None:
         self.links: set[str] = {tag_of(link.alias)[1] for link in kernel.rtnl().links() if store_of(link.alias) == store}
@@ -147,7 +149,7 @@ class _Present:
         self.inside: list[tuple[int, list[IPInterface]]] = []  # of each link: the index of its other end, and its addresses
         self.netns: dict[str, NetnsRef] = {}
         for netns in pinned_netns(config.run_dir):
-            with suppress(KernelError):  # it has gone meanwhile
+            with suppress(KernelError):  # the netns was deleted meanwhile
                 inside = kernel.rtnl(netns).links()
                 for link in inside:
                     self.inside.append((link.peer, addresses_of(kernel, link.ifname, netns)))
@@ -158,12 +160,12 @@ class _Present:
                 kernel.forget(netns)
 
     def netns_of(self, record: str) -> NetnsRef | None:
-        """The netns whose tag names *record*, a whole id."""
+        """Return the netns whose tag names *record*, a whole id."""
         return self.netns.get(record[:TAG_DIGITS])
 
 
 def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running: dict[str, int]) -> list[str]:
-    """Keep the records that are proved, forget the others as after a boot; return the names of those."""
+    """Keep the records whose objects the kernel has, delete the others as after a boot; return the names of those deleted."""
     forgotten, kept = _settle_sandboxes(tx, kernel, present, running)
     for endpoint in tx.all(Endpoint):
         if endpoint.value.sandbox in kept and (endpoint.id[:TAG_DIGITS] in present.links or not endpoint.value.ifname):
@@ -174,8 +176,8 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
     is_of_this_boot = (tx.meta("netns") or "").startswith(f"{boot_id()}:")
     networks: list[Row[Any]] = [*tx.all(Network), *tx.all(CniNetwork)]
     for network in networks:
-        tx.stamp(network.id, "")  # what it needs is looked at, and made where it is missing, at its next use
-        if not is_of_this_boot:  # what was found, and put aside, in another boot is no concern of this one's
+        tx.stamp(network.id, "")  # so the next use of the network makes the objects of it that are missing
+        if not is_of_this_boot:  # prior values of sysctls and the like, observed in another boot, do not hold in this one
             tx.write_objects(network.id, ())
     for container in tx.all(Container):
         netns = present.netns_of(container.value.container_id)
@@ -187,8 +189,8 @@ def _settle_records(tx: Transaction, kernel: Kernel, present: _Present, running:
 
 
 def _settle_attachments(tx: Transaction, kernel: Kernel) -> None:
-    """The same for what CNI plugins made: that of an interface which a container has no more goes, whichever plugin made it."""
-    rows = [row for row in tx.all(CniAttachment) if is_alive(row.value.netns)]  # else GC, or DEL, is to take it away
+    """Delete the records of CNI attachments whose link is gone, of all plugins in the chain; the others become ready."""
+    rows = [row for row in tx.all(CniAttachment) if is_alive(row.value.netns)]  # those of a dead netns are left to GC or DEL
     made = {row.id: [item for item in tx.objects(row.id) if item.key.kind == "link"] for row in rows}
     gone = {
         (row.value.container, row.value.ifname, row.value.network)
@@ -212,7 +214,7 @@ def _is_missing(kernel: Kernel, link: KernelObject) -> bool:
 def _settle_sandboxes(
     tx: Transaction, kernel: Kernel, present: _Present, running: dict[str, int]
 ) -> tuple[list[str], set[str]]:
-    """The same for sandboxes; return the names of those forgotten, and the ids of those kept."""
+    """Keep the sandboxes whose netns is there, delete the others; return the names of those deleted, the ids of those kept."""
     forgotten, kept = [], set()
     for row in tx.all(Sandbox):
         netns = present.netns_of(row.id) or (row.value.netns if is_alive(row.value.netns) else None)
@@ -227,7 +229,7 @@ def _settle_sandboxes(
 
 
 def _adopt_sandboxes(controller: Controller, present: _Present, running: dict[str, int]) -> Iterator[str]:
-    """Write the sandboxes of containers that were started after the backup: their netns carry the containers' ids."""
+    """Write the sandboxes of containers that were started after the backup, whose netns carry the containers' ids as tags."""
     known = {container.container_id: container for container in containers(controller)}
     with controller.store.read() as tx:
         missing = [item for item in running if item in known and tx.by_id(item) is None]
@@ -260,21 +262,21 @@ def _adopt_sandboxes(controller: Controller, present: _Present, running: dict[st
 
 
 def _adopt_endpoints(controller: Controller) -> Iterator[str]:
-    """Connect sandboxes to the networks that they are in already: each link is there, and is taken as it is."""
+    """Write endpoints for links that connect a sandbox to a network without a record; the existing links are kept unchanged."""
     with Kernel() as kernel:
         outside, networks = {link.index: link for link in kernel.rtnl().links()}, _by_bridge(controller)
         found = [
-            (box, seen)
-            for box in controller.sandboxes()
-            if box.owned
-            for seen in _unknown_endpoints(controller, kernel, box, outside, networks)
+            (sandbox, seen)
+            for sandbox in controller.sandboxes()
+            if sandbox.owned
+            for seen in _unknown_endpoints(controller, kernel, sandbox, outside, networks)
         ]
-    for box, seen in found:
+    for sandbox, seen in found:
         families = {address.version: address for address in seen.addresses}
         try:
             request = ConnectRequest(
                 network=seen.network,
-                container=box.id,
+                container=sandbox.id,
                 ifname=seen.ifname,
                 mac=seen.mac,
                 ip=families[4].ip if 4 in families else None,
@@ -282,15 +284,15 @@ def _adopt_endpoints(controller: Controller) -> Iterator[str]:
             )
             connect(controller, request, endpoint_id=seen.record)
         except NetlibError as error:
-            yield f"left: {seen.ifname} of {box.name}: {error}"
+            yield f"left: {seen.ifname} of {sandbox.name}: {error}"
         else:
-            yield f"adopted: {seen.ifname} of {box.name}, without aliases and published ports: start it anew to have them"
+            yield f"adopted: {seen.ifname} of {sandbox.name}, without aliases and published ports: start it anew to have them"
 
 
-class _Seen(NamedTuple):
-    """A member of a network of ours that no record knows, as its links tell."""
+class _UnknownEndpoint(NamedTuple):
+    """An endpoint without a record, as its links show it."""
 
-    record: str  # an id that begins as the tag says
+    record: str  # a new id whose first digits are those of the tag
     network: str
     ifname: str
     mac: str
@@ -298,15 +300,15 @@ class _Seen(NamedTuple):
 
 
 def _unknown_endpoints(
-    controller: Controller, kernel: Kernel, box: Sandbox, outside: Mapping[int, LinkInfo], networks: Mapping[str, Network]
-) -> list[_Seen]:
-    """The veth pairs from *box* to bridges of networks of ours whose tag names an endpoint that has no record.
+    controller: Controller, kernel: Kernel, sandbox: Sandbox, outside: Mapping[int, LinkInfo], networks: Mapping[str, Network]
+) -> list[_UnknownEndpoint]:
+    """Find the veth pairs from *sandbox* to bridges of our networks whose tag names an endpoint that has no record.
 
-    *outside* are the host's links by number, *networks* ours by their bridges.
+    *outside* are the host's links by index, *networks* our networks by the names of their bridges.
     """
     found = []
     with controller.store.read() as tx:
-        for link in kernel.rtnl(box.netns).links():
+        for link in kernel.rtnl(sandbox.netns).links():
             other = outside.get(link.peer)
             if link.kind != "veth" or other is None or other.kind != "veth" or other.master not in outside:
                 continue
@@ -314,15 +316,16 @@ def _unknown_endpoints(
             network = networks.get(outside[other.master].ifname)
             if store == controller.host.tag and network is not None and not tx.is_known(record):
                 addresses = [
-                    address for address in addresses_of(kernel, link.ifname, box.netns) if not address.ip.is_link_local
+                    address for address in addresses_of(kernel, link.ifname, sandbox.netns) if not address.ip.is_link_local
                 ]
-                found.append(_Seen(record + new_id()[TAG_DIGITS:], network.id, link.ifname, link.mac, addresses))
-    kernel.forget(box.netns)
+                endpoint_id = record + new_id()[TAG_DIGITS:]
+                found.append(_UnknownEndpoint(endpoint_id, network.id, link.ifname, link.mac, addresses))
+    kernel.forget(sandbox.netns)
     return found
 
 
 def _by_bridge(controller: Controller) -> dict[str, Network]:
-    """The networks that have a bridge, by the name of that."""
+    """Return the networks that have a bridge, by the bridge's name."""
     return {
         bridge.ifname: network
         for network in controller.networks()
@@ -334,7 +337,7 @@ def _by_bridge(controller: Controller) -> dict[str, Network]:
 
 
 def _left(controller: Controller) -> Iterator[str]:
-    """List what has this store's tags or files but no record, and say how to remove it."""
+    """Yield a line for containers, links and netns with this store's tags or files but no record, and how to remove them."""
     config = controller.config
     running = minders(config.container_dir)
     with controller.store.write() as tx:
@@ -351,7 +354,7 @@ def _left(controller: Controller) -> Iterator[str]:
             ]
             present = _Present(kernel, config, controller.host.tag)
         netns = sorted(ref.label for record, ref in present.netns.items() if not tx.is_known(record))
-    _reserve(controller, present)
+    _reserve_addresses(controller, present)
     for container_id in unknown:
         state = (
             "runs" if container_id in running else "does not run; its files are in " + str(config.container_dir / container_id)
@@ -364,8 +367,8 @@ def _left(controller: Controller) -> Iterator[str]:
         yield "to remove what is left, with everything in the store: netlib system reset --lost"
 
 
-def _reserve(controller: Controller, present: _Present) -> None:
-    """Keep the addresses of members that no record knows from others, as long as their network is there."""
+def _reserve_addresses(controller: Controller, present: _Present) -> None:
+    """Lease the addresses of members without a record, so that nobody else gets them while their network exists."""
     networks = _by_bridge(controller)
     with Kernel() as kernel, controller.store.write() as tx:
         outside = {link.index: link for link in kernel.rtnl().links()}
@@ -377,7 +380,7 @@ def _reserve(controller: Controller, present: _Present) -> None:
             for pool in network.pools:
                 for address in addresses:
                     if address.ip in pool.subnet:
-                        with suppress(NetlibError):  # somebody has it by now
+                        with suppress(NetlibError):  # a record has leased it
                             ipam_driver(network.ipam_driver).request_address(
                                 tx.leases, network.id, pool.subnet, tag_of(link.alias)[1], address.ip
                             )

@@ -1,4 +1,4 @@
-"""The verbs that tell of records and the kernel, and those of the whole system."""
+"""The verbs that show records and the kernel (``explain``, ``check``, ``log``), and the verbs of ``netlib system``."""
 
 import os
 import platform
@@ -25,23 +25,24 @@ __all__ = ["VERBS"]
 
 
 def explain(controller: Controller, request: NameRequest) -> list[dict[str, Any]]:
-    """The objects of a network or a container, each with the commands that amount to it."""
+    """Return the kernel objects of a network or a container, each with the shell commands that would make it."""
     record = _in_kernel(controller, request.name)
     plan = controller.plan_of(record) if record else cni.plan(controller, request.name)
     return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
 
 
 def check(controller: Controller, request: NameRequest) -> list[dict[str, str]]:
-    """How the kernel differs from what was written down for a network or a container; empty when it does not."""
+    """Return how the kernel differs from the objects recorded for a network or a container; empty when it does not."""
     record = _in_kernel(controller, request.name)
     found = controller.check(record) if record else cni.drift(controller, request.name)
     return [{"Object": key, "Drift": difference} for key, difference in found]
 
 
 def _in_kernel(controller: Controller, name: str) -> str:
-    """The network or the sandbox that *name* stands for: a container's own, or that of the one whose network it shares.
+    """Return the id of the network or sandbox that *name* stands for, or "" where *name* may be CNI's only.
 
-    Whole names and ids come before beginnings of ids. Empty where only CNI may know it.
+    For a container it is the id of its own sandbox, or of the sandbox of the container whose network it shares. A whole name or
+    id is preferred to the beginning of an id.
     """
     from netlib.runtime.service import find_container
     from netlib.runtime.spec import Container
@@ -62,14 +63,14 @@ def _in_kernel(controller: Controller, name: str) -> str:
 
 
 def log(controller: Controller, request: LogRequest) -> list[dict[str, Any]]:
-    """The last operations, oldest first."""
+    """Return the last operations of the journal, oldest first."""
     if request.limit < 1:
-        raise ConfigError(f"-n {request.limit} asks for no operation at all; give a number from 1 on")
+        raise ConfigError(f"-n {request.limit} shows no operation at all; give a number of at least 1")
     return [journal_row(entry) for entry in controller.journal(request.limit)]
 
 
 def system_reset(controller: Controller, _: NoRequest) -> None:
-    """Remove all that is ours: containers first, then everything else, and put changed sysctls back."""
+    """Remove all containers, endpoints, sandboxes and networks, in this order, and restore changed sysctls."""
     from netlib.verbs.container import remove_all
 
     remove_all(controller)
@@ -77,12 +78,12 @@ def system_reset(controller: Controller, _: NoRequest) -> None:
 
 
 def system_backup(controller: Controller, request: BackupRequest) -> None:
-    """Copy the store into a file, by its whole path, as it is at one moment; other verbs go on meanwhile."""
+    """Copy the store, as it is at one moment, to the absolute path of a file; other verbs may run meanwhile."""
     copy_store(controller.store.path, Path(request.file), replace=request.replace)
 
 
 def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
-    """What there is, and where."""
+    """Return counts of records, folders, versions, and the state of netlibd and its servants."""
     return {
         "Version": __version__,
         "Networks": len(controller.networks()),
@@ -102,7 +103,7 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
 
 
 def version(_: Controller, _request: NoRequest) -> dict[str, str]:
-    """The version of the netlib that answers."""
+    """Return the versions of netlib, Python and the kernel in the process that performs the verb."""
     return {"Version": __version__, "Python": platform.python_version(), "KernelVersion": platform.release()}
 
 

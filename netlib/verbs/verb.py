@@ -1,4 +1,4 @@
-"""What a verb is: a struct of what it may be asked, and a function."""
+"""A verb: the type of its request, and the function that performs it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["Verb"]
 
 
 class Verb(NamedTuple):
-    """One verb: *perform* takes a Controller and a *request*, and answers with what JSON can hold."""
+    """One verb: *perform* takes a Controller and a *request*, and returns a value that JSON can hold."""
 
     request: type[Struct]
     perform: Callable[..., Any]

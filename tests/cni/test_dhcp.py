@@ -193,7 +193,7 @@ def test_without_a_server_the_add_says_so_and_leaves_nothing(
     caller.container("c1")
     before = snapshot()
     told = caller.error("ADD", bridged())
-    assert told == (Code.TRY_AGAIN, "no DHCP server offered an address on eth0; see that one is on that network; ")
+    assert told == (Code.TRY_AGAIN, "no DHCP server offered an address on eth0; check that its network has one; ")
     assert differences(before, snapshot()) == []
     assert Attachments(controller).attachments() == []
 
@@ -227,7 +227,7 @@ def test_what_was_granted_counts_and_not_what_was_offered(wired: Caller, server:
 def test_half_an_offer_is_told(wired: Caller, server: Server) -> None:
     server.answers = lambda heard: grant(heard, mask="")
     told = wired.error("ADD", ALONE)
-    assert told == (Code.MISSING, f"DHCP option Subnet Mask not found in what {ADDRESS} offers; let the server send it; ")
+    assert told == (Code.MISSING, f"DHCP option Subnet Mask not found in the offer of {ADDRESS}; let the server send it; ")
 
 
 def test_what_is_for_others_or_broken_is_not_heard(wired: Caller, server: Server) -> None:

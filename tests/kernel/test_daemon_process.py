@@ -145,7 +145,7 @@ def test_its_log_says_where_a_library_ended_it(daemon: Config) -> None:
 def test_a_second_one_in_the_foreground_says_so_and_ends(daemon: Config) -> None:
     command = [sys.executable, "-m", "netlib.daemon", "--state-dir", str(daemon.state_dir), "--run-dir", str(daemon.run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    assert done.stderr == f"netlibd: another one serves {daemon.run_dir}\n"
+    assert done.stderr == f"netlibd: another netlibd serves {daemon.run_dir}\n"
 
 
 def test_why_it_cannot_start_reaches_the_caller(config: Config, netns_factory: Callable[[str], NetnsRef]) -> None:

@@ -456,8 +456,8 @@ def test_a_kernel_that_cannot_tell_ports_apart_is_told_of_once(
             sock.settimeout(5)
             sock.sendto(dns_load.query("web"), ("127.0.0.1", 5300))
             assert dns.message.from_wire(sock.recv(512)).answer
-        assert [record.message for record in caplog.records if "spend" in record.message] == [
-            "a member can spend another's share of questions at a gateway, by its address: this kernel lacks it"
+        assert [record.message for record in caplog.records if "share" in record.message] == [
+            "a member can use up another's share of queries to a gateway by forging its address: this kernel lacks it"
         ]
     finally:
         server.close()

@@ -294,7 +294,7 @@ def test_a_volume_that_does_not_fit_its_target_is_refused(world: World, tmp_path
     for source, target in ((tmp_path / "file", "/etc"), (tmp_path, "/etc/passwd")):
         with pytest.raises(KernelError, match="is a folder, .* is not"):
             world.run("true", volumes=(Volume(str(source), target),))
-    with pytest.raises(ConfigError, match="volume source .*/file/in is not there and cannot be made"):
+    with pytest.raises(ConfigError, match="volume source .*/file/in is missing and cannot be made"):
         world.run("true", volumes=(Volume(str(tmp_path / "file/in"), "/data"),))
 
 

@@ -322,10 +322,10 @@ def _killed_at(
 
 
 _STEPS = {
-    "record": (service, "_inserted"),
+    "record": (service, "_insert_record"),
     "netns": (owned_netns, "pin_netns"),
     "sandbox": (service, "create_sandbox"),
-    "place": (service, "_written"),
+    "place": (service, "_write_record"),
     "endpoint": (service, "connect"),
     "processes": (Runtime, "launch"),
 }
@@ -349,7 +349,7 @@ def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["_leave", "_delete"])
+@pytest.mark.parametrize("step", ["_remove_sandboxes", "_delete_container"])
 def test_killed_while_it_was_removed(controller: Controller, monkeypatch: pytest.MonkeyPatch, when: str, step: str) -> None:
     _run(controller, "true", networks=["web"], name="warm", auto_remove=True)
     before = _everything(controller)

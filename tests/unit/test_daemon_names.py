@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netlib.daemon.serving import ZoneKeeper
+from netlib.daemon.serving import NetworkZone
 from netlib.dns.zone import build_zone
 from netlib.firewall.backend import Notice
 from netlib.firewall.nft_events import meaning
@@ -39,28 +39,28 @@ def _member(number: int, aliases: tuple[str, ...] = ()) -> tuple[Endpoint, Sandb
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from([(), ("db",), ("db", "Cache")])), max_size=30))
 def test_a_zone_kept_in_step_is_the_zone_built_anew(changes: list[tuple[int, tuple[str, ...]]]) -> None:
-    keeper = ZoneKeeper(NETWORK)
+    zone = NetworkZone(NETWORK)
     members: dict[int, tuple[Endpoint, Sandbox]] = {}
     for number, aliases in changes:
         if number in members:
-            keeper.update([members.pop(number)[0].id], ())
+            zone.update([members.pop(number)[0].id], ())
         else:
             members[number] = _member(number, aliases)
-            keeper.update((), [members[number]])
-        assert keeper.zone == build_zone(NETWORK, members.values())
-        assert sorted(keeper.sandboxes.values()) == sorted(sandbox.id for _, sandbox in members.values())
+            zone.update((), [members[number]])
+        assert zone.zone == build_zone(NETWORK, members.values())
+        assert sorted(zone.sandboxes.values()) == sorted(sandbox.id for _, sandbox in members.values())
 
 
 def test_a_member_may_change_in_one_step() -> None:
-    keeper = ZoneKeeper(NETWORK)
+    zone = NetworkZone(NETWORK)
     before = _member(1, ("old",))
     after = _member(1, ("new",))
-    keeper.update((), [before])
-    former = keeper.zone
-    keeper.update([before[0].id], [after])
-    assert keeper.zone.find("old") is None
-    assert keeper.zone.find("new") == (ip_address("10.0.0.1"), ip_address("fd00::1"))
-    assert keeper.zone.pointers == {
+    zone.update((), [before])
+    former = zone.zone
+    zone.update([before[0].id], [after])
+    assert zone.zone.find("old") is None
+    assert zone.zone.find("new") == (ip_address("10.0.0.1"), ip_address("fd00::1"))
+    assert zone.zone.pointers == {
         ip_address("10.0.0.1").reverse_pointer: ("box1.web",),
         ip_address("fd00::1").reverse_pointer: ("box1.web",),
     }

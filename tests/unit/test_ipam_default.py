@@ -89,7 +89,7 @@ def test_no_subnet_is_left(tx: Transaction) -> None:
 
 @pytest.mark.parametrize("part", [{"gateway": "10.0.0.1"}, {"ip_range": "10.0.0.0/28"}, {"auxiliary": {"printer": "10.0.0.9"}}])
 def test_parts_of_a_subnet_that_is_not_given_are_refused(tx: Transaction, part: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="would lie in a subnet that is not chosen yet; pass --subnet too"):
+    with pytest.raises(ConfigError, match="needs a given subnet; pass --subnet too"):
         request(tx, **part)
 
 
@@ -117,7 +117,7 @@ def test_neighbours_do_not_overlap(tx: Transaction) -> None:
 
 
 def test_a_subnet_of_the_other_family_is_refused(tx: Transaction) -> None:
-    with pytest.raises(ConfigError, match="subnet fd00::/64 is no IPv4 subnet"):
+    with pytest.raises(ConfigError, match="subnet fd00::/64 is not an IPv4 subnet"):
         request(tx, subnet="fd00::/64")
 
 
@@ -170,7 +170,7 @@ def test_the_anycast_address_of_ipv6_is_no_gateway(tx: Transaction) -> None:
 
 
 def test_no_address_for_the_gateway(tx: Transaction) -> None:
-    with pytest.raises(PoolExhausted, match=r"gateway of subnet 10\.0\.0\.0/30: auxiliary ones take all"):
+    with pytest.raises(PoolExhausted, match=r"gateway of subnet 10\.0\.0\.0/30, for auxiliary addresses take all"):
         request(tx, subnet="10.0.0.0/30", auxiliary={"one": "10.0.0.1", "two": "10.0.0.2"})
 
 

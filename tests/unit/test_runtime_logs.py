@@ -57,12 +57,12 @@ def test_a_launcher_whose_starter_has_gone_waits_for_nobody() -> None:
         os.close(writer)
         os.close(reader)
         try:
-            launch._said(os.pipe()[0], 1)
+            launch._read_status(os.pipe()[0], 1)
         except process.CommandRefused as error:
             sys.exit(str(error))
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=20)
-    assert (run.returncode, run.stderr) == (1, "whoever started it has gone\n")
+    assert (run.returncode, run.stderr) == (1, "the process that started it has ended\n")
 
 
 def test_lines_are_kept_by_stream_and_partial_ones_joined(tmp_path: Path) -> None:
