@@ -14,7 +14,7 @@ COMPARE ?=
 HOSTS ?= $(shell expr $$(nproc) + 1)
 WORKERS = --dist load --tx "$(HOSTS)*popen//python=$(TESTHOST) $(VENV_PYTHON)"
 
-.PHONY: help install test test-vm test-peers soak demo bench bench-cni bench-compare lint format clean
+.PHONY: help install test test-vm test-peers soak demo docs bench bench-cni bench-compare lint format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,9 @@ soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
 
 demo: install ## Networks, names, a published port: every check is printed
 	@$(TESTHOST) $(VENV_PYTHON) labs/demo.py
+
+docs: install ## The listings in docs/ruleset.md, as the kernel has them now
+	@$(TESTHOST) $(VENV_PYTHON) -m tests.ruleset_page
 
 bench: ## Measure netlib beside its peers, in one run
 	@scripts/install peers
