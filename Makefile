@@ -10,11 +10,14 @@ PYTEST ?=
 # What `make bench-compare` compares with, and its other words: make bench-compare BASE=11f308c COMPARE="--pairs 20 ADD"
 BASE ?= HEAD~1
 COMPARE ?=
+# Whether a benchmark's record is put into benchmarks/records, to be committed: make bench KEEP=1
+KEEP ?=
+KEPT = $(if $(KEEP),--keep)
 # Tests wait more than they compute: one worker more than there are processors, each in a test host of its own.
 HOSTS ?= $(shell expr $$(nproc) + 1)
 WORKERS = --dist load --tx "$(HOSTS)*popen//python=$(TESTHOST) $(VENV_PYTHON)"
 
-.PHONY: help install test test-vm test-peers soak demo bench bench-cni bench-compare bench-calls lint format clean
+.PHONY: help install test test-vm test-peers soak demo docs bench bench-cni bench-compare bench-calls lint format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,16 +42,19 @@ soak: install ## The long tests with all their cycles (SOAK=0.1: a tenth)
 demo: install ## Networks, names, a published port: every check is printed
 	@$(TESTHOST) $(VENV_PYTHON) labs/demo.py
 
+docs: install ## The listings in docs/ruleset.md, as the kernel has them now
+	@$(TESTHOST) $(VENV_PYTHON) -m tests.ruleset_page
+
 bench: ## Measure netlib beside its peers, in one run
 	@scripts/install peers
-	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks
+	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks $(KEPT)
 
 bench-cni: ## Measure the CNI plugins beside the reference's, in one run
 	@scripts/install peers
-	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks cni
+	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks cni $(KEPT)
 
-bench-compare: install ## This checkout beside another commit, in pairs of one run: make bench-compare BASE=HEAD~1
-	@$(VENV_PYTHON) -m benchmarks.compare $(BASE) $(COMPARE)
+bench-compare: install ## This checkout beside another commit, in pairs of one run: make bench-compare BASE=HEAD~1 KEEP=1
+	@$(VENV_PYTHON) -m benchmarks.compare $(BASE) $(KEPT) $(COMPARE)
 
 bench-calls: install ## Count the Python calls of a connect and of a warm ADD
 	@$(TESTHOST) $(VENV_PYTHON) -m benchmarks.calls

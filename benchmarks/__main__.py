@@ -1,7 +1,7 @@
 """``python -m benchmarks``, run by ``make bench`` in a test host: measure all subjects and print one table.
 
-A target that is not met, or that could not be compared, makes the exit status 1. Results are written to
-``benchmarks/results/``.
+A target that is not met, or could not be compared, makes the exit status 1. All figures are left in ``benchmarks/results/``,
+and a record of them (:mod:`benchmarks.record`) there or, with --keep, in ``benchmarks/records/``.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from benchmarks.measure import Row, table
 from benchmarks.peers import PeerError
+from benchmarks.record import RECORDS, RESULTS, RecordError, measured, record_of, recorded, write
 from benchmarks.world import World, start_docker
 from netlib.errors import NetlibError
 
 SUBJECTS = ("connect", "ports", "names", "start", "teardown", "listing", "memory")
-"""The subjects of a run without arguments; ``cni`` is measured by ``make bench-cni``."""
-_LATEST_START_SECONDS = 210.0  # no subject takes more than a minute, so the run ends within five minutes
-_RESULTS = Path(__file__).parent / "results"
+"""What a run without words measures; ``cni`` has a run of its own (``make bench-cni``)."""
+_LATEST_START_SECONDS = 210.0  # the slowest subject takes less than a minute: the whole ends within five
 
 
 def measure(world: World, subjects: Iterable[str], say: Callable[[str], None]) -> Iterator[Row]:
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        commit = measured(keep=given.keep)
+    except RecordError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
     facts: dict[str, object] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "kernel": platform.release(),
@@ -65,9 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(measure(world, given.subjects or SUBJECTS, lambda text: print(text, file=sys.stderr, flush=True)))
     facts |= {"seconds": round(time.monotonic() - begun, 1), "part": given.part, "load_after": os.getloadavg()}
     report = json.dumps({**facts, "rows": [row.as_json() for row in rows]}, indent=2)
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(f"{report}\n")
+    RESULTS.mkdir(exist_ok=True)
+    kind = "cni" if given.subjects == ["cni"] else "bench"
+    path = write(record_of(kind, commit, filter(None, map(recorded, rows))), RECORDS if given.keep else RESULTS)
+    (RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(f"{report}\n")
     print(report if given.format == "json" else f"{table(rows)}\n\n{_closing(rows, facts)}")
+    print(f"record: {path}", file=sys.stderr)
     return 1 if any(row.is_short for row in rows) else 0
 
 
@@ -86,9 +94,10 @@ def _closing(rows: Sequence[Row], facts: dict[str, object]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure netlib beside its peers, in one run.")
     known = ", ".join(("cni", *SUBJECTS))
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"the subjects to measure: {known} (all but cni)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="the form of the output (table)")
-    parser.add_argument("--part", type=float, default=1.0, help="the fraction of the repetitions to do (1)")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"what to measure: {known} (all but cni)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (table)")
+    parser.add_argument("--part", type=float, default=1.0, help="what part of the repetitions to do (1)")
+    parser.add_argument("--keep", action="store_true", help="keep the record in benchmarks/records, to be committed")
     return parser
 
 

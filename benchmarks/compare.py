@@ -15,14 +15,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from math import comb
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.measure import Interval, aligned, interval_of
+from benchmarks.record import RECORDS, RESULTS, RecordedRow, RecordError, git, measured, record_of, short, write
 
 ROOT = Path(__file__).parents[1]
 _SIDE = Path(__file__).with_name("side.py")
 _WARM_UP = 3
-_RESULTS = Path(__file__).parent / "results"
+LIMIT = 1.1
+"""How many times as long a row may take: 10 % is more than the noise of a hundred pairs."""
 
 
 class Compared(NamedTuple):
@@ -38,21 +41,29 @@ class Compared(NamedTuple):
         return sorted(after / before for before, after in zip(self.before, self.after, strict=True))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the median of the ratios."""
-        found = self.ratios
-        low, high = interval_ranks(len(found))
-        return found[low], found[high]
+    def interval(self) -> Interval:
+        """Between which two ratios the true median lies, 95 times in 100."""
+        return interval_of(self.ratios)
 
+    def is_regression(self, limit: float) -> bool:
+        """Whether the later commit surely takes more than *limit* times as long: the whole interval lies above it."""
+        return self.interval[0] > limit
 
-def interval_ranks(count: int) -> tuple[int, int]:
-    """Return the ranks (from 0) of the two values in a sorted series that bound its median with 95 % confidence."""
-    total, outside, rank = 2**count, 0, 0
-    while outside + comb(count, rank) <= 0.025 * total:
-        outside += comb(count, rank)
-        rank += 1
-    low = max(rank - 1, 0)
-    return low, count - 1 - low
+    def recorded(self, base: str) -> RecordedRow:
+        """What is kept of it; *base* is the earlier commit."""
+        low, high = interval_of(self.after)
+        lowest, highest = self.interval
+        return RecordedRow(
+            name=self.name,
+            unit="ms",
+            count=len(self.after),
+            median=short(statistics.median(self.after)),
+            interval=(short(low), short(high)),
+            peer=base[:7],
+            peer_median=short(statistics.median(self.before)),
+            ratio=short(statistics.median(self.ratios)),
+            ratio_interval=(short(lowest), short(highest)),
+        )
 
 
 class Side:
@@ -112,34 +123,64 @@ def table(rows: Sequence[Compared], limit: float) -> str:
     lines: list[tuple[str, ...]] = [("row", "before", "after", "ratio", "95 %", "")]
     for row in rows:
         low, high = row.interval
-        verdict = "slower" if low > limit else "not shown" if high > limit else ""
+        verdict = "slower" if row.is_regression(limit) else "not shown" if high > limit else ""
         medians = (f"{statistics.median(figures):.2f} ms" for figures in (row.before, row.after))
         lines.append((row.name, *medians, f"{statistics.median(row.ratios):.3f}", f"{low:.3f}-{high:.3f}", verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines)
+
+
+def summary(rows: Sequence[Compared], limit: float) -> str:
+    """Which rows are regressions, and of which it cannot be said."""
+    slower = [row for row in rows if row.is_regression(limit)]
+    unsure = [row.name for row in rows if row.interval[1] > limit and row not in slower]
+    lines = []
+    for row in slower:
+        low, high = row.interval
+        lines.append(f"regression: {row.name} takes {statistics.median(row.ratios):.2f} times as long ({low:.2f}-{high:.2f})")
+    lines.append(f"{len(slower) or 'no'} of {len(rows)} rows above {limit:g} times")
+    if unsure:
+        lines.append(f"not shown, which takes more --pairs: {'; '.join(unsure)}")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print the table, write the figures to ``benchmarks/results/``; return 1 for a regression."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("commit", help="the commit to compare this checkout with")
-    parser.add_argument("rows", nargs="*", metavar="WORD", help="only rows whose names contain one of these")
-    parser.add_argument("--pairs", type=int, default=100, help="the number of samples for each row (100)")
-    parser.add_argument("--limit", type=float, default=1.1, help="the ratio above which a row counts as slower (1.1)")
-    given = parser.parse_args(arguments)
+    """Compare, print the table and the regressions, keep the figures; exit status 1 when there is a regression."""
+    given = _parser().parse_intermixed_args(arguments)  # words may follow options
+    try:
+        commit = measured(keep=given.keep)
+        base = git(ROOT, "rev-parse", "--verify", f"{given.commit}^{{commit}}")
+    except RecordError as error:
+        print(f"benchmarks.compare: {error}", file=sys.stderr)
+        return 2
     with (
         tempfile.TemporaryDirectory(prefix="compare-", dir="/run" if os.geteuid() == 0 else None) as name,
         ExitStack() as stack,
     ):
-        before = stack.enter_context(_checkout(given.commit, Path(name)))
+        before = stack.enter_context(_checkout(base, Path(name)))
         sides = stack.enter_context(closing(Side(before))), stack.enter_context(closing(Side(ROOT)))
         wanted = [row for row in sides[0].rows if not given.rows or any(word in row for word in given.rows)]
         rows = list(measure(sides, wanted, given.pairs))
-    print(table(rows, given.limit))
-    _RESULTS.mkdir(exist_ok=True)
-    kept = {"before": given.commit, "rows": {row.name: {"before": row.before, "after": row.after} for row in rows}}
-    (_RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(kept) + "\n")
-    return 1 if any(row.interval[0] > given.limit for row in rows) else 0
+    print(f"{table(rows, given.limit)}\n\n{summary(rows, given.limit)}")
+    regressions = tuple(row.name for row in rows if row.is_regression(given.limit))
+    record = record_of(
+        "compare", commit, [row.recorded(base) for row in rows], base=base, limit=given.limit, regressions=regressions
+    )
+    RESULTS.mkdir(exist_ok=True)
+    path = write(record, RECORDS if given.keep else RESULTS)
+    figures = {"before": base, "rows": {row.name: {"before": row.before, "after": row.after} for row in rows}}
+    (RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(figures) + "\n")
+    print(f"record: {path}", file=sys.stderr)
+    return 1 if regressions else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("commit", help="what to compare this checkout with")
+    parser.add_argument("rows", nargs="*", metavar="WORD", help="only rows whose names contain one of these")
+    parser.add_argument("--pairs", type=int, default=100, help="how many samples of each (100)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help=f"above which a row counts as slower ({LIMIT:g})")
+    parser.add_argument("--keep", action="store_true", help="keep the record in benchmarks/records, to be committed")
+    return parser
 
 
 if __name__ == "__main__":

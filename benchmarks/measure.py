@@ -6,9 +6,29 @@ One rule: a row without our figure, or without a peer's figure that its target n
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from math import comb
 from typing import Any, NamedTuple, ParamSpec
 
 _P = ParamSpec("_P")
+
+Interval = tuple[float, float]
+
+
+def interval_ranks(count: int) -> tuple[int, int]:
+    """The ranks (from 0) of the values of a sorted series between which its median lies with 95 % confidence."""
+    total, outside, rank = 2**count, 0, 0
+    while outside + comb(count, rank) <= 0.025 * total:
+        outside += comb(count, rank)
+        rank += 1
+    low = max(rank - 1, 0)
+    return low, count - 1 - low
+
+
+def interval_of(values: Iterable[float]) -> Interval:
+    """Between which two of *values* their true median lies, 95 times in 100; of fewer than six, their extremes."""
+    found = sorted(values)
+    low, high = interval_ranks(len(found))
+    return found[low], found[high]
 
 
 class Series(NamedTuple):
@@ -20,6 +40,11 @@ class Series(NamedTuple):
     @property
     def median(self) -> float:
         return statistics.median(self.values)
+
+    @property
+    def interval(self) -> Interval:
+        """Between which two figures the true median lies, 95 times in 100."""
+        return interval_of(self.values)
 
     def __str__(self) -> str:
         """The median and, if there are several figures, the lowest and the highest one."""
@@ -121,13 +146,18 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows as text in aligned columns, each followed by its note."""
     heading = ("subject", "ours: median (min-max)", "compared with", "ratio", "target", "met")
     lines = [heading, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text.insert(1, "  ".join("-" * width for width in widths))
+    text = aligned(lines).split("\n")
+    text.insert(1, "  ".join("-" * max(len(line[column]) for line in lines) for column in range(len(heading))))
     for number in range(len(rows) - 1, -1, -1):
         if rows[number].note:
             text.insert(number + 3, f"    {rows[number].note}")
     return "\n".join(text)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of as many cells each, as columns."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from netlib.core.lifecycle import Lifecycle
 from netlib.core.sandbox_plan import inside_plan
 from netlib.driverapi import Addressless
 from netlib.errors import NetlibError
+from netlib.firewall.objects import FirewallBase
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import ensure_router_refusal
 from netlib.kernel.routers import router_refusal_drift
@@ -51,7 +52,7 @@ def bring_up_to_date(lifecycle: Lifecycle) -> None:
                 row for row in tx.all(Network) if row.phase is Phase.READY and lifecycle.is_materialised(row)
             ]
             endpoints: list[Row[Any]] = [row for row in tx.all(Endpoint) if row.phase is Phase.READY]
-        failures = list(_refuse_routers(lifecycle))
+        failures = [*_refuse_routers(lifecycle), *_renew_base(lifecycle)]
         for row in (*networks, *endpoints):
             try:
                 failures += _add_what_is_new(lifecycle, row)
@@ -82,6 +83,21 @@ def _refuse_routers(lifecycle: Lifecycle) -> Iterator[NetlibError]:
                     ensure_router_refusal(kernel, HOST, link.ifname)
                 except NetlibError as error:
                     yield error
+
+
+def _renew_base(lifecycle: Lifecycle) -> list[NetlibError]:
+    """Put this netlib's static rules into the firewall's table, where a ready record has made that in this boot.
+
+    netlibd would do so, some time after its start; a CNI plugin's CHECK may come before that, and a host may have no netlibd.
+    """
+    base = FirewallBase()
+    with lifecycle.store.read() as tx:
+        holders = [record for record, item in tx.ready_objects("firewall", "host") if item.key == base.key]
+        rows = [row for record in holders if (row := tx.by_id(record)) is not None]
+    if not any(map(lifecycle.is_materialised, rows)):
+        return []
+    with lifecycle.engine.kernel("") as kernel:
+        return lifecycle.engine.repair(kernel, Plan(base))
 
 
 def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:

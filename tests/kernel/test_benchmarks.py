@@ -16,6 +16,7 @@ import pytest
 from benchmarks import fresh_sockets
 from benchmarks.__main__ import SUBJECTS, main, measure
 from benchmarks.measure import Row, Series, Target, table
+from benchmarks.record import read, short
 from benchmarks.world import World
 
 PART = 0.02
@@ -103,12 +104,16 @@ def test_results_are_printed_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.__main__.start_docker", lambda stack, folder: (None, WITHOUT))
-    monkeypatch.setattr("benchmarks.__main__._RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path / "results")
     status = main(["listing", "--part", str(PART), "--format", "json"])
-    (kept,) = (tmp_path / "results").glob("*.json")
+    (kept,) = (tmp_path / "results").glob("[0-9]*[0-9].json")
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(kept.read_text())
     assert {row["subject"] for row in printed["rows"]} == ROWS["listing"]
+    (record,) = (tmp_path / "results").glob("*-bench.json")
+    assert {row.name: row.median for row in read(record).rows} == {
+        row["subject"]: short(row["ours"]["median"]) for row in printed["rows"]
+    }
     assert printed["docker"] == WITHOUT
     assert status == int(not all(row["met"] for row in printed["rows"]))
 

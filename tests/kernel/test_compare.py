@@ -1,21 +1,15 @@
-"""A comparison of two commits: its arithmetic, and one side of it from the first row to the last."""
+"""A comparison of two commits: one side from the first row to the last, and a short one as it is called.
+
+Its arithmetic is in ``tests/unit/test_benchmark_records.py``.
+"""
+
+from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import ROOT, Compared, Side, interval_ranks, table
-
-
-def test_the_interval_of_a_median() -> None:
-    """The tables of the sign test have these ranks."""
-    assert [interval_ranks(count) for count in (6, 10, 20, 100)] == [(0, 5), (1, 8), (5, 14), (39, 60)]
-
-
-def test_a_row_that_is_slower_is_named() -> None:
-    even = Compared("even", (1.0,) * 20, (1.02,) * 20)
-    slow = Compared("slow", (1.0,) * 20, (1.3,) * 20)
-    unsure = Compared("unsure", (1.0,) * 20, (1.0, 1.2) * 10)
-    lines = table([even, slow, unsure], 1.1).splitlines()
-    assert [line.rpartition("  ")[2] for line in lines[1:]] == ["1.020-1.020", "slower", "not shown"]
+from benchmarks import compare
+from benchmarks.compare import ROOT, Side
+from benchmarks.record import measured, read
 
 
 @pytest.mark.needs_cgroups
@@ -26,3 +20,21 @@ def test_every_row_gives_a_figure() -> None:
         assert all(side.sample(row) > 0 for row in side.rows)
     finally:
         side.close()
+
+
+@pytest.mark.needs_cgroups
+def test_a_comparison_is_printed_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With words behind options, as ``make bench-compare COMPARE="--pairs 1 WORD"`` has them."""
+    monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
+    row = "disconnect, in-process"
+    assert compare.main(["HEAD", "--limit", "1000", "--pairs", "1", row]) == 0
+    heading, measured_row, _, counted = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["row", "before", "after"]
+    assert measured_row.startswith(row)
+    assert counted == "no of 1 rows above 1000 times"
+    (path,) = (tmp_path / "results").glob("*-compare-*.json")
+    found = read(path)
+    assert (found.commit, found.base) == (measured(keep=False).name,) * 2
+    assert [each.name for each in found.rows] == [row]

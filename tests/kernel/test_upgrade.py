@@ -31,7 +31,8 @@ def _make_former(controller: Controller) -> None:
         for (record,) in tx.db.execute("SELECT id FROM record").fetchall():
             tx.write_objects(record, [item for item in tx.objects(record) if not isinstance(item, MemberTable | PortSources)])
         tx.db.execute("DELETE FROM meta WHERE key='plans'")
-    subprocess.run(["nft", "delete", "table", "bridge", "netlib_members"], check=True)
+    former_rules = "flush chain inet netlib input; delete chain inet netlib input; flush chain inet netlib forward"
+    subprocess.run(["nft", f"delete table bridge netlib_members; {former_rules}"], check=True)
     for link in json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout):
         if "netlib:" in link.get("ifalias", ""):
             for name in ("ipv4/conf/{}/accept_redirects", "ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects"):
