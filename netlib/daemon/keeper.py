@@ -173,7 +173,7 @@ class Keeper:
 
     def _finish_containers(self) -> None:
         """Clean up after containers that ended, or whose creation or removal broke off, while no netlibd ran."""
-        from netlib.runtime.service import finish
+        from netlib.runtime.leftovers import finish
 
         finish(self._controller)
 

@@ -137,9 +137,10 @@ class IdleSockets:
     def take(self) -> NetlinkSocket | None:
         """The socket, if a handle left it; None in a forked child."""
         left, self._left = self._left, None
-        if left is not None and left[0] == os.getpid():
-            return left[1]
-        return None
+        if left is not None and left[0] != os.getpid():
+            left[1].close()  # the child's descriptor; the parent has its own
+            left = None
+        return left[1] if left is not None else None
 
     def leave(self, plain: NetlinkSocket) -> None:
         """Keep *plain*, on which every question was answered, for the next handle."""
@@ -150,6 +151,9 @@ class IdleSockets:
         """Close the socket."""
         if (plain := self.take()) is not None:
             plain.close()
+
+    def __del__(self) -> None:  # of a session that nobody closed
+        self.close()
 
 
 class Kernel:
@@ -174,7 +178,9 @@ class Kernel:
 
     def rtnl(self, netns: NetnsRef = HOST) -> Rtnl:
         """The route conversation with *netns*; ObjectMissing when that netns is gone."""
-        if netns.is_host and self._idle is not None and netns not in self._kept and (plain := self._idle.take()) is not None:
+        if not netns.is_host:
+            self.netns_fd(netns)  # which opens the conversation, where it has to recognise the netns
+        elif self._idle is not None and netns not in self._kept and (plain := self._idle.take()) is not None:
             self._kept[netns] = {Rtnl: Rtnl(self, netns, plain)}
         return self.kept(netns, Rtnl)
 
@@ -214,7 +220,7 @@ class Kernel:
         """See that *fd* is *netns*, by the route socket that is opened in it at the same time."""
         if not netns.identity or netns.is_host:
             return
-        with recognising(netns), self._entered(fd):
+        with recognising(netns), doing(f"open a netlink socket in {netns.label}"), self._entered(fd):
             plain = NetlinkSocket(socket.NETLINK_ROUTE)
         try:
             check_identity(netns, identity_by(plain.socket))

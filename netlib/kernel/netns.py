@@ -5,6 +5,7 @@ made through ctypes, here and nowhere else.
 """
 
 import ctypes
+import errno
 import os
 import shlex
 import socket
@@ -135,7 +136,10 @@ def recognising(netns: NetnsRef) -> Iterator[None]:
     """Raise ObjectMissing where what was opened for *netns* cannot be entered in the block."""
     try:
         yield
-    except KernelError as error:  # EINVAL: a plain file, left by a boot or a crash before the mount
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A plain file, left by a boot or a crash before the mount.
         raise ObjectMissing(f"{netns.path} is no network namespace", error.errno) from error
 
 

@@ -15,7 +15,8 @@ from netlib.names import check_alias
 from netlib.ports import PortRequest
 from netlib.registry import driver_of
 from netlib.requests import Join
-from netlib.runtime.service import find_again, find_container, join_network, runtime
+from netlib.runtime.lookup import find_again, find_container, runtime
+from netlib.runtime.service import join_network
 from netlib.runtime.spec import Container, check_spec
 from netlib.store.locks import record_lock
 

@@ -16,7 +16,7 @@ from netlib.core.controller import Controller
 from netlib.errors import NotFound, TeardownError
 from netlib.model import Endpoint
 from netlib.requests import NameRequest, NamesRequest
-from netlib.runtime import service
+from netlib.runtime import ending, leftovers, lookup, service
 from netlib.runtime.spec import Container, KillRequest, ListRequest, RemoveRequest, RunRequest, StartRequest, StopRequest
 from netlib.verbs.inspect import network_settings, ports
 from netlib.verbs.inspect_container import container_details, container_row
@@ -52,34 +52,34 @@ def _lent(fds: Sequence[int]) -> Iterator[socket.socket | None]:
 
 def container_stop(controller: Controller, request: StopRequest) -> dict[str, int]:
     """Stop a container; answer with its exit code."""
-    state = service.stop_container(controller, request.name, seconds=request.seconds, number=request.signal)
+    state = ending.stop_container(controller, request.name, seconds=request.seconds, number=request.signal)
     return {"ExitCode": state.code}
 
 
 def container_kill(controller: Controller, request: KillRequest) -> None:
     """Send a signal to a container's process 1."""
-    service.kill_container(controller, request.name, request.signal)
+    ending.kill_container(controller, request.name, request.signal)
 
 
 def container_rm(controller: Controller, request: RemoveRequest) -> None:
     """Remove the named containers; when one name is unknown, none is removed."""
-    containers = [service.find_container(controller, name, half_removed=True) for name in request.names]
-    service.remove_containers(controller, containers, force=request.force)
+    containers = [lookup.find_container(controller, name, half_removed=True) for name in request.names]
+    ending.remove_containers(controller, containers, force=request.force)
 
 
 def container_reap(controller: Controller, request: NameRequest) -> None:
     """Clean up after a container that has ended; its minder calls this verb."""
-    service.reap_container(controller, request.name)
+    ending.reap_container(controller, request.name)
 
 
 def container_ls(controller: Controller, request: ListRequest) -> list[dict[str, str]]:
     """List the running containers, or with *all_states* all containers, newest first."""
-    service.refuse_unknown(controller)
+    leftovers.refuse_unknown(controller)
     now = time.time()
-    runtime = service.runtime(controller)
+    runtime = lookup.runtime(controller)
     networks = {network.id: network for network in controller.networks()}
     rows = []
-    for container in sorted(service.containers(controller), key=lambda item: -item.created):
+    for container in sorted(lookup.containers(controller), key=lambda item: -item.created):
         state = runtime.state(container)
         if request.all_states or state.running:
             endpoints = [item for item in _endpoints(controller, container) if item.network in networks]
@@ -89,23 +89,23 @@ def container_ls(controller: Controller, request: ListRequest) -> list[dict[str,
 
 def container_inspect(controller: Controller, request: NamesRequest) -> list[dict[str, Any]]:
     """Return each named container in Docker's JSON."""
-    return [_details(controller, service.find_container(controller, name)) for name in request.names]
+    return [_details(controller, lookup.find_container(controller, name)) for name in request.names]
 
 
 def container_record(controller: Controller, request: NameRequest) -> Any:
     """Return a container's record, for a caller that uses :class:`netlib.runtime.container.Runtime` in its own process."""
-    return to_builtins(service.find_container(controller, request.name))
+    return to_builtins(lookup.find_container(controller, request.name))
 
 
 def remove_all(controller: Controller) -> None:
     """Kill and remove every container, as part of ``system reset``; TeardownError lists what could not be removed."""
-    service.remove_containers(controller, service.containers(controller), force=True)
-    if failures := service.finish(controller):
+    ending.remove_containers(controller, lookup.containers(controller), force=True)
+    if failures := leftovers.finish(controller):
         raise TeardownError(failures)
 
 
 def _details(controller: Controller, container: Container) -> dict[str, Any]:
-    runtime = service.runtime(controller)
+    runtime = lookup.runtime(controller)
     try:
         sandbox = controller.sandbox(container.container_id)
     except NotFound:

@@ -34,7 +34,8 @@ from netlib.names import new_id
 from netlib.plan import KernelObject
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
-from netlib.runtime.service import ACCEPTED, containers
+from netlib.runtime.leftovers import ACCEPTED
+from netlib.runtime.lookup import containers
 from netlib.runtime.spec import Container
 from netlib.store.backup import check_backup, copy_whole, kept_beside, meta_of, put_back, set_aside
 from netlib.store.locks import Locks

@@ -44,7 +44,7 @@ def _in_kernel(controller: Controller, name: str) -> str:
     For a container it is the id of its own sandbox, or of the sandbox of the container whose network it shares. A whole name or
     id is preferred to the beginning of an id.
     """
-    from netlib.runtime.service import find_container
+    from netlib.runtime.lookup import find_container
     from netlib.runtime.spec import Container
 
     found: list[Network | Sandbox | Container] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.runtime.service import containers, runtime
+from netlib.runtime.lookup import containers, runtime
 from netlib.verbs.perform import perform
 
 MARK = "echo mine > /srv/work; echo ready; exec sleep 600"

@@ -15,7 +15,7 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import Conflict, NotFound
 from netlib.runtime.container import Runtime
-from netlib.runtime.service import find_container, runtime
+from netlib.runtime.lookup import find_container, runtime
 from netlib.runtime.spec import Container, ExecSpec
 from netlib.verbs.call import call
 from tests.kernel.runtime_world import World

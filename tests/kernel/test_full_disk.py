@@ -12,7 +12,7 @@ from netlib.cli.main import main
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import DiskFull
-from netlib.runtime.service import find_container, runtime
+from netlib.runtime.lookup import find_container, runtime
 from netlib.verbs.container import remove_all
 from netlib.verbs.perform import perform
 

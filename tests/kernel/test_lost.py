@@ -21,7 +21,7 @@ from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
 from netlib.plan import Plan
-from netlib.runtime.service import find_container, runtime
+from netlib.runtime.lookup import find_container, runtime
 from netlib.store.tags import known_tags
 from netlib.verbs.call import call
 from netlib.verbs.lost import reset_lost, strays

@@ -11,7 +11,7 @@ from netlib.errors import ConfigError, NotFound
 from netlib.firewall.objects import PublishedPort
 from netlib.names import bridge_ifname
 from netlib.requests import Join
-from netlib.runtime import service
+from netlib.runtime import lookup
 from netlib.verbs.container import remove_all
 from netlib.verbs.perform import perform
 
@@ -33,7 +33,7 @@ def test_a_networks_name_is_not_taken_for_the_beginning_of_anothers_id(controlle
     perform(controller, "network.connect", {"network": "back", "container": "box"})
     perform(controller, "network.disconnect", {"network": "back", "container": "box"})
     homes = [controller.network(item.network).name for item in controller.endpoints(sandbox="box")]
-    assert homes == [item.network for item in service.find_container(controller, "box").spec.networks] == [other.id[:6]]
+    assert homes == [item.network for item in lookup.find_container(controller, "box").spec.networks] == [other.id[:6]]
 
 
 def test_ports_outlive_the_networks_of_a_container(controller: Controller) -> None:
@@ -64,11 +64,11 @@ def test_a_network_is_left_for_good_though_another_one_of_the_container_is_broke
     perform(controller, "container.run", run)
     subprocess.run(["ip", "link", "del", bridge_ifname(controller.network("web"))], check=True)
     perform(controller, "network.disconnect", {"network": "app", "container": "box"})
-    assert service.find_container(controller, "box").spec.networks == (Join(network="web"),)
+    assert lookup.find_container(controller, "box").spec.networks == (Join(network="web"),)
     assert controller.check("box") == []
     controller.disconnect("web", "box")  # as a verb does that dies before it has the container's record
     perform(controller, "network.disconnect", {"network": "web", "container": "box"})
-    assert service.find_container(controller, "box").spec.networks == ()
+    assert lookup.find_container(controller, "box").spec.networks == ()
     controller.connect("app", "box")
     perform(controller, "network.disconnect", {"network": "app", "container": "box"})
     assert controller.endpoints(sandbox="box") == []

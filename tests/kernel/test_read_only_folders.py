@@ -17,7 +17,7 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import StoreError
 from netlib.kernel.snapshot import snapshot
-from netlib.runtime.service import find_container, runtime
+from netlib.runtime.lookup import find_container, runtime
 from netlib.store import read_only
 from netlib.store.backup import check_backup
 from netlib.verbs.call import call

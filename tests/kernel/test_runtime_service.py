@@ -22,7 +22,7 @@ from netlib.kernel.netns import NETNS_DIR
 from netlib.model import Phase, Sandbox
 from netlib.names import new_id
 from netlib.requests import Join
-from netlib.runtime import attach, cgroups, service
+from netlib.runtime import attach, cgroups, ending, leftovers, lookup, service
 from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container, ContainerSpec, ExecSpec
 from netlib.verbs.container import VERBS, remove_all
@@ -121,8 +121,8 @@ def test_the_network_of_another_container(controller: Controller) -> None:
     perform(
         controller, "container.run", {"command": ["python3", "-m", "http.server", "80"], "name": "first", "networks": ["web"]}
     )
-    first = service.find_container(controller, "first")
-    place = os.readlink(f"/proc/{service.runtime(controller).state(first).pid}/ns/net")
+    first = lookup.find_container(controller, "first")
+    place = os.readlink(f"/proc/{lookup.runtime(controller).state(first).pid}/ns/net")
     script = "readlink /proc/self/ns/net; hostname; cat /etc/hostname; ip -o -4 addr show eth0"
     code, out = _run(controller, "sh", "-c", script, networks=["container:first"], name="second")
     assert code == 0
@@ -130,7 +130,7 @@ def test_the_network_of_another_container(controller: Controller) -> None:
     assert "172.18.0.2/16" in out
     assert [box.name for box in controller.sandboxes()] == ["first"]
     controller.sandbox("first")  # the end of the second took nothing away from it
-    service.stop_container(controller, "first", seconds=0)
+    ending.stop_container(controller, "first", seconds=0)
     with pytest.raises(Conflict, match="first.*not running"):
         service.start_container(controller, "second")
 
@@ -153,10 +153,10 @@ def test_connect_while_it_runs_is_seen_inside(controller: Controller) -> None:
     perform(controller, "container.run", {"command": ["sleep", "60"], "name": "box", "networks": ["web"]})
     controller.create_network("back")
     controller.connect("back", "box")
-    box = service.find_container(controller, "box")
+    box = lookup.find_container(controller, "box")
     read, write = os.pipe()
     assert (
-        service.runtime(controller).exec(
+        lookup.runtime(controller).exec(
             box, ExecSpec(command=("sh", "-c", "ls /sys/class/net; cat /etc/hosts")), stdio=(0, write, 2)
         )
         == 0
@@ -184,15 +184,15 @@ def test_stop_start_and_remove(controller: Controller) -> None:
     assert (row["State"], row["Ports"]) == ("exited", "")
     assert perform(controller, "container.ls", {}) == []
     perform(controller, "container.start", {"name": "box"})
-    box = service.find_container(controller, "box")
-    assert next(entry.log for entry in service.runtime(controller).logs(box, follows=True)) == "again\n"
+    box = lookup.find_container(controller, "box")
+    assert next(entry.log for entry in lookup.runtime(controller).logs(box, follows=True)) == "again\n"
     (row,) = perform(controller, "container.ls", {})
     assert row["Ports"] == "0.0.0.0:8080->80/tcp"
     with pytest.raises(InUse, match="running"):
         perform(controller, "container.rm", {"names": ["box"]})
     perform(controller, "container.rm", {"names": ["box"], "force": True})
     with pytest.raises(NotFound):
-        service.find_container(controller, "box")
+        lookup.find_container(controller, "box")
     assert container_folders(controller.config) == set()
 
 
@@ -223,34 +223,34 @@ def test_ids_names_and_their_beginnings_find_it(controller: Controller) -> None:
     answer = perform(controller, "container.run", {"command": ["sleep", "60"], "networks": ["none"]})
     assert "_" in answer["Name"]
     for reference in (answer["Name"], answer["Id"], answer["Id"][:12], answer["Id"][:4]):
-        assert service.find_container(controller, reference).container_id == answer["Id"]
+        assert lookup.find_container(controller, reference).container_id == answer["Id"]
 
 
 def test_removed_at_its_end_by_its_own_minder(controller: Controller) -> None:
     spec = ContainerSpec(command=("sleep", "0.2"), auto_remove=True, networks=(Join(network="web"),))
     container = service.run_container(controller, spec)
-    minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
+    minder = json.loads((lookup.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
     assert select.select([pidfd], [], [], 20)[0]
     os.close(pidfd)
-    assert service.containers(controller) == []
+    assert lookup.containers(controller) == []
     assert controller.sandboxes() == []
-    assert not service.runtime(controller).folder(container).exists()
-    assert not service.runtime(controller).run_folder(container).exists()
+    assert not lookup.runtime(controller).folder(container).exists()
+    assert not lookup.runtime(controller).run_folder(container).exists()
 
 
 def test_an_ended_container_loses_its_sandbox_by_its_own_minder(controller: Controller) -> None:
     container = service.run_container(
         controller, ContainerSpec(command=("sh", "-c", "exit 3"), networks=(Join(network="web"),))
     )
-    minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
+    minder = json.loads((lookup.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
     assert select.select([pidfd], [], [], 20)[0]
     os.close(pidfd)
     assert controller.sandboxes() == []
-    found = service.find_container(controller, container.name)
+    found = lookup.find_container(controller, container.name)
     assert found.netns is None
-    assert service.runtime(controller).state(found).code == 3
+    assert lookup.runtime(controller).state(found).code == 3
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ _STEPS = {
     "record": (service, "_insert_record"),
     "netns": (owned_netns, "pin_netns"),
     "sandbox": (service, "create_sandbox"),
-    "place": (service, "_write_record"),
+    "place": (service, "write_record"),
     "endpoint": (service, "connect"),
     "processes": (Runtime, "launch"),
 }
@@ -339,23 +339,23 @@ def test_killed_while_it_was_started(controller: Controller, monkeypatch: pytest
     target, name = _STEPS[step]
     spec = ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     _killed_at(controller, target, name, monkeypatch, when, lambda: service.run_container(controller, spec))
-    service.finish(controller)
+    leftovers.finish(controller)
     controller.recover()
     if (step, when) == ("processes", "after"):  # its command has begun, and may have written something: it is kept
-        assert [container.name for container in service.containers(controller)] == ["box"]
-        assert service.runtime(controller).state(service.find_container(controller, "box")).running
-        service.remove_container(controller, "box", force=True)
+        assert [container.name for container in lookup.containers(controller)] == ["box"]
+        assert lookup.runtime(controller).state(lookup.find_container(controller, "box")).running
+        ending.remove_container(controller, "box", force=True)
     assert _everything(controller) == before
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["_remove_sandboxes", "_delete_container"])
+@pytest.mark.parametrize("step", ["remove_sandboxes", "delete_container"])
 def test_killed_while_it_was_removed(controller: Controller, monkeypatch: pytest.MonkeyPatch, when: str, step: str) -> None:
     _run(controller, "true", networks=["web"], name="warm", auto_remove=True)
     before = _everything(controller)
     service.run_container(controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),)))
-    _killed_at(controller, service, step, monkeypatch, when, lambda: service.remove_container(controller, "box", force=True))
-    service.finish(controller)
+    _killed_at(controller, ending, step, monkeypatch, when, lambda: ending.remove_container(controller, "box", force=True))
+    leftovers.finish(controller)
     assert _everything(controller) == before
 
 
@@ -363,25 +363,25 @@ def test_a_dead_minder_is_noticed_and_cleared_away_after(controller: Controller)
     container = service.run_container(
         controller, ContainerSpec(command=("sleep", "60"), name="box", networks=(Join(network="web"),))
     )
-    minder = json.loads((service.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
+    minder = json.loads((lookup.runtime(controller).folder(container) / "pid.json").read_text())["minder"]
     pidfd = os.pidfd_open(minder)
     os.kill(minder, signal.SIGKILL)
     assert select.select([pidfd], [], [], 5)[0]
     os.close(pidfd)
     assert [box.name for box in controller.sandboxes()] == ["box"]
-    service.finish(controller)
+    leftovers.finish(controller)
     with controller.store.read() as tx:
         assert tx.find(Sandbox, "box") is None
         row = tx.find(Container, "box")
     assert row is not None
-    assert service.runtime(controller).state(row.value).code == 137
+    assert lookup.runtime(controller).state(row.value).code == 137
 
 
 def test_files_without_a_record_stay_until_they_are_given_up(controller: Controller) -> None:
     """The store has lost the record, and they may be somebody's work."""
     stray = controller.config.container_dir / ("ab" * 32)
     (stray / "upper" / "deep").mkdir(parents=True)
-    service.finish(controller)
+    leftovers.finish(controller)
     perform(controller, "system.reset", {})
     assert (stray / "upper" / "deep").is_dir()
     assert any("the files of containers (1)" in line for line in strays(controller.config))
@@ -431,12 +431,12 @@ def test_started_before_it_could_be_removed(controller: Controller, monkeypatch:
 
     monkeypatch.setattr(controller.locks, "hold", hold_late)
     if force:
-        service.remove_container(controller, "box", force=True)
-        assert service.containers(controller) == []
+        ending.remove_container(controller, "box", force=True)
+        assert lookup.containers(controller) == []
         return
     with pytest.raises(InUse, match="is running"):
-        service.remove_container(controller, "box")
-    assert [box.name for box in service.containers(controller)] == ["box"]
+        ending.remove_container(controller, "box")
+    assert [box.name for box in lookup.containers(controller)] == ["box"]
     assert len(controller.endpoints(sandbox="box")) == 1
 
 
@@ -446,7 +446,7 @@ def test_removed_before_it_could_be_started(controller: Controller, monkeypatch:
 
     def hold_late(name: str, purpose: str, **wanted: Any) -> Any:
         monkeypatch.setattr(controller.locks, "hold", hold)
-        service.remove_container(controller, "box")
+        ending.remove_container(controller, "box")
         return hold(name, purpose, **wanted)
 
     monkeypatch.setattr(controller.locks, "hold", hold_late)
@@ -483,5 +483,5 @@ def test_one_that_cannot_be_cleared_away_stands_in_nobodys_way(controller: Contr
     with monkeypatch.context() as patch:
         patch.setattr(Runtime, "remove", remove_others)
         assert _run(controller, "true", networks=["web"], auto_remove=True)[0] == 0
-        assert [str(error) for error in service.finish(controller)] == ["container 'stuck' is being started"]
-    assert service.finish(controller) == []
+        assert [str(error) for error in leftovers.finish(controller)] == ["container 'stuck' is being started"]
+    assert leftovers.finish(controller) == []

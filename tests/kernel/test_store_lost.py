@@ -14,7 +14,7 @@ from netlib.config import Config
 from netlib.errors import StoreLost
 from netlib.kernel.netns import NETNS_DIR
 from netlib.kernel.snapshot import differences, snapshot
-from netlib.runtime.service import finish
+from netlib.runtime.leftovers import finish
 from netlib.store.backup import copy_store
 from netlib.verbs.restore import restore
 from netlib.wire.client import leave, start_daemon
