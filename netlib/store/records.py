@@ -84,7 +84,9 @@ class Transaction:
 
     def set_phase(self, record: str, phase: Phase) -> None:
         """Move a record on, and stamp it with this boot."""
-        self.db.execute("UPDATE record SET phase=?, boot=? WHERE id=?", (phase, self.boot, record))
+        self.db.execute("UPDATE record SET phase=? WHERE id=?", (phase, record))
+        # Apart: SQLite writes the index of a column that is set, also where its value stays the same.
+        self.db.execute("UPDATE record SET boot=? WHERE id=? AND boot<>?", (self.boot, record, self.boot))
 
     def stamp(self, record: str, boot: str) -> None:
         """Say in which boot a record's objects were applied; empty for not yet."""
