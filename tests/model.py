@@ -70,6 +70,7 @@ class Verbs(Run):
     def take(self, choice: Choice) -> None:
         process = self.processes[choice.process - 1]
         step = process.next
+        assert step, f"after {self.order} the verbs do not what they did before"
         self.order.append(f"{process.number}: {step if choice.way is Way.GOES_ON else f'{choice.way.value} {step}'}")
         if choice.way is Way.DIES:
             self._deaths -= 1
