@@ -293,6 +293,7 @@ class Checker:
 
 SCENES = {
     "create and create, one bridge": Scene((), (create("a", "br"), create("b", "br")), orders=50_000),
+    "create and remove, one bridge": Scene((create("a", "br"),), (create("b", "br"), remove("a")), orders=1_000_000),
     "create and remove, one switch": Scene((create("a"),), (create("b"), remove("a")), orders=2_000_000),
     "create and create, one name": Scene((), (create("a"), create("a")), (AlreadyExists,), orders=5_000),
     "create, asking the world, and recover": Scene((), (create("a", driver="asking"), recover), deaths=2, orders=500),
