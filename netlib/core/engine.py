@@ -91,6 +91,7 @@ class Engine:
     def ensure(self, kernel: Kernel, record: str, plan: Plan) -> None:
         """Apply *plan* in order; when a step fails, remove what it left half-made and then all before it, and raise.
 
+        Its shared objects go as well, begun or not: who held one alone before may have left it there, as *record* has it too.
         A TeardownError (the failure first) means that the way back failed as well, and something is left.
         """
         begun: list[KernelObject] = []
@@ -100,7 +101,8 @@ class Engine:
                     begun.extend(run)
                     self._ensure_run(kernel, run)
         except NetlibError as error:
-            self._go_back(error, lambda: self.remove(kernel, [record], begun))
+            shared = [item for item in plan if item.shared]
+            self._go_back(error, lambda: self.remove(kernel, [record], [*begun, *shared]))
             raise
 
     def undo(self, error: NetlibError, kernel: Kernel, record: str, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from netlib.core.lifecycle import Lifecycle
 from netlib.core.pending_attachment import AttachmentKey, Wanted
 from netlib.core.phases import ARROWS, Found, what_happens
 from netlib.core.preparing import Prepared
-from netlib.errors import AlreadyExists, InUse, NetlibError, NotFound
+from netlib.errors import AlreadyExists, InUse, KernelError, NetlibError, NotFound
 from netlib.kernel.handle import Kernel
 from netlib.model import NetnsRef, Network, Phase
 from netlib.plan import KernelObject, Key, Plan
@@ -305,6 +305,9 @@ SCENES = {
     "remove and recover": Scene((create("a", driver="asking"),), (remove("a"), recover), deaths=2, orders=500),
     "first use and first use": Scene((unapplied("a"),), (use("a"), use("a")), deaths=2, orders=1_000),
     "first use and remove": Scene((unapplied("a"),), (use("a"), remove("a")), (NotFound,), deaths=2, orders=10_000),
+    "first use that may fail and remove, one switch": Scene(
+        (unapplied("a"), create("b")), (use("a"), remove("b")), (KernelError,), deaths=0, failures=1, orders=100_000
+    ),
     "make and make, one name": Scene((), (box(), box()), (AlreadyExists,), deaths=2, orders=1_000),
     "make and remove": Scene((box(),), (box(), remove_box()), (AlreadyExists, NotFound), deaths=2, orders=4_000),
     "remove a sandbox twice": Scene(
