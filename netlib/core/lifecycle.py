@@ -181,6 +181,7 @@ class Lifecycle:
             plan = Plan(*prepared, *plan) if prepared else plan
             self._write(tx, endpoint, plan, was_prepared=bool(prepared))
             tx.claim_ports(endpoint.ports, endpoint_id)
+            tx.give_up_joining(sandbox, besides=endpoint_id)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         try:
             self.engine.ensure(kernel, endpoint_id, plan)
@@ -281,6 +282,7 @@ class Lifecycle:
                 for sandbox in sorted(touched):
                     box = tx.by_id(sandbox)
                     if box is not None and is_there(box.phase):
+                        tx.give_up_joining(sandbox)
                         if keep_ports:
                             hand_over_endpoint_ports(tx, sandbox, ids)
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
@@ -308,6 +310,7 @@ class Lifecycle:
             row = tx.by_id(sandbox)
             if row is None or not is_there(row.phase):
                 return
+            tx.give_up_joining(sandbox)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         present, failures = self._bring_forward(kernel, row.value, old, new)
         with self.store.write() as tx:

@@ -324,8 +324,12 @@ SCENES = {
         (create("a", driver="asking"), box()), (connect("a"), remove_box()), (NotFound,), orders=15_000
     ),
     "connect two sandboxes": Scene((create("a"), box(), box("two")), (connect("a"), connect("a", "two")), orders=10_000_000),
+    "connect to two networks": Scene((create("a"), create("b"), box()), (connect("a"), connect("b")), deaths=2, orders=40_000),
     "connect twice to one network": Scene((create("a"), box()), (connect("a"), connect("a")), (AlreadyExists,), orders=5_000),
     "connect and recover": Scene((create("a"), box()), (connect("a"), recover), deaths=2, orders=700),
+    "connect and disconnect": Scene(
+        (create("a"), create("b"), box(), connect("b")), (connect("a"), disconnect("b")), deaths=2, orders=80_000
+    ),
     "disconnect twice": Scene(
         (create("a"), box(), connect("a")), (disconnect("a"), disconnect("a")), (NotFound,), orders=15_000
     ),
