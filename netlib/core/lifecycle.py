@@ -230,6 +230,8 @@ class Lifecycle:
             old = tx.objects(record)
             kept = Plan(*(item for item in old if item.key not in replaced))
             new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
+            if new == old and self.is_materialised(row):  # another attachment was quicker
+                return
             tx.write_objects(record, _union(old, new))
             tx.stamp(record, "")
         if old and not self.is_materialised(row):  # a crash came between: what others use is not taken back

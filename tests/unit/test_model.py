@@ -339,6 +339,7 @@ SCENES = {
     "remove the sandbox and the network": Scene(
         (create("a"), box(), connect("a")), (remove_box(), remove("a")), (InUse,), orders=3_000_000
     ),
+    "ADD and ADD": Scene((), (add("one"), add("two")), orders=300_000_000),
     "ADD and DEL of one container": Scene((), (add("one"), delete("one")), orders=40),
     "ADD and DEL of another": Scene((add("one"),), (delete("one"), add("two")), orders=900_000),
     "DEL and prune": Scene((add("one"),), (delete("one"), prune), orders=30_000),
