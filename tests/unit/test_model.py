@@ -342,6 +342,7 @@ SCENES = {
     "ADD and ADD": Scene((), (add("one"), add("two")), orders=300_000_000),
     "ADD and DEL of one container": Scene((), (add("one"), delete("one")), orders=40),
     "ADD and DEL of another": Scene((add("one"),), (delete("one"), add("two")), orders=900_000),
+    "ADD and prune": Scene((add("one"), delete("one")), (add("two"), prune), orders=500_000),
     "DEL and prune": Scene((add("one"),), (delete("one"), prune), orders=30_000),
 }
 
