@@ -19,7 +19,8 @@ A transaction writes what an arrow says before the kernel follows, so a crash an
 * A network can be ``ready`` and not applied: the stamp on it is not this boot's. The predefined ones begin so, and all networks
   after a boot. The first verb that uses one writes its objects down, applies them and stamps it.
 * After a boot the kernel holds nothing of ours. Kinds that outlive it (networks) stay, without objects; all others are deleted.
-* 7 undoes a reset that died: that writes 5 for all networks at once, and some still have users.
+* 7 undoes a reset that died: a reset writes 5 for all networks at once, and some still have users. Who was joining one by then,
+  and lives, is a user too. Without users, and as nobody joins it any more, a network is taken down.
 """
 
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ class Rule(NamedTuple):
     phases: tuple[Phase | None, ...]
     found: Found
     outlives_boot: bool | None  # whether its kind does; None for both
-    is_used: bool | None  # whether somebody who is ready uses it; None for both
+    is_used: bool | None  # whether somebody is in it, or is joining it; None for both
     action: Action | None  # None where there is no such case
 
     def cases(self) -> Iterator[tuple[Phase | None, Found, bool, bool]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from netlib.config import Config
 from netlib.core.lifecycle import Lifecycle
-from netlib.core.phases import ABSENT, Action, Found, is_there, what_happens
+from netlib.core.phases import ABSENT, Action, Found, what_happens
 from netlib.core.preparing import Prepared
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
@@ -70,7 +70,7 @@ def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> A
         if row is None:
             return what_happens(ABSENT, Found.ABANDONED)
         outlives_boot = kind_called(row.kind).outlives_boot
-        is_used = outlives_boot and any(is_there(user.phase) for user in tx.users_of(record))
+        is_used = outlives_boot and any(user.phase is not Phase.REMOVING for user in tx.users_of(record))
     action = what_happens(row.phase, Found.ABANDONED, outlives_boot=outlives_boot, is_used=is_used)
     if action is Action.TAKE_DOWN:
         failures += _take_down(lifecycle, row)

@@ -47,6 +47,7 @@ class Scene(NamedTuple):
     deaths: int = 1  # of a verb, at most
     failures: int = 0  # of the kernel to make a thing, at most
     orders: int = 1  # that are tried at least
+    is_disturbed: bool = False  # a verb is what is left of one that died
 
 
 # --- verbs -------------------------------------------------------------------------------------------------------------
@@ -78,6 +79,14 @@ def disconnect(network: str, sandbox: str = "box") -> Verb:
 
 
 def recover(controller: ModelController) -> None:
+    controller.recover()
+
+
+def recovered_reset(controller: ModelController) -> None:
+    """Write what a reset writes first and dies of, and have that recovered."""
+    with controller.store.write() as tx:
+        for row in tx.all(Network):
+            tx.set_phase(row.id, Phase.REMOVING)
     controller.recover()
 
 
@@ -174,8 +183,8 @@ class Sight:
         return {record for record, items in self.objects.items() if any(isinstance(item, Prepared) for item in items)}
 
     def is_used(self, record: Record) -> bool:
-        """Whether somebody who is ready is in a network, or in a sandbox."""
-        return any(user.phase is Phase.READY for user in self.records if record.id in (user.network, user.sandbox))
+        """Whether somebody is in a network, or in a sandbox, or is joining it."""
+        return any(user.phase is not Phase.REMOVING for user in self.records if record.id in (user.network, user.sandbox))
 
     def is_joined(self, record: Record) -> bool:
         """Whether an endpoint that is being made, or removed, is in a sandbox: then its plan is not what it has yet."""
@@ -264,7 +273,7 @@ class Checker:
         """Raise Fault at the first state that must not be."""
         for run in self.exploration.states():
             assert isinstance(run, Verbs)
-            is_disturbed = any(process.is_dying or process.error for process in run.processes)
+            is_disturbed = self.scene.is_disturbed or any(process.is_dying or process.error for process in run.processes)
             faults = [*Sight(run.world).faults(is_disturbed=is_disturbed)]
             faults += [f"{process.number} waits for ever to {process.next}" for process in run.stuck()]
             faults += [f"a record goes from {old} to {new}" for old, new in run.moves if new not in ARROWS[old]]
@@ -338,6 +347,9 @@ SCENES = {
     ),
     "remove the sandbox and the network": Scene(
         (create("a"), box(), connect("a")), (remove_box(), remove("a")), (InUse,), orders=3_000_000
+    ),
+    "connect, and recover a reset": Scene(
+        (create("a"), box()), (connect("a"), recovered_reset), (NotFound,), orders=100_000, is_disturbed=True
     ),
     "ADD and ADD": Scene((), (add("one"), add("two")), orders=300_000_000),
     "ADD and DEL of one container": Scene((), (add("one"), delete("one")), orders=40),
