@@ -11,7 +11,8 @@ A transaction writes what an arrow says before the kernel follows, so a crash an
      └───── 6 deleted, with its leases: ─── removing ◀───────────────────────────┘ │
               no object is left               └────────── 7 somebody uses it ──────┘
 
-* Whoever writes 1 or 5 holds the record's lock from before it until after the next arrow. An endpoint's lock is its sandbox's.
+* Whoever writes 1 or 5 holds the record's lock from before it until after the next arrow. An endpoint's lock is its sandbox's,
+  and a reset has one of its own for all networks, to which it writes 5 at once.
   So a record in ``creating`` or ``removing`` whose lock is free is abandoned: its worker is dead.
 * A record is seen, and joined, in ``ready`` alone: where other modules compare with it, they ask no more than that. The name of
   a record is taken in every phase.
@@ -19,8 +20,8 @@ A transaction writes what an arrow says before the kernel follows, so a crash an
 * A network can be ``ready`` and not applied: the stamp on it is not this boot's. The predefined ones begin so, and all networks
   after a boot. The first verb that uses one writes its objects down, applies them and stamps it.
 * After a boot the kernel holds nothing of ours. Kinds that outlive it (networks) stay, without objects; all others are deleted.
-* 7 undoes a reset that died: a reset writes 5 for all networks at once, and some still have users. Who was joining one by then,
-  and lives, is a user too. Without users, and as nobody joins it any more, a network is taken down.
+* 7 undoes a reset that died, for networks that still have users. Who was joining one by then, and lives, is a user too. Without
+  users, and as nobody joins it any more, a network is taken down.
 """
 
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Found(Enum):
 
     WORKED_ON = auto()  # by recovery, in flight, and its lock is held
     ABANDONED = auto()  # by recovery, which holds its lock now
+    BEING_RESET = auto()  # so, and it would call it ready, but a reset is at work
     AFTER_BOOT = auto()  # by the first opening of the store after a boot, with the stamp of a former one
     OWING_AFTER_BOOT = auto()  # so, and with what its drivers took in the world, which has had no boot
     ASKED_FOR = auto()  # by a verb that is to use it
@@ -107,6 +109,10 @@ TABLE = (
     Rule(_IN_FLIGHT, Found.ABANDONED,        True,  False, Action.TAKE_DOWN),
     Rule(_IN_FLIGHT, Found.ABANDONED,        True,  True,  Action.CALL_READY),
     Rule(_SETTLED,   Found.ABANDONED,        _ANY,  _ANY,  Action.LEAVE_ALONE),  # its worker was done just now
+    Rule(_IN_FLIGHT, Found.BEING_RESET,      True,  True,  Action.LEAVE_ALONE),
+    Rule(_IN_FLIGHT, Found.BEING_RESET,      True,  False, None),  # no reset is looked for but before CALL_READY
+    Rule(_IN_FLIGHT, Found.BEING_RESET,      False, _ANY,  None),
+    Rule(_SETTLED,   Found.BEING_RESET,      _ANY,  _ANY,  None),
     Rule(_IN_FLIGHT, Found.AFTER_BOOT,       _ANY,  _ANY,  Action.FORGET),
     Rule(_READY,     Found.AFTER_BOOT,       False, _ANY,  Action.FORGET),
     Rule(_READY,     Found.AFTER_BOOT,       True,  _ANY,  Action.FORGET_OBJECTS),

@@ -23,6 +23,7 @@ from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 
+RESET_LOCK = "reset"  # whoever resets everything holds it
 _PURPOSE = "recovering what a crash left"
 
 
@@ -75,8 +76,11 @@ def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> A
     if action is Action.TAKE_DOWN:
         failures += _take_down(lifecycle, row)
     elif action is Action.CALL_READY:
-        with lifecycle.store.write() as tx:
-            tx.set_phase(record, Phase.READY)
+        with lifecycle.engine.locks.attempt(RESET_LOCK, _PURPOSE) as no_reset:
+            if not no_reset:
+                return what_happens(row.phase, Found.BEING_RESET, outlives_boot=outlives_boot, is_used=is_used)
+            with lifecycle.store.write() as tx:
+                tx.set_phase(record, Phase.READY)
     return action
 
 

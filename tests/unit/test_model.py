@@ -22,6 +22,7 @@ from netlib.core.lifecycle import Lifecycle
 from netlib.core.pending_attachment import AttachmentKey, Wanted
 from netlib.core.phases import ARROWS, Found, what_happens
 from netlib.core.preparing import Prepared
+from netlib.core.recovery import RESET_LOCK
 from netlib.errors import AlreadyExists, InUse, KernelError, NetlibError, NotFound
 from netlib.kernel.handle import Kernel
 from netlib.model import NetnsRef, Network, Phase
@@ -80,6 +81,10 @@ def disconnect(network: str, sandbox: str = "box") -> Verb:
 
 def recover(controller: ModelController) -> None:
     controller.recover()
+
+
+def reset(controller: ModelController) -> None:
+    controller.reset()
 
 
 def recovered_reset(controller: ModelController) -> None:
@@ -200,7 +205,8 @@ class Sight:
             found = Found.WORKED_ON if is_worked_on else Found.ABANDONED
             for case in (found, Found.AFTER_BOOT, Found.ASKED_FOR, Found.TO_GO, Found.TO_BE_MADE):
                 what_happens(record.phase, case, outlives_boot=record.outlives_boot, is_used=self.is_used(record))
-            if record.phase is not Phase.READY and not is_worked_on and not is_disturbed:
+            is_being_reset = record.outlives_boot and RESET_LOCK in self.world.locks
+            if record.phase is not Phase.READY and not is_worked_on and not is_being_reset and not is_disturbed:
                 yield f"{record.kind} {record.id[:8]} is in {record.phase}, and nobody works on it"
             if record.phase is Phase.READY and not is_worked_on and not self.is_joined(record):
                 yield from self.missing(record)
@@ -348,6 +354,7 @@ SCENES = {
     "remove the sandbox and the network": Scene(
         (create("a"), box(), connect("a")), (remove_box(), remove("a")), (InUse,), orders=3_000_000
     ),
+    "reset and connect": Scene((create("a"), box()), (reset, connect("a")), (NotFound,), orders=30_000_000),
     "connect, and recover a reset": Scene(
         (create("a"), box()), (connect("a"), recovered_reset), (NotFound,), orders=100_000, is_disturbed=True
     ),

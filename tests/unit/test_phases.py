@@ -152,6 +152,17 @@ def test_recovery_settles_what_is_abandoned(case: Case) -> None:
             host.assert_left_alone()
 
 
+@named(Found.BEING_RESET)
+def test_recovery_leaves_networks_to_a_reset_that_is_at_work(case: Case) -> None:
+    host = Host(case)
+    with host.controller.locks.hold(recovery.RESET_LOCK, "resetting"):
+        assert host.controller.recover() == []
+    assert case.action is Action.LEAVE_ALONE
+    host.assert_left_alone()
+    assert host.controller.recover() == []
+    assert host.phase is Phase.READY
+
+
 @named(Found.AFTER_BOOT, Found.OWING_AFTER_BOOT)
 def test_a_boot_is_the_end_of_what_does_not_outlive_it(case: Case) -> None:
     former = Host(case)
