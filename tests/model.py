@@ -50,6 +50,7 @@ class Verbs(Run):
         self.order: list[str] = []
         self.moves: set[Move] = set()
         self._phases = world.phases()
+        self._seen: Hashable = None  # the world, as it is since the last step
         self.processes = [Process(number, partial(_perform, world, verb)) for number, verb in enumerate(verbs, 1)]
         self._deaths, self._failures = deaths, failures
         for process in self.processes:
@@ -69,7 +70,7 @@ class Verbs(Run):
 
     def take(self, choice: Choice) -> None:
         process = self.processes[choice.process - 1]
-        step = process.next
+        step, self._seen = process.next, None
         assert step, f"after {self.order} the verbs do not what they did before"
         self.order.append(f"{process.number}: {step if choice.way is Way.GOES_ON else f'{choice.way.value} {step}'}")
         if choice.way is Way.DIES:
@@ -98,7 +99,9 @@ class Verbs(Run):
         """All that there is, and would be if *dead* were so."""
         locks = ((name, holder.number) for name, holder in self.world.locks.items() if holder not in (None, dead))
         verbs = tuple(_DEAD if process is dead else process.state for process in self.processes)
-        return self._deaths - (dead is not None), self._failures, verbs, tuple(sorted(locks)), self.world.state
+        if self._seen is None:
+            self._seen = self.world.state
+        return self._deaths - (dead is not None), self._failures, verbs, tuple(sorted(locks)), self._seen
 
     def stop(self) -> None:
         for process in self.processes:

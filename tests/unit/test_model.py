@@ -315,13 +315,12 @@ SCENES = {
     "remove and remove, one bridge": Scene(
         (create("a", "br"), create("b", "br")), (remove("a"), remove("b")), orders=30_000_000
     ),
-    "remove and remove, one switch": Scene((create("a"), create("b")), (remove("a"), remove("b")), orders=50_000_000),
     "remove and remove, one name": Scene((create("a"),), (remove("a"), remove("a")), (NotFound,), orders=20_000),
     "remove and recover": Scene((create("a", driver="asking"),), (remove("a"), recover), deaths=2, orders=500),
     "first use and first use": Scene((unapplied("a"),), (use("a"), use("a")), deaths=2, orders=1_000),
     "first use and remove": Scene((unapplied("a"),), (use("a"), remove("a")), (NotFound,), deaths=2, orders=10_000),
     "first use that may fail and remove, one switch": Scene(
-        (unapplied("a"), create("b")), (use("a"), remove("b")), (KernelError,), deaths=0, failures=1, orders=100_000
+        (unapplied("a"), create("b")), (use("a"), remove("b")), (KernelError,), deaths=0, failures=1, orders=15_000_000
     ),
     "make and make, one name": Scene((), (box(), box()), (AlreadyExists,), deaths=2, orders=1_000),
     "make and remove": Scene((box(),), (box(), remove_box()), (AlreadyExists, NotFound), deaths=2, orders=4_000),
@@ -330,9 +329,6 @@ SCENES = {
     ),
     "connect and remove the network": Scene(
         (create("a"), box()), (connect("a"), remove("a")), (NotFound, InUse), orders=200_000
-    ),
-    "connect at first use and remove the network": Scene(
-        (unapplied("a"), box()), (connect("a"), remove("a")), (NotFound, InUse), orders=2_000_000
     ),
     "connect and remove the sandbox": Scene((create("a"), box()), (connect("a"), remove_box()), (NotFound,), orders=5_000),
     "connect, asking the world, and remove the sandbox": Scene(
