@@ -116,8 +116,10 @@ class Attachments:
         with self.controller.locks.hold(f"cni-network:{name}", f"setting up network {name}"):
             with self.store.read() as tx:
                 row = tx.find_named(CniNetwork, name)
-            if row is not None and row.phase is not Phase.READY:  # a dead process left it
-                self.controller.recover()
+            if row is not None and row.phase is not Phase.READY:
+                with self._lifecycle.working_on([row.id], f"waiting for the end of network {name}"):
+                    pass  # whoever removes it is done
+                self.controller.recover()  # a dead process left it
                 with self.store.read() as tx:
                     row = tx.find_named(CniNetwork, name)
                 if row is not None and row.phase is not Phase.READY:

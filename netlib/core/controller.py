@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from netlib.core import endpoints, events, networks, reports, sandboxes
+from netlib.core import endpoints, events, networks, recovery, reports, sandboxes
 from netlib.core.predefined import prepare_predefined
 from netlib.core.session import Session, Unwatched, Watcher, chunks, reference_of
 from netlib.errors import ConfigError
@@ -223,7 +223,10 @@ class Controller(Session):
         The predefined networks are written anew, but not in a lost store. Raises TeardownError for what could not be removed,
         after all else is.
         """
-        with self.operation("system reset", "everything", Event(type="system", action="reset")):
+        with (
+            self.operation("system reset", "everything", Event(type="system", action="reset")),
+            self.locks.hold(recovery.RESET_LOCK, "resetting"),
+        ):
             with self.store.write(clearing=True) as tx:  # from here on no sandbox or attachment can join one of these networks
                 found = [row.id for kind in (CniNetwork, Network) for row in tx.all(kind)]
                 for network in found:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from netlib.core.endpoint_record import endpoint_record
+from netlib.core.phases import Action, Found, what_happens
 from netlib.core.preparing import Question, prepared_facts, questions
 from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
@@ -11,7 +12,7 @@ from netlib.core.session import Session, membership_event
 from netlib.driverapi import Addressless
 from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
 from netlib.facts import AddressesAsked, EndpointAsked, Facts
-from netlib.model import Endpoint, Network, Phase, Sandbox
+from netlib.model import Endpoint, Network, Sandbox
 from netlib.plan import Plan, ability
 from netlib.registry import driver_of, ipam_driver
 from netlib.requests import ConnectRequest
@@ -119,10 +120,11 @@ def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) ->
     """
     present = [row for row in tx.endpoints_of_sandbox(box.id) if row.id != endpoint_id]
     same = [row for row in present if row.value.network == network.id]
-    if any(row.phase is Phase.REMOVING for row in same):
+    actions = [what_happens(row.phase, Found.TO_BE_MADE) for row in same]
+    if Action.REFUSE_WHILE_IT_LEAVES in actions:
         text = f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`"
         raise InUse(text, users=[box.name])
-    if same:
+    if Action.REFUSE in actions:
         text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"
         raise AlreadyExists(text, name=box.name)
     linkless = ability(driver_of(network), Addressless)

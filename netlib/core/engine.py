@@ -91,6 +91,7 @@ class Engine:
     def ensure(self, kernel: Kernel, record: str, plan: Plan) -> None:
         """Apply *plan* in order; when a step fails, remove what it left half-made and then all before it, and raise.
 
+        Its shared objects go as well, begun or not: who held one alone before may have left it there, as *record* has it too.
         A TeardownError (the failure first) means that the way back failed as well, and something is left.
         """
         begun: list[KernelObject] = []
@@ -100,7 +101,8 @@ class Engine:
                     begun.extend(run)
                     self._ensure_run(kernel, run)
         except NetlibError as error:
-            self._go_back(error, lambda: self.remove(kernel, [record], begun))
+            shared = [item for item in plan if item.shared]
+            self._go_back(error, lambda: self.remove(kernel, [record], [*begun, *shared]))
             raise
 
     def undo(self, error: NetlibError, kernel: Kernel, record: str, plan: Plan) -> None:
@@ -138,19 +140,15 @@ class Engine:
         """
         items = list({item.key: item for item in objects}.values())
         free = self._free(records, items)
-        carriers: dict[str, list[Carrier]] = {}
-        for item in items:
-            if item.key in free and (carrier := ability(item, Carrier)) is not None:
-                for path in carrier.carries_in():
-                    carriers.setdefault(path, []).append(carrier)
-        going = [
-            item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers.get(item.netns.path, ()))
-        ]
         failures: list[NetlibError] = []
-        for run in _removal_runs(going):
+        staying: list[Carrier] = []
+        for run in _removal_runs(_going(items, free)):
             with self._locked(run):
                 try:
-                    unheld = self._free(records, run) if any(item.shared for item in run) else free  # asked again, locked
+                    unheld = free
+                    if any(item.shared for item in run):
+                        unheld = self._free(records, run)  # asked again, locked
+                        staying += _carriers(item for item in run if item.key in free and item.key not in unheld)
                     leaving = [item for item in run if item.key in unheld]
                     for item in leaving:
                         self.tell("remove", item)
@@ -163,6 +161,11 @@ class Engine:
                     failures.extend(error.failures)
                 except NetlibError as error:
                     failures.append(error)
+        try:  # somebody else holds these by now: what was to vanish with them is removed by itself
+            if staying:
+                self.remove(kernel, records, [item for item in items if any(carrier.carries(item) for carrier in staying)])
+        except TeardownError as error:
+            failures.extend(error.failures)
         if failures:
             raise TeardownError(failures)
 
@@ -216,6 +219,19 @@ class Engine:
             with self.store.write() as tx:
                 for key in shared:
                     tx.drop_object(records, key)
+
+
+def _carriers(items: Iterable[KernelObject]) -> list[Carrier]:
+    return [carrier for item in items if (carrier := ability(item, Carrier)) is not None]
+
+
+def _going(items: Sequence[KernelObject], free: Collection[Key]) -> list[KernelObject]:
+    """What of *items* is removed by itself, last first: all that does not vanish with another one that is *free*."""
+    carriers: dict[str, list[Carrier]] = {}
+    for carrier in _carriers(item for item in items if item.key in free):
+        for path in carrier.carries_in():
+            carriers.setdefault(path, []).append(carrier)
+    return [item for item in reversed(items) if not any(carrier.carries(item) for carrier in carriers.get(item.netns.path, ()))]
 
 
 def _disagreement(item: KernelObject, theirs: KernelObject, holder: str) -> str:

@@ -1,7 +1,7 @@
 """The life of records: made with their objects, changed, taken down, each so that a crash anywhere can be finished or undone.
 
 Every flow has the same three beats: one transaction writes down what is about to be true, the kernel follows, one transaction
-says that it is true (or that it is gone).
+says that it is true (or that it is gone). They are the arrows of the picture in :mod:`netlib.core.phases`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from netlib.core.engine import Engine
+from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.port_handover import hand_over_attachment_ports, hand_over_endpoint_ports
 from netlib.core.preparing import Prepared, Question, ask_world
 from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
@@ -125,7 +126,9 @@ class Lifecycle:
         with self.working_on([row.id], f"setting up network {row.name}"):
             with self.store.write() as tx:
                 present = tx.by_id(row.id)
-                if present is None or present.phase is not Phase.READY or self.is_materialised(present):
+                if present is None or self.is_materialised(present):
+                    return
+                if what_happens(present.phase, Found.UNAPPLIED, outlives_boot=True) is not Action.APPLY:
                     return
                 wanted, own = driver_of(row.value).network_plan(row.value), tx.objects(row.id)
                 prepared = own.of(Prepared)
@@ -178,6 +181,7 @@ class Lifecycle:
             plan = Plan(*prepared, *plan) if prepared else plan
             self._write(tx, endpoint, plan, was_prepared=bool(prepared))
             tx.claim_ports(endpoint.ports, endpoint_id)
+            tx.give_up_joining(sandbox, besides=endpoint_id)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         try:
             self.engine.ensure(kernel, endpoint_id, plan)
@@ -221,11 +225,13 @@ class Lifecycle:
         """
         with self.store.write() as tx:
             row = tx.by_id(record)
-            if row is None or row.phase is not Phase.READY:
+            if row is None or not is_there(row.phase):
                 return
             old = tx.objects(record)
             kept = Plan(*(item for item in old if item.key not in replaced))
             new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
+            if new == old and self.is_materialised(row):  # another attachment was quicker
+                return
             tx.write_objects(record, _union(old, new))
             tx.stamp(record, "")
         if old and not self.is_materialised(row):  # a crash came between: what others use is not taken back
@@ -277,7 +283,8 @@ class Lifecycle:
                 objects = {row.id: tx.objects(row.id) for row in rows}
                 for sandbox in sorted(touched):
                     box = tx.by_id(sandbox)
-                    if box is not None and box.phase is Phase.READY:
+                    if box is not None and is_there(box.phase):
+                        tx.give_up_joining(sandbox)
                         if keep_ports:
                             hand_over_endpoint_ports(tx, sandbox, ids)
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
@@ -303,8 +310,9 @@ class Lifecycle:
         """Bring a sandbox to what its changed record asks for; its lock is held. Raises what would not go, after all else."""
         with self.store.write() as tx:
             row = tx.by_id(sandbox)
-            if row is None or row.phase is not Phase.READY:
+            if row is None or not is_there(row.phase):
                 return
+            tx.give_up_joining(sandbox)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
         present, failures = self._bring_forward(kernel, row.value, old, new)
         with self.store.write() as tx:

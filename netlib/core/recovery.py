@@ -1,8 +1,7 @@
 """After a crash or a boot: finish or undo what was left, and find what nobody wrote down.
 
-An in-flight record is taken only when its lock is free, for then its worker is dead; it is read again under the lock. Whether
-it was being made or removed, it is taken down: nobody was told yet that it is there. A sandbox that lost an endpoint this way
-is planned anew.
+What is done with which record stands in :mod:`netlib.core.phases`. An in-flight record is taken only when its lock is free, and
+read again under the lock. A sandbox that loses an endpoint by being recovered is planned anew.
 """
 
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 from netlib.config import Config
 from netlib.core.lifecycle import Lifecycle
+from netlib.core.phases import ABSENT, Action, Found, what_happens
 from netlib.core.preparing import Prepared
 from netlib.errors import NetlibError, TeardownError, WrongHost
 from netlib.kernel.handle import Kernel
@@ -23,6 +23,7 @@ from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 
+RESET_LOCK = "reset"  # whoever resets everything holds it
 _PURPOSE = "recovering what a crash left"
 
 
@@ -48,7 +49,7 @@ def check_host(store: Store) -> bool:
 
 
 def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
-    """Take down every record that a dead process left in flight; answer with what would not go."""
+    """Take down every record that a dead process left in flight, as the table says; answer with what would not go."""
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
@@ -56,27 +57,31 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     for record, kind, sandbox in sorted(rows, key=lambda row: kind_called(row[1]).order):
         lock = record_lock(sandbox if kind_called(kind).locked_by_sandbox else record)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
-            if not held:
-                continue
-            with lifecycle.store.read() as tx:
-                present = tx.by_id(record)
-            if present is not None and present.phase is not Phase.READY and not _keeps_its_users(lifecycle, present):
-                failures.extend(_take_down(lifecycle, present))
-                found = True
+            action = _settle(lifecycle, record, failures) if held else Action.LEAVE_ALONE  # somebody works on it
+            found = found or action is Action.TAKE_DOWN
     if found:
         lifecycle.engine.locks.sweep()  # of keys, too, that the dead held
     return failures
 
 
-def _keeps_its_users(lifecycle: Lifecycle, row: Row[Any]) -> bool:
-    """Call a network ready again that was to go with its endpoints (a reset that died) and still has some."""
-    if not kind_called(row.kind).outlives_boot:
-        return False
-    with lifecycle.store.write() as tx:
-        is_used = any(user.phase is Phase.READY for user in tx.users_of(row.id))
-        if is_used:
-            tx.set_phase(row.id, Phase.READY)
-    return is_used
+def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> Action:
+    """Do what is to be done with a record that was in flight, whose lock is held here; add to *failures* what would not go."""
+    with lifecycle.store.read() as tx:
+        row = tx.by_id(record)
+        if row is None:
+            return what_happens(ABSENT, Found.ABANDONED)
+        outlives_boot = kind_called(row.kind).outlives_boot
+        is_used = outlives_boot and any(user.phase is not Phase.REMOVING for user in tx.users_of(record))
+    action = what_happens(row.phase, Found.ABANDONED, outlives_boot=outlives_boot, is_used=is_used)
+    if action is Action.TAKE_DOWN:
+        failures += _take_down(lifecycle, row)
+    elif action is Action.CALL_READY:
+        with lifecycle.engine.locks.attempt(RESET_LOCK, _PURPOSE) as no_reset:
+            if not no_reset:
+                return what_happens(row.phase, Found.BEING_RESET, outlives_boot=outlives_boot, is_used=is_used)
+            with lifecycle.store.write() as tx:
+                tx.set_phase(record, Phase.READY)
+    return action
 
 
 def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
@@ -110,9 +115,11 @@ def forget_former_boot(store: Store, config: Config) -> None:
     with Kernel() as kernel, store.write(clearing=True) as tx:
         for row in (row for group in in_order_of_removal(tx.of_other_boots()) for row in group):
             outside = tx.objects(row.id).of(Prepared)  # what drivers took in the world, which has had no boot
-            if kind_called(row.kind).outlives_boot and row.phase is Phase.READY:
+            found = Found.OWING_AFTER_BOOT if outside else Found.AFTER_BOOT
+            action = what_happens(row.phase, found, outlives_boot=kind_called(row.kind).outlives_boot)
+            if action is Action.FORGET_OBJECTS:
                 tx.write_objects(row.id, outside)
-            elif outside:  # taken down by the next recovery, which may ask the world: here the store is locked
+            elif action is Action.LEAVE_TO_RECOVERY:  # which may ask the world: here the store is locked
                 _remove_files(kernel, tx.objects(row.id))
                 tx.write_objects(row.id, outside)
                 tx.set_phase(row.id, Phase.REMOVING)

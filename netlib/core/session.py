@@ -16,12 +16,13 @@ from netlib.core import recovery
 from netlib.core.engine import Engine, Observer
 from netlib.core.host import Host
 from netlib.core.lifecycle import Lifecycle
+from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.predefined import prepare_predefined
 from netlib.core.sandbox_plan import host_resolver, sandbox_plan
 from netlib.core.upgrade import bring_up_to_date
 from netlib.errors import ConfigError, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.kernel.scarcity import exhaustion
-from netlib.model import CniNetwork, Event, Network, Phase, Sandbox
+from netlib.model import CniNetwork, Event, Network, Sandbox
 from netlib.plan import KernelObject, Plan
 from netlib.store.locks import Locks
 from netlib.store.records import JournalEntry, Row, Transaction
@@ -210,7 +211,7 @@ class Session:
         """Try once more to remove what would not go before; TeardownError says what still does not."""
         with self.store.read() as tx:
             row = tx.find(kind, reference_of(reference))
-        if row is not None and row.phase is not Phase.READY:
+        if row is not None and what_happens(row.phase, Found.TO_GO) is Action.RECOVER_FIRST:
             failures = self.recover()
             if failures:
                 raise TeardownError(failures)
@@ -227,7 +228,7 @@ class Session:
                 kind="network",
                 reference=reference,
             )
-        if row is None or row.phase is not Phase.READY:
+        if row is None or not is_there(row.phase):
             raise no_network(reference)
         return row
 
@@ -235,7 +236,7 @@ class Session:
         """The ready sandbox with that name, id or unambiguous beginning of an id; NotFound else."""
         reference = reference_of(reference)
         row = tx.find(Sandbox, reference)
-        if row is None or row.phase is not Phase.READY:
+        if row is None or not is_there(row.phase):
             raise no_container(reference)
         return row
 

@@ -88,6 +88,16 @@ class Transaction:
         # Apart: SQLite writes the index of a column that is set, also where its value stays the same.
         self.db.execute("UPDATE record SET boot=? WHERE id=? AND boot<>?", (self.boot, record, self.boot))
 
+    def give_up_joining(self, sandbox: str, *, besides: str = "") -> None:
+        """Call ``removing`` the endpoints of a sandbox that are in creation, *besides* one (ids); the caller holds its lock.
+
+        So their workers are dead, and the next recovery takes them down.
+        """
+        self.db.execute(
+            "UPDATE record SET phase='removing' WHERE sandbox=? AND +kind='endpoint' AND phase='creating' AND id<>?",
+            (sandbox, besides),
+        )
+
     def stamp(self, record: str, boot: str) -> None:
         """Say in which boot a record's objects were applied; empty for not yet."""
         self.db.execute("UPDATE record SET boot=? WHERE id=?", (boot, record))
