@@ -49,14 +49,13 @@ class Attachments:
     def pending(self, key: AttachmentKey, netns: NetnsRef, fd: int | None = None) -> Iterator[PendingAttachment]:
         """Make an attachment in the block, by its :meth:`~PendingAttachment.apply` and :meth:`~PendingAttachment.finish`.
 
-        An error in the block undoes all.
-
-        *netns* has its identity; *fd*, where given, is a descriptor of it, and its path is not looked at. Raises
-        AlreadyExists when the attachment is there. What a container that is gone left in its place goes first.
+        An error in the block undoes everything. *netns* has its identity; if *fd*, a descriptor of it, is given, its path is
+        not opened. Attachments that containers left at this path, or under this name, are removed first. AlreadyExists when
+        the attachment exists.
         """
         purpose = f"attaching container {key.container} to network {key.network}"
         with self._alone(key, purpose), self.controller.operation("cni add", key.name, _event("add", key)) as operation:
-            self._clear_the_way(key, netns)
+            self._remove_predecessors(key, netns)
             with self.store.read() as tx:
                 record = tx.new_link_id()
             with self._lifecycle.working_on([record], purpose), self.engine.kernel(record) as kernel:
@@ -71,7 +70,7 @@ class Attachments:
 
     @contextmanager
     def _alone(self, key: AttachmentKey, purpose: str) -> Iterator[None]:
-        """Let ADD and DEL of one attachment wait for each other: a killed plugin's ADD may go on in netlibd when DEL comes."""
+        """Hold the attachment's lock, as ADD and DEL do: the ADD of a killed plugin may still run in netlibd when DEL comes."""
         with self.controller.locks.hold(f"attachment:{key.name}", purpose):
             yield
 
@@ -87,8 +86,8 @@ class Attachments:
             known = error.failures if isinstance(error, TeardownError) else (error,)
             raise TeardownError([*known, *failures]) from error
 
-    def _clear_the_way(self, key: AttachmentKey, netns: NetnsRef) -> None:
-        """Take down what a netns that was at this path before still holds, and what is left of this attachment."""
+    def _remove_predecessors(self, key: AttachmentKey, netns: NetnsRef) -> None:
+        """Remove attachments of an earlier netns at this path, and what a failed ADD or DEL left of this attachment."""
         with self.store.read() as tx:
             rows = [row for row in tx.attachments_in(netns.path) if row.value.netns.identity != netns.identity]
             same = tx.find_named(CniAttachment, key.name)
@@ -105,14 +104,14 @@ class Attachments:
     # --- what a network's attachments share ------------------------------------------------------------------------
 
     def shares(self, network: Row[CniNetwork], shared: Plan, wanted: Wanted) -> bool:
-        """Whether all that is to be shared stands already, as far as is written down (*shared*), and nothing is to go."""
+        """Whether *shared*, the network's recorded objects, include all that *wanted* shares and none that it replaces."""
         if network.phase is not Phase.READY or not self._lifecycle.is_materialised(network):
             return False
         present = {item.key: item for item in shared}
         return all(_is_same(present.get(item.key), item) for item in wanted.shared) and not wanted.replaced & present.keys()
 
     def share(self, name: str, wanted: Wanted) -> str:
-        """Make the network *name* where it is missing, and bring it to what is *wanted*; answer with its id if it is new."""
+        """Create the network *name* if it is missing, or extend it by *wanted*'s shared objects; return its id if it is new."""
         with self.controller.locks.hold(f"cni-network:{name}", f"setting up network {name}"):
             with self.store.read() as tx:
                 row = tx.find_named(CniNetwork, name)
@@ -134,7 +133,7 @@ class Attachments:
         return ""
 
     def revise(self, record: str, item: KernelObject, phase: Phase = Phase.READY) -> bool:
-        """Write down what became of an object of an attachment (by id), by its key; False where that is not in *phase*."""
+        """Replace the recorded object of an attachment (by id) that has *item*'s key; return False if it is not in *phase*."""
         with self.store.write() as tx:
             row = tx.by_id(record)
             if row is None or row.phase is not phase:
@@ -168,7 +167,7 @@ class Attachments:
         return self._collect("cni gc", network, rows)
 
     def reclaim(self, network: str) -> list[CniAttachment]:
-        """Take down the attachments of *network* whose netns is gone: their runtime died, or never came back for them."""
+        """Remove the attachments of *network* whose netns is gone: their runtime did not detach them."""
         with self.store.read() as tx:
             row = tx.find_named(CniNetwork, network)
             present = tx.attachments_of(row.id) if row is not None else []
@@ -176,7 +175,7 @@ class Attachments:
         return self._collect("cni reclaim", network, rows)
 
     def clear_ports(self, ports: Iterable[PortMapping]) -> None:
-        """Take down the attachments that hold one of *ports* and whose netns is gone: nobody came to detach them."""
+        """Remove attachments that hold one of *ports* and whose netns is gone: their runtime did not detach them."""
         with self.store.read() as tx:
             holders = {holder for port in ports if (holder := tx.port_holder(port)) is not None}
             found = [
@@ -197,7 +196,7 @@ class Attachments:
         return [row.value for row in rows]
 
     def _take_down(self, rows: Sequence[Row[CniAttachment]], purpose: str) -> None:
-        """Take down attachments with what they joined; one TeardownError lists what would not go, after all else."""
+        """Remove attachments with their endpoints; one TeardownError lists all failures at the end."""
         failures: list[NetlibError] = []
         left: list[str] = []
         for row in rows:
@@ -214,11 +213,11 @@ class Attachments:
             raise TeardownError(failures)
 
     def leave(self, attachment: CniAttachment, *, keep_ports: bool) -> None:
-        """Take down what an attachment joined, its endpoint and perhaps its sandbox; a no-op when it joined nothing.
+        """Remove the endpoint of an attachment, and perhaps its sandbox; a no-op when it joined no network of ours.
 
         With *keep_ports* another of the container's networks publishes what this one did.
         """
-        rows = self._lifecycle.joined(attachment)
+        rows = self._lifecycle.rows_to_leave_with(attachment)
         try:
             if any(isinstance(row.value, Sandbox) for row in rows):
                 self.controller.remove_sandbox(attachment.sandbox)
@@ -268,7 +267,7 @@ class Attachments:
         return row.value if row is not None and row.phase is Phase.READY else None
 
     def plan_of(self, record: str) -> Plan:
-        """The objects that are written down for an attachment (with what it joined) or a CNI network, by id."""
+        """The recorded objects of a CNI network or an attachment, by id; an attachment's include those of its endpoint."""
         with self.store.read() as tx:
             row = tx.by_id(record)
             joined = [row.value.sandbox, row.value.endpoint] if row and isinstance(row.value, CniAttachment) else []
@@ -314,7 +313,7 @@ class Attachments:
 
 
 def _is_same(present: KernelObject | None, wanted: KernelObject) -> bool:
-    """Whether an object that is written down is the wanted one, but for what was observed when it was made."""
+    """Whether a recorded object equals the wanted one, except for its observations."""
     if present is None or type(present) is not type(wanted):
         return False
     return present == replace(wanted, **{field: getattr(present, field) for field in wanted.observations})

@@ -19,9 +19,9 @@ from netlib.store.sqlite import Store
 from netlib.store.tags import TAG_DIGITS
 
 Observer = Callable[[str, KernelObject], None]
-"""Told ``ensure``/``ensured`` and ``remove``/``removed`` around each object, ``ask``/``noted`` where the world is asked.
+"""Gets ``ensure``/``ensured`` and ``remove``/``removed`` around each object, ``ask``/``noted`` around a driver's question.
 
-Progress for people, faults for tests.
+The command line shows progress by it; tests inject faults.
 """
 
 
@@ -51,15 +51,14 @@ class Engine:
         return Kernel(self.tag(record), self._idle)
 
     def tag(self, record: str) -> str:
-        """What marks a thing in the kernel as *record*'s."""
+        """The tag that marks a kernel object as *record*'s."""
         return f"netlib:{self.store_tag}:{record[:TAG_DIGITS]}"
 
     def observed(self, tx: Transaction, kernel: Kernel, record: str, plan: Plan, *, own: Plan | None = None) -> Plan:
-        """Complete *plan* with what must be known before it is written down, and see that nobody stands against it.
+        """Return *plan* with its observations filled in; Conflict when another record holds a key with other attributes.
 
-        What *record* itself (*own*) or another holder of a key observed when the object was first made is taken over; only
-        else is the kernel asked, and not about what sits on an object that is still to be made. Raises Conflict naming both
-        when another record holds a key with other attributes, and the object does not give way.
+        Observations that *record* itself (*own*) or another holder of the key made earlier are reused: by now the kernel shows
+        our own values. Else the kernel is asked, except about objects on a link that is still to be made.
         """
         mine = {item.key: item for item in own or ()}
         holders = tx.holders(plan.keys, besides=[record])
@@ -89,7 +88,7 @@ class Engine:
         return Plan(*result)
 
     def ensure(self, kernel: Kernel, record: str, plan: Plan) -> None:
-        """Apply *plan* in order; when a step fails, remove what it left half-made and then all before it, and raise.
+        """Apply *plan* in order; when an object fails, remove it and all objects before it, and raise.
 
         Its shared objects go as well, begun or not: who held one alone before may have left it there, as *record* has it too.
         A TeardownError (the failure first) means that the way back failed as well, and something is left.
@@ -122,7 +121,7 @@ class Engine:
             raise
 
     def repair(self, kernel: Kernel, plan: Plan) -> list[NetlibError]:
-        """Apply *plan*, going on over failures and undoing nothing; answer with them."""
+        """Apply *plan*; a failure neither stops nor undoes anything. Returns the failures."""
         failures: list[NetlibError] = []
         for run in plan.runs():
             with self._locked(run):
@@ -213,7 +212,7 @@ class Engine:
         return {key for spelled, key in keys.items() if spelled not in held}
 
     def _let_go(self, records: Collection[str], run: Iterable[KernelObject]) -> None:
-        """Cross shared objects off while their lock is held: of two last holders that leave at once, one sees itself last."""
+        """Delete the rows of shared objects under their lock: of two last holders that leave at once, one sees itself last."""
         shared = [item.key for item in run if item.shared]
         if shared:
             with self.store.write() as tx:

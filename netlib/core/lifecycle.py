@@ -54,7 +54,7 @@ class Lifecycle:
         with self.store.write() as tx:
             check(tx)
             self._write(tx, record, (), was_prepared=False)
-        with self._or_forget(record.id):
+        with self._forget_on_failure(record.id):
             return tuple(ask_world(self.engine, kernel, record.id, asked))
 
     @staticmethod
@@ -84,13 +84,13 @@ class Lifecycle:
 
         *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
         """
-        with self._giving_back(kernel, network_id, prepared), self.store.write() as tx:
+        with self._releasing_on_failure(kernel, network_id, prepared), self.store.write() as tx:
             network = draft(tx)
             wanted = driver_of(network).network_plan(network)
             self._refuse_links_of_others(tx, wanted)
             plan = Plan(*prepared, *self.engine.observed(tx, kernel, network_id, wanted))
             self._write(tx, network, plan, was_prepared=bool(prepared))
-        with self._or_forget(network_id):
+        with self._forget_on_failure(network_id):
             self.engine.ensure(kernel, network_id, plan)
         with self.store.write() as tx:
             tx.set_phase(network_id, Phase.READY)
@@ -98,12 +98,12 @@ class Lifecycle:
         return network
 
     @contextmanager
-    def _giving_back(self, kernel: Kernel, record: str, prepared: Sequence[Prepared]) -> Iterator[None]:
-        """Give back what was *prepared* for a record whose draft is refused in the block, and forget the record."""
+    def _releasing_on_failure(self, kernel: Kernel, record: str, prepared: Sequence[Prepared]) -> Iterator[None]:
+        """Release what drivers *prepared* for a record when the block fails, and delete the record."""
         if not prepared:
             yield
             return
-        with self._or_forget(record):
+        with self._forget_on_failure(record):
             try:
                 yield
             except NetlibError as error:
@@ -111,7 +111,7 @@ class Lifecycle:
                 raise
 
     def _refuse_links_of_others(self, tx: Transaction, plan: Plan) -> None:
-        """Raise Conflict when a link of *plan* is to be that of a network whose objects are still to be made."""
+        """Raise Conflict when *plan* has a link that belongs to a network whose objects are not applied yet."""
         links = {key for key in plan.keys if key.kind == "link"}
         for row in tx.all(Network):
             if not self.is_materialised(row) and not isinstance(driver_of(row.value), MissingDriver):
@@ -120,7 +120,7 @@ class Lifecycle:
                     raise Conflict(f"{next(iter(common))} belongs to network {row.name!r}; use another name")
 
     def materialise(self, kernel: Kernel, row: Row[Network]) -> None:
-        """See that a ready network's objects are in the kernel: at its first use, and at the first one after a boot."""
+        """Apply the objects of a ready network if they were not applied in this boot: at its first use, and after a boot."""
         if self.is_materialised(row):
             return
         with self.working_on([row.id], f"setting up network {row.name}"):
@@ -154,7 +154,7 @@ class Lifecycle:
             tx.insert(sandbox, name=sandbox.name)
             plan = self.engine.observed(tx, kernel, sandbox.id, self._plan_sandbox(tx, sandbox))
             tx.write_objects(sandbox.id, plan)
-        with self._or_forget(sandbox.id):
+        with self._forget_on_failure(sandbox.id):
             self.engine.ensure(kernel, sandbox.id, plan)
         with self.store.write() as tx:
             tx.set_phase(sandbox.id, Phase.READY)
@@ -175,7 +175,7 @@ class Lifecycle:
 
         *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
         """
-        with self._giving_back(kernel, endpoint_id, prepared), self.store.write() as tx:
+        with self._releasing_on_failure(kernel, endpoint_id, prepared), self.store.write() as tx:
             endpoint, plan = draft(tx)
             plan = self.engine.observed(tx, kernel, endpoint_id, plan)
             plan = Plan(*prepared, *plan) if prepared else plan
@@ -208,20 +208,20 @@ class Lifecycle:
         return endpoint
 
     def create_cni_network(self, kernel: Kernel, network: CniNetwork, shared: Plan) -> None:
-        """Write *network* with what its attachments share, make that, and call it ready; its lock is held."""
+        """Write *network* with the objects that its attachments share, apply them, and call it ready; its lock is held."""
         with self.store.write() as tx:
             plan = self.engine.observed(tx, kernel, network.id, shared)
             tx.insert(network, name=network.name)
             tx.write_objects(network.id, plan)
-        with self._or_forget(network.id):
+        with self._forget_on_failure(network.id):
             self.engine.ensure(kernel, network.id, plan)
         with self.store.write() as tx:
             tx.set_phase(network.id, Phase.READY)
 
     def extend(self, kernel: Kernel, record: str, shared: Plan, replaced: Collection[Key] = ()) -> None:
-        """Bring what a CNI network's attachments share to its objects but *replaced* ones, and *shared*; its lock is held.
+        """Add the objects *shared* to a CNI network and remove those with the keys *replaced*; the network's lock is held.
 
-        Until it is stamped with this boot again, nobody takes the network as it is written down for made.
+        The network loses its boot's stamp meanwhile, so that no other ADD takes its objects for applied.
         """
         with self.store.write() as tx:
             row = tx.by_id(record)
@@ -229,12 +229,12 @@ class Lifecycle:
                 return
             old = tx.objects(record)
             kept = Plan(*(item for item in old if item.key not in replaced))
-            new = Plan(*_union(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
+            new = Plan(*_objects_of_both(kept, self.engine.observed(tx, kernel, record, shared, own=old)))
             if new == old and self.is_materialised(row):  # another attachment was quicker
                 return
-            tx.write_objects(record, _union(old, new))
+            tx.write_objects(record, _objects_of_both(old, new))
             tx.stamp(record, "")
-        if old and not self.is_materialised(row):  # a crash came between: what others use is not taken back
+        if old and not self.is_materialised(row):  # after a crash: objects that other attachments use are repaired, not removed
             if failures := self.engine.repair(kernel, new):
                 raise failures[0]
         else:
@@ -247,15 +247,18 @@ class Lifecycle:
         try:
             self.engine.update(kernel, row.id, old, new)
         except TeardownError:
-            raise  # something is left: it stays written down
+            raise  # objects are left, and stay written down
         except NetlibError:
             with self.store.write() as tx:
                 tx.write_objects(row.id, old)
                 tx.stamp(row.id, row.boot)
             raise
 
-    def joined(self, attachment: CniAttachment) -> list[Row[Any]]:
-        """What goes with an attachment that is an endpoint: that, and a sandbox that CNI made, with the last one in it."""
+    def rows_to_leave_with(self, attachment: CniAttachment) -> list[Row[Any]]:
+        """Return the records to remove together with a CNI attachment that joined one of our networks.
+
+        They are its endpoint and, if that is the last endpoint of a sandbox made by CNI, the sandbox.
+        """
         if not attachment.sandbox:
             return []
         with self.store.read() as tx:
@@ -267,9 +270,10 @@ class Lifecycle:
     def take_down(self, rows: Sequence[Row[Any]], *, keep_ports: bool = False, finish: Finish = _nothing) -> None:
         """Remove records with all their objects, however many at once; their locks (and their sandboxes') are held.
 
-        With *keep_ports*, what endpoints publish is handed on to others of their sandboxes.
+        With *keep_ports*, other endpoints of their sandboxes publish the ports from then on.
 
-        Goes on over failures; what would not go stays written down in phase ``removing``, and one TeardownError lists it.
+        A failure does not stop the removal of other records. A record with objects that could not be removed stays in phase
+        ``removing``, and one TeardownError lists all failures.
         """
         if not rows:
             return
@@ -290,10 +294,13 @@ class Lifecycle:
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
             failures: list[NetlibError] = []
             present: dict[str, Plan] = {}
-            for changed, (old, new) in changes.items():  # first: its default route moves on before its link goes
-                present[changed.id], failed = self._bring_forward(kernel, changed, old, new)
+            for changed, (
+                old,
+                new,
+            ) in changes.items():  # first: the default route is moved to another link before this link is deleted
+                present[changed.id], failed = self._apply_new_plan(kernel, changed, old, new)
                 failures += failed
-            failed, stuck = self._tear(kernel, rows, objects)
+            failed, stuck = self._remove_objects(kernel, rows, objects)
             failures += failed
             with self.store.write() as tx:
                 for row in rows:
@@ -314,23 +321,23 @@ class Lifecycle:
                 return
             tx.give_up_joining(sandbox)
             old, new = self._rewrite_sandbox(tx, kernel, sandbox)
-        present, failures = self._bring_forward(kernel, row.value, old, new)
+        present, failures = self._apply_new_plan(kernel, row.value, old, new)
         with self.store.write() as tx:
             tx.write_objects(sandbox, present)
         if failures:
             raise TeardownError(failures)
 
-    def _bring_forward(self, kernel: Kernel, sandbox: Sandbox, old: Plan, new: Plan) -> tuple[Plan, list[NetlibError]]:
-        """Bring a sandbox that loses endpoints to its new plan, undoing nothing; where its netns is gone, only its files.
+    def _apply_new_plan(self, kernel: Kernel, sandbox: Sandbox, old: Plan, new: Plan) -> tuple[Plan, list[NetlibError]]:
+        """Apply the new plan of a sandbox that loses endpoints; a failure undoes nothing. Without its netns only files change.
 
-        Answers with what is to be written down, what would not go among it, and with the failures.
+        Returns the objects to write down, which include those that could not be removed, and the failures.
         """
         present, failures = new, list[NetlibError]()
-        try:  # first: ports that were handed on may be in a longer run of ports now
+        try:  # first: ports that another endpoint took over may be part of a longer run of ports now
             self.engine.remove(kernel, [sandbox.id], plan_change(old, new).remove)
         except TeardownError as error:
             failures.extend(error.failures)
-            present = Plan(*_union(old, new))
+            present = Plan(*_objects_of_both(old, new))
         try:
             kernel.netns_fd(sandbox.netns)
         except ObjectMissing:
@@ -338,7 +345,9 @@ class Lifecycle:
         with kernel.marking(self.engine.tag(sandbox.id)):
             return present, failures + self.engine.repair(kernel, new)
 
-    def _tear(self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]) -> tuple[list[NetlibError], set[str]]:
+    def _remove_objects(
+        self, kernel: Kernel, rows: Sequence[Row[Any]], objects: dict[str, Plan]
+    ) -> tuple[list[NetlibError], set[str]]:
         failures: list[NetlibError] = []
         stuck: set[str] = set()
         for group in in_order_of_removal(rows):
@@ -359,12 +368,12 @@ class Lifecycle:
         return failures, stuck
 
     def _rewrite_sandbox(self, tx: Transaction, kernel: Kernel, sandbox: str) -> tuple[Plan, Plan]:
-        """Write down a sandbox's present objects and its coming ones together; answer with (present, coming)."""
+        """Write down the objects of a sandbox's old and new plan together; return (old, new)."""
         row = tx.by_id(sandbox)
         assert row is not None
         old = tx.objects(sandbox)
         new = self.engine.observed(tx, kernel, sandbox, self._plan_sandbox(tx, row.value), own=old)
-        tx.write_objects(sandbox, _union(old, new))
+        tx.write_objects(sandbox, _objects_of_both(old, new))
         return old, new
 
     def is_materialised(self, row: Row[Any]) -> bool:
@@ -372,8 +381,8 @@ class Lifecycle:
         return row.boot == self.store.boot
 
     @contextmanager
-    def _or_forget(self, record: str) -> Iterator[None]:
-        """Delete the record when its creation failed and went back whole; keep it as ``removing`` when something is left."""
+    def _forget_on_failure(self, record: str) -> Iterator[None]:
+        """Delete the record when the block fails and has undone everything; keep it as ``removing`` when objects are left."""
         try:
             yield
         except TeardownError:
@@ -394,8 +403,11 @@ class Lifecycle:
         tx.delete(row.id)
 
 
-def _union(old: Plan, new: Plan) -> Collection[KernelObject]:
-    """All of *new* and what else there is in *old*: what may be there while one becomes the other."""
+def _objects_of_both(old: Plan, new: Plan) -> Collection[KernelObject]:
+    """Return the objects of both plans, with *new*'s attributes where they share a key.
+
+    That is everything the kernel may hold while *old* is turned into *new*.
+    """
     wanted = {item.key: item for item in new}
     if all(item.key in wanted for item in old):
         return new

@@ -1,4 +1,4 @@
-"""After a crash or a boot: finish or undo what was left, and find what nobody wrote down.
+"""Recovery after a crash or a boot: unfinished records are finished or undone, and drift is found.
 
 What is done with which record stands in :mod:`netlib.core.phases`. An in-flight record is taken only when its lock is free, and
 read again under the lock. A sandbox that loses an endpoint by being recovered is planned anew.
@@ -28,7 +28,9 @@ _PURPOSE = "recovering what a crash left"
 
 
 def check_host(store: Store) -> bool:
-    """See that this netns is the one the store describes, and claim it for a new store; True until a former boot is forgotten.
+    """Check that the store belongs to this netns; a new store is bound to it.
+
+    Returns True if records of an earlier boot still have to be forgotten.
 
     Raises WrongHost: one store describes one netns (boot id and cookie), as two would undo each other's work.
     """
@@ -60,7 +62,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
             action = _settle(lifecycle, record, failures) if held else Action.LEAVE_ALONE  # somebody works on it
             found = found or action is Action.TAKE_DOWN
     if found:
-        lifecycle.engine.locks.sweep()  # of keys, too, that the dead held
+        lifecycle.engine.locks.sweep()  # the dead process also held locks of shared keys
     return failures
 
 
@@ -99,18 +101,18 @@ def _take_down(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
 
 
 def _leave(lifecycle: Lifecycle, attachment: CniAttachment) -> bool:
-    """Take down what an attachment joined; False when somebody works on its sandbox just now."""
+    """Remove the endpoint (and perhaps the sandbox) of an attachment; return False when another process holds the sandbox."""
     with lifecycle.engine.locks.attempt(record_lock(attachment.sandbox), _PURPOSE) as held:
         if held:
-            lifecycle.take_down(lifecycle.joined(attachment))
+            lifecycle.take_down(lifecycle.rows_to_leave_with(attachment))
         return held
 
 
 def forget_former_boot(store: Store, config: Config) -> None:
-    """After a boot: what the kernel held is gone with it, so sandboxes and endpoints are, and their leases and files.
+    """Delete the records of sandboxes, endpoints and CNI attachments of an earlier boot, with their leases and files.
 
-    Attachments go as endpoints do. Networks stay; their objects are made again at their next use. Nothing is removed from the
-    kernel here: a sysctl that reads as we once set it may be the administrator's now.
+    The kernel lost their objects at the boot. Networks stay, and their objects are applied again at their next use. Nothing is
+    removed from the kernel here: a sysctl with the value that we once set may be the administrator's setting now.
     """
     with Kernel() as kernel, store.write(clearing=True) as tx:
         for row in (row for group in in_order_of_removal(tx.of_other_boots()) for row in group):
@@ -129,11 +131,11 @@ def forget_former_boot(store: Store, config: Config) -> None:
             for folder in config.sandbox_dir.iterdir():
                 if tx.by_id(folder.name) is None:
                     shutil.rmtree(folder)
-        tx.set_meta("netns", current_identity())  # last: a death before is a boot still to be forgotten
+        tx.set_meta("netns", current_identity())  # last: after a crash before this line, the boot is forgotten again
 
 
 def forget(tx: Transaction, kernel: Kernel, row: Row[Any], *, keeps_files: bool = False) -> None:
-    """Delete a record whose things in the kernel are gone, with what it has on the disk unless that is kept."""
+    """Delete a record whose kernel objects are gone, and its files unless *keeps_files*."""
     if not keeps_files:
         _remove_files(kernel, tx.objects(row.id))
     Lifecycle.forget(tx, row)
@@ -146,25 +148,25 @@ def _remove_files(kernel: Kernel, plan: Plan) -> None:
 
 
 def drift(lifecycle: Lifecycle, records: Iterable[str]) -> list[tuple[str, str]]:
-    """Compare what is written down for *records* with the kernel; answer with (key, how it differs).
+    """Compare the objects of *records* with the kernel; return a pair (key, difference) for each drift.
 
-    What another attachment in its netns has taken over (a link's MTU, a route) is no drift of an attachment, and what the
-    sandbox was asked to have (``--sysctl``) none of an endpoint.
+    An attachment does not drift where another attachment in its netns changed the same setting (a link's MTU, a route) later,
+    nor an endpoint where its sandbox was given a ``--sysctl``.
     """
     found: list[tuple[str, str]] = []
     for record in records:
         with lifecycle.store.read() as tx:
             plan: Plan = tx.objects(record)
-            overriding = _beside(tx, record)
+            overriding = _overriding_objects(tx, record)
         with lifecycle.engine.kernel(record) as kernel:
             for item in plan:
-                left = _left_of(item, overriding)
+                left = _still_expected(item, overriding)
                 if left is not None and (difference := left.drift(kernel)):
                     found.append((str(item.key), difference))
     return found
 
 
-def _left_of(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelObject | None:
+def _still_expected(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelObject | None:
     left: KernelObject | None = item
     for other in overriding:
         if left is not None:
@@ -173,8 +175,8 @@ def _left_of(item: KernelObject, overriding: Iterable[KernelObject]) -> KernelOb
     return left
 
 
-def _beside(tx: Transaction, record: str) -> list[KernelObject]:
-    """What the other attachments in an attachment's netns have made there, or an endpoint's sandbox; nothing for others."""
+def _overriding_objects(tx: Transaction, record: str) -> list[KernelObject]:
+    """Return the objects that may override *record*'s: of other attachments in its netns, or of an endpoint's sandbox."""
     row = tx.by_id(record)
     if row is not None and isinstance(row.value, Endpoint):
         return list(tx.objects(row.value.sandbox).of(TunedSysctl))

@@ -1,4 +1,4 @@
-"""One store opened by one thread: the ground on which every verb works.
+"""A session: one store, opened by one thread, with the locks, the engine and the journal that every verb uses.
 
 A session finishes what crashes left, brackets operations for the journal, finds records for people's references, and tells the
 watcher what changed. It serves the thread that opened it, until it is closed.
