@@ -21,9 +21,10 @@ from netlib.core.controller import Controller, Unwatched
 from netlib.core.engine import Engine
 from netlib.core.lifecycle import Lifecycle
 from netlib.core.network_record import HostState
+from netlib.core.phases import ARROWS
 from netlib.driverapi import NoOptions
 from netlib.kernel.handle import Kernel
-from netlib.model import Endpoint, Event, NetnsRef, Network, Phase, Sandbox, Scope
+from netlib.model import Endpoint, Event, NetnsRef, Network, Sandbox, Scope
 from netlib.plan import Plan
 from netlib.settings import Settings
 from netlib.store import records
@@ -36,7 +37,6 @@ from tests.schedules import Choice, Process, Run, Way
 __all__ = ["ModelController", "ModelDriver", "ModelLocks", "Verb", "Verbs", "modelled"]
 
 Verb = Callable[["ModelController"], object]
-Move = tuple[Phase | None, Phase | None]
 
 _READ, _WRITE = "read the store", "write the store"
 
@@ -48,7 +48,6 @@ class Verbs(Run):
         """Bring each of *verbs* to its first step. So many of them may die, so often the kernel may refuse to make a thing."""
         self.world = world
         self.order: list[str] = []
-        self.moves: set[Move] = set()
         self._phases = world.phases()
         self._seen: Hashable = None  # the world, as it is since the last step
         self.processes = [Process(number, partial(_perform, world, verb)) for number, verb in enumerate(verbs, 1)]
@@ -80,13 +79,14 @@ class Verbs(Run):
         self._failures -= choice.way is Way.FAILS
         process.let_on(fails=choice.way is Way.FAILS)
         if step == _WRITE:
-            self._note_moves()
+            self._check_moves()
 
-    def _note_moves(self) -> None:
-        """Note which phases the last step has changed."""
+    def _check_moves(self) -> None:
+        """See that the last step took each record along an arrow of the picture, if anywhere."""
         before, self._phases = self._phases, self.world.phases()
-        moves = {(before.get(record), self._phases.get(record)) for record in {*before, *self._phases}}
-        self.moves |= {(old, new) for old, new in moves if old is not new}
+        for record in {*before, *self._phases}:
+            old, new = before.get(record), self._phases.get(record)
+            assert old is new or new in ARROWS[old], f"{record[:8]} is taken from {old} to {new} by the last of {self.order}"
 
     @property
     def state(self) -> Hashable:

@@ -11,17 +11,19 @@ A transaction writes what an arrow says before the kernel follows, so a crash an
      └───── 6 deleted, with its leases: ─── removing ◀───────────────────────────┘ │
               no object is left               └────────── 7 somebody uses it ──────┘
 
-* Whoever writes 1 or 5 holds the record's lock from before it until after the next arrow. An endpoint's lock is its sandbox's,
-  and a reset has one of its own for all networks, to which it writes 5 at once.
-  So a record in ``creating`` or ``removing`` whose lock is free is abandoned: its worker is dead.
-* A record is seen, and joined, in ``ready`` alone: where other modules compare with it, they ask no more than that. The name of
-  a record is taken in every phase.
-* What a failure left stays in ``removing``, written down, and each verb tries again, as after a crash.
-* A network can be ``ready`` and not applied: the stamp on it is not this boot's. The predefined ones begin so, and all networks
-  after a boot. The first verb that uses one writes its objects down, applies them and stamps it.
-* After a boot the kernel holds nothing of ours. Kinds that outlive it (networks) stay, without objects; all others are deleted.
-* 7 undoes a reset that died, for networks that still have users. Who was joining one by then, and lives, is a user too. Without
-  users, and as nobody joins it any more, a network is taken down.
+* A process that writes 1 or 5 holds the record's lock from before that until after the next arrow; an endpoint's lock is its
+  sandbox's. A reset writes 5 for all networks at once, under a lock of its own. So a record in ``creating`` or ``removing``
+  whose lock is free is abandoned: its worker is dead.
+* Verbs find a record, and join it, in ``ready`` alone; other modules that compare a phase with ``ready`` ask no more than
+  that. The name of a record is taken in every phase.
+* A record that a failure left in ``removing`` keeps its remaining objects written down, and each verb tries to remove them
+  again.
+* A network can be ``ready`` and not applied: its stamp is not this boot's. The predefined networks begin so, and after a boot
+  all networks are so. The first verb that uses a network writes its objects down, applies them and stamps it.
+* After a boot the kernel holds nothing of ours. Records of kinds that outlive a boot (networks) stay, without objects; all
+  others are deleted.
+* 7 undoes a reset that died, for networks that still have users. A living process that is joining a network is a user too. A
+  network without users is taken down: no verb joins it any more.
 """
 
 from collections.abc import Iterator
@@ -47,15 +49,15 @@ ARROWS: dict[Phase | None, set[Phase | None]] = {
 class Found(Enum):
     """How a record is found, and by whom."""
 
-    WORKED_ON = auto()  # by recovery, in flight, and its lock is held
-    ABANDONED = auto()  # by recovery, which holds its lock now
-    BEING_RESET = auto()  # so, and it would call it ready, but a reset is at work
-    AFTER_BOOT = auto()  # by the first opening of the store after a boot, with the stamp of a former one
-    OWING_AFTER_BOOT = auto()  # so, and with what its drivers took in the world, which has had no boot
+    WORKED_ON = auto()  # by recovery: another process holds the record's lock
+    ABANDONED = auto()  # by recovery, which holds the record's lock now
+    BEING_RESET = auto()  # by recovery, which would call the record ready, but a reset is at work
+    AFTER_BOOT = auto()  # by the first process that opens the store after a boot: the stamp is a former boot's
+    OWING_AFTER_BOOT = auto()  # the same, and drivers hold something in the world for the record (a lease): that had no boot
     ASKED_FOR = auto()  # by a verb that is to use it
-    UNAPPLIED = auto()  # by a verb that needs its objects, with a stamp that is not this boot's; the verb holds its lock
+    UNAPPLIED = auto()  # by a verb that needs the record's objects and holds its lock: the stamp is not this boot's
     TO_GO = auto()  # by a verb that is to remove it
-    TO_BE_MADE = auto()  # by a verb that is to make one in its place: an endpoint of the same sandbox in the same network
+    TO_BE_MADE = auto()  # by a verb that is to make another one in its place: an endpoint of the same sandbox and network
 
 
 class Action(Enum):
@@ -65,8 +67,8 @@ class Action(Enum):
     TAKE_DOWN = auto()  # its objects are removed, then it is deleted: arrows 5 and 6
     CALL_READY = auto()  # arrow 7
     FORGET = auto()  # it is deleted, with its files on the disk; nothing is removed from the kernel
-    FORGET_OBJECTS = auto()  # it stays, not applied, with what its drivers took in the world
-    LEAVE_TO_RECOVERY = auto()  # it is called removing, and what its drivers took is all that is left of it
+    FORGET_OBJECTS = auto()  # its objects are deleted, but not what drivers hold in the world for it; it stays
+    LEAVE_TO_RECOVERY = auto()  # the same, and it is called removing: the next recovery gives back what drivers hold
     APPLY = auto()  # its objects are written down and applied, and it is stamped
     GO_ON = auto()  # the verb does what it is to do
     RECOVER_FIRST = auto()  # the verb tries once more to take down what is abandoned
