@@ -265,8 +265,9 @@ class ModelController(Controller):
         return self.engine.store
 
     @contextmanager
-    def operation(self, verb: str, subject: str, *events: Event) -> Iterator[Any]:
-        self.recover()
+    def operation(self, verb: str, subject: str, *events: Event, is_recovered: bool = False) -> Iterator[Any]:
+        if not is_recovered:
+            self.recover()
         yield SimpleNamespace(finish=lambda tx: None)
 
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:

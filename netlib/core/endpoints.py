@@ -27,7 +27,7 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
     Raises AlreadyExists (it is in that network), ConfigError, AddressTaken, PortTaken, PoolExhausted, KernelError.
     """
     lifecycle = session.lifecycle
-    with session.store.read() as tx:
+    with session.looking() as tx:
         home, box = session.find_network(tx, request.network), session.find_sandbox(tx, request.container)
         endpoint_id = endpoint_id or tx.new_link_id()
 
@@ -38,7 +38,10 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
 
     with (
         session.operation(
-            "network connect", f"{box.name} {home.name}", membership_event("connect", home.value, box.value)
+            "network connect",
+            f"{box.name} {home.name}",
+            membership_event("connect", home.value, box.value),
+            is_recovered=True,
         ) as operation,
         session.engine.kernel(endpoint_id) as kernel,
     ):
@@ -75,7 +78,7 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
     The ports that it was connected with are closed, or, with *keep_ports*, published by another of its networks.
     """
     lifecycle = session.lifecycle
-    with session.store.read() as tx:
+    with session.looking() as tx:
         home, box = session.find_network(tx, network), session.find_sandbox(tx, sandbox)
 
     def leave() -> None:

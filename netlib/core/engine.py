@@ -61,7 +61,9 @@ class Engine:
         our own values. Else the kernel is asked, except about objects on a link that is still to be made.
         """
         mine = {item.key: item for item in own or ()}
-        holders = tx.holders(plan.keys, besides=[record])
+        # What is written down for the record already was compared with others' objects then.
+        changed = [item.key for item in plan if mine.get(item.key) != item]
+        holders = tx.holders(changed, besides=[record]) if changed else {}
         result: list[KernelObject] = []
         coming: list[Carrier] = []
         for item in plan:

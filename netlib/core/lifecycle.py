@@ -373,7 +373,7 @@ class Lifecycle:
         assert row is not None
         old = tx.objects(sandbox)
         new = self.engine.observed(tx, kernel, sandbox, self._plan_sandbox(tx, row.value), own=old)
-        tx.write_objects(sandbox, _objects_of_both(old, new))
+        tx.write_objects(sandbox, _objects_of_both(old, new), old)
         return old, new
 
     def is_materialised(self, row: Row[Any]) -> bool:

@@ -149,14 +149,27 @@ class Session:
     # --- operations ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def operation(self, verb: str, subject: str, *events: Event) -> Iterator["Operation"]:
+    def looking(self) -> Iterator[Transaction]:
+        """A read transaction of a verb, after recovery where dead processes may have left something in flight."""
+        with self.store.read() as tx:
+            if not tx.in_flight():  # in the same transaction: another one costs 0.05 ms
+                yield tx
+                return
+        self.recover()
+        with self.store.read() as tx:
+            yield tx
+
+    @contextmanager
+    def operation(self, verb: str, subject: str, *events: Event, is_recovered: bool = False) -> Iterator["Operation"]:
         """Recover first, then write one journal line with what was made and removed, and how it ended.
 
         *events* have happened when the block ends without an error, and are published with that line. The verb's last
-        transaction may write the line (:meth:`Operation.finish`); else it is a transaction of its own.
+        transaction may write the line (:meth:`Operation.finish`); else it is a transaction of its own. *is_recovered* says that
+        the verb has begun by :meth:`looking`.
         """
         store = self.store
-        self.recover()
+        if not is_recovered:
+            self.recover()
         self._trail.clear()
         operation = Operation(verb, subject, events, self._trail)
         outcome = ""

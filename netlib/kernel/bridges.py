@@ -220,13 +220,14 @@ class BridgePort(KernelObject, frozen=True, kw_only=True, tag="bridge_port"):
 
     def ensure(self, kernel: "Kernel") -> None:
         rtnl = kernel.rtnl(self.netns)
-        index = rtnl.index(self.ifname)
+        index, bridge = rtnl.index(self.ifname), rtnl.index(self.bridge)
         port = nest(IFLA_PROTINFO, *(attribute(kind, bytes([value])) for kind, _, value in self._settings))
         rtnl.order(
             f"plug {self.ifname} into bridge {self.bridge} in {self.netns.label}",
-            (RTM_SETLINK, 0, link_header(index) + number(IFLA_MASTER, rtnl.index(self.bridge))),
+            (RTM_SETLINK, 0, link_header(index) + number(IFLA_MASTER, bridge)),
             (RTM_SETLINK, 0, link_header(index, family=_AF_BRIDGE) + port),
         )
+        rtnl.masters[index] = bridge
 
     def remove(self, kernel: "Kernel") -> None:
         """Unplug the link; a no-op when it is in another bridge by now."""

@@ -60,6 +60,7 @@ class Rtnl:
     def __init__(self, kernel: "Kernel", netns: NetnsRef, plain: NetlinkSocket | None = None) -> None:
         """Open a socket in *netns*, or use *plain*, which was opened there."""
         self.netns = netns
+        self.masters: dict[int, int] = {}  # of links that were put into a bridge by this handle, by ifindex
         self._kernel = kernel
         if plain is None:
             with kernel.entered(netns), doing(f"open a netlink socket in {netns.label}"):

@@ -355,9 +355,11 @@ class LinkUp(KernelObject, frozen=True, kw_only=True, tag="link_up"):
         link = rtnl.get_link(self.ifname)
         if link.kind == "veth":
             with suppress(ObjectMissing), doing(f"look up the peer of {self.ifname}"):
-                host = kernel.rtnl().plain
-                if (master := master_of(*host.get(*link_numbered(link.peer)))) != 0:
-                    host.call(*link_numbered(master))
+                host = kernel.rtnl()
+                if (master := host.masters.get(link.peer)) is not None:
+                    host.plain.call(link_numbered(link.peer), link_numbered(master))
+                elif master := master_of(*host.plain.get(*link_numbered(link.peer))):
+                    host.plain.call(link_numbered(master))
 
     def remove(self, kernel: "Kernel") -> None:
         if not self.adopted:

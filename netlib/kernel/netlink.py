@@ -87,10 +87,12 @@ class NetlinkSocket:
         """The one object that *header* and *attributes* name."""
         return self._ask(kind, 0, header, attributes)[0]
 
-    def call(self, kind: int, header: bytes, *attributes: bytes) -> None:
-        """As :meth:`get`, for what the kernel does when it is asked; the answer is not read."""
-        self._send([(kind, _REQUEST, header + b"".join(attributes))])
-        self.socket.recv(65536)
+    def call(self, *questions: tuple[int, bytes, bytes]) -> None:
+        """Ask for one object each, (kind, header, attributes), for what the kernel does then; the answers are not read."""
+        if questions:
+            self._send([(kind, _REQUEST, header + attributes) for kind, header, attributes in questions])
+        for _ in questions:
+            self.socket.recv(65536)
 
     def _ask(self, kind: int, how: int, header: bytes, attributes: Iterable[bytes]) -> list[tuple[bytes, Attributes]]:
         """Ask for all objects (*how* is _DUMP), or for one (0), whose answer is a single message."""

@@ -4,7 +4,7 @@ The tables of addresses are reached by :attr:`Transaction.leases`.
 """
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -222,17 +222,28 @@ class Transaction:
 
     # --- objects ---------------------------------------------------------------------------------------------------
 
-    def insert_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
-        """Write down what is about to be applied for *record*, of which nothing is written down yet."""
+    def insert_objects(self, record: str, objects: Iterable[KernelObject], first: int = 0) -> None:
+        """Write down what is about to be applied for *record*, which has nothing written down from number *first* on."""
         self.db.executemany(
             "INSERT INTO object (record, seq, key, body) VALUES (?,?,?,?)",
-            [(record, seq, str(item.key), encode_object(item)) for seq, item in enumerate(objects)],
+            [(record, seq, str(item.key), encode_object(item)) for seq, item in enumerate(objects, first)],
         )
 
-    def write_objects(self, record: str, objects: Iterable[KernelObject]) -> None:
-        """Write down what is about to be applied for *record*, replacing what stood there."""
-        self.db.execute("DELETE FROM object WHERE record=?", (record,))
-        self.insert_objects(record, objects)
+    def write_objects(self, record: str, objects: Iterable[KernelObject], old: Sequence[KernelObject] = ()) -> None:
+        """Write down what is about to be applied for *record*, replacing what stood there.
+
+        *old* is what stood there, where the caller knows it: what both begin with stays as it is.
+        """
+        objects = tuple(objects)
+        pairs = enumerate(zip(old, objects, strict=False))
+        same = next((number for number, pair in pairs if pair[0] != pair[1]), min(len(old), len(objects)))
+        last = -1  # the number of the last object that stays: there are gaps where shared ones were crossed off
+        if same:
+            (last,) = self.db.execute(
+                "SELECT seq FROM object WHERE record=? ORDER BY seq LIMIT 1 OFFSET ?", (record, same - 1)
+            ).fetchone()
+        self.db.execute("DELETE FROM object WHERE record=? AND seq>?", (record, last))
+        self.insert_objects(record, objects[same:], last + 1)
 
     def objects(self, record: str) -> Plan:
         """What was written down for *record*, in order."""
