@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from netlib.core.lifecycle import Lifecycle
-from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
+from netlib.errors import HostExhausted, KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
 from netlib.model import Endpoint, Phase
 from netlib.plan import Carrier, KernelObject, Plan, ability
 from netlib.store.locks import record_lock
@@ -90,7 +90,7 @@ def repair_network(lifecycle: Lifecycle, network: str) -> Repair:
         outcome = "; ".join(str(failure) for failure in left) or "ok"
         detail = [f"{item.key}: {difference}" for item, difference in drifts]
         entry = JournalEntry(started, "network repair", row.name, outcome, time.perf_counter() - clock, detail)
-        with suppress(StoreError), lifecycle.store.write() as tx:
+        with suppress(StoreError, HostExhausted), lifecycle.store.write() as tx:
             tx.log(entry)
     return Repair([difference for _, difference in drifts], failures)
 

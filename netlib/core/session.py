@@ -20,7 +20,7 @@ from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.predefined import prepare_predefined
 from netlib.core.sandbox_plan import host_resolver, sandbox_plan
 from netlib.core.upgrade import bring_up_to_date
-from netlib.errors import ConfigError, NetlibError, NotFound, StoreError, Stuck, TeardownError
+from netlib.errors import ConfigError, HostExhausted, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.kernel.scarcity import exhaustion
 from netlib.model import CniNetwork, Event, Network, Sandbox
 from netlib.plan import KernelObject, Plan
@@ -180,13 +180,13 @@ class Session:
             raise
         finally:
             if outcome or not operation.is_logged:
-                # What was done is done, also where no line fits on the disk, or a stopped process keeps the store locked.
-                with suppress(StoreError, Stuck), store.write() as tx:
+                # What was done is done, also where no line fits on the disk or into memory, or somebody locks the store.
+                with suppress(StoreError, HostExhausted, Stuck), store.write() as tx:
                     tx.log(operation.entry(outcome))
 
     def publish(self, verb: str, subject: str, *events: Event) -> None:
         """Write a journal line for what has just been done without objects of the kernel, with its *events*."""
-        with suppress(StoreError, Stuck), self.store.write() as tx:
+        with suppress(StoreError, HostExhausted, Stuck), self.store.write() as tx:
             tx.log(JournalEntry(time.time(), verb, subject, "ok", 0.0, [], events))
 
     @contextmanager

@@ -30,6 +30,8 @@ _NO_MAPPING = "failed to map segment"  # by the dynamic linker, without memory f
 
 def exhaustion(error: BaseException) -> HostExhausted | None:
     """HostExhausted for an *error* that means too little memory or too few processes; None for any other."""
+    if isinstance(error, HostExhausted):
+        return error
     if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and _NO_MAPPING in str(error)):
         return HostExhausted(NO_MEMORY)
     if isinstance(error, SystemError) and str(error) == _NO_EXCEPTION:

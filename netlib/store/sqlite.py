@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from netlib.errors import DeadlineExceeded, DiskFull, NetlibError, NotPermitted, StoreDamaged, StoreError, Stuck
+from netlib.errors import DeadlineExceeded, DiskFull, HostExhausted, NetlibError, NotPermitted, StoreDamaged, StoreError, Stuck
 from netlib.kernel.folders import PRIVATE_FILE, own_folder
+from netlib.kernel.scarcity import NO_MEMORY
 from netlib.kernel.waiting import LOOK_SECONDS, Waiting, meet, patience, stopped_holder, trouble
 from netlib.store import read_only
 from netlib.store.generation import Generation
@@ -39,6 +40,8 @@ _UNREADABLE = {
     sqlite3.SQLITE_IOERR_READ,
     sqlite3.SQLITE_IOERR_SHORT_READ,
 }
+# Where malloc(3) fails, Python raises MemoryError; these two are reported as errors of the disk.
+_NO_MEMORY = {sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP}
 
 
 _writers: dict[str, threading.Lock] = {}
@@ -298,6 +301,8 @@ class Store:
             return self._busy()
         code = getattr(error, "sqlite_errorcode", 0)
         kind = code & 0xFF
+        if code in _NO_MEMORY:
+            return HostExhausted(NO_MEMORY)
         if kind == sqlite3.SQLITE_READONLY or (kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self.is_read_only):
             return read_only.refusal(self.path.parent)
         if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._reserve.is_needed()):

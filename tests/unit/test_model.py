@@ -349,7 +349,7 @@ SCENES = {
     "remove the sandbox and the network": Scene(
         (create("a"), box(), connect("a")), (remove_box(), remove("a")), (InUse,), orders=3_000_000
     ),
-    "reset and connect": Scene((create("a"), box()), (reset, connect("a")), (NotFound,), orders=30_000_000),
+    "reset and connect": Scene((create("a"), box()), (reset, connect("a")), (NotFound,), orders=6_000_000),
     "connect, and recover a reset": Scene(
         (create("a"), box()), (connect("a"), recovered_reset), (NotFound,), orders=100_000, is_disturbed=True
     ),

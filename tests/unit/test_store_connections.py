@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netlib.errors import DeadlineExceeded, DiskFull
+from netlib.errors import DeadlineExceeded, DiskFull, HostExhausted
 from netlib.store.sqlite import Store
 
 READER = "import sys; from pathlib import Path; from netlib.store.sqlite import Store; s = Store(Path(sys.argv[1]), boot='b')\n"
@@ -62,3 +62,16 @@ def test_a_store_that_is_busy_when_its_disk_was_full_is_told_of(tmp_path: Path, 
     with pytest.raises(DeadlineExceeded), store.read():
         pass
     assert len(tries) >= 2
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP])
+def test_memory_that_is_lacking_is_no_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    store, error = Store(tmp_path, boot="b"), sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+
+    def without_memory() -> sqlite3.Connection:
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: without_memory())
+    with pytest.raises(HostExhausted, match="too little memory is left"), store.write():
+        pass
