@@ -6,7 +6,7 @@ what has to be known before is in the record, or is *observed* once, before the 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
@@ -149,9 +149,10 @@ _A = TypeVar("_A")
 _offers: Callable[[Any, Any], bool] = cache(issubclass)
 
 
-def ability(item: object, kind: type[_A]) -> _A | None:
+def ability(item: Any, kind: type[_A]) -> _A | None:
     """Return *item*, a kernel object or a driver, if its class has the ability *kind* (such as :class:`Carrier`), else None."""
-    return cast(_A, item) if _offers(type(item), kind) else None
+    found: _A | None = item if _offers(type(item), kind) else None
+    return found
 
 
 class Plan(tuple[KernelObject, ...]):
@@ -172,7 +173,7 @@ class Plan(tuple[KernelObject, ...]):
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        return tuple(item.key for item in self)
+        return tuple([item.key for item in self])
 
     def of(self, kind: type[Any]) -> tuple[Any, ...]:
         """Return the objects of class *kind*, in order."""
@@ -202,6 +203,6 @@ def plan_change(old: Plan, new: Plan) -> Change:
     before = {item.key: item for item in old}
     wanted = set(new.keys)
     return Change(
-        ensure=Plan(*(item for item in new if before.get(item.key) != item)),
-        remove=Plan(*(item for item in old if item.key not in wanted)),
+        ensure=Plan(*[item for item in new if before.get(item.key) != item]),
+        remove=Plan(*[item for item in old if item.key not in wanted]),
     )

@@ -7,6 +7,7 @@ holds its key; a shared object is ensured and removed under a lock of its key.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -28,10 +29,6 @@ The command line shows progress by it; tests inject faults.
 _NO_LOCKS = nullcontext()
 
 
-def _silent(moment: str, item: KernelObject) -> None:
-    pass
-
-
 class Engine:
     """Brings plans into the kernel and out of it, on behalf of records in one store."""
 
@@ -39,7 +36,8 @@ class Engine:
         self.store = store
         self.locks = locks
         self.store_tag = store_tag
-        self.tell = observer or _silent
+        self.observer = observer
+        self.trail: list[str] = []  # what was made (+) and removed (-); who performs a verb clears it first
         self._idle = IdleSockets()
 
     def close(self) -> None:
@@ -69,6 +67,9 @@ class Engine:
         for item in plan:
             holder = holders.get(str(item.key)) if holders else None
             theirs = tx.object_of(holder, str(item.key)) if holder else None
+            if theirs is None and mine.get(item.key) == item:
+                result.append(item)
+                continue
             social = ability(item, Coexists)
             beside = social.coexisting(theirs, kernel) if social is not None and theirs is not None else None
             if beside is not None:
@@ -80,8 +81,8 @@ class Engine:
                     item = item.observed(kernel)
                 if (carrier := ability(item, Carrier)) is not None:
                     coming.append(carrier)
-            elif item.observations:
-                item = replace(item, **{field: getattr(known, field) for field in item.observations})
+            elif noted := _notes(known, item):
+                item = replace(item, **noted)
             if holder is not None and theirs is not None and theirs != item:
                 other = tx.by_id(holder)
                 name = f"{other.kind} {other.name!r}" if other else holder
@@ -98,9 +99,8 @@ class Engine:
         begun: list[KernelObject] = []
         try:
             for run in plan.runs():
-                with self._locked(run):
-                    begun.extend(run)
-                    self._ensure_run(kernel, run)
+                begun.extend(run)
+                self._ensure_run(kernel, run)
         except NetlibError as error:
             shared = [item for item in plan if item.shared]
             self._go_back(error, lambda: self.remove(kernel, [record], [*begun, *shared]))
@@ -115,8 +115,7 @@ class Engine:
         change = plan_change(old, new)
         try:
             for run in change.ensure.runs():
-                with self._locked(run):
-                    self._ensure_run(kernel, run)
+                self._ensure_run(kernel, run)
             self.remove(kernel, [record], change.remove)
         except NetlibError as error:
             self._go_back(error, lambda: self._restore(kernel, record, old, new))
@@ -128,7 +127,7 @@ class Engine:
         for run in plan.runs():
             with self._locked(run):
                 try:
-                    self._ensure_run(kernel, run)
+                    self._apply(kernel, run)
                 except NetlibError as error:
                     failures.append(error)
         return failures
@@ -151,12 +150,11 @@ class Engine:
                         unheld = self._free(records, run)  # asked again, locked
                         staying += _carriers(item for item in run if item.key in free and item.key not in unheld)
                     leaving = [item for item in run if item.key in unheld]
-                    for item in leaving:
-                        self.tell("remove", item)
                     if leaving:
+                        self.tell("remove", leaving)
                         type(leaving[0]).remove_many(kernel, leaving)
-                        for item in leaving:
-                            self.tell("removed", item)
+                        self.trail += [f"- {item.key}" for item in leaving]
+                        self.tell("removed", leaving)
                     self._let_go(records, run)
                 except TeardownError as error:
                     failures.extend(error.failures)
@@ -170,18 +168,33 @@ class Engine:
         if failures:
             raise TeardownError(failures)
 
+    def tell(self, moment: str, items: Iterable[KernelObject]) -> None:
+        """Tell the observer of *moment* in the life of each of *items*."""
+        if self.observer is not None:
+            for item in items:
+                self.observer(moment, item)
+
     def _ensure_run(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
-        for item in run:
-            self.tell("ensure", item)
-        type(run[0]).ensure_many(kernel, run)
-        for item in run:
-            self.tell("ensured", item)
+        """Apply objects of one run under the locks of those that are shared."""
+        if keys := _shared_keys(run):
+            with self._holding(keys):
+                self._apply(kernel, run)
+        else:
+            self._apply(kernel, run)
+
+    def _apply(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
+        self.tell("ensure", run)
+        if len(run) == 1:
+            run[0].ensure(kernel)
+        else:
+            type(run[0]).ensure_many(kernel, run)
+        self.trail += [f"+ {item.key}" for item in run]
+        self.tell("ensured", run)
 
     def _restore(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
         self.remove(kernel, [record], plan_change(new, old).remove)
         for run in old.runs():
-            with self._locked(run):
-                self._ensure_run(kernel, run)
+            self._ensure_run(kernel, run)
 
     @staticmethod
     def _go_back(error: NetlibError, way_back: Callable[[], None]) -> None:
@@ -194,7 +207,7 @@ class Engine:
 
     def _locked(self, run: Iterable[KernelObject]) -> AbstractContextManager[object]:
         """Hold the locks of the shared objects of *run*; most have none."""
-        keys = sorted(str(item.key) for item in run if item.shared)
+        keys = _shared_keys(run)
         return self._holding(keys) if keys else _NO_LOCKS
 
     @contextmanager
@@ -220,6 +233,15 @@ class Engine:
             with self.store.write() as tx:
                 for key in shared:
                     tx.drop_object(records, key)
+
+
+def _shared_keys(run: Iterable[KernelObject]) -> list[str]:
+    return sorted([str(item.key) for item in run if item.shared])
+
+
+def _notes(known: KernelObject, item: KernelObject) -> dict[str, Any]:
+    """What was observed before about *known*, of the same key, and *item* does not say."""
+    return {field: value for field in item.observations if (value := getattr(known, field)) != getattr(item, field)}
 
 
 def _carriers(items: Iterable[KernelObject]) -> list[Carrier]:

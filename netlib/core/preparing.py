@@ -103,9 +103,9 @@ def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence
             def note(facts: Facts, question: Question = question) -> None:
                 found[question.side] = question.prepared(record, facts)
                 write()
-                engine.tell("noted", found[question.side])
+                engine.tell("noted", [found[question.side]])
 
-            engine.tell("ask", found[question.side])
+            engine.tell("ask", [found[question.side]])
             note(question.driver.prepare(question.asked, World(kernel, note)))
     except NetlibError as error:
         engine.undo(error, kernel, record, Plan(*found.values()))

@@ -169,6 +169,8 @@ def _publisher(network: Network) -> PublishesPorts | None:
 
 def _published(memberships: Sequence[Membership]) -> Iterator[KernelObject]:
     """Plan the published ports of all endpoints, each at the address of the publishing membership."""
+    if not any(endpoint.ports for _, endpoint in memberships):
+        return
     for family in (4, 6):
         found = publishing_membership(memberships, family)
         if found is None:

@@ -23,7 +23,7 @@ from netlib.core.upgrade import bring_up_to_date
 from netlib.errors import ConfigError, HostExhausted, NetlibError, NotFound, StoreError, Stuck, TeardownError
 from netlib.kernel.scarcity import exhaustion
 from netlib.model import CniNetwork, Event, Network, Sandbox
-from netlib.plan import KernelObject, Plan
+from netlib.plan import Plan
 from netlib.store.locks import Locks
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
@@ -98,12 +98,10 @@ class Session:
         """
         self.config = config or Config.from_environment()
         self._thread = threading.get_ident()
-        self._trail: list[str] = []
-        self._observer = observer
         self.host = Host(self.config, despite_loss=despite_loss)
         self._store = self.host.store
         self.locks: Locks = self.host.locks
-        self.engine = Engine(self._store, self.locks, self.host.tag, self._observe)
+        self.engine = Engine(self._store, self.locks, self.host.tag, observer)
         self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
         self._own_watcher: DaemonWatcher | None = None
         if watcher is None:
@@ -170,8 +168,8 @@ class Session:
         store = self.store
         if not is_recovered:
             self.recover()
-        self._trail.clear()
-        operation = Operation(verb, subject, events, self._trail)
+        self.engine.trail.clear()
+        operation = Operation(verb, subject, events, self.engine.trail)
         outcome = ""
         try:
             yield operation
@@ -198,12 +196,6 @@ class Session:
             if exhaustion(error) is not None:
                 self.recover()
             raise
-
-    def _observe(self, moment: str, item: KernelObject) -> None:
-        if moment in ("ensured", "removed"):
-            self._trail.append(f"{'+' if moment == 'ensured' else '-'} {item.key}")
-        if self._observer is not None:
-            self._observer(moment, item)
 
     def take_down(self, lists: Iterable[Sequence[str]], purpose: str) -> None:
         """Take down records (ids) with what is in them, list by list (:func:`chunks`)."""

@@ -60,9 +60,10 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
                 self._create()
                 return
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                mode = os.fstat(fd).st_mode
+                if not stat.S_ISREG(mode):
                     raise OSError(errno.EEXIST, "it is no regular file")
-                self._rewrite(fd)
+                self._rewrite(fd, stat.S_IMODE(mode))
             finally:
                 os.close(fd)
 
@@ -79,14 +80,14 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
             temporary.unlink(missing_ok=True)
             raise
 
-    def _rewrite(self, fd: int) -> None:
+    def _rewrite(self, fd: int, mode: int) -> None:
         text = self.content.encode()
         if _read(fd, len(text)) != text:
             done = 0
             while done < len(text):
                 done += os.pwrite(fd, text[done:], done)
             os.ftruncate(fd, len(text))
-        if stat.S_IMODE(os.fstat(fd).st_mode) != self.mode:
+        if mode != self.mode:
             os.fchmod(fd, self.mode)
 
     def remove(self, kernel: "Kernel") -> None:

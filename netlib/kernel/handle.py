@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from netlib.errors import ObjectMissing
 from netlib.kernel.linkinfo import ALL_LINKS, LinkInfo, link_named
@@ -28,7 +28,7 @@ from netlib.kernel.netns import (
     recognising,
     refuse_routers_here,
 )
-from netlib.kernel.translate import doing
+from netlib.kernel.translate import doing, translated
 from netlib.model import HOST, NetnsRef
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ class Rtnl:
 
     def get_link(self, ifname: str) -> LinkInfo:
         """The link called *ifname*; ObjectMissing when there is none."""
-        with doing(f"look up link {ifname} in {self.netns.label}"):
+        try:
             return LinkInfo.of(*self.plain.get(*link_named(ifname)))
+        except OSError as error:
+            raise translated(error, f"look up link {ifname} in {self.netns.label}") from error
 
     def links(self) -> list[LinkInfo]:
         """Every link."""
@@ -103,15 +105,19 @@ class Rtnl:
         return bool(flags & _IFF_UP)
 
     def _ask(self, request: int, ifname: str) -> bytes:
-        with doing(f"look up link {ifname} in {self.netns.label}"):
+        try:
             return fcntl.ioctl(self.plain.socket, request, struct.pack("16s24x", ifname.encode()))
+        except OSError as error:
+            raise translated(error, f"look up link {ifname} in {self.netns.label}") from error
 
     def order(self, action: str, *messages: tuple[int, int, bytes]) -> None:
         """Send several changes at once, (type, flags, payload) each; raise the kernel's first refusal."""
-        with doing(action):
+        try:
             for refusal in self.plain.order(messages):
                 if refusal is not None:
                     raise refusal
+        except OSError as error:
+            raise translated(error, action) from error
 
     def dump(self, kind: int, header: bytes, *attributes: bytes) -> list[tuple[bytes, Attributes]]:
         """As :meth:`netlib.kernel.netlink.NetlinkSocket.dump`."""
@@ -164,7 +170,7 @@ class Kernel:
         """*idle* lends the host's route socket; it gets it back when a `with` block of the handle ends without an error."""
         self.tag = tag
         self._idle = idle
-        self._kept: dict[NetnsRef, dict[Any, Closable]] = {}
+        self._kept: dict[NetnsRef, dict[Any, Any]] = {}  # the conversations with a netns, by what opens them
         self._fds: dict[NetnsRef, int] = {}
         self._home: int | None = None
 
@@ -190,10 +196,10 @@ class Kernel:
         kept = self._kept.get(netns)
         if kept is None:
             kept = self._kept[netns] = {}
-        found: Any = kept.get(make)
+        found: _T | None = kept.get(make)
         if found is None:
             found = kept[make] = make(self, netns)
-        return cast("_T", found)
+        return found
 
     def entered(self, netns: NetnsRef) -> AbstractContextManager[None]:
         """As :func:`netlib.kernel.netns.entered`; that netns, and this one, are opened once for the life of the handle."""

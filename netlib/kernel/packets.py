@@ -3,7 +3,6 @@
 Packets are received from the link before the kernel checks addresses and filters. Sources: packet(7), RFC 768, RFC 791.
 """
 
-import array
 import select
 import socket
 import struct
@@ -11,6 +10,7 @@ import time
 from ipaddress import IPv4Address
 from typing import NamedTuple, Self
 
+from netlib.kernel import bpf
 from netlib.kernel.handle import Kernel
 from netlib.kernel.translate import doing
 from netlib.model import NetnsRef
@@ -19,7 +19,6 @@ __all__ = ["Datagram", "PacketSocket"]
 
 _ETH_P_IP = 0x0800
 _EVERYBODY = b"\xff" * 6
-_SO_ATTACH_FILTER = 26
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
 _PSEUDO = struct.Struct("!4s4sBBH")
@@ -94,18 +93,17 @@ class PacketSocket:
     def _attach_filter(self) -> None:
         """Have the kernel drop all but UDP to our port, as `udp dst port` of tcpdump: a busy link has many other packets."""
         program = (
-            (0x30, 0, 0, 9),  # the protocol
-            (0x15, 0, 6, socket.IPPROTO_UDP),
-            (0x28, 0, 0, 6),  # the fragment's offset
-            (0x45, 4, 0, 0x1FFF),
-            (0xB1, 0, 0, 0),  # the header's length
-            (0x48, 0, 0, 2),  # the port
-            (0x15, 0, 1, self._port),
-            (0x06, 0, 0, _MAX_BYTES),
-            (0x06, 0, 0, 0),
+            (bpf.LOAD_BYTE, 0, 0, 9),  # the protocol
+            (bpf.IF_EQUAL, 0, 6, socket.IPPROTO_UDP),
+            (bpf.LOAD_HALF, 0, 0, 6),  # the fragment's offset
+            (bpf.IF_ANY_BIT, 4, 0, 0x1FFF),
+            (bpf.LOAD_X_HEADER, 0, 0, 0),
+            (bpf.LOAD_HALF_X, 0, 0, 2),  # the port
+            (bpf.IF_EQUAL, 0, 1, self._port),
+            (bpf.RETURN, 0, 0, _MAX_BYTES),
+            (bpf.RETURN, 0, 0, 0),
         )
-        code = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in program))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), code.buffer_info()[0]))
+        bpf.attach_filter(self._socket, program)
 
 
 def _packet(payload: bytes, source: tuple[IPv4Address, int], destination: tuple[IPv4Address, int]) -> bytes:

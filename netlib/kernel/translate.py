@@ -12,7 +12,8 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
 class doing:  # noqa: N801 - it is used like a function: with doing("create veth pair …")
     """Translate errors of libraries and of the kernel in the block; *action* is a verb phrase that names the thing.
 
-    A connect enters fifty of them: 0.3 µs each, 1.4 as a generator.
+    A class, for as a generator it takes 1.4 µs instead of 0.3. Where a connect passes several times it is written out, by
+    :func:`translated`.
     """
 
     __slots__ = ("_action",)
@@ -25,11 +26,16 @@ class doing:  # noqa: N801 - it is used like a function: with doing("create veth
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise kernel_error(error.errno or 0, self._action, error.strerror or str(error)) from error
+            raise translated(error, self._action) from error
         if isinstance(error, Exception):
             code = getattr(error, "code", None)  # pyroute2's NetlinkError is no OSError
             if isinstance(code, int):
                 raise kernel_error(code, self._action, os.strerror(code)) from error
+
+
+def translated(error: OSError, action: str) -> KernelError | NotPermitted:
+    """The error for a system call that failed with *error*; *action* is a verb phrase that names the thing."""
+    return kernel_error(error.errno or 0, action, error.strerror or str(error))
 
 
 def kernel_error(code: int, action: str, reason: str = "") -> KernelError | NotPermitted:

@@ -108,7 +108,8 @@ class Locks:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have deleted the file between our open and our flock: then this lock guards nothing.
-            if os.fstat(fd).st_nlink == 0:
+            found = os.fstat(fd)
+            if found.st_nlink == 0:
                 os.close(fd)
                 return None
         except BlockingIOError:
@@ -116,7 +117,8 @@ class Locks:
             return None
         _held[path] = fd
         with suppress(OSError):  # a note for people; on a full disk the lock holds without it
-            os.truncate(fd, 0)
+            if found.st_size:  # of a holder that was killed
+                os.truncate(fd, 0)
             os.pwrite(fd, f"pid {os.getpid()} ({purpose})".encode(), 0)
         return fd
 

@@ -54,6 +54,7 @@ class Published(NamedTuple):
     event: Event
 
 
+_PHASES = {phase.value: phase for phase in Phase}
 _COLUMNS = "id, kind, name, phase, boot, body"
 # "+kind" below keeps SQLite from reading every record of a kind by the index of names, which it prefers to better ones.
 
@@ -218,7 +219,7 @@ class Transaction:
 
     def _row(self, row: tuple[Any, ...]) -> Row[Any]:
         record, kind, name, phase, boot, body = row
-        return Row(record, kind, name, Phase(phase), boot, decode(body, kind_called(kind).record))
+        return Row(record, kind, name, _PHASES[phase], boot, decode(body, kind_called(kind).record))
 
     # --- objects ---------------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ def test_a_death_at_any_step_is_undone_by_the_next_call(
                 os.kill(os.getpid(), signal.SIGKILL)
 
         with Controller(controller.config) as mine:
-            mine.engine.tell = die
+            mine.engine.observer = die
             Caller(lambda: mine).call("ADD", sbr(first))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL

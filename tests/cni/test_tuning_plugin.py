@@ -282,8 +282,8 @@ def test_every_step_that_fails_undoes_all(
     config = tuning(**ALL, sysctl=SYSCTLS, prevResult=bridged)
     before = inside()
     steps: list[str] = []
-    told = controller.engine.tell
-    monkeypatch.setattr(controller.engine, "tell", lambda moment, item: steps.append(moment))
+    told = controller.engine.observer
+    monkeypatch.setattr(controller.engine, "observer", lambda moment, item: steps.append(moment))
     caller.ok("ADD", config)
     count = steps.count("ensured")
     caller.ok("DEL", config)
@@ -298,10 +298,10 @@ def test_every_step_that_fails_undoes_all(
                 if seen > fatal:
                     raise KernelError("a failure that was asked for")
 
-        monkeypatch.setattr(controller.engine, "tell", fail)
+        monkeypatch.setattr(controller.engine, "observer", fail)
         assert "asked for" in caller.error("ADD", config)[1]
         assert differences(before, inside()) == []
-    monkeypatch.setattr(controller.engine, "tell", told)
+    monkeypatch.setattr(controller.engine, "observer", told)
     caller.ok("ADD", config)
 
 

@@ -15,7 +15,7 @@ from benchmarks.record import KINDS, RECORDS, Commit, RecordedRow, RecordError, 
 BASE, HEAD = "b" * 40, "a" * 40
 EVEN = Compared("even", (1.0,) * 20, (1.02,) * 20)
 SLOW = Compared("slow", (1.0,) * 20, (1.3,) * 20)
-UNSURE = Compared("unsure", (1.0,) * 20, (1.0, 1.2) * 10)
+UNSURE = Compared("unsure", (1.0,) * 20, (1.0, 1.0, 1.2, 1.2) * 5)
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------------

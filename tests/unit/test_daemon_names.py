@@ -1,5 +1,6 @@
 """Zones that grow and shrink member by member, and events of nftables: pure parts of netlibd."""
 
+import socket
 import struct
 from ipaddress import ip_address, ip_interface
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from netlib.daemon.serving import NetworkZone
 from netlib.dns.zone import build_zone
 from netlib.firewall.backend import Notice
-from netlib.firewall.nft_events import meaning
+from netlib.firewall.nft_events import meaning, meaningful_only
+from netlib.kernel.bpf import attach_filter
 from netlib.kernel.netlink import attribute
 from netlib.model import Endpoint, NetnsRef, Network, Sandbox
 
@@ -105,6 +107,34 @@ IPV4, INET, BRIDGE = 2, 1, 7
 )
 def test_what_an_event_means(data: bytes, expected: Notice) -> None:
     assert meaning(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "arrives"),
+    [
+        (_event(NEWSETELEM, INET, "netlib"), False),
+        (_event(DELSETELEM, BRIDGE, "netlib_members") * 4, False),
+        (_event(NEWGEN, INET, ""), False),
+        (_event(NEWRULE, IPV4, "filter") + _event(NEWSETELEM, INET, "a-table-with-a-longer-name"), False),
+        (_event(NEWSETELEM, INET, "netlib") + _event(DELRULE, INET, "netlib"), True),
+        (_event(NEWSETELEM, INET, "odd") * 15 + _event(DELTABLE, INET, "netlib"), True),
+        (_event(NEWSETELEM, INET, "netlib") * 17, True),  # more than the filter looks at
+        (_event(DELCHAIN, BRIDGE, "netlib"), True),
+        (_event(NEWCHAIN, IPV4, "filter"), True),
+    ],
+)
+def test_the_kernel_wakes_nobody_for_events_without_a_meaning(data: bytes, arrives: bool) -> None:
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with sender, receiver:
+        attach_filter(receiver, meaningful_only())
+        receiver.setblocking(False)
+        sender.send(data)
+        try:
+            assert receiver.recv(1 << 16) == data
+            assert arrives
+        except BlockingIOError:
+            assert not arrives
+            assert meaning(data) is Notice.NOTHING
 
 
 @given(st.binary(max_size=200))
