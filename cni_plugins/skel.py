@@ -1,7 +1,7 @@
 """The protocol from end to end: environment and stdin in, stdout and exit code out, as values.
 
-Nothing in here touches the process, so netlibd, a launcher and a test call it alike. Before the plugin is asked are checked the
-verb, environment, JSON, network name, version, previous result, the plugin's own keys, and last the netns.
+Nothing in here touches the process, so netlibd, a launcher and a test call it alike. Checked before the plugin is called, in
+this order: verb, environment, JSON, network name, version, previous result, the plugin's own keys, and last the netns.
 """
 
 import re

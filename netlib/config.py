@@ -16,11 +16,11 @@ DEFAULT_RUN_DIR = "/run/netlib"
 
 
 def whole_path(path: str) -> str:
-    """An absolute path of what is meant from the current folder; ConfigError when that folder is gone."""
+    """Return *path* as an absolute path; ConfigError when the current folder was removed."""
     try:
         return os.path.abspath(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path!r} is meant from the current folder, which was removed; change to another one") from error
+        raise ConfigError(f"{path!r} is relative to the current folder, which was removed; change to another one") from error
 
 
 _EVERYBODY = ["0", "0", "4294967295"]  # the user map of the machine's own user namespace
@@ -35,10 +35,10 @@ def is_ours(path: str) -> bool:
 
 
 def _default_folders() -> tuple[str, str]:
-    """The state and the run folder where nobody names them.
+    """The default state and run folder.
 
     Root of a user namespace that may not write in the machine's has them below its user's own, by the XDG base directory
-    specification; there they are for this netns alone (its cookie), for the next one unshared is another host.
+    specification; the folder name contains the netns cookie, because the next unshared netns is another host.
     """
     state, run = DEFAULT_STATE_DIR, DEFAULT_RUN_DIR
     if os.geteuid() != 0 or (is_ours(state) and is_ours(run)):
@@ -80,7 +80,7 @@ class Config(_Folders):
     __slots__ = ()
 
     def __new__(cls, state_dir: StrPath = DEFAULT_STATE_DIR, run_dir: StrPath = DEFAULT_RUN_DIR) -> "Config":
-        """Raise ConfigError for what is no path, else as whole_path does."""
+        """Raise ConfigError for a value that is no path, and as whole_path does."""
         return super().__new__(cls, _folder("state_dir", state_dir), _folder("run_dir", run_dir))
 
     @classmethod
@@ -125,7 +125,7 @@ class Config(_Folders):
 
     @property
     def memory_dir(self) -> Path:
-        """What is written down of the store outside of it, until the boot ends; one for each state folder."""
+        """The folder for facts about the store that must survive its loss, until the next boot; one for each state folder."""
         from hashlib import blake2b  # 2 ms, which clients need not wait for
 
         return self.run_dir / "stores" / blake2b(os.fsencode(os.path.realpath(self.state_dir)), digest_size=6).hexdigest()

@@ -19,7 +19,7 @@
     │   └── NeedsRecreate            an attribute of an existing object cannot be changed
     ├── NotPermitted                 root (or a capability) is needed
     ├── CommandNotRun                a container's command cannot be started; .exit_code is 126 or 127 (not found)
-    ├── DeadlineExceeded             a lock or an answer was not had in time; the message names the holder
+    ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
     │   └── Stuck                    netlibd, or the holder of a lock, is stopped or does not answer
     ├── HostExhausted                too little memory, or no more processes; nothing was changed, and it can be tried again
     ├── TeardownError                a removal tried everything, and could not remove the objects in the message
@@ -215,7 +215,7 @@ class CommandNotRun(NetlibError):
 
 
 class DeadlineExceeded(NetlibError):
-    """A lock or an answer was not had in time."""
+    """A lock or an answer did not come in time."""
 
 
 class Stuck(DeadlineExceeded):

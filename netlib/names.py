@@ -100,7 +100,7 @@ def _check_labels(what: str, name: str, longest: int) -> str:
         if not _HOST_LABEL.fullmatch(label):
             raise ConfigError(
                 f"{what} {name!r} is not allowed because of {label!r}; "
-                "between dots stand 1 to 63 letters, digits, '_' or '-', with no '-' at either end"
+                "each part between dots has 1 to 63 letters, digits, '_' or '-', with no '-' at either end"
             )
     return name
 
@@ -188,7 +188,7 @@ def parse_subnet(text: str | IPNetwork, what: str = "subnet") -> IPNetwork:
         raise ConfigError(f"{what} {text!r} lacks its prefix length; write it like {example}")
     if not _PREFIX_LENGTH.fullmatch(length) or int(length) > parsed.max_prefixlen:
         raise ConfigError(
-            f"{what} {text!r} has no valid prefix length; after the slash stands a number from 0 to {parsed.max_prefixlen}"
+            f"{what} {text!r} has no valid prefix length; write a number from 0 to {parsed.max_prefixlen} after the slash"
         )
     subnet = ipaddress.ip_network((parsed, int(length)), strict=False)
     if subnet.network_address != parsed:

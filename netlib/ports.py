@@ -46,7 +46,7 @@ class PortRequest(Struct, frozen=True, kw_only=True):
 
 
 def port_runs(mappings: Sequence[PortMapping]) -> Iterator[tuple[PortMapping, int]]:
-    """Split into runs in which each mapping is the one before it with both its ports one further: (the first, how many)."""
+    """Yield (first mapping, count) for each run of mappings whose host and container ports both grow by one."""
     start = 0
     for end in range(1, len(mappings) + 1):
         if end == len(mappings) or not _follows(mappings[end - 1], mappings[end]):
@@ -80,8 +80,8 @@ def parse_publish(text: str) -> tuple[PortRequest, ...]:
         )
     if len(containers) != len(hosts):
         raise ConfigError(
-            f"published port {text!r}: {len(hosts)} host ports stand against {len(containers)} container ports; "
-            "make the ranges equally long"
+            f"published port {text!r}: the ranges have {len(hosts)} host ports and {len(containers)} container ports; "
+            "make them equally long"
         )
     return tuple(
         PortRequest(container_port=container, protocol=protocol, host_ip=host_ip, host_port_first=host, host_port_last=host)

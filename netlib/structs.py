@@ -17,7 +17,7 @@ _Hook = Callable[[type, Any], Any]
 
 
 class Asked(NamedTuple):
-    """What a field of a request takes: in words, and how *read* makes its value of what came, where msgspec alone cannot."""
+    """What a field of a request accepts: *words* for an error, and *read*, which makes its value where msgspec cannot."""
 
     words: str
     read: Callable[[Any], Any] | None = None

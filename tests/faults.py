@@ -13,7 +13,7 @@ __all__ = ["interrupted"]
 
 
 def interrupted(config: Config, moment: int, action: str, attempt: Callable[[Controller], bool]) -> bool:
-    """Whether *attempt* got to that moment at all, where it was made to ``fail`` or to ``die`` (in a process of its own).
+    """Return whether *attempt* reached that moment, at which it fails or, in a process of its own, dies (*action*).
 
     *attempt* says whether it was refused with the failure, "injected at …".
     """

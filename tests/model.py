@@ -1,7 +1,7 @@
 """A host in memory: the core, its store and its drivers' contract as they are, over a kernel that is a dict.
 
 What a verb does to the store, to a lock or to the kernel is a step of it (:mod:`tests.schedules`): between two steps it touches
-nothing that another verb could see. The test itself, which is no process, does all without standing still.
+nothing that another verb could see. The test itself, which is no process, runs without pausing at steps.
 """
 
 import sqlite3
@@ -45,7 +45,7 @@ class Verbs(Run):
     """Several verbs at work in one world, each in a process."""
 
     def __init__(self, world: World, verbs: Sequence[Verb], *, deaths: int = 0, failures: int = 0) -> None:
-        """Bring each of *verbs* to its first step. So many of them may die, so often the kernel may refuse to make a thing."""
+        """Bring each verb to its first step; at most *deaths* may die and *failures* kernel calls may fail."""
         self.world = world
         self.order: list[str] = []
         self._phases = world.phases()

@@ -1,4 +1,4 @@
-"""What a test needs of the kernel: where it has it the test runs, where it has not it is left to the virtual machine.
+"""What a test needs of the kernel: a test that this kernel cannot run is left to the virtual machine.
 
 ``needs_link_kind("ipvlan", "vlan")`` and ``needs_kernel("cgroup_v2_alone")`` say what a test needs; several marks add up.
 Whether the kernel has it is tried, once in a session. ``vm`` says that a test runs in the virtual machine too, whatever it

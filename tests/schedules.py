@@ -64,7 +64,7 @@ class Process(threading.Thread):
         return self.next, self._told if self.next else repr(self.error)
 
     def let_on(self, *, fails: bool = False) -> None:
-        """Let it do its step, which may have to fail, and come to the next one."""
+        """Run the next step, which may be made to fail, and pause before the following one."""
         self.is_failing = fails
         self._go.release()
         self._back.acquire()

@@ -242,7 +242,7 @@ class Call:
                 looks = looks + 1 if (pid := _stopped_peer(sock)) else 0
                 if looks >= _MOST_LOOKS:
                     remedy = f"continue it by `kill -CONT {pid}`, or end it by `kill -KILL {pid}`"
-                    raise Lost(_STOPPED, f"it finishes the call when it goes on; {remedy}") from None
+                    raise Lost(_STOPPED, f"it finishes the call when it continues; {remedy}") from None
                 if self.seconds_left > _LEAST_SECONDS:
                     continue
                 raise Lost(*_UNANSWERED) from None

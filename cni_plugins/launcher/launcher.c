@@ -325,8 +325,8 @@ static void look_at_netlibd(int fd, int *looks)
         return;
     char details[160];
     snprintf(details, sizeof details,
-             "it finishes the call when it goes on; continue it by `kill -CONT %d`, or end it by `kill -KILL %d`", (int)peer.pid,
-             (int)peer.pid);
+             "it finishes the call when it continues; continue it by `kill -CONT %d`, or end it by `kill -KILL %d`",
+             (int)peer.pid, (int)peer.pid);
     fail(TRY_AGAIN, "netlibd is stopped, with the call begun", details);
 }
 

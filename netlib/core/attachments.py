@@ -1,7 +1,7 @@
 """Attachments: what CNI plugins do for containers, with the guarantees of every other record.
 
 A CNI network is a record that outlives its attachments. What they share (a bridge, its gateways, forwarding) belongs to it, is
-made by the first one that needs it and goes with :meth:`Attachments.prune`; all else belongs to the attachment, which one
+made by the first one that needs it and is removed by :meth:`Attachments.prune`; all else belongs to the attachment, which one
 plugin makes for one interface of one container.
 """
 
@@ -98,7 +98,9 @@ class Attachments:
             self._take_down(rows, f"clearing the way for container {key.container}")
         if same is not None:
             if same.phase is not Phase.READY:
-                raise Conflict(f"{key.name} is being made or removed by somebody else, or would not go; see `netlib log`")
+                raise Conflict(
+                    f"{key.name} is being made or removed by another process, or could not be removed; see `netlib log`"
+                )
             raise AlreadyExists(f"container {key.container} has {key.ifname} in network {key.network} already; DEL it first")
 
     # --- what a network's attachments share ------------------------------------------------------------------------
@@ -122,7 +124,9 @@ class Attachments:
                 with self.store.read() as tx:
                     row = tx.find_named(CniNetwork, name)
                 if row is not None and row.phase is not Phase.READY:
-                    raise Conflict(f"network {name!r} was to be removed, and something of it would not go; see `netlib log`")
+                    raise Conflict(
+                        f"network {name!r} is half removed: some of its objects could not be removed; see `netlib log`"
+                    )
             record = row.id if row is not None else new_id()
             with self._lifecycle.working_on([record], f"setting up network {name}"), self.engine.kernel(record) as kernel:
                 if row is None:
@@ -144,9 +148,9 @@ class Attachments:
     # --- taking away -----------------------------------------------------------------------------------------------
 
     def delete(self, key: AttachmentKey) -> CniAttachment | None:
-        """Take down one attachment; answer with what it was, None when there is none.
+        """Remove one attachment and return its record, None when it does not exist.
 
-        Raises TeardownError when something would not go; it stays written down, and the next call tries again.
+        Raises TeardownError for objects that could not be removed; they stay recorded, and the next call tries again.
         """
         purpose = f"detaching container {key.container} from network {key.network}"
         with self._alone(key, purpose):
@@ -223,19 +227,19 @@ class Attachments:
                 self.controller.remove_sandbox(attachment.sandbox)
             elif rows:
                 self.controller.disconnect(rows[0].value.network, attachment.sandbox, keep_ports=keep_ports)
-        except NotFound:  # somebody was quicker; or it would not go before
+        except NotFound:  # another process removed it, or an earlier removal failed
             if failures := self.controller.recover():
                 raise TeardownError(failures) from None
 
     def prune(self) -> list[CniNetwork]:
-        """Take down every CNI network without attachments; answer with them."""
+        """Take down every CNI network without attachments; return them."""
         with self.controller.operation("cni prune", "networks without attachments"):
             with self.store.read() as tx:
                 rows = tx.all(CniNetwork)
             return [row.value for row in rows if self._prune(row.id)]
 
     def remove_network(self, reference: str) -> CniNetwork:
-        """Take down one CNI network; answer with it. Raises NotFound, and InUse that lists who is attached."""
+        """Take down one CNI network; return it. Raises NotFound, and InUse that lists who is attached."""
         network = self.network(reference)
         with self.controller.operation("network rm", f"{PREFIX}{network.name}"):
             if not self._prune(network.id):

@@ -125,7 +125,9 @@ def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) ->
     same = [row for row in present if row.value.network == network.id]
     actions = [what_happens(row.phase, Found.TO_BE_MADE) for row in same]
     if Action.REFUSE_WHILE_IT_LEAVES in actions:
-        text = f"{box.name!r} still leaves network {network.name!r}: something of it would not go; see `netlib log`"
+        text = (
+            f"{box.name!r} is half disconnected from network {network.name!r}: an object could not be removed; see `netlib log`"
+        )
         raise InUse(text, users=[box.name])
     if Action.REFUSE in actions:
         text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"

@@ -59,7 +59,7 @@ class Engine:
         our own values. Else the kernel is asked, except about objects on a link that is still to be made.
         """
         mine = {item.key: item for item in own or ()}
-        # What is written down for the record already was compared with others' objects then.
+        # Objects that *own* holds unchanged were compared with other records' when they were written.
         changed = [item.key for item in plan if mine.get(item.key) != item]
         holders = tx.holders(changed, besides=[record]) if changed else {}
         result: list[KernelObject] = []
@@ -93,8 +93,8 @@ class Engine:
     def ensure(self, kernel: Kernel, record: str, plan: Plan) -> None:
         """Apply *plan* in order; when an object fails, remove it and all objects before it, and raise.
 
-        Its shared objects go as well, begun or not: who held one alone before may have left it there, as *record* has it too.
-        A TeardownError (the failure first) means that the way back failed as well, and something is left.
+        Its shared objects are removed too, applied or not: the last other holder may have left one in the kernel because
+        *record* held it as well. A TeardownError (the failure first) means that the way back failed too, and something is left.
         """
         begun: list[KernelObject] = []
         try:
@@ -160,7 +160,7 @@ class Engine:
                     failures.extend(error.failures)
                 except NetlibError as error:
                     failures.append(error)
-        try:  # somebody else holds these by now: what was to vanish with them is removed by itself
+        try:  # another record holds these carriers now, so the objects on them do not vanish: remove those too
             if staying:
                 self.remove(kernel, records, [item for item in items if any(carrier.carries(item) for carrier in staying)])
         except TeardownError as error:
@@ -218,7 +218,7 @@ class Engine:
             yield
 
     def _free(self, records: Collection[str], items: Iterable[KernelObject]) -> set[Key]:
-        """The keys of those that nobody besides *records* holds: one question for all of them."""
+        """Return the keys of *items* that no record besides *records* holds, by one query."""
         keys = {str(item.key): item.key for item in items}
         if not keys:
             return set()
@@ -227,7 +227,10 @@ class Engine:
         return {key for spelled, key in keys.items() if spelled not in held}
 
     def _let_go(self, records: Collection[str], run: Iterable[KernelObject]) -> None:
-        """Delete the rows of shared objects under their lock: of two last holders that leave at once, one sees itself last."""
+        """Delete the rows of *run*'s shared objects, whose locks are held.
+
+        So of two last holders that leave at once, exactly one removes the object.
+        """
         shared = [item.key for item in run if item.shared]
         if shared:
             with self.store.write() as tx:
@@ -249,7 +252,7 @@ def _carriers(items: Iterable[KernelObject]) -> list[Carrier]:
 
 
 def _going(items: Sequence[KernelObject], free: Collection[Key]) -> list[KernelObject]:
-    """What of *items* is removed by itself, last first: all that does not vanish with another one that is *free*."""
+    """Return the items to remove, last first: those that do not vanish with a removed (*free*) carrier."""
     carriers: dict[str, list[Carrier]] = {}
     for carrier in _carriers(item for item in items if item.key in free):
         for path in carrier.carries_in():

@@ -50,7 +50,7 @@ class Lifecycle:
     def prepare(
         self, kernel: Kernel, record: Network | Endpoint, asked: Sequence[Question], check: Callable[[Transaction], object]
     ) -> tuple[Prepared, ...]:
-        """Write down that *record* is being made, if *check* lets it, and ask the world for it; its lock is held."""
+        """Write *record* in phase ``creating`` unless *check* raises, and ask its drivers for facts; its lock is held."""
         with self.store.write() as tx:
             check(tx)
             self._write(tx, record, (), was_prepared=False)
@@ -59,7 +59,7 @@ class Lifecycle:
 
     @staticmethod
     def _write(tx: Transaction, record: Network | Endpoint, objects: Iterable[KernelObject], *, was_prepared: bool) -> None:
-        """Write *record* down with its objects, in the place of what :meth:`prepare` wrote down of it, if it did."""
+        """Write *record* and its objects; replace what :meth:`prepare` has written of it, if anything."""
         if was_prepared:
             tx.replace(record)
             tx.write_objects(record.id, objects)
@@ -80,9 +80,9 @@ class Lifecycle:
         *,
         finish: Finish = _nothing,
     ) -> Network:
-        """Write the network that *draft* answers with, apply its plan, and call it ready.
+        """Write the network that *draft* returns, apply its plan, and set phase ``ready``.
 
-        *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
+        *prepared* is what :meth:`prepare` returned for it; it is released when anything fails.
         """
         with self._releasing_on_failure(kernel, network_id, prepared), self.store.write() as tx:
             network = draft(tx)
@@ -148,7 +148,7 @@ class Lifecycle:
     def create_sandbox(
         self, kernel: Kernel, sandbox: Sandbox, check: Callable[[Transaction], None], *, finish: Finish = _nothing
     ) -> Sandbox:
-        """Write *sandbox* if *check* lets it, apply its plan, and call it ready."""
+        """Write *sandbox* unless *check* raises, apply its plan, and set phase ``ready``."""
         with self.store.write() as tx:
             check(tx)
             tx.insert(sandbox, name=sandbox.name)
@@ -171,9 +171,9 @@ class Lifecycle:
         *,
         finish: Finish = _nothing,
     ) -> Endpoint:
-        """Write the endpoint that *draft* answers with, apply its plan and the sandbox's new one; its lock is held.
+        """Write the endpoint that *draft* returns, apply its plan and the sandbox's new one; its lock is held.
 
-        *prepared* is what :meth:`prepare` answered for it; it is given back when anything fails.
+        *prepared* is what :meth:`prepare` returned for it; it is released when anything fails.
         """
         with self._releasing_on_failure(kernel, endpoint_id, prepared), self.store.write() as tx:
             endpoint, plan = draft(tx)
@@ -208,7 +208,7 @@ class Lifecycle:
         return endpoint
 
     def create_cni_network(self, kernel: Kernel, network: CniNetwork, shared: Plan) -> None:
-        """Write *network* with the objects that its attachments share, apply them, and call it ready; its lock is held."""
+        """Write *network* and the objects that its attachments share, apply them, set phase ``ready``; its lock is held."""
         with self.store.write() as tx:
             plan = self.engine.observed(tx, kernel, network.id, shared)
             tx.insert(network, name=network.name)
@@ -294,10 +294,8 @@ class Lifecycle:
                         changes[box.value] = self._rewrite_sandbox(tx, kernel, sandbox)
             failures: list[NetlibError] = []
             present: dict[str, Plan] = {}
-            for changed, (
-                old,
-                new,
-            ) in changes.items():  # first: the default route is moved to another link before this link is deleted
+            # First: the default route is moved to another link before this link is deleted.
+            for changed, (old, new) in changes.items():
                 present[changed.id], failed = self._apply_new_plan(kernel, changed, old, new)
                 failures += failed
             failed, stuck = self._remove_objects(kernel, rows, objects)
@@ -314,7 +312,10 @@ class Lifecycle:
             raise TeardownError(failures)
 
     def replan_sandbox(self, kernel: Kernel, sandbox: str) -> None:
-        """Bring a sandbox to what its changed record asks for; its lock is held. Raises what would not go, after all else."""
+        """Apply the plan that follows from a sandbox's changed record; its lock is held.
+
+        At the end, raise TeardownError for objects that could not be removed or applied.
+        """
         with self.store.write() as tx:
             row = tx.by_id(sandbox)
             if row is None or not is_there(row.phase):
@@ -354,7 +355,7 @@ class Lifecycle:
             try:
                 self.engine.remove(kernel, [row.id for row in group], [item for row in group for item in objects[row.id]])
             except TeardownError:
-                for row in group:  # one by one: what can go goes
+                for row in group:  # record by record: one stuck object must not keep the others
                     try:
                         self.engine.remove(kernel, [row.id], objects[row.id])
                     except TeardownError as error:

@@ -73,7 +73,7 @@ class Action(Enum):
     GO_ON = auto()  # the verb does what it is to do
     RECOVER_FIRST = auto()  # the verb tries once more to take down what is abandoned
     REFUSE = auto()  # the verb is refused: there is no such record, or there is one already
-    REFUSE_WHILE_IT_LEAVES = auto()  # the verb is refused: something of it would not go
+    REFUSE_WHILE_IT_LEAVES = auto()  # the verb is refused: an object of it could not be removed
 
 
 class Rule(NamedTuple):

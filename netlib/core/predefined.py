@@ -87,13 +87,13 @@ def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
             if row is None:
                 return True
             if row.phase is not Phase.READY or tx.endpoints_of_network(bridge.id):
-                notice("the network bridge is as its former settings made it, for containers are in it; remove them first")
+                notice("the network bridge keeps its former settings because containers are in it; remove them first")
                 return False
             tx.set_phase(bridge.id, Phase.REMOVING)
         try:
             lifecycle.take_down([row])
         except TeardownError as error:  # the record stays, in phase ``removing``, and the next command tries again
-            notice(f"the network bridge of the former settings would not go: {error}")
+            notice(f"the network bridge of the former settings could not be removed: {error}")
             return False
     return True
 

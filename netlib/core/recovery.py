@@ -51,7 +51,10 @@ def check_host(store: Store) -> bool:
 
 
 def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
-    """Take down every record that a dead process left in flight, as the table says; answer with what would not go."""
+    """Take down every record that a dead process left in flight, as the table says.
+
+    Return the errors of objects that could not be removed.
+    """
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
     failures: list[NetlibError] = []
@@ -67,7 +70,7 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
 
 
 def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> Action:
-    """Do what is to be done with a record that was in flight, whose lock is held here; add to *failures* what would not go."""
+    """Act on an in-flight record whose lock is held, as the table says; append the errors to *failures*."""
     with lifecycle.store.read() as tx:
         row = tx.by_id(record)
         if row is None:

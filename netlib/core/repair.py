@@ -39,7 +39,7 @@ def with_repair(lifecycle: Lifecycle, network: str, action: Callable[[], _T]) ->
         repair = repair_network(lifecycle, network)
         if repair.failures:
             raise type(error)(
-                f"{error}; what its network had is gone and does not come back ({repair.failures[0]}): "
+                f"{error}; objects of its network are missing and cannot be made again ({repair.failures[0]}): "
                 "remove the network and create it anew",
                 error.errno,
             ) from error

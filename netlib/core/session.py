@@ -36,7 +36,7 @@ _AT_ONCE = 200  # how many records are removed together: each lock is an open fi
 
 
 class Watcher(Protocol):
-    """Who serves what outlives a call (names, held ports); netlibd, unless the caller brings another."""
+    """The server of names and held ports, which outlive a call: netlibd, unless the caller passes another watcher."""
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
         """Read these records (ids) again; *needed* says that somebody must serve them from now on."""
@@ -48,7 +48,7 @@ class ReportsHealth(Protocol):
     """A watcher that knows how its servers are."""
 
     def health(self) -> dict[str, str]:
-        """By the name of each: what is wrong, or "ok"."""
+        """Return each server's health by its name: a sentence on what is wrong, or "ok"."""
         ...
 
 
@@ -56,7 +56,7 @@ class Unwatched:
     """No server at all: links, addresses, ports and firewall work, names are not answered and ports are not held."""
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
-        """Nobody to tell."""
+        """Do nothing: there is no server."""
 
 
 class Operation:
@@ -141,7 +141,10 @@ class Session:
         self.close()
 
     def recover(self) -> list[NetlibError]:
-        """Finish or undo what dead processes left; answer with what would not go. One indexed query when there is nothing."""
+        """Finish or undo what dead processes left; return the errors of objects that could not be removed.
+
+        One indexed query when there is nothing.
+        """
         return recovery.finish_in_flight(self.lifecycle) if self.host.lost is None else []
 
     # --- operations ------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ class Session:
             raise
         finally:
             if outcome or not operation.is_logged:
-                # What was done is done, also where no line fits on the disk or into memory, or somebody locks the store.
+                # The operation is finished even if its line cannot be written (full disk, no memory, locked store).
                 with suppress(StoreError, HostExhausted, Stuck), store.write() as tx:
                     tx.log(operation.entry(outcome))
 
@@ -213,7 +216,7 @@ class Session:
             raise TeardownError(failures)
 
     def finish_removal(self, kind: type[Any], reference: str | Network) -> None:
-        """Try once more to remove what would not go before; TeardownError says what still does not."""
+        """Try again to remove a record whose removal failed; TeardownError lists the objects that still cannot be removed."""
         with self.store.read() as tx:
             row = tx.find(kind, reference_of(reference))
         if row is not None and what_happens(row.phase, Found.TO_GO) is Action.RECOVER_FIRST:
@@ -246,7 +249,10 @@ class Session:
         return row
 
     def find_subject(self, tx: Transaction, reference: str | Network | Sandbox) -> Row[Network] | Row[Sandbox]:
-        """The network or the sandbox that is meant: one of exactly that name before one whose id begins so; NotFound else."""
+        """Return the network or sandbox called *reference*, by its name or the beginning of its id; NotFound if there is none.
+
+        A whole name is preferred to the beginning of an id.
+        """
         reference = reference_of(reference)
         if (network := tx.find_named(Network, reference)) is not None:
             return network
@@ -271,15 +277,15 @@ def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def reference_of(record: str | Network | Sandbox) -> str:
-    """What the store finds a record by that was named by a text, or by itself."""
+    """Return the id of a record, or the text unchanged: the store finds records by either."""
     return record.id if isinstance(record, Network | Sandbox) else record
 
 
 def no_network(reference: str) -> NotFound:
-    """The error for a network that there is not."""
+    """The error for a network that does not exist."""
     return NotFound(f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference)
 
 
 def no_container(reference: str) -> NotFound:
-    """The error for a container, or a sandbox, that there is not."""
+    """The error for a container, or a sandbox, that does not exist."""
     return NotFound(f"container {reference!r} not found; `netlib ps -a` lists them", kind="container", reference=reference)

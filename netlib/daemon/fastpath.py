@@ -204,9 +204,8 @@ class ControlServer:
         peer = self._peers[sock.fileno()] = _Peer(sock)
         self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT)
         if listener == self._greeted:
-            with suppress(
-                OSError
-            ):  # the peer has closed, as the next read shows; a new socket's buffer has room for the greeting
+            # An error: the peer has closed, as the next read shows. A new socket's buffer has room for the greeting.
+            with suppress(OSError):
                 sock.send(self._greeting)
         self._read(peer)
 

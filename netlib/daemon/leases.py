@@ -93,9 +93,8 @@ class DhcpLeases:
             self._drop(record)
         for record, lease in found.items():
             held = self._held.get(record)
-            if held is None or (
-                held.lease != lease and held.lease.since <= lease.since
-            ):  # else it was renewed after the store was read
+            # One held since a later moment was renewed after the store was read.
+            if held is None or (held.lease != lease and held.lease.since <= lease.since):
                 self._hold(record, lease)
 
     @property

@@ -71,9 +71,8 @@ class Service:
         self._store_identity = store_identity(config.state_dir)
         self._servants.start()
         try:
-            listener = self._listen(
-                config.socket_path
-            )  # before the former socket: a client that finds that one finds this one too
+            # Before the former socket: a client that finds that one finds this one too.
+            listener = self._listen(config.socket_path)
             self._control = ControlServer(listener, self._handle, __version__, former=self._listen(config.former_socket_path))
         except BaseException:
             self._servants.stop()

@@ -30,8 +30,8 @@ RETRY_SECONDS = 1.5
 DOUBT_SECONDS = 0.05
 # How long a server that failed is asked last: long enough to spare clients, short enough to use the first server again.
 SHUN_SECONDS = 30.0
-# How long to wait, after an answer in another spelling, for one in the right spelling before the server is asked again.
-# hundred each, all parties come to equal shares.
+# Questions upstream at once: of all sandboxes (each question holds a descriptor; Docker allows 1,024 too), and of one sandbox.
+# Where eleven or more sandboxes ask for their hundred, all of them come to equal shares.
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_PER_SANDBOX = 100
 _RESOLV_CONF_SECONDS = 1.0  # resolv.conf is checked for changes at most so often
@@ -262,10 +262,11 @@ class _Question:
         self._answer(response)
 
     def on_folded(self, attempt: Attempt, response: bytes) -> None:
-        """Doubt an answer in another spelling than the question's: its server keeps no case, or a forger did not know it.
+        """Put aside an answer whose letters differ in case from the question's.
 
-        A moment later the server is asked in the client's spelling, too. The first answer counts that is in the right spelling,
-        or to that second question; the doubtful one is used only where no other arrives in time.
+        Its server ignores case, or a forger did not know the spelling. A moment later the server is asked again, in the
+        client's spelling. The first answer in the right spelling, or to that second question, is used; the doubtful one only if
+        no other arrives in time.
         """
         if attempt.is_doubted:
             self.on_forgery()

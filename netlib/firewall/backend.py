@@ -30,7 +30,7 @@ class Tagged(NamedTuple):
 
 
 class Notice(Flag):
-    """What is worth a look."""
+    """The parts of the ruleset to compare with the store."""
 
     NOTHING = 0
     TABLE = auto()  # something was deleted in a table of ours
@@ -38,14 +38,14 @@ class Notice(Flag):
 
 
 class RuleEvents(Protocol):
-    """What happens to the rules of one netns, as the kernel tells of it."""
+    """The kernel's notifications about the rules of one netns."""
 
     def fileno(self) -> int:
         """The descriptor that can be read when something has happened."""
         ...
 
     def read(self) -> Notice:
-        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        """Read the pending events and return the parts to compare; never blocks. After lost events it returns all parts."""
         ...
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Backend(Protocol):
     user_rules: ClassVar[str]  # where an administrator's own rules are
 
     def __init__(self, kernel: Kernel, netns: NetnsRef) -> None:
-        """Ask the kernel nothing yet."""
+        """Make the backend; the kernel is not asked."""
 
     def ensure(self, groups: Mapping[str, Sequence[KernelObject]]) -> None:
         """Apply the objects of all *groups* in one transaction, all or none; entries get their group's tag as a comment.

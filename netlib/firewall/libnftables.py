@@ -219,9 +219,9 @@ def _codes() -> dict[str, int]:
 
 
 def nft_error(problem: str, action: str) -> KernelError | NotPermitted:
-    """The error for what nft printed: its first line ends with the kernel's reason, the second is the command it points at.
+    """Return the error for nft's output: its first line ends with the kernel's reason, its second is the refused command.
 
-    The library tells an error number by its text only, so that is looked up; a text that is not found is shown as it is.
+    The library gives no errno, so it is looked up by the text; an unknown text is shown unchanged.
     """
     lines = problem.splitlines() or ["no reason given"]
     reason = lines[0].split("Error: ", 1)[-1].removeprefix("Could not process rule: ")

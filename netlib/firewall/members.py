@@ -10,7 +10,8 @@ check does not depend on where the frame is sent, and a port cannot be spoofed a
 member is one element for its port and one for each address, so that the thousandth costs what the first did.
 
 Members' elements are changed by netlink messages of our own, as the resolver's table is (:mod:`netlib.firewall.dnstable`):
-0.05 ms of a connect. Not checked are ARP, and which address of fe80::/10 it is, for the kernel in the sandbox chooses that.
+0.05 ms of a connect. ARP is not checked, nor which address of fe80::/10 a member uses: the kernel chooses that one in the
+member's netns.
 """
 
 import shlex

@@ -54,7 +54,7 @@ class NftEvents:
         return self._socket.fileno()
 
     def read(self) -> Notice:
-        """Take what has come in and say what it means; never blocks. Events that were lost mean everything."""
+        """Read the pending events and return the parts to compare; never blocks. After lost events it returns all parts."""
         notice = Notice.NOTHING
         while True:
             try:

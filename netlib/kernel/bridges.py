@@ -67,11 +67,11 @@ class Bridge(KernelObject, frozen=True, kw_only=True, tag="bridge"):
     """A Linux bridge, up; an MTU of 0 leaves the kernel's.
 
     An *adopted* bridge was there before us: it gets these settings, is never deleted, and gets its former settings back at the
-    removal. Its MAC address is set to what it is: else it would become the lowest of its ports', and neighbours would no longer
-    find the host. *filtered*: packets between its ports pass the firewall where the kernel has br_netfilter, also when the
-    host's ``bridge-nf-call-iptables`` is 0. *ipv6* enables IPv6 on the bridge, also where it is off for new links. A bridge
+    removal. Its present MAC address is set explicitly: a bridge without one takes the lowest of its ports', and neighbours
+    would lose the host. *filtered*: packets between its ports pass the firewall where the kernel has br_netfilter, also when
+    the host's ``bridge-nf-call-iptables`` is 0. *ipv6* enables IPv6 on the bridge, also where it is off for new links. A bridge
     that we made without it gives the host no IPv6 address, so containers cannot reach host services over link-local IPv6. Ours
-    ignore what routers send.
+    ignore router advertisements and redirects.
     """
 
     ifname: str

@@ -1,7 +1,7 @@
 """Deleting tracked connections when other containers, or none, are to answer them from now on.
 
-The kernel sees no end of a UDP flow: as long as packets arrive they follow the entry of the first one, to a container that is
-gone, or past a port that was published since. Attributes: ``linux/netfilter/nfnetlink_conntrack.h``.
+The kernel cannot see that a UDP flow has ended: its packets keep following the entry of the first packet, to a container that
+is gone, or past a port published later. Attributes: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
 
 import errno

@@ -243,7 +243,7 @@ class Kernel:
     def new_netns(self, path: str) -> NetnsRef:
         """Make a netns that an object will pin at *path*; until then the netns ends with the handle.
 
-        Its links ignore what routers send, unless somebody changes that later.
+        Its links ignore router advertisements and redirects, unless somebody changes that later.
         """
         fd = new_netns(refuse_routers_here)
         try:

@@ -106,8 +106,9 @@ def host_end(mtu: int) -> bytes:
 def finish_host_end(kernel: "Kernel", rtnl: "Rtnl", ifname: str, mtu: int, more: bytes = b"") -> None:
     """Finish a link after its creation, or change an existing one: its tag, attributes, and only then up.
 
-    In one message a link would be up before it refused what routers send (``do_setlink`` in the kernel sets flags first).
-    *more*, with the MTU, is set before all that: when an MTU grows to 1280 the kernel gives the link fresh IPv6 settings.
+    In one message a link would be up before it refused router advertisements and redirects (``do_setlink`` in the kernel sets
+    flags first). *more*, with the MTU, is set before all that: when an MTU grows to 1280 the kernel gives the link fresh IPv6
+    settings.
     """
     name, action = text(IFLA_IFNAME, ifname), f"set up link {ifname} in {rtnl.netns.label}"
     if more:
@@ -183,8 +184,8 @@ def link_drift(link: LinkInfo, ifname: str, mac: str, mtu: int, *, up: bool = Tr
 class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
     """A veth pair: *ifname*, up, with *host_mac*, in *netns*; *peer*, down, with *mac*, in *peer_netns*.
 
-    Both have *mtu*; 0 and an empty MAC address leave the kernel's. *ifname* ignores what routers send, and so does a *peer* on
-    the host.
+    Both have *mtu*; 0 and an empty MAC address leave the kernel's. *ifname* ignores router advertisements and redirects, and so
+    does a *peer* on the host.
     """
 
     batch = "veth"
@@ -252,9 +253,8 @@ class Veth(KernelObject, frozen=True, kw_only=True, tag="veth"):
         if peer is None or peer.index != host.peer or peer.peer != host.index:
             return None
         nsid = None
-        if (
-            self.peer_netns.path != self.netns.path
-        ):  # ifindexes are numbered per netns: a pair in a third netns may have the same
+        # Ifindexes are numbered per netns: a pair in a third netns may have the same.
+        if self.peer_netns.path != self.netns.path:
             with doing(f"look up network namespace {self.peer_netns.label}"):
                 nsid = kernel.rtnl(self.netns).raw.get_netnsid(fd=kernel.netns_fd(self.peer_netns))["nsid"]
         return peer if host.peer_nsid == nsid else None

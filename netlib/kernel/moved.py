@@ -51,10 +51,10 @@ class DeviceBefore(Struct, frozen=True):
 class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
     """The link *device* of the netns *home*, moved into *netns* and called *ifname* there.
 
-    Meanwhile its alias is its former name, as with the reference host-device plugin, by which it is found again. The removal
-    moves it back and restores name, MAC address, MTU, queue length, flags, alias and addresses, but no routes. When the netns
-    has ended before, the kernel has moved a network card to the machine's first netns, where it is restored if that is *home*;
-    virtual links the kernel has deleted.
+    While it is moved, its alias is its former name, by which it is found again (as the reference host-device plugin does). The
+    removal moves it back and restores name, MAC address, MTU, queue length, flags, alias and addresses, but no routes. When the
+    netns has ended before, the kernel has moved a network card to the machine's first netns, where it is restored if that is
+    *home*; the kernel deletes virtual links then.
     """
 
     batch = "outward"
@@ -100,9 +100,8 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
         place = number(IFLA_NET_NS_FD, kernel.netns_fd(netns)) if rtnl.netns.path != netns.path else b""
         payload = link_header(link.index) + place + text(IFLA_IFNAME, ifname) + more + _alias(self.device)
         action = f"move link {link.ifname} from {rtnl.netns.label} to {netns.label} as {ifname}"
-        rtnl.order(
-            action, (RTM_SETLINK, 0, payload)
-        )  # not NEWLINK: newer kernels would look for the link in the netns to move it to
+        # Not NEWLINK: newer kernels would look for the link in the netns to move it to.
+        rtnl.order(action, (RTM_SETLINK, 0, payload))
 
     def _find_moved(self, kernel: "Kernel", there: "Rtnl") -> LinkInfo | None:
         """The device in *netns*: a link with our mark, best one called *ifname*, or an unmarked one of an interrupted move.
@@ -148,7 +147,7 @@ class MovedDevice(KernelObject, frozen=True, kw_only=True, tag="moved_device"):
                 self._restore(kernel, home, before)
 
     def _restore(self, kernel: "Kernel", home: "Rtnl", before: DeviceBefore) -> None:
-        """Restore flags, addresses, and last the alias, by which the device is found after a crash until it has all."""
+        """Restore flags, addresses, and last the alias: after a crash the device is found by it until all is restored."""
         index, action = home.index(self.device), f"give back link {self.device} in {self.home.label}"
         home.order(action, (RTM_SETLINK, 0, link_header(index, before.flags, _FLAGS)))
         for item in before.addresses:

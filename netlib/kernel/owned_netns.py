@@ -23,8 +23,8 @@ class OwnedNetns(KernelObject, frozen=True, kw_only=True, tag="netns"):
     """A netns that we made, pinned at a path of ours (:func:`netns_dir`) and removed with its sandbox.
 
     It is made before it is written down (:meth:`Kernel.new_netns`), so that its identity is known from the start: any other
-    netns at the path is somebody else's, also after a crash. Links made in it ignore what routers send, unless somebody changes
-    that inside.
+    netns at the path is somebody else's, also after a crash. Links made in it ignore router advertisements and redirects,
+    unless somebody changes that inside.
     """
 
     path: str

@@ -80,9 +80,8 @@ class RouteEntry(KernelObject, frozen=True, kw_only=True, tag="route"):
 
     @property
     def _metric(self) -> int:
-        return self._first_metric + (
-            self.behind if self.destination.version == 6 else 0
-        )  # IPv6 uses routes of one metric in turn
+        # IPv6 uses routes of one metric in turn.
+        return self._first_metric + (self.behind if self.destination.version == 6 else 0)
 
     @property
     def _first_metric(self) -> int:
@@ -283,10 +282,10 @@ def tables_with_routes(kernel: "Kernel", netns: NetnsRef = HOST) -> set[int]:
 
 
 class RouteAway(KernelObject, frozen=True, kw_only=True, tag="route_away"):
-    """The absence of a *route* that was there before us. Removing this object sets it again, unless another has its place.
+    """A *route* that existed before us, taken out of the kernel.
 
-    It is not set again either where that is impossible because its link is down or its source address is gone: the kernel would
-    have deleted it then.
+    Removing this object sets the route again, unless another route has its place. It is not set again if its link is down or
+    its source address is gone: the kernel would have deleted it then.
     """
 
     route: RouteEntry

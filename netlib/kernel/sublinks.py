@@ -67,7 +67,7 @@ Settings = tuple[tuple[int, str, bytes, str], ...]
 class MadeLink(KernelObject, frozen=True, kw_only=True):
     """What the kinds have in common: *ifname* with *mac* and *mtu* ("" and 0: the kernel's), *up* if it is set up here.
 
-    A link of the host that is set up here ignores what routers send.
+    A link of the host that is set up here ignores router advertisements and redirects.
     """
 
     kind: ClassVar[str]

@@ -39,7 +39,7 @@ _TAP = 2
 class Tap(KernelObject, frozen=True, kw_only=True, tag="tap"):
     """A persistent tap device, which *owner* and members of *group* (ids; None: root alone) may open.
 
-    With *multi_queue* it can be open several times at once. On the host it ignores what routers send.
+    With *multi_queue* it can be open several times at once. On the host it ignores router advertisements and redirects.
     """
 
     ifname: str

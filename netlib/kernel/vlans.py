@@ -73,7 +73,7 @@ class PortVlans(KernelObject, frozen=True, kw_only=True, tag="port_vlans"):
         removed = {vlan: 0 for vlan in found if vlan not in wanted}
         changed = {vlan: flags for vlan, flags in wanted.items() if found.get(vlan) != flags}
         messages = [(RTM_DELLINK, 0, header + nest(IFLA_AF_SPEC, *_entries(removed)))] if removed else []
-        # The native VLAN last: setting a VLAN that was native so far as one that is not would undo it.
+        # The native VLAN is set last: setting the former native VLAN as an ordinary one would clear the new one.
         for native in (False, True):
             part = {vlan: flags for vlan, flags in changed.items() if bool(flags & _PVID) == native}
             if part:

@@ -73,7 +73,11 @@ def _table_of(link: LinkInfo) -> int:
 
 
 class Enslaved(KernelObject, frozen=True, kw_only=True, tag="enslaved"):
-    """A link in a VRF; *routes* are those over it that the main table had, which the kernel drops and the VRF's table gets."""
+    """A link in a VRF.
+
+    *routes* are the main table's routes over it: the kernel drops them when the link joins the VRF, and we set them in the
+    VRF's table.
+    """
 
     observations = ("routes",)
 

@@ -87,7 +87,7 @@ def _finish_one(controller: Controller, record: str) -> None:
         # or this is a copy of the store from that moment. The command may have written files, so the container is kept.
         with controller.store.write() as tx:
             tx.set_phase(record, Phase.READY)
-            tx.move_on()
+            tx.count_operation()
         phase = Phase.READY
     if state.running:
         if phase is Phase.READY:

@@ -1,4 +1,4 @@
-"""The kinds of records, each declared once: what it is called, what it uses, and what is to be done when it goes.
+"""The kinds of records, each declared once: its name, its order of removal, and what its removal releases.
 
 ::
 
@@ -7,8 +7,8 @@
           ▼               ▼
      cni_network       network        an arrow leads from a user to what it uses; users are removed first
 
-The core's five kinds stand here. A room above the core adds its own by :func:`register` (the runtime's containers), and a kind
-that the core is to look after after a crash is a row like these.
+The core's five kinds are registered here. A room above the core adds its own by :func:`register` (the runtime's containers). A
+kind registered with ``recovered`` is taken down by the core after a crash.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     name: str  # in the store
     record: type[Any]
     order: int  # of removal: users have lower numbers than what they use
-    recovered: bool = True  # the core takes one down whose worker died, and forgets it after a boot; else its own room does
+    recovered: bool = True  # the core takes down one whose worker died, and deletes it after a boot; else its own room does
     outlives_boot: bool = False  # what is shared by many: only its objects are forgotten, and made again at its next use
     locked_by_sandbox: bool = False  # who works on one holds the lock of its sandbox
     give_back: "Callable[[Transaction, Any], None]" = _nothing  # what it leased, in the transaction that deletes it
@@ -94,7 +94,7 @@ def kind_of(record: type[Any]) -> Kind:
 
 
 def recovered_names() -> tuple[str, ...]:
-    """What the store calls the kinds that the core looks after."""
+    """The names of the kinds that the core recovers."""
     return tuple(kind.name for kind in _KINDS.values() if kind.recovered)
 
 

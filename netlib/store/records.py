@@ -84,7 +84,7 @@ class Transaction:
         self.db.execute("UPDATE record SET body=?, name=coalesce(?, name) WHERE id=?", (encode(value), name, value.id))
 
     def set_phase(self, record: str, phase: Phase) -> None:
-        """Move a record on, and stamp it with this boot."""
+        """Set a record's phase and stamp the record with this boot."""
         self.db.execute("UPDATE record SET phase=? WHERE id=?", (phase, record))
         # Apart: SQLite writes the index of a column that is set, also where its value stays the same.
         self.db.execute("UPDATE record SET boot=? WHERE id=? AND boot<>?", (self.boot, record, self.boot))
@@ -201,7 +201,7 @@ class Transaction:
         return rows.fetchall()
 
     def change_count(self) -> int:
-        """A number that moves on when another connection has changed the file."""
+        """Return a number that changes when another connection has changed the file."""
         (count,) = self.db.execute("PRAGMA data_version").fetchone()
         return int(count)
 
@@ -213,7 +213,7 @@ class Transaction:
         return rows.fetchall()
 
     def of_other_boots(self) -> list[Row[Any]]:
-        """Records whose kernel objects went with an earlier boot."""
+        """Return the records without this boot's stamp: kernel objects of an earlier boot no longer exist."""
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM record WHERE boot<>? AND kind IN {recovered_names()}", (self.boot,))
         return [self._row(row) for row in rows]
 
@@ -231,9 +231,9 @@ class Transaction:
         )
 
     def write_objects(self, record: str, objects: Iterable[KernelObject], old: Sequence[KernelObject] = ()) -> None:
-        """Write down what is about to be applied for *record*, replacing what stood there.
+        """Write down what is about to be applied for *record*, replacing the objects recorded before.
 
-        *old* is what stood there, where the caller knows it: what both begin with stays as it is.
+        *old* are the objects recorded before, where the caller knows them: what both begin with stays as it is.
         """
         objects = tuple(objects)
         pairs = enumerate(zip(old, objects, strict=False))
@@ -342,7 +342,7 @@ class Transaction:
         self.db.execute("INSERT INTO meta VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value=excluded.value", (key, value))
 
     def log(self, entry: JournalEntry) -> None:
-        """Add an operation to the journal and let the oldest one beyond the limit go."""
+        """Add an operation to the journal and delete those beyond the limit."""
         cursor = self.db.execute(
             "INSERT INTO journal (time, operation, subject, outcome, seconds, detail, events) VALUES (?,?,?,?,?,?,?)",
             (*entry[:5], encode(entry.detail), encode(entry.events)),
@@ -355,8 +355,11 @@ class Transaction:
         row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name='journal'").fetchone()
         return int(row[0]) if row else 0
 
-    def move_on(self, number: int = 0) -> None:
-        """Let the journal's numbers go on after *number* at least, and by one: what changes without a line counts as well."""
+    def count_operation(self, number: int = 0) -> None:
+        """Continue the journal's numbers after at least *number* and count one operation.
+
+        So a change without a journal line is counted too.
+        """
         self.counted = max(self.generation(), number) + 1
         done = self.db.execute("UPDATE sqlite_sequence SET seq=? WHERE name='journal'", (self.counted,))
         if not done.rowcount:

@@ -102,7 +102,7 @@ class Store:
     def write(self, *, clearing: bool = False) -> Iterator[Transaction]:
         """One atomic change: committed when the block ends, rolled back when it raises.
 
-        With *clearing*, what is written lets something go: on a full disk it gets the room that is kept for that. Raises
+        *clearing* says that the transaction removes something: on a full disk it may use the reserved space. Raises
         DeadlineExceeded when another process keeps the write lock for 30 s, Stuck when that one is stopped, DiskFull.
         """
         self.require_writable()
@@ -118,7 +118,10 @@ class Store:
 
     @contextmanager
     def rehearsal(self) -> Iterator[Transaction]:
-        """A change that is checked to its end and then taken back: what it refuses is refused before anything is touched."""
+        """A write transaction that is always rolled back.
+
+        A request that would be refused is refused here, before the kernel is changed.
+        """
         with suppress(_Rehearsed), self.write() as tx:
             yield tx
             raise _Rehearsed
@@ -221,7 +224,7 @@ class Store:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        connection = self._local.seen = None  # what a store that is only looked at was when it was opened
+        connection = self._local.seen = None  # the state of a read-only store when it was opened
         try:
             if self.is_read_only and self.exists:
                 connection, self._local.seen = open_read_only(self.path, LOOK_SECONDS)
@@ -247,7 +250,7 @@ class Store:
         if self.path.is_symlink():
             raise StoreError(f"{self.path} is a link, which is not followed there; pass --state-dir to use another folder")
         # Never opened and closed here: close(2) would drop the locks that this process's other connections hold on the
-        # file, whereupon another process takes itself for the last one and deletes the log under their feet.
+        # file; another process would then take itself for the last user and delete the log that these connections use.
         with suppress(FileExistsError):
             os.mknod(self.path, stat.S_IFREG | PRIVATE_FILE)
             self.path.chmod(PRIVATE_FILE)  # whatever the umask

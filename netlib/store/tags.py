@@ -1,6 +1,7 @@
-"""The tags by which stores of this state folder have marked objects, in a file beside the store, also for when that is lost.
+"""The tags by which stores of this state folder have marked objects.
 
-One line each, ``<six digits> <netns identity>``. The line of a store that was deleted stays in the file until the next boot.
+They are in a file beside the store, so that they are known when the store is lost: one line each, ``<six digits> <netns
+identity>``. The line of a store that was deleted stays in the file until the next boot.
 """
 
 import os

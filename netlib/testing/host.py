@@ -1,4 +1,4 @@
-"""A host that is compared whole: what failed, was killed or was undone in it may leave nothing.
+"""A test host whose whole state is compared: a verb that failed, was killed or was undone must leave nothing.
 
 Compared are links, addresses, routes, rules, the firewall's ruleset, sysctls, netns files, our folders, and the store's
 records, objects, leases, free ranges and ports.
@@ -50,7 +50,7 @@ def _die(item: KernelObject) -> None:
 
 
 class Stop:
-    """An observer that acts at the *n*-th moment that it is told of: one of those *only*, where these are named."""
+    """An observer that calls *act* at the *moment*-th notification; with *only*, other notifications do not count."""
 
     def __init__(self, moment: int, act: Callable[[KernelObject], None], only: tuple[str, ...] = ()) -> None:
         self.moments: list[str] = []
@@ -78,7 +78,7 @@ class TestedHost:
         return Controller(self.config, watcher=Unwatched(), observer=observer)
 
     def state(self) -> dict[str, Any]:
-        """All that is compared, as it is: no controller, which would put things in order first."""
+        """Return everything that is compared; no controller is opened, because it would run recovery."""
         store = Store(self.config.state_dir, boot="")
         with store.read() as tx:
             rows = {table: tx.db.execute(query).fetchall() for table, query in _TABLES.items()}
@@ -98,7 +98,7 @@ class TestedHost:
         assert after["outside"] == before["outside"], f"{when}: outside of the host"
 
     def perform(self, steps: Iterable[Action]) -> None:
-        """Do what nobody disturbs."""
+        """Run *steps* without a failure."""
         with self.controller() as controller:
             for step in steps:
                 step(controller)
@@ -115,7 +115,7 @@ class TestedHost:
         return False
 
     def dies(self, action: Action, number: int) -> str | None:
-        """Run *action* in a process that dies at moment *number*; answer with that moment, or None when it came to its end."""
+        """Run *action* in a process that dies at moment *number*; return that moment, or None when it came to its end."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -146,7 +146,7 @@ class TestedHost:
     # --- the three ways in which something can go wrong ---------------------------------------------------------------
 
     def assert_failures_leave_nothing(self, first: Iterable[Action], action: Action) -> int:
-        """*action* fails at each object in turn, and at each question to the world; answer with how many there are."""
+        """*action* fails at each object in turn, and at each question to the world; return how many there are."""
         self.perform(first)
         before, number = self.state(), 0
         while self.fails(action, stop := Stop(number, fail, ("ensure", "ask", "noted"))):
@@ -156,7 +156,7 @@ class TestedHost:
         return number
 
     def assert_deaths_are_undone(self, first: Iterable[Action], action: Action) -> int:
-        """The process that makes something dies before and after each object; the next one undoes it. Answer as above."""
+        """The process that makes something dies before and after each object; the next one undoes it. Return their number."""
         self.perform(first)
         before, number = self.state(), 0
         while (moment := self.dies(action, number)) is not None:

@@ -39,7 +39,10 @@ class Suite:
 
     @pytest.fixture
     def host(self, tmp_path: Path) -> Iterator[TestedHost]:
-        """A host whose first network came and went: what stays of that (the firewall's base, forwarding) is in every state."""
+        """A host on which a network was already made and removed.
+
+        What that leaves (the firewall's base, forwarding) is in every compared state.
+        """
         if not in_test_host():
             pytest.fail("this changes the network: run it by `python -m netlib.testing pytest …`", pytrace=False)
         host = TestedHost(Config(state_dir=tmp_path / "state", run_dir=tmp_path / "run"), self.outside)

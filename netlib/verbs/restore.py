@@ -129,7 +129,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
         with controller.store.write() as tx:
             forgotten = _settle_records(tx, kernel, present, running)
             tx.set_meta("netns", current_identity())  # the store describes this host from now on
-            tx.move_on(known)
+            tx.count_operation(known)
             number = tx.generation()
         controller.host.generation.settle(number)
     controller.host.lost = None

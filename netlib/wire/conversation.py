@@ -220,7 +220,9 @@ class Connection:
                 if looks and repeatable:
                     raise Stuck(trouble(self.pid)) from error
                 if looks >= _MOST_LOOKS:  # longer than a debugger may have stopped it
-                    raise Stuck(trouble(self.pid, f", with {verb!r} begun, which it finishes when it goes on")) from error
+                    raise Stuck(
+                        trouble(self.pid, f", in the middle of {verb!r}, which it finishes when it continues")
+                    ) from error
                 if time.monotonic() < until:
                     continue
                 how = "see `netlib log` for how it ended"

@@ -95,7 +95,7 @@ def test_a_bridge_of_somebody_else_does_not_come_back_and_the_remedy_is_told(con
     controller.create_network("lan", subnets=["10.7.0.0/24"], options={"com.docker.network.bridge.name": "br-lan"})
     controller.create_sandbox("box")
     _run("ip link del br-lan")
-    with pytest.raises(ObjectMissing, match="br-lan.*does not come back.*remove the network and create it anew"):
+    with pytest.raises(ObjectMissing, match="br-lan.*cannot be made again.*remove the network and create it anew"):
         controller.connect("lan", "box")
     assert controller.endpoints(sandbox="box") == []
     controller.remove_network("lan")

@@ -57,7 +57,7 @@ def test_the_bridge_follows_once_nobody_is_in_it(config: Config) -> None:
         controller.create_sandbox("box")
         controller.connect("bridge", "box")
     settings(config, bip="10.90.0.1/24")
-    with pytest.warns(RuntimeWarning, match="bridge is as its former settings made it"):
+    with pytest.warns(RuntimeWarning, match="bridge keeps its former settings"):
         controller = opened(config)
     with controller:
         assert str(controller.network("bridge").pools[0].subnet) == "172.17.0.0/16"

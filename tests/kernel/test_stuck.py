@@ -218,7 +218,7 @@ def test_a_reset_is_refused_before_anything_is_removed(config: Config, needed: b
 def test_an_operation_that_was_sent_is_told_and_not_done_twice(config: Config) -> None:
     """It was at work by then, so it must not be done a second time: a control socket whose handler stops its own process."""
     with stopping_itself(config) as pid:
-        says = "is stopped, with 'network.create' begun, which it finishes when it goes on"
+        says = "is stopped, in the middle of 'network.create', which it finishes when it continues"
         with in_time(), pytest.raises(Stuck, match=says) as refusal:
             call(config, "network.create", {"name": "web"})
         assert str(refusal.value).endswith(remedy(pid))

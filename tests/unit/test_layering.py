@@ -28,7 +28,7 @@ CONTRACT = 0
 
 # Libraries that stay behind one door, and where the door is.
 DOORS = {
-    "pyroute2": ("netlib.kernel", "netlib.runtime"),
+    "pyroute2": ("netlib.kernel",),
     "ctypes": ("netlib.kernel", "netlib.runtime", "netlib.firewall.libnftables", "netlib.firewall.nftables"),
     "iptc": ("netlib.firewall.iptables", "netlib.firewall.legacy"),
     "netaddr": ("ipam",),

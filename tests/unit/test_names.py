@@ -170,10 +170,10 @@ def test_subnets() -> None:
         ("fd00::5/64", "is an address inside a subnet (host bits are set); the subnet is fd00::/64"),
         ("10.0.0.7", "lacks its prefix length; write it like 10.0.0.0/24"),
         ("fd00::7", "lacks its prefix length; write it like fd00::/64"),
-        ("10.0.0.0/33", "has no valid prefix length; after the slash stands a number from 0 to 32"),
+        ("10.0.0.0/33", "has no valid prefix length; write a number from 0 to 32 after the slash"),
         ("10.0.0.0/255.255.255.0", "has no valid prefix length"),
         ("10.0.0.0/", "has no valid prefix length"),
-        ("fd00::/129", "has no valid prefix length; after the slash stands a number from 0 to 128"),
+        ("fd00::/129", "has no valid prefix length; write a number from 0 to 128 after the slash"),
         ("10.0.0/24", "is no subnet; write it like 172.28.0.0/16"),
         ("web", "is no subnet"),
     ):
