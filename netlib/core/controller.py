@@ -182,10 +182,17 @@ class Controller(Session):
 
     @contextmanager
     def inside(self, sandbox: str | Sandbox) -> Iterator[Sandbox]:
-        """Enter a sandbox's netns for the block, with this thread only: sockets that it opens there belong to that netns."""
-        box = self.sandbox(sandbox)
+        """Enter a sandbox's netns for the block, with this thread only: sockets that it opens there belong to that netns.
+
+        In the block this Controller makes and removes nothing: the host's links and rules are out of its reach.
+        """
+        box, outer = self.sandbox(sandbox), self.entered_sandbox
         with entered(box.netns):
-            yield box
+            self.entered_sandbox = box.name
+            try:
+                yield box
+            finally:
+                self.entered_sandbox = outer
 
     # --- telling ---------------------------------------------------------------------------------------------------
 

@@ -45,14 +45,17 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
         ) as operation,
         session.engine.kernel(endpoint_id) as kernel,
     ):
+        asked = _questions(endpoint_id, home.value, box.value, request)
         if not lifecycle.is_materialised(home):
             with session.store.rehearsal() as tx:  # a refused request must not make the network's link
-                draft(tx)
+                if asked:  # the rest of the draft needs the answers
+                    _check(tx, endpoint_id, home.value, box.value)
+                else:
+                    draft(tx)
             lifecycle.materialise(kernel, home)
 
         def join() -> Endpoint:  # again after a repair: it leaves nothing behind when it fails
             with lifecycle.working_on([box.id], f"connecting {box.name} to {home.name}"):
-                asked = _questions(endpoint_id, home.value, box.value, request)
                 if not asked:
                     return lifecycle.create_endpoint(kernel, endpoint_id, box.id, draft, finish=operation.finish)
                 stub = Endpoint(id=endpoint_id, network=home.id, sandbox=box.id, created=time.time())

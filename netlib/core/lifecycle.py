@@ -4,7 +4,7 @@ Every flow has the same three beats: one transaction writes down what is about t
 says that it is true (or that it is gone). They are the arrows of the picture in :mod:`netlib.core.phases`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from netlib.core.engine import Engine
 from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.port_handover import hand_over_attachment_ports, hand_over_endpoint_ports
 from netlib.core.preparing import Prepared, Question, ask_world
-from netlib.errors import Conflict, NetlibError, ObjectMissing, TeardownError
+from netlib.errors import Conflict, NetlibError, ObjectMissing, StoreError, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
@@ -195,10 +195,8 @@ class Lifecycle:
             with self.store.write() as tx:
                 tx.set_phase(endpoint_id, Phase.REMOVING)
             raise
-        except NetlibError:
-            with self.store.write() as tx:
-                self.forget(tx, tx.by_id(endpoint_id))
-                tx.write_objects(sandbox, old)
+        except NetlibError as error:
+            self._forget_undone(endpoint_id, error, {sandbox: old})
             raise
         with self.store.write() as tx:
             tx.set_phase(endpoint_id, Phase.READY)
@@ -300,16 +298,43 @@ class Lifecycle:
                 failures += failed
             failed, stuck = self._remove_objects(kernel, rows, objects)
             failures += failed
-            with self.store.write() as tx:
-                for row in rows:
-                    if row.id not in stuck:
-                        self.forget(tx, row)
-                for sandbox, plan in present.items():
-                    tx.write_objects(sandbox, plan)
-                if not failures:
-                    finish(tx)
+            gone = [row for row in rows if row.id not in stuck]
+            failures += self._forget_all(gone, present, _nothing if failures else finish)
         if failures:
             raise TeardownError(failures)
+
+    def _forget_all(self, rows: Sequence[Row[Any]], present: Mapping[str, Plan], finish: Finish) -> list[NetlibError]:
+        """Delete *rows*, write down the new plans of their sandboxes (*present*), and *finish*, in one transaction.
+
+        An IPAM driver may fail to take an address back: that record stays, the others are deleted one by one, and its error is
+        returned.
+        """
+
+        def write_plans(tx: Transaction) -> None:
+            for sandbox, plan in present.items():
+                tx.write_objects(sandbox, plan)
+
+        try:
+            with self.store.write() as tx:
+                for row in rows:
+                    self.forget(tx, row)
+                write_plans(tx)
+                finish(tx)
+        except StoreError:
+            raise
+        except NetlibError:
+            failures = list[NetlibError]()
+        else:
+            return []
+        for row in rows:
+            try:
+                with self.store.write() as tx:
+                    self.forget(tx, row)
+            except NetlibError as error:
+                failures.append(error)
+        with self.store.write() as tx:
+            write_plans(tx)
+        return failures
 
     def replan_sandbox(self, kernel: Kernel, sandbox: str) -> None:
         """Apply the plan that follows from a sandbox's changed record; its lock is held.
@@ -390,10 +415,22 @@ class Lifecycle:
             with self.store.write() as tx:
                 tx.set_phase(record, Phase.REMOVING)
             raise
-        except NetlibError:
-            with self.store.write() as tx:
-                self.forget(tx, tx.by_id(record))
+        except NetlibError as error:
+            self._forget_undone(record, error, {})
             raise
+
+    def _forget_undone(self, record: str, error: NetlibError, plans: Mapping[str, Plan]) -> None:
+        """Delete a record whose objects were removed again because of *error*, and write down its sandbox's former plan.
+
+        Where an IPAM driver fails to take something back, the record stays, in phase ``removing``, and both errors are raised.
+        """
+        with self.store.read() as tx:
+            row = tx.by_id(record)
+        failures = self._forget_all([row] if row is not None else [], plans, _nothing)
+        if failures:
+            with self.store.write() as tx:
+                tx.set_phase(record, Phase.REMOVING)
+            raise TeardownError([error, *failures]) from error
 
     @staticmethod
     def forget(tx: Transaction, row: Row[Any] | None) -> None:

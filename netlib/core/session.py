@@ -101,6 +101,7 @@ class Session:
         self.host = Host(self.config, despite_loss=despite_loss)
         self._store = self.host.store
         self.locks: Locks = self.host.locks
+        self.entered_sandbox = ""  # the name of the one whose netns this thread has entered
         self.engine = Engine(self._store, self.locks, self.host.tag, observer)
         self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
         self._own_watcher: DaemonWatcher | None = None
@@ -169,6 +170,9 @@ class Session:
         the verb has begun by :meth:`looking`.
         """
         store = self.store
+        if self.entered_sandbox:
+            place = f"this thread is in the netns of {self.entered_sandbox!r}"
+            raise ConfigError(f"{verb}: {place}; leave the block of inside() first")
         if not is_recovered:
             self.recover()
         self.engine.trail.clear()

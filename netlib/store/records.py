@@ -47,7 +47,10 @@ class JournalEntry(NamedTuple):
 
 
 class Published(NamedTuple):
-    """One event with its place in the journal: *number* is its line's, *time* (seconds since the epoch) when that was begun."""
+    """One event with its place in the journal: *number* is its line's.
+
+    *time* (seconds since the epoch) is when the operation ended.
+    """
 
     number: int
     time: float
@@ -376,6 +379,11 @@ class Transaction:
         ]
 
     def events(self, *, after: int = 0, since: float = 0.0) -> list[Published]:
-        """The events of journal lines behind the line *after* and not before the moment *since*, oldest first."""
-        rows = self.db.execute("SELECT id, time, events FROM journal WHERE id>? AND time>=? ORDER BY id", (after, since))
+        """The events of journal lines behind the line *after* and not before the moment *since*, oldest first.
+
+        An operation's events happen when it ends: a long one's come after those of a short one that began later.
+        """
+        rows = self.db.execute(
+            "SELECT id, time+seconds, events FROM journal WHERE id>? AND time+seconds>=? ORDER BY id", (after, since)
+        )
         return [Published(number, time, event) for number, time, body in rows for event in decode(body, tuple[Event, ...])]

@@ -63,6 +63,17 @@ class IpamDriverSuite(Suite):
                 controller.remove_sandbox(f"member{number}")
         host.assert_same(before, "members came and went")
 
+    def test_a_network_is_used_again_after_a_boot(self, host: TestedHost) -> None:
+        """After a boot the network's objects are made at its first use, which leases an address as any other does."""
+        with host.controller() as controller:
+            self.create_network(controller)
+            self._members(controller, 1)
+            network = controller.network(NETWORK)
+            with controller.store.write() as tx:
+                tx.stamp(network.id, "")
+            controller.create_sandbox("after")
+            assert controller.connect(NETWORK, "after", **self.endpoint).addresses
+
     def test_an_address_that_is_taken_is_refused(self, host: TestedHost) -> None:
         with host.controller() as controller:
             self.create_network(controller)

@@ -14,7 +14,8 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import AlreadyExists, NetlibError
-from netlib.store.records import Published
+from netlib.model import Event
+from netlib.store.records import JournalEntry, Published
 from netlib.verbs.perform import perform
 
 SECONDS = 20
@@ -143,3 +144,15 @@ def test_the_command_prints_what_dockers_does(controller: Controller, config: Co
     ):
         flags = [part for word in words for part in ("--filter", word)]
         assert len(_command(config, "--since", "10m", "--until", "0s", *flags)) == count, words
+
+
+def test_a_long_operation_has_its_events_when_it_ends(controller: Controller) -> None:
+    def line(verb: str, began: float, took: float) -> JournalEntry:
+        return JournalEntry(began, verb, "web", "ok", took, [], (Event(type="network", action=verb),))
+
+    with controller.store.write() as tx:
+        tx.log(line("short", 102.0, 1.0))
+        tx.log(line("long", 100.0, 5.0))
+    found = [item for item in controller.events(since=0, until=200.0) if item.event.action in ("short", "long")]
+    assert [(item.event.action, item.time) for item in found] == [("short", 103.0), ("long", 105.0)]
+    assert [item.event.action for item in controller.events(since=104.0, until=200.0)] == ["long"]
