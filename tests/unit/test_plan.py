@@ -10,7 +10,7 @@ from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import Veth
 from netlib.model import NetnsRef
 from netlib.objects import object_class, object_tags
-from netlib.plan import Key, Plan, plan_change
+from netlib.plan import BATCH_ORDER, Key, Plan, plan_change, removal_rank
 from netlib.store.objects import decode_object
 
 WEB = NetnsRef("/run/netns/web", "b00t:42")
@@ -41,6 +41,15 @@ def test_runs_keep_the_order_and_join_only_neighbours_of_one_batch() -> None:
     runs = list(Plan(VETH, PORT, ADDRESS).runs())
     assert [item for run in runs for item in run] == [VETH, PORT, ADDRESS]
     assert len(runs) == 3
+
+
+def test_every_batch_of_ours_has_its_place_in_a_removal_and_a_foreign_one_comes_after_them() -> None:
+    """A lease is released while its link and its way out exist, and a port is closed before the link behind it is deleted."""
+    assert {object_class(tag).batch for tag in object_tags()} == {"", *BATCH_ORDER}
+    assert sorted(["veth", "acme", "port sources", "zeta", "outward", "firewall", "dhcp"], key=removal_rank) == [
+        *("dhcp", "firewall", "outward", "port sources", "veth"),
+        *("acme", "zeta"),
+    ]
 
 
 def test_a_veth_carries_its_port_and_what_is_on_its_peer() -> None:
