@@ -63,8 +63,13 @@ class DhcpLeases:
         self.reload()
 
     def changed(self, change: Change) -> tuple[NetlibError, ...]:
-        """Do nothing: leases belong to CNI attachments, and the keeper calls :meth:`reload` when the store has changed."""
+        """Do nothing: leases belong to CNI attachments, of which no notice tells; :meth:`reconcile` finds them."""
         return ()
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Read the leases again when the store has changed; a renewal that failed has a timer of its own."""
+        if store_changed:
+            self.reload()
 
     def health(self) -> str | None:
         """Return a sentence on the first lease that no server renews, or None."""

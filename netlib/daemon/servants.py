@@ -1,8 +1,8 @@
 """The servants of netlibd: the parts that keep working between calls (names, ports, leases, the keeper), under one contract.
 
 Servants are started in the order of one list and stopped in reverse. Each is called with the ids of the records that changed,
-and returns its health as a sentence, which ``netlib system info`` shows. A new part (metrics, plugin sockets, restarts) is one
-more class in the list that :mod:`netlib.daemon.service` makes.
+is asked every few seconds to find what nobody told of, and returns its health as a sentence, which ``netlib system info``
+shows. A new part (metrics, plugin sockets, restarts) is one more class in the list that :mod:`netlib.daemon.service` makes.
 """
 
 from collections.abc import Collection, Sequence
@@ -33,6 +33,10 @@ class Servant(Protocol):
 
     def changed(self, change: Change) -> Sequence[NetlibError]:
         """Read the changed records again and serve them; return the failures, which are also logged."""
+        ...
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Try again what has failed; with *store_changed* also find the records that changed without a call of ``changed``."""
         ...
 
     def health(self) -> str | None:

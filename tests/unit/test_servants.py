@@ -24,6 +24,9 @@ class Recorded:
         self._told.append(f"tell {self.name} {','.join(change.sandboxes)}")
         return [self._trouble] if self._trouble else []
 
+    def reconcile(self, *, store_changed: bool) -> None:
+        self._told.append(f"reconcile {self.name}")
+
     def health(self) -> str | None:
         return str(self._trouble) if self._trouble else None
 
