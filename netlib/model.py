@@ -25,6 +25,7 @@ __all__ = [
     "AUXILIARY",
     "GATEWAY",
     "HOST",
+    "RESOLVER_ADDRESS",
     "AddressPool",
     "CniAttachment",
     "CniNetwork",
@@ -95,6 +96,8 @@ GATEWAY = "gateway"
 """The owner of the lease of a network's gateway address."""
 AUXILIARY = "auxiliary:"
 """The owner of an auxiliary address's lease is this prefix followed by the address's name."""
+RESOLVER_ADDRESS = ipaddress.IPv4Address("127.0.0.11")
+"""Where the processes of an owned netns find netlibd's resolver; it is Docker's too."""
 
 
 class AddressPool(Struct, frozen=True, kw_only=True):
