@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from cni_plugins import attaching
+from cni_plugins.chained import previous
 from cni_plugins.decode import convert, read_json
 from cni_plugins.interface import checked_mtu, requested_mac
 from cni_plugins.netconf import NetConf
@@ -93,7 +94,7 @@ class TuningPlugin:
         self._node = node
 
     def add(self, call: Call[TuningConf]) -> Result:
-        result = attaching.previous(call)
+        result = previous(call)
         config = _merged(call)
         _check_allowed(config.sysctl)
         with attaching.pending_attachment(self._node, call, self._next_entry(call)) as pending:
