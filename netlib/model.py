@@ -174,6 +174,11 @@ class PortMapping(Struct, frozen=True, kw_only=True):
     protocol: Protocol = Protocol.TCP
     host_ip: IPAddress | None = None
 
+    @property
+    def place(self) -> str:
+        """The host port for messages: ``port 8080/tcp on 10.0.0.1``."""
+        return f"port {self.host_port}/{self.protocol}" + (f" on {self.host_ip}" if self.host_ip else "")
+
     def meets(self, other: IPAddress | None) -> bool:
         """Whether this mapping's ``host_ip`` and *other*, the ``host_ip`` of a mapping of the same port, share an address."""
         mine = self.host_ip
