@@ -22,10 +22,10 @@ from netlib.firewall.libnftables import nft
 from netlib.firewall.objects import FirewallBase
 from netlib.kernel.netns import create_netns, delete_netns
 from netlib.kernel.owned_netns import OwnedNetns
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ObjectMissing
 from netlib.firewall.members import MemberTable, PortSources
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller
 
 POD = {
