@@ -18,7 +18,7 @@ from pathlib import Path
 
 from netlib.core.controller import Controller
 from netlib.daemon.rules import restore_allowances, restore_table
-from netlib.daemon.servants import Change, Servant
+from netlib.daemon.servants import ChangedRecords, Servant
 from netlib.daemon.serving import PortRecorder
 from netlib.errors import NetlibError
 from netlib.firewall.backend import Notice, backend, firewall
@@ -71,7 +71,7 @@ class Keeper:
         """Start the thread."""
         self._thread.start()
 
-    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+    def changed(self, change: ChangedRecords) -> tuple[NetlibError, ...]:
         """Do nothing: the keeper reacts to changes that are not announced."""
         return ()
 

@@ -10,7 +10,7 @@ import os
 import threading
 
 from netlib.daemon.loopback import ForwardedPort, LoopbackForwarder
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.errors import NetlibError
 from netlib.kernel.descriptors import lifted_descriptor
 from netlib.kernel.sockets import hold_port
@@ -80,7 +80,7 @@ class HeldPorts:
     def start(self) -> None:
         """Do nothing: :class:`netlib.daemon.serving.Serving` holds the ports when it starts."""
 
-    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+    def changed(self, change: ChangedRecords) -> tuple[NetlibError, ...]:
         """Do nothing: :class:`netlib.daemon.serving.Serving` reads the records."""
         return ()
 

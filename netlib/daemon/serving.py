@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from netlib.core.sandbox_plan import Membership, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
 from netlib.errors import NetlibError, StoreError
@@ -101,9 +101,9 @@ class Serving:
         """Serve all sandboxes of the store."""
         with self._store.read() as tx:
             sandboxes = [row.id for row in tx.all(Sandbox)]
-        self.changed(Change(sandboxes, ()))
+        self.changed(ChangedRecords(sandboxes, ()))
 
-    def changed(self, change: Change) -> list[NetlibError]:
+    def changed(self, change: ChangedRecords) -> list[NetlibError]:
         """Read the changed records and serve them; a failure does not stop the rest, and all failures are returned."""
         failures: list[NetlibError] = []
         with self._lock:
@@ -156,7 +156,7 @@ class Serving:
         differing = present.keys() ^ known.keys()
         if differing:
             both = {**present, **known}
-            self.changed(Change({both[record] for record in differing}, ()))
+            self.changed(ChangedRecords({both[record] for record in differing}, ()))
 
     def stop(self) -> None:
         """Answer no more queries, and delete the firewall table that tells guests of gateways apart."""

@@ -20,7 +20,7 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.ports import HeldPorts
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
@@ -415,7 +415,7 @@ def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config,
             controller.connect("web", boxes[-1].id)
             statements: list[str] = []
             store._connection().set_trace_callback(statements.append)
-            assert not serving.changed(Change([boxes[-1].id], ()))
+            assert not serving.changed(ChangedRecords([boxes[-1].id], ()))
             store._connection().set_trace_callback(None)
             counts.append(len(statements))
         assert len(set(counts[1:])) == 1, counts
