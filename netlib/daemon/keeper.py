@@ -21,7 +21,7 @@ from netlib.daemon.rules import restore_allowances, restore_table
 from netlib.daemon.servants import ChangedRecords, Servant
 from netlib.daemon.serving import PortRecorder
 from netlib.errors import NetlibError
-from netlib.firewall.backend import Notice, backend, firewall
+from netlib.firewall.backend import RuleChange, backend, firewall
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel import inotify
 from netlib.model import Phase, Sandbox
@@ -140,10 +140,10 @@ class Keeper:
         due = time.monotonic() + seconds
         self._due[task] = min(due, self._due.get(task, due))
 
-    def _on_firewall_events(self, notice: Notice) -> None:
-        if Notice.TABLE in notice:
+    def _on_firewall_events(self, change: RuleChange) -> None:
+        if RuleChange.TABLE in change:
             self._in(_TABLE_SECONDS, self._restore_table)
-        if Notice.FOREIGN in notice:
+        if RuleChange.FOREIGN in change:
             rest = self._foreign_done + _FOREIGN_PAUSE_SECONDS - time.monotonic()
             self._in(max(_FOREIGN_SECONDS, rest), self._restore_allowances)
 
