@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from netlib.core.controller import Controller
-from netlib.daemon.rules import restore_allowances, restore_table
+from netlib.daemon.firewall import restore_allowances, restore_table
 from netlib.daemon.servants import ChangedRecords, Servant
 from netlib.daemon.serving import PortRecorder
 from netlib.errors import NetlibError

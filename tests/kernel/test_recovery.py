@@ -15,7 +15,7 @@ import pytest
 from netlib.config import Config
 from netlib.core import recovery
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.rules import restore_table
+from netlib.daemon.firewall import restore_table
 from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
 from netlib.firewall.backend import firewall
 from netlib.firewall.libnftables import nft
