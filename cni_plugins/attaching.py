@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cni_plugins.marks import cleared_by_tag
+from cni_plugins.lost_store import cleared_by_tag
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
