@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, field
 
-from cni_plugins.single import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, chosen_mac, find_parent
+from cni_plugins.single_link import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, chosen_mac, find_parent
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Macvlan

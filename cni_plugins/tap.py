@@ -7,7 +7,7 @@ from msgspec import Meta
 from cni_plugins.interface import checked_mtu
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import LinkPlan, MacRequest, SingleLink, chosen_mac
+from cni_plugins.single_link import LinkPlan, MacRequest, SingleLink, chosen_mac
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.bridges import BridgePort

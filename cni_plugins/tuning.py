@@ -21,7 +21,7 @@ from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
-from cni_plugins.single import MacRequest
+from cni_plugins.single_link import MacRequest
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import Wanted
 from netlib.errors import NetlibError, ObjectMissing, TeardownError
