@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cni_plugins.marks import cleared_by_tag
+from cni_plugins.lost_store import cleared_by_tag
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, at_least
 from cni_plugins.result import Result, parse_result, render_result
@@ -27,7 +27,6 @@ __all__ = [
     "lent_kernel",
     "netns_of",
     "pending_attachment",
-    "previous",
     "recorded_result",
 ]
 
@@ -60,13 +59,6 @@ def pending_attachment(node: Node, call: Call[Any], plugin: str) -> Iterator[Pen
     with node.controller.undoing_on_scarcity(), attachments_of(node).pending(key, netns, node.netns) as made:
         node.check_awaited()
         yield made
-
-
-def previous(call: Call[Any]) -> Result:
-    """The result of the plugins before the one of *call*; CniError where that is the first of its list."""
-    if call.prev_result is None:
-        raise CniError(Code.INVALID_CONFIG, "Required prevResult missing", f"{call.config.type} comes after another plugin")
-    return call.prev_result
 
 
 def finish(made: PendingAttachment, call: Call[Any], result: Result) -> Result:

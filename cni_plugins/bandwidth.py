@@ -10,10 +10,9 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from cni_plugins.attaching import check, collect, delete, finish, pending_attachment
-from cni_plugins.chained import previous
+from cni_plugins.attaching import check, finish, pending_attachment
+from cni_plugins.chained import ChainedPlugin, previous
 from cni_plugins.netconf import NetConf
-from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_bandwidth
 from cni_plugins.result import Interface, Result
@@ -67,14 +66,11 @@ class BandwidthConf(NetConf, frozen=True, kw_only=True, rename="camel"):
         return self.runtime_config.bandwidth if own == (None,) * len(own) else Bandwidth(*(bits or 0 for bits in own))
 
 
-class BandwidthPlugin:
+class BandwidthPlugin(ChainedPlugin[BandwidthConf]):
     """The verbs of this type."""
 
     name = "bandwidth"
     config = BandwidthConf
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
 
     def add(self, call: Call[BandwidthConf]) -> Result:
         limits = _limits(call.config)
@@ -95,16 +91,9 @@ class BandwidthPlugin:
         if found is None and limits:
             raise CniError(Code.DRIFT, f"bandwidth: no limits of container {call.container_id} are recorded; ADD it again")
 
-    def delete(self, call: Call[BandwidthConf]) -> None:
-        delete(self._node, call, self.name, lambda: self._delete_reference(call))
-
-    @staticmethod
-    def _delete_reference(call: Call[BandwidthConf]) -> None:
+    def _remove_foreign(self, call: Call[BandwidthConf]) -> None:
         with Kernel() as kernel:
             forget_bandwidth(kernel, call.network, call.container_id)
-
-    def garbage_collect(self, call: Call[BandwidthConf]) -> None:
-        collect(self._node, call, self.name)
 
     def status(self, call: Call[BandwidthConf]) -> None:
         _limits(call.config)

@@ -1,16 +1,42 @@
-"""How a plugin type that comes after others in a list reads their result, which it passes on."""
+"""Plugin types that come after others in a list: they read the result of those, pass it on, and have their own attachment."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar
 
+from cni_plugins import attaching
+from cni_plugins.netconf import NetConf
+from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
 from netlib.model import IPInterface
 
-__all__ = ["addresses_of", "previous"]
+__all__ = ["ChainedPlugin", "addresses_of", "previous"]
+
+C = TypeVar("C", bound=NetConf)
 
 
-def previous(call: Call[Any], complaint: str) -> Result:
+class ChainedPlugin(ABC, Generic[C]):
+    """The verbs that remove, which are the same for all these types; a subclass has the others."""
+
+    name: ClassVar[str]
+    config: type[C]
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def delete(self, call: Call[C]) -> None:
+        attaching.delete(self._node, call, self.name, lambda: self._remove_foreign(call))
+
+    def garbage_collect(self, call: Call[C]) -> None:
+        attaching.collect(self._node, call, self.name)
+
+    @abstractmethod
+    def _remove_foreign(self, call: Call[C]) -> None:
+        """Remove what the reference plugin of the type made for a container that no record knows."""
+
+
+def previous(call: Call[Any], complaint: str = "Required prevResult missing") -> Result:
     """The result of the plugins before; CniError (code 7) with *complaint*, the reference's words, where there are none."""
     if call.prev_result is None:
         raise CniError(Code.INVALID_CONFIG, complaint, "put it behind a plugin that makes an interface, in a list of plugins")

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from cni_plugins import attaching
 from cni_plugins.addressing import Lease
-from cni_plugins.netconf import Ipam, NetConf
+from cni_plugins.netconf import Ipam, NetConf, required_ipam
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Dns, Result, Route
@@ -86,7 +86,7 @@ class DhcpPlugin:
         Raises DaemonError or Stuck when there is no netlibd to renew the lease, DeadlineExceeded when no server answers,
         NotFound for an offer without a subnet mask.
         """
-        ipam = _ipam(call)
+        ipam = required_ipam(call.config.ipam)
         options = _options(call, ipam)
         self._require_netlibd()
         client = f"{call.container_id}/{call.network}/{call.ifname}"
@@ -99,7 +99,7 @@ class DhcpPlugin:
         return Lease(self._answer)
 
     def add(self, call: Call[DhcpConf]) -> Result:
-        _options(call, _ipam(call))  # refused before anything is made
+        _options(call, required_ipam(call.config.ipam))  # refused before anything is made
         with attaching.pending_attachment(self._node, call, self.name) as made:
             made.apply(lambda _: Wanted(Plan(LinkUp(ifname=call.ifname, netns=made.netns))))
             self.ask(call, made)
@@ -122,7 +122,7 @@ class DhcpPlugin:
         attaching.collect(self._node, call, self.name)
 
     def status(self, call: Call[DhcpConf]) -> None:
-        _options(call, _ipam(call))
+        _options(call, required_ipam(call.config.ipam))
         self._require_netlibd()
 
     def _require_netlibd(self) -> None:
@@ -130,12 +130,6 @@ class DhcpPlugin:
             self._node.controller.watcher.changed(sandboxes=(), networks=(), needed=True)
         except (DaemonError, Stuck) as error:
             raise type(error)(f"nobody could renew a DHCP lease: {error}") from error
-
-
-def _ipam(call: Call[DhcpConf]) -> DhcpIpam:
-    if call.config.ipam is None:
-        raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
-    return call.config.ipam
 
 
 def _options(call: Call[DhcpConf], ipam: DhcpIpam) -> tuple[tuple[int, bytes], ...]:

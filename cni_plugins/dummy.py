@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from cni_plugins.netconf import NetConf
-from cni_plugins.single import LinkPlan, SingleLink
+from cni_plugins.single_link import LinkPlan, SingleLink
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Dummy

@@ -6,10 +6,9 @@ The rules are nftables', whichever ``backend`` is named. An administrator's own 
 
 from typing import Literal
 
-from cni_plugins.attaching import check, collect, delete, finish, pending_attachment
-from cni_plugins.chained import previous
+from cni_plugins.attaching import check, finish, pending_attachment
+from cni_plugins.chained import ChainedPlugin, previous
 from cni_plugins.netconf import NetConf
-from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_allowance
 from cni_plugins.result import Result
@@ -37,14 +36,11 @@ class FirewallConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     ingress_policy: Literal["", "open", "same-bridge", "isolated"] = ""
 
 
-class FirewallPlugin:
+class FirewallPlugin(ChainedPlugin[FirewallConf]):
     """The verbs of this type."""
 
     name = "firewall"
     config = FirewallConf
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
 
     def add(self, call: Call[FirewallConf]) -> Result:
         _check(call.config)
@@ -61,18 +57,11 @@ class FirewallPlugin:
         if check(self._node, call, self.name) is None:
             raise CniError(Code.DRIFT, f"firewall: container {call.container_id} is not recorded; ADD it again")
 
-    def delete(self, call: Call[FirewallConf]) -> None:
-        delete(self._node, call, self.name, lambda: self._delete_reference(call))
-
-    @staticmethod
-    def _delete_reference(call: Call[FirewallConf]) -> None:
+    def _remove_foreign(self, call: Call[FirewallConf]) -> None:
         addresses = {ip.address.ip for ip in call.prev_result.ips} if call.prev_result is not None else set()
         if addresses:
             with Kernel() as kernel:
                 forget_allowance(kernel, addresses)
-
-    def garbage_collect(self, call: Call[FirewallConf]) -> None:
-        collect(self._node, call, self.name)
 
     def status(self, call: Call[FirewallConf]) -> None:
         _check(call.config)

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from cni_plugins import attaching
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import LinkPlan, SingleLink
+from cni_plugins.single_link import LinkPlan, SingleLink
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.errors import ObjectMissing

@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from cni_plugins.addressing import Lease
 from cni_plugins.attaching import attachments_of, check, collect, delete, finish, key_of, netns_of, recorded_result
 from cni_plugins.decode import Address, Cidr, parse_address, parse_cidr
-from cni_plugins.netconf import Ipam, NetConf
+from cni_plugins.netconf import Ipam, NetConf, required_ipam
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code, at_least
 from cni_plugins.reference import forget_container
@@ -277,9 +277,7 @@ def _folder(call: Call[HostLocalConf]) -> LeaseFolder:
 
 
 def _range_sets(call: Call[HostLocalConf]) -> tuple[RangeSet, ...]:
-    ipam = call.config.ipam
-    if ipam is None:
-        raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
+    ipam = required_ipam(call.config.ipam)
     own = [[RangeSpec(ipam.subnet, ipam.range_start, ipam.range_end, ipam.gateway)]] if ipam.subnet is not None else []
     written = [[item.spec for item in ranges] for ranges in (*call.config.runtime_config.ip_ranges, *ipam.ranges)]
     given = len(call.config.runtime_config.ip_ranges)

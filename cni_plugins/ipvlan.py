@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
-from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, checked_mode, find_parent
+from cni_plugins.single_link import LinkPlan, Parent, ParentConf, SingleLink, checked_mode, find_parent
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Ipvlan

@@ -4,8 +4,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, field
 
-from cni_plugins.interface import requested_mac
-from cni_plugins.single import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, find_parent
+from cni_plugins.single_link import LinkPlan, MacRequest, Parent, ParentConf, SingleLink, checked_mode, chosen_mac, find_parent
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Macvlan
@@ -34,8 +33,7 @@ class MacvlanPlugin(SingleLink[MacvlanConf]):
     config = MacvlanConf
 
     def requested_mac(self, call: Call[MacvlanConf]) -> str:
-        """``runtimeConfig.mac``, else ``MAC`` in CNI_ARGS, else ``mac``."""
-        return _requested_mac(call)
+        return chosen_mac(call)
 
     def prepare(self, call: Call[MacvlanConf], netns: NetnsRef) -> "_PreparedMacvlan":
         config = call.config
@@ -49,7 +47,7 @@ class _PreparedMacvlan(NamedTuple):
     parent: Parent
 
     def link(self, pending: PendingAttachment, mac: str) -> LinkPlan:
-        has_parents_mac = self.mode == "passthru" and not _requested_mac(self.call)
+        has_parents_mac = self.mode == "passthru" and not chosen_mac(self.call)
         link = Macvlan(
             ifname=self.call.ifname,
             netns=pending.netns,
@@ -61,8 +59,3 @@ class _PreparedMacvlan(NamedTuple):
             bcqueuelen=self.call.config.bc_queue_len,
         )
         return LinkPlan(link, link.mac or self.parent.mac)
-
-
-def _requested_mac(call: Call[MacvlanConf]) -> str:
-    given = call.arguments("MAC").get("MAC", "")
-    return requested_mac(call, call.config.mac, given, call.config.runtime_config.mac)

@@ -4,13 +4,16 @@ A plugin declares its own keys in a subclass of :class:`NetConf`; that is all th
 """
 
 from collections.abc import Collection
+from typing import TypeVar
 
 from msgspec import Struct, field
 
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Dns
 
-__all__ = ["Attachment", "Ipam", "NetConf", "parse_args"]
+__all__ = ["Attachment", "Ipam", "NetConf", "parse_args", "required_ipam"]
+
+_I = TypeVar("_I", bound="Ipam")
 
 _IGNORE_UNKNOWN = "IgnoreUnknown"
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
@@ -43,6 +46,13 @@ class Attachment(Struct, frozen=True):
 
     container_id: str = field(name="containerID")
     ifname: str
+
+
+def required_ipam(ipam: _I | None) -> _I:
+    """Return the key ``ipam`` of an IPAM plugin's configuration; CniError (code 7) where there is none."""
+    if ipam is None:
+        raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
+    return ipam
 
 
 def parse_args(text: str, known: Collection[str]) -> dict[str, str]:

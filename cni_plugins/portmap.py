@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from cni_plugins.attaching import attachments_of, check, collect, delete, finish, pending_attachment
-from cni_plugins.chained import addresses_of, previous
+from cni_plugins.attaching import attachments_of, check, finish, pending_attachment
+from cni_plugins.chained import ChainedPlugin, addresses_of, previous
 from cni_plugins.conditions import backend_of, read_condition
 from cni_plugins.decode import Address
 from cni_plugins.netconf import NetConf
-from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.reference import forget_ports
 from cni_plugins.result import Result
@@ -69,14 +68,11 @@ class PortmapConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     runtime_config: RuntimeConfig = RuntimeConfig()
 
 
-class PortmapPlugin:
+class PortmapPlugin(ChainedPlugin[PortmapConf]):
     """The verbs of this type."""
 
     name = "portmap"
     config = PortmapConf
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
 
     def add(self, call: Call[PortmapConf]) -> Result:
         _check(call.config)
@@ -100,7 +96,7 @@ class PortmapPlugin:
     def check(self, call: Call[PortmapConf]) -> None:
         _check(call.config)
         mappings = _mappings(call)
-        addresses = addresses_of(call, previous(call, "Required prevResult missing"))
+        addresses = addresses_of(call, previous(call))
         found = check(self._node, call, self.name)
         asked = bool(mappings and addresses)
         if found is None:
@@ -116,17 +112,10 @@ class PortmapPlugin:
         if missing:
             raise CniError(Code.DRIFT, f"portmap: {missing[0].key.name} was not published; ADD it again")
 
-    def delete(self, call: Call[PortmapConf]) -> None:
-        delete(self._node, call, self.name, lambda: self._delete_reference(call))
-
-    @staticmethod
-    def _delete_reference(call: Call[PortmapConf]) -> None:
+    def _remove_foreign(self, call: Call[PortmapConf]) -> None:
         if call.config.runtime_config.port_mappings:
             with Kernel() as kernel:
                 forget_ports(kernel, call.network, call.container_id)
-
-    def garbage_collect(self, call: Call[PortmapConf]) -> None:
-        collect(self._node, call, self.name)
 
     def status(self, call: Call[PortmapConf]) -> None:
         _check(call.config)

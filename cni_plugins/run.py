@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from cni_plugins.decode import MAX_BYTES
-from cni_plugins.launcher.call import Answer, Call, Lost, NotBegun, lost_answer
+from cni_plugins.launcher.call import Answer, LauncherCall, Lost, NotBegun, lost_answer
 from cni_plugins.launcher.wire import NETNS, STDIN, environment
 from cni_plugins.node import Node
 from cni_plugins.protocol import NEWEST, CniError, Code, as_cni_error, error_json
@@ -66,7 +66,7 @@ def _content(fd: int) -> bytes:
     return os.pread(fd, min(os.fstat(fd).st_size, MAX_BYTES + 1), 0)
 
 
-def do_without(call: Call, reason: NotBegun) -> Answer:
+def do_without(call: LauncherCall, reason: NotBegun) -> Answer:
     """Do a launcher's call that netlibd has not begun: start a netlibd that does it, or do it in this process."""
     told: list[str] = []
     with shown_by(told.append):
@@ -75,7 +75,7 @@ def do_without(call: Call, reason: NotBegun) -> Answer:
     return stdout, code, notices.encode(errors="backslashreplace") + stderr
 
 
-def _do_without(call: Call, reason: NotBegun, told: list[str]) -> Answer:
+def _do_without(call: LauncherCall, reason: NotBegun, told: list[str]) -> Answer:
     try:
         config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
     except NetlibError as error:  # the folder is relative to a working directory that is gone
@@ -98,7 +98,7 @@ def _do_without(call: Call, reason: NotBegun, told: list[str]) -> Answer:
     return outcome.stdout, outcome.code, outcome.stderr
 
 
-def _bring_up(call: Call, reason: NotBegun, config: Config) -> bool:
+def _bring_up(call: LauncherCall, reason: NotBegun, config: Config) -> bool:
     """Start netlibd where there is none, or where an older one can be replaced; True where it can then be asked."""
     from netlib.wire.client import end_former, leave, start_daemon
     from netlib.wire.conversation import START_SECONDS
@@ -114,7 +114,7 @@ def _bring_up(call: Call, reason: NotBegun, config: Config) -> bool:
     return True
 
 
-def _do_here(call: Call, config: Config, silent: int) -> Outcome:
+def _do_here(call: LauncherCall, config: Config, silent: int) -> Outcome:
     environ = environment([name + b"=" + value for name, value in call.environ.items()])
     with ExitStack() as stack:
 

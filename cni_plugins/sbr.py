@@ -14,9 +14,9 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from cni_plugins import attaching
+from cni_plugins.chained import ChainedPlugin, previous
 from cni_plugins.decode import Address
 from cni_plugins.netconf import NetConf
-from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import IP, Result
 from cni_plugins.skel import Call
@@ -30,7 +30,6 @@ from netlib.store.records import Transaction
 
 __all__ = ["SbrConf", "SbrPlugin"]
 
-NAME = "sbr"
 _FIRST_TABLE = 100
 _LINK_SCOPE = 253
 
@@ -43,20 +42,17 @@ class SbrConf(NetConf, frozen=True, kw_only=True, rename="camel"):
     add_source_hints: bool = False
 
 
-class SbrPlugin:
+class SbrPlugin(ChainedPlugin[SbrConf]):
     """The verbs of this type."""
 
-    name = NAME
+    name = "sbr"
     config = SbrConf
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
     def add(self, call: Call[SbrConf]) -> Result:
-        result = attaching.previous(call)
+        result = previous(call)
         ips = _ips_of(result, call.ifname)
         gateways = _gateways(call.config)
-        with attaching.pending_attachment(self._node, call, NAME) as pending:
+        with attaching.pending_attachment(self._node, call, self.name) as pending:
 
             def draft(tx: Transaction) -> Wanted:
                 if call.config.table is not None:
@@ -67,13 +63,7 @@ class SbrPlugin:
             return attaching.finish(pending, call, result)
 
     def check(self, call: Call[SbrConf]) -> None:
-        attaching.check(self._node, call, NAME)
-
-    def delete(self, call: Call[SbrConf]) -> None:
-        attaching.delete(self._node, call, NAME, lambda: self._remove_foreign(call))
-
-    def garbage_collect(self, call: Call[SbrConf]) -> None:
-        attaching.collect(self._node, call, NAME)
+        attaching.check(self._node, call, self.name)
 
     def status(self, call: Call[SbrConf]) -> None:
         _gateways(call.config)

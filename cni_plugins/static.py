@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from cni_plugins.decode import Address, Cidr, parse_address, parse_cidr
-from cni_plugins.netconf import Ipam, NetConf
+from cni_plugins.netconf import Ipam, NetConf, required_ipam
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code, at_least
 from cni_plugins.result import IP, Dns, Result, Route
@@ -74,14 +74,14 @@ class StaticPlugin:
         return Lease(self.add(call))
 
     def add(self, call: Call[StaticConf]) -> Result:
-        ipam = _ipam(call)
+        ipam = required_ipam(call.config.ipam)
         ips = tuple(IP(found.address, found.gateway) for found in _assignments(call, ipam))
         return Result(ips=ips, routes=ipam.routes, dns=ipam.dns)
 
     def check(self, call: Call[StaticConf]) -> None:
         assert call.prev_result is not None
         assigned = [Assignment(ip.address, ip.gateway) for ip in call.prev_result.ips]
-        for wanted in _assignments(call, _ipam(call)):
+        for wanted in _assignments(call, required_ipam(call.config.ipam)):
             if found := drift(wanted, assigned):
                 raise CniError(
                     Code.DRIFT, f"static: Failed to match addr {wanted.address.ip} on interface {call.ifname}", found
@@ -94,13 +94,7 @@ class StaticPlugin:
         pass
 
     def status(self, call: Call[StaticConf]) -> None:
-        _ipam(call)
-
-
-def _ipam(call: Call[StaticConf]) -> StaticIpam:
-    if call.config.ipam is None:
-        raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key")
-    return call.config.ipam
+        required_ipam(call.config.ipam)
 
 
 def _assignments(call: Call[StaticConf], ipam: StaticIpam) -> tuple[Assignment, ...]:

@@ -4,10 +4,10 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-from cni_plugins.interface import checked_mtu, requested_mac
+from cni_plugins.interface import checked_mtu
 from cni_plugins.netconf import NetConf
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import LinkPlan, MacRequest, SingleLink
+from cni_plugins.single_link import LinkPlan, MacRequest, SingleLink, chosen_mac
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.bridges import BridgePort
@@ -41,9 +41,7 @@ class TapPlugin(SingleLink[TapConf]):
     config = TapConf
 
     def requested_mac(self, call: Call[TapConf]) -> str:
-        """``runtimeConfig.mac``, else ``MAC`` in CNI_ARGS, else ``mac``."""
-        given = call.arguments("MAC").get("MAC", "")
-        return requested_mac(call, call.config.mac, given, call.config.runtime_config.mac)
+        return chosen_mac(call)
 
     def prepare(self, call: Call[TapConf], _netns: NetnsRef) -> "_PreparedTap":
         config = call.config

@@ -14,13 +14,14 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from cni_plugins import attaching
+from cni_plugins.chained import previous
 from cni_plugins.decode import convert, read_json
 from cni_plugins.interface import checked_mtu, requested_mac
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
-from cni_plugins.single import MacRequest
+from cni_plugins.single_link import MacRequest
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import Wanted
 from netlib.errors import NetlibError, ObjectMissing, TeardownError
@@ -93,7 +94,7 @@ class TuningPlugin:
         self._node = node
 
     def add(self, call: Call[TuningConf]) -> Result:
-        result = attaching.previous(call)
+        result = previous(call)
         config = _merged(call)
         _check_allowed(config.sysctl)
         with attaching.pending_attachment(self._node, call, self._next_entry(call)) as pending:

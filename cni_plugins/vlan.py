@@ -5,7 +5,7 @@ from typing import NamedTuple
 from msgspec import field
 
 from cni_plugins.protocol import CniError, Code
-from cni_plugins.single import LinkPlan, Parent, ParentConf, SingleLink, find_parent
+from cni_plugins.single_link import LinkPlan, Parent, ParentConf, SingleLink, find_parent
 from cni_plugins.skel import Call
 from netlib.core.pending_attachment import PendingAttachment
 from netlib.kernel.sublinks import Vlan

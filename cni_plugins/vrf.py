@@ -9,8 +9,8 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from cni_plugins import attaching
+from cni_plugins.chained import ChainedPlugin, previous
 from cni_plugins.netconf import NetConf
-from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
 from cni_plugins.result import Result
 from cni_plugins.skel import Call
@@ -24,8 +24,6 @@ from netlib.store.records import Transaction
 
 __all__ = ["VrfConf", "VrfPlugin"]
 
-NAME = "vrf"
-
 
 class VrfConf(NetConf, frozen=True, kw_only=True):
     """The configuration. ``table`` 0 means the table of an existing VRF of that name, else the first that no VRF has."""
@@ -34,19 +32,16 @@ class VrfConf(NetConf, frozen=True, kw_only=True):
     table: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
 
 
-class VrfPlugin:
+class VrfPlugin(ChainedPlugin[VrfConf]):
     """The verbs of this type."""
 
-    name = NAME
+    name = "vrf"
     config = VrfConf
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
     def add(self, call: Call[VrfConf]) -> Result:
-        result = attaching.previous(call)
+        result = previous(call)
         _check(call.config)
-        with attaching.pending_attachment(self._node, call, NAME) as pending:
+        with attaching.pending_attachment(self._node, call, self.name) as pending:
             enslaved = Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=pending.netns)
             pending.apply(lambda tx: Wanted(Plan(_wanted(call.config, pending.netns, tx), enslaved)))
             return attaching.finish(pending, call, result)
@@ -54,13 +49,7 @@ class VrfPlugin:
     def check(self, call: Call[VrfConf]) -> None:
         _check(call.config)
         netns = attaching.netns_of(self._node, call)
-        attaching.check(self._node, call, NAME, [Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=netns)])
-
-    def delete(self, call: Call[VrfConf]) -> None:
-        attaching.delete(self._node, call, NAME, lambda: self._remove_foreign(call))
-
-    def garbage_collect(self, call: Call[VrfConf]) -> None:
-        attaching.collect(self._node, call, NAME)
+        attaching.check(self._node, call, self.name, [Enslaved(ifname=call.ifname, vrf=call.config.vrfname, netns=netns)])
 
     def status(self, call: Call[VrfConf]) -> None:
         _check(call.config)

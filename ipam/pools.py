@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from netlib.errors import ConfigError
-from netlib.ipamapi import Span
+from netlib.ipamapi import Span, span, usable_span
 from netlib.model import IPAddress, IPNetwork
 
 __all__ = [
@@ -57,11 +57,6 @@ _NOT_FOR_LINKS = (
 )
 
 
-def span(network: IPNetwork) -> Span:
-    """Return the span of all addresses of *network*."""
-    return Span(int(network.network_address), int(network.broadcast_address))
-
-
 def address_at(family: int, number: int) -> IPAddress:
     """Return the address of *family* (4 or 6) with that *number*."""
     return ipaddress.IPv4Address(number) if family == 4 else ipaddress.IPv6Address(number)
@@ -70,15 +65,6 @@ def address_at(family: int, number: int) -> IPAddress:
 def subnet_at(family: int, first: int, prefixlen: int) -> IPNetwork:
     """Return the subnet of *family* (4 or 6) whose network address has the number *first*."""
     return ipaddress.IPv4Network((first, prefixlen)) if family == 4 else ipaddress.IPv6Network((first, prefixlen))
-
-
-def usable_span(subnet: IPNetwork) -> Span:
-    """Return the addresses for interfaces: without network and broadcast address; in IPv6 without the anycast address.
-
-    The anycast address is the first one of a subnet, by RFC 4291, 2.6.1.
-    """
-    first, last = span(subnet)
-    return Span(first + 1, last - 1 if subnet.version == 4 else last)
 
 
 def check_subnet(subnet: IPNetwork) -> None:

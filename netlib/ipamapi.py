@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from netlib.model import AddressPool, IPAddress, IPInterface, IPNetwork
 
-__all__ = ["IpamDriver", "Leased", "Leases", "Pool", "PoolRequest", "Span"]
+__all__ = ["IpamDriver", "Leased", "Leases", "Pool", "PoolRequest", "Span", "span", "usable_span"]
 
 
 class Span(NamedTuple):
@@ -28,6 +28,20 @@ class Span(NamedTuple):
 
     def contains(self, other: "Span") -> bool:
         return self.first <= other.first and other.last <= self.last
+
+
+def span(network: IPNetwork) -> Span:
+    """Return the span of all addresses of *network*."""
+    return Span(int(network.network_address), int(network.broadcast_address))
+
+
+def usable_span(subnet: IPNetwork) -> Span:
+    """Return the addresses for interfaces: without network and broadcast address; in IPv6 without the anycast address.
+
+    The anycast address is the first one of a subnet, by RFC 4291, 2.6.1.
+    """
+    first, last = span(subnet)
+    return Span(first + 1, last - 1 if subnet.version == 4 else last)
 
 
 class PoolRequest(Struct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ __all__ = [
     "AUXILIARY",
     "GATEWAY",
     "HOST",
+    "RESOLVER_ADDRESS",
     "AddressPool",
     "CniAttachment",
     "CniNetwork",
@@ -95,6 +96,8 @@ GATEWAY = "gateway"
 """The owner of the lease of a network's gateway address."""
 AUXILIARY = "auxiliary:"
 """The owner of an auxiliary address's lease is this prefix followed by the address's name."""
+RESOLVER_ADDRESS = ipaddress.IPv4Address("127.0.0.11")
+"""Where the processes of an owned netns find netlibd's resolver; it is Docker's too."""
 
 
 class AddressPool(Struct, frozen=True, kw_only=True):
@@ -170,6 +173,11 @@ class PortMapping(Struct, frozen=True, kw_only=True):
     host_port: int
     protocol: Protocol = Protocol.TCP
     host_ip: IPAddress | None = None
+
+    @property
+    def place(self) -> str:
+        """The host port for messages: ``port 8080/tcp on 10.0.0.1``."""
+        return f"port {self.host_port}/{self.protocol}" + (f" on {self.host_ip}" if self.host_ip else "")
 
     def meets(self, other: IPAddress | None) -> bool:
         """Whether this mapping's ``host_ip`` and *other*, the ``host_ip`` of a mapping of the same port, share an address."""

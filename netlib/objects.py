@@ -82,11 +82,6 @@ def object_class(tag: str) -> type[KernelObject]:
     raise PackageMissing(text, kind="kernel object", reference=tag, package=package)
 
 
-def object_tags() -> tuple[str, ...]:
-    """Return the tags of all built-in classes."""
-    return tuple(_OBJECTS)
-
-
 def load(target: str) -> Any:
     """Import the module of *target* (``module:attribute``) and return the attribute."""
     module, _, attribute = target.partition(":")

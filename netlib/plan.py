@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 
+BATCH_ORDER = (
+    "dhcp",  # a lease is released by a packet, which needs the link and the rules that let it pass
+    "firewall",  # a port closed early harms nobody; one still open may lead to the next owner of an address
+    "outward",  # links on a parent, or moved from elsewhere: before pairs, one end of which may be the parent
+    "port sources",  # they name a pair's host end: while that exists, nobody else's link can have the name
+    "veth",
+)
+"""The order in which a removal goes through batches; what has no batch is removed after all of them."""
+
+
+def removal_rank(batch: str) -> tuple[int, str]:
+    """Return the sort key of a batch in a removal: its place in BATCH_ORDER, behind it by name for a third party's batch."""
+    return (BATCH_ORDER.index(batch) if batch in BATCH_ORDER else len(BATCH_ORDER), batch)
+
+
 class Key(NamedTuple):
     """The identity of a kernel object. Its other fields are attributes, and a change of one is an ``ensure``."""
 
@@ -34,10 +49,10 @@ class KernelObject(Struct, frozen=True, kw_only=True, tag_field="type", omit_def
     and the four verbs ``ensure``, ``remove``, ``drift`` and ``commands``. Some have further abilities, the small Protocols
     below: a class offers an ability by having its methods, and :func:`ability` finds it.
 
-    Objects of the same ``batch`` ("firewall", "veth") can be changed in one request: :meth:`ensure_many` and
-    :meth:`remove_many` get runs of them that are neighbours in a plan. ``observations`` names the fields that :meth:`observed`
-    fills; a later holder of the key takes their values over from the first one. An object that ``survives_boot`` is on disk
-    and must be removed even when the kernel's objects are gone.
+    Objects of the same ``batch`` ("firewall", "veth") can be changed in one request: :meth:`ensure_many` gets runs of them that
+    are neighbours in a plan, :meth:`remove_many` all of a removal, in the order of BATCH_ORDER. ``observations`` names the
+    fields that :meth:`observed` fills; a later holder of the key takes their values over from the first one. An object that
+    ``survives_boot`` is on disk and must be removed even when the kernel's objects are gone.
     """
 
     batch: ClassVar[str] = ""

@@ -24,7 +24,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NO_MEMORY", "SILENT", "Answer", "Call", "Lost", "NotBegun", "encoded", "error_object", "lost_answer", "write_all"]
+__all__ = [
+    "NO_MEMORY",
+    "SILENT",
+    "Answer",
+    "LauncherCall",
+    "Lost",
+    "NotBegun",
+    "encoded",
+    "error_object",
+    "lost_answer",
+    "write_all",
+]
 
 NAMESPACES = ("net", "mnt", "user")
 MAX_REQUEST = 4 << 20  # netlib.wire.protocol's
@@ -84,7 +95,7 @@ def error_object(code: int, msg: str, details: str) -> bytes:
     return text.encode()
 
 
-class Call:
+class LauncherCall:
     """One call of a plugin type: its environment, its stdin, and the netns that CNI_NETNS led to."""
 
     def __init__(

@@ -13,7 +13,7 @@ from cni_plugins.launcher.call import (
     NO_MEMORY,
     SILENT,
     Answer,
-    Call,
+    LauncherCall,
     Lost,
     NotBegun,
     encoded,
@@ -43,7 +43,7 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
     environ = posix.environ
     with_stdin = environ.get(b"CNI_COMMAND", b"") not in (b"", b"VERSION")
     try:
-        call = Call(
+        call = LauncherCall(
             kind,
             dict(environ),
             _read_stdin() if with_stdin else None,
@@ -68,7 +68,7 @@ def main(kind: str, state_dir: str, run_dir: str, deadline: float) -> "NoReturn"
     posix._exit(code)  # noqa: SLF001 - public as os._exit
 
 
-def _answer(call: Call, *, is_silent: bool) -> Answer:
+def _answer(call: LauncherCall, *, is_silent: bool) -> Answer:
     try:
         if is_silent:
             raise NotBegun(SILENT, is_silent=True)
@@ -79,7 +79,7 @@ def _answer(call: Call, *, is_silent: bool) -> Answer:
         return lost_answer(lost)
 
 
-def _do_without(call: Call, reason: NotBegun) -> Answer:
+def _do_without(call: LauncherCall, reason: NotBegun) -> Answer:
     """Start netlibd where that helps, else do the call here; only this needs the heavy imports."""
     import site
 

@@ -234,14 +234,13 @@ def port_publisher(tx: Transaction, holder: str) -> str:
 
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
     """Raise PortTaken where this request, a record, or a process on the host has the host port of *mapping* already."""
-    place = f"port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
     if any(mapping.meets(other) for other in chosen.get((mapping.protocol, mapping.host_port), ())):
-        raise PortTaken(f"{place} is asked for twice in this request; publish it once", **port_facts(mapping))
+        raise PortTaken(f"{mapping.place} is asked for twice in this request; publish it once", **port_facts(mapping))
     holder = tx.port_holder(mapping)
     if holder is not None:
         name = port_publisher(tx, holder)
         raise PortTaken(
-            f"{place} is already published by {name}; choose another host port, or disconnect that one",
+            f"{mapping.place} is already published by {name}; choose another host port, or disconnect that one",
             holder=name.strip("'"),
             **port_facts(mapping),
         )

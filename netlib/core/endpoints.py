@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from netlib.core.endpoint_record import endpoint_record
 from netlib.core.phases import Action, Found, what_happens
-from netlib.core.preparing import Question, prepared_facts, questions
+from netlib.core.preparing import DriverQuestion, prepared_facts, questions
 from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
 from netlib.core.session import Session, membership_event
@@ -100,7 +100,7 @@ def disconnect(session: Session, network: str | Network, sandbox: str | Sandbox,
     session.watcher.changed(sandboxes=[box.id], networks=[home.id], needed=False)
 
 
-def _questions(endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> list[Question]:
+def _questions(endpoint_id: str, network: Network, box: Sandbox, request: ConnectRequest) -> list[DriverQuestion]:
     """What the network's drivers must ask the world before the endpoint can be made."""
     preferred = tuple(address for address in (request.ip, request.ip6) if address is not None)
     return questions(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import IdleSockets, Kernel
-from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change
+from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change, removal_rank
 from netlib.store.locks import Locks
 from netlib.store.records import Transaction
 from netlib.store.sqlite import Store
@@ -280,7 +280,7 @@ def _disagreement(item: KernelObject, theirs: KernelObject, holder: str) -> str:
 
 
 def _removal_runs(going: Sequence[KernelObject]) -> list[list[KernelObject]]:
-    """Runs to remove, in order: batches first (a port closed early harms nobody), then the rest one by one."""
+    """Runs to remove, in order: batches first, by their rank, then the rest one by one."""
     batches: dict[tuple[str, str], list[KernelObject]] = {}
     alone: list[list[KernelObject]] = []
     for item in going:
@@ -288,4 +288,5 @@ def _removal_runs(going: Sequence[KernelObject]) -> list[list[KernelObject]]:
             batches.setdefault((item.batch, item.netns.path), []).append(item)
         else:
             alone.append([item])
-    return [*(batches[key] for key in sorted(batches)), *alone]
+    in_order = sorted(batches, key=lambda key: (removal_rank(key[0]), key[1]))
+    return [*(batches[key] for key in in_order), *alone]

@@ -22,6 +22,14 @@ from netlib.store.tags import remember_tag, tags_of
 LOG_OF_STORE = "netlib.db-wal"  # SQLite's write-ahead log
 
 
+def require_root() -> None:
+    """Raise NotPermitted for another user than root, of the machine or of a user namespace."""
+    if os.geteuid() != 0:
+        raise NotPermitted(
+            "netlib changes network namespaces: run it as root (sudo), or inside `unshare --user --map-root-user --net --mount`"
+        )
+
+
 class Host:
     """The store, the locks, the settings and the tag of one host."""
 
@@ -31,11 +39,7 @@ class Host:
         Raises NotPermitted without root, and WrongHost in another netns than the store's. Raises StoreLost where the store is
         new or older than what it made; with *despite_loss*, ``lost`` is that error instead, and nothing is forgotten.
         """
-        if os.geteuid() != 0:
-            raise NotPermitted(
-                "netlib changes network namespaces: run it as root (sudo), "
-                "or inside `unshare --user --map-root-user --net --mount`"
-            )
+        require_root()
         self.config = config
         self.settings = read_settings(config)
         self.locks = Locks(config.lock_dir)  # refuses another user's folder

@@ -11,7 +11,7 @@ from typing import Any
 from netlib.core.engine import Engine
 from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.port_handover import hand_over_attachment_ports, hand_over_endpoint_ports
-from netlib.core.preparing import Prepared, Question, ask_world
+from netlib.core.preparing import DriverQuestion, Prepared, ask_world
 from netlib.errors import Conflict, NetlibError, ObjectMissing, StoreError, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
@@ -48,7 +48,11 @@ class Lifecycle:
             yield
 
     def prepare(
-        self, kernel: Kernel, record: Network | Endpoint, asked: Sequence[Question], check: Callable[[Transaction], object]
+        self,
+        kernel: Kernel,
+        record: Network | Endpoint,
+        asked: Sequence[DriverQuestion],
+        check: Callable[[Transaction], object],
     ) -> tuple[Prepared, ...]:
         """Write *record* in phase ``creating`` unless *check* raises, and ask its drivers for facts; its lock is held."""
         with self.store.write() as tx:

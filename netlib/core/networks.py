@@ -3,7 +3,7 @@
 import time
 
 from netlib.core.network_record import HostState, network_draft, network_record, pool_requests, read_host_state
-from netlib.core.preparing import Prepared, Question, prepared_facts, questions
+from netlib.core.preparing import DriverQuestion, Prepared, prepared_facts, questions
 from netlib.core.session import Session
 from netlib.errors import ConfigError, InUse
 from netlib.facts import NetworkAsked, PoolsAsked
@@ -47,7 +47,7 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
         )
 
 
-def _questions(network_id: str, request: NetworkRequest, host: HostState) -> list[Question]:
+def _questions(network_id: str, request: NetworkRequest, host: HostState) -> list[DriverQuestion]:
     """The questions that the request's network driver and IPAM driver must ask the world before the network is made."""
     known, ipam = driver(request.driver), ipam_driver(request.ipam_driver)
     return questions(

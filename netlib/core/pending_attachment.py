@@ -242,7 +242,6 @@ def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
     """Raise PortTaken, with the holder's name, where a record has published one of *ports*."""
     for port in ports:
         if (holder := tx.port_holder(port)) is not None:
-            place = f"host port {port.host_port}/{port.protocol}" + (f" on {port.host_ip}" if port.host_ip else "")
             name = port_publisher(tx, holder)
-            text = f"{place} is published by {name}; choose another, or take that one down"
+            text = f"host {port.place} is published by {name}; choose another, or take that one down"
             raise PortTaken(text, holder=name.strip("'"), **port_facts(port))

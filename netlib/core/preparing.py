@@ -19,7 +19,7 @@ from netlib.registry import Side, driver, ipam_driver, missing_package, package_
 if TYPE_CHECKING:
     from netlib.core.engine import Engine
 
-__all__ = ["Prepared", "Question", "ask_world", "prepared_facts", "questions"]
+__all__ = ["DriverQuestion", "Prepared", "ask_world", "prepared_facts", "questions"]
 
 _BY_NAME: dict[Side, Callable[[str], object]] = {"driver": driver, "ipam": ipam_driver}
 
@@ -58,7 +58,7 @@ class Prepared(KernelObject, frozen=True, kw_only=True, tag="prepared"):
         return ()
 
 
-class Question(NamedTuple):
+class DriverQuestion(NamedTuple):
     """One driver with the question to ask it, for one record."""
 
     side: Side
@@ -75,16 +75,16 @@ class Question(NamedTuple):
 _Asked = tuple[Side, str, object, Callable[[], Struct]]
 
 
-def questions(*drivers: _Asked) -> list[Question]:
+def questions(*drivers: _Asked) -> list[DriverQuestion]:
     """Make the questions for those *drivers* (side, name, driver, function that makes the question) that have ``prepare``."""
     return [
-        Question(side, name, asking, make())
+        DriverQuestion(side, name, asking, make())
         for side, name, known, make in drivers
         if (asking := ability(known, Prepares)) is not None
     ]
 
 
-def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence[Question]) -> list[Prepared]:
+def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence[DriverQuestion]) -> list[Prepared]:
     """Ask the drivers of *questions* for *record* (an id), which is in the store; return the objects with their facts.
 
     When a driver fails, the facts that all drivers noted are released, and its error is raised; TeardownError where the release
@@ -100,7 +100,7 @@ def ask_world(engine: "Engine", kernel: Kernel, record: str, questions: Sequence
     try:
         for question in questions:
 
-            def note(facts: Facts, question: Question = question) -> None:
+            def note(facts: Facts, question: DriverQuestion = question) -> None:
                 found[question.side] = question.prepared(record, facts)
                 write()
                 engine.tell("noted", [found[question.side]])

@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeVar
 
 from netlib.core.lifecycle import Lifecycle
 from netlib.errors import HostExhausted, KernelError, NetlibError, ObjectMissing, StoreError, TeardownError
-from netlib.model import Endpoint, Phase
+from netlib.model import Phase
 from netlib.plan import Carrier, KernelObject, Plan, ability
+from netlib.store.kinds import lock_of
 from netlib.store.locks import record_lock
 from netlib.store.records import JournalEntry
 
@@ -106,7 +107,7 @@ def _repair_members(lifecycle: Lifecycle, network: str, lost: Sequence[KernelObj
     with lifecycle.store.read() as tx:
         members = tx.users_of(network)
     for member in members:
-        lock = record_lock(member.value.sandbox if isinstance(member.value, Endpoint) else member.id)
+        lock = record_lock(lock_of(member))
         with engine.locks.attempt(lock, "repairing its network") as held:
             if not held:
                 continue

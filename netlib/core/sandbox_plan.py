@@ -23,7 +23,7 @@ from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sysctl import Sysctl, sysctl_ifname
 from netlib.kernel.tuning import TunedSysctl
-from netlib.model import Endpoint, IPAddress, NetnsRef, Network, Sandbox
+from netlib.model import RESOLVER_ADDRESS, Endpoint, IPAddress, NetnsRef, Network, Sandbox
 from netlib.plan import KernelObject, Plan, ability
 from netlib.registry import driver_of
 
@@ -33,7 +33,6 @@ _LONGEST_RESOLV_CONF = 1 << 16
 Membership = tuple[Network, Endpoint]
 """One network of a sandbox, with the sandbox's endpoint in it."""
 
-RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 # Each resolver query from a new socket leaves a conntrack entry. At the default of 30 s, 25,738 entries piled up in 4 s.
 _UDP_TIMEOUT = "net/netfilter/nf_conntrack_udp_timeout"

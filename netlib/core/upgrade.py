@@ -20,6 +20,7 @@ from netlib.kernel.routers import router_refusal_drift
 from netlib.model import HOST, Endpoint, Network, Phase
 from netlib.plan import Plan, ability
 from netlib.registry import driver_of
+from netlib.store.kinds import lock_of
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.tags import store_of
 
@@ -105,8 +106,7 @@ def _add_what_is_new(lifecycle: Lifecycle, row: Row[Any]) -> list[NetlibError]:
 
     Returns the errors of objects that could not be applied.
     """
-    lock = row.value.sandbox if isinstance(row.value, Endpoint) else row.id
-    with lifecycle.working_on([lock], _PURPOSE), lifecycle.engine.kernel(row.id) as kernel:
+    with lifecycle.working_on([lock_of(row)], _PURPOSE), lifecycle.engine.kernel(row.id) as kernel:
         with lifecycle.store.write() as tx:
             present = tx.by_id(row.id)
             if present is None or present.phase is not Phase.READY:

@@ -1,9 +1,9 @@
 """The keeper: a thread that reacts to changes which no verb of this netlibd made.
 
 It restores our firewall entries when another program flushes them, checks netlibd's own files when something in the run folder
-is deleted, and reads records whose writer was killed before it could tell netlibd. At the start it also cleans up after
-containers that ended meanwhile, and checks that each sandbox's redirect of DNS queries leads to its resolver. Each task is due
-at a time; an event only makes it due earlier.
+is deleted, and has the other servants look for what nobody told of: records whose writer was killed before it could. At the
+start it also cleans up after containers that ended meanwhile, and checks that each sandbox's redirect of DNS queries leads to
+its resolver. Each task is due at a time; an event only makes it due earlier.
 """
 
 import logging
@@ -11,21 +11,20 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 
 from netlib.core.controller import Controller
-from netlib.daemon.leases import DhcpLeases
-from netlib.daemon.rules import restore_allowances, restore_table
-from netlib.daemon.servants import Change
-from netlib.daemon.serving import PortRecorder, Serving
+from netlib.daemon.firewall import restore_allowances, restore_table
+from netlib.daemon.servants import ChangedRecords, Servant
+from netlib.daemon.serving import PortRecorder
 from netlib.errors import NetlibError
-from netlib.firewall.backend import Notice, backend, firewall
+from netlib.firewall.backend import RuleChange, backend, firewall
 from netlib.firewall.objects import DnsRedirect
 from netlib.kernel import inotify
-from netlib.model import Phase
+from netlib.model import Phase, Sandbox
 
 __all__ = ["Keeper"]
 
@@ -47,17 +46,16 @@ class Keeper:
     def __init__(
         self,
         controller: Callable[[], Controller],
-        serving: Serving,
+        others: Sequence[Servant],
         record_port: PortRecorder,
-        leases: DhcpLeases,
         run_dir: Path,
         check_files: Callable[[], None],
     ) -> None:
-        """*check_files* is called when a file in *run_dir* is deleted; *record_port* when a redirect leads to a wrong port."""
+        """Reconcile the *others*; call *check_files* when a file in *run_dir* is gone, *record_port* for a wrong redirect."""
         self._make_controller = controller
-        self._serving = serving
+        self._controller: Controller  # the thread's own, made in it
+        self._others = others
         self._record_port = record_port
-        self._leases = leases
         self._run_dir = run_dir
         self._check_files = check_files
         self._sources: dict[int, Callable[[], None]] = {}
@@ -73,9 +71,12 @@ class Keeper:
         """Start the thread."""
         self._thread.start()
 
-    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+    def changed(self, change: ChangedRecords) -> tuple[NetlibError, ...]:
         """Do nothing: the keeper reacts to changes that are not announced."""
         return ()
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Do nothing: the keeper is who asks this of the others."""
 
     def health(self) -> str | None:
         """Return a sentence on what cannot be watched and on each task whose last run failed, or None."""
@@ -139,10 +140,10 @@ class Keeper:
         due = time.monotonic() + seconds
         self._due[task] = min(due, self._due.get(task, due))
 
-    def _on_firewall_events(self, notice: Notice) -> None:
-        if Notice.TABLE in notice:
+    def _on_firewall_events(self, change: RuleChange) -> None:
+        if RuleChange.TABLE in change:
             self._in(_TABLE_SECONDS, self._restore_table)
-        if Notice.FOREIGN in notice:
+        if RuleChange.FOREIGN in change:
             rest = self._foreign_done + _FOREIGN_PAUSE_SECONDS - time.monotonic()
             self._in(max(_FOREIGN_SECONDS, rest), self._restore_allowances)
 
@@ -196,24 +197,27 @@ class Keeper:
 
     def _sweep(self) -> None:
         self._in(_SWEEP_SECONDS, self._sweep)
-        self._serving.retry_ports()
         with self._controller.store.read() as tx:
             version = tx.change_count()
-        if version != self._version:
-            self._version = version
+        store_changed, self._version = version != self._version, version
+        if store_changed:
             self._controller.host.refuse_loss()  # records in flight of an older copy of the store are not left by a crash
-            self._leases.reload()
             self._controller.recover()
-            self._serving.reconcile()
+        for servant in self._others:
+            servant.reconcile(store_changed=store_changed)
 
     def _check_redirects(self) -> None:
         """Correct redirects that lead to another port than the resolver's: a crash may have come between port and redirect."""
-        for sandbox in self._serving.served():
+        with self._controller.store.read() as tx:
+            sandboxes = [row.id for row in tx.all(Sandbox)]
+        for sandbox in sandboxes:
             with self._controller.store.read() as tx:
                 row = tx.by_id(sandbox)
                 if row is None or row.phase is not Phase.READY:
                     continue
                 redirects = tx.objects(sandbox).of(DnsRedirect)
+            if not redirects:
+                continue
             with self._controller.engine.kernel(sandbox) as kernel:
                 wrong = any(item.port != row.value.dns_port or item.drift(kernel) is not None for item in redirects)
             if wrong:

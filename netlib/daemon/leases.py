@@ -15,7 +15,7 @@ from ipam.dhcp import Kind, Message, terms_of
 from ipam.dhcp_client import Conversation, DhcpLease, now
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.dns.loop import Loop, Timer
 from netlib.errors import NetlibError, ObjectMissing
 from netlib.kernel.links import LinkUp
@@ -62,9 +62,14 @@ class DhcpLeases:
         """Begin to renew the leases in the store."""
         self.reload()
 
-    def changed(self, change: Change) -> tuple[NetlibError, ...]:
-        """Do nothing: leases belong to CNI attachments, and the keeper calls :meth:`reload` when the store has changed."""
+    def changed(self, change: ChangedRecords) -> tuple[NetlibError, ...]:
+        """Do nothing: leases belong to CNI attachments, of which no notice tells; :meth:`reconcile` finds them."""
         return ()
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Read the leases again when the store has changed; a renewal that failed has a timer of its own."""
+        if store_changed:
+            self.reload()
 
     def health(self) -> str | None:
         """Return a sentence on the first lease that no server renews, or None."""

@@ -2,14 +2,15 @@
 
 One rule: a port is held by a socket that is bound to it but does not listen; the firewall forwards the packets. Only on
 ``[::1]``, where the firewall cannot forward, does netlibd listen as well. A port that cannot be held is logged once and tried
-again at every :meth:`HeldPorts.retry`.
+again at every :meth:`HeldPorts.reconcile`.
 """
 
 import logging
 import os
+import threading
 
 from netlib.daemon.loopback import ForwardedPort, LoopbackForwarder
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.errors import NetlibError
 from netlib.kernel.descriptors import lifted_descriptor
 from netlib.kernel.sockets import hold_port
@@ -22,7 +23,7 @@ _BoundPort = tuple[Protocol, int, IPAddress | None]
 
 
 class HeldPorts:
-    """The sockets that hold each endpoint's ports; used by one thread at a time.
+    """The sockets that hold each endpoint's ports; any thread may hold and release them.
 
     They are kept as bare descriptors, because there may be thousands. This is a servant, but it reads no records:
     :class:`netlib.daemon.serving.Serving` calls :meth:`hold` and :meth:`release`.
@@ -31,21 +32,27 @@ class HeldPorts:
     name = "ports"
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._held: dict[str, dict[_BoundPort, int]] = {}
         self._missing: dict[str, tuple[Endpoint, NetlibError]] = {}  # with the error of its first port
         self._forwarder = LoopbackForwarder()
 
     def release(self, endpoint_id: str) -> None:
         """Close the sockets of all ports of an endpoint."""
-        self._missing.pop(endpoint_id, None)
-        held = self._held.pop(endpoint_id, {})
-        if held:
-            self._forwarder.withdraw(endpoint_id)
-        for fd in held.values():
-            os.close(fd)
+        with self._lock:
+            self._missing.pop(endpoint_id, None)
+            held = self._held.pop(endpoint_id, {})
+            if held:
+                self._forwarder.withdraw(endpoint_id)
+            for fd in held.values():
+                os.close(fd)
 
     def hold(self, endpoint: Endpoint) -> None:
         """Hold the ports of *endpoint*, and forward those on ``[::1]``; log those that another process has."""
+        with self._lock:
+            self._hold(endpoint)
+
+    def _hold(self, endpoint: Endpoint) -> None:
         held = self._held.setdefault(endpoint.id, {})
         on_loopback: list[ForwardedPort] = []
         address = endpoint.address(6) or endpoint.address(4)
@@ -70,17 +77,18 @@ class HeldPorts:
         else:
             self._missing.pop(endpoint.id, None)
 
-    def retry(self) -> None:
-        """Try again for the ports that could not be held."""
-        for endpoint, _ in list(self._missing.values()):
-            self.hold(endpoint)
-
     def start(self) -> None:
         """Do nothing: :class:`netlib.daemon.serving.Serving` holds the ports when it starts."""
 
-    def changed(self, change: Change) -> tuple[NetlibError, ...]:
+    def changed(self, change: ChangedRecords) -> tuple[NetlibError, ...]:
         """Do nothing: :class:`netlib.daemon.serving.Serving` reads the records."""
         return ()
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Try again for the ports that another process had."""
+        with self._lock:
+            for endpoint, _ in list(self._missing.values()):
+                self._hold(endpoint)
 
     def health(self) -> str | None:
         """Return a sentence with the number of endpoints that lack a port and the reason of the first one, or None."""

@@ -1,8 +1,8 @@
 """The servants of netlibd: the parts that keep working between calls (names, ports, leases, the keeper), under one contract.
 
 Servants are started in the order of one list and stopped in reverse. Each is called with the ids of the records that changed,
-and returns its health as a sentence, which ``netlib system info`` shows. A new part (metrics, plugin sockets, restarts) is one
-more class in the list that :mod:`netlib.daemon.service` makes.
+is asked every few seconds to find what nobody told of, and returns its health as a sentence, which ``netlib system info``
+shows. A new part (metrics, plugin sockets, restarts) is one more class in the list that :mod:`netlib.daemon.service` makes.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 
 from netlib.errors import NetlibError
 
-__all__ = ["Change", "Servant", "Servants"]
+__all__ = ["ChangedRecords", "Servant", "Servants"]
 
 _HEALTHY = "ok"
 
 
-class Change(NamedTuple):
+class ChangedRecords(NamedTuple):
     """The ids of records that were written or deleted, and that a servant has to read again."""
 
     sandboxes: Collection[str]
@@ -31,8 +31,12 @@ class Servant(Protocol):
         """Begin to serve the records of the store. Raises NetlibError when netlibd must not start without this part."""
         ...
 
-    def changed(self, change: Change) -> Sequence[NetlibError]:
+    def changed(self, change: ChangedRecords) -> Sequence[NetlibError]:
         """Read the changed records again and serve them; return the failures, which are also logged."""
+        ...
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Try again what has failed; with *store_changed* also find the records that changed without a call of ``changed``."""
         ...
 
     def health(self) -> str | None:
@@ -63,7 +67,7 @@ class Servants:
 
     def changed(self, *, sandboxes: Collection[str], networks: Collection[str], needed: bool) -> None:
         """Tell each servant of changed records; when *needed*, raise the first failure of any."""
-        change = Change(sandboxes, networks)
+        change = ChangedRecords(sandboxes, networks)
         failures = [failure for servant in self._servants for failure in servant.changed(change)]
         if failures and needed:
             raise failures[0]

@@ -26,7 +26,7 @@ from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused
 from netlib.daemon.keeper import Keeper
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
-from netlib.daemon.servants import Servants
+from netlib.daemon.servants import Servant, Servants
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import ConfigError, StoreError, StoreLost
@@ -63,10 +63,10 @@ class Service:
         self._files: list[tuple[int, int] | None] | None = None  # None until the sockets exist
         store = Store(config.state_dir, boot=boot_id())
         store.require_writable()
-        ports, leases = HeldPorts(), DhcpLeases(self._controller)
-        serving = Serving(store, DnsServer(), ports, self._move_resolver)
-        keeper = Keeper(self._controller, serving, self._move_resolver, leases, config.run_dir, self._check_files)
-        self._servants = Servants([ports, serving, leases, keeper])
+        ports = HeldPorts()
+        kept: list[Servant] = [ports, Serving(store, DnsServer(), ports, self._move_resolver), DhcpLeases(self._controller)]
+        keeper = Keeper(self._controller, kept, self._move_resolver, config.run_dir, self._check_files)
+        self._servants = Servants([*kept, keeper])
         self._controller().locks.sweep()  # making the controller has undone what a crash left, before anything is served
         self._store_identity = store_identity(config.state_dir)
         self._servants.start()

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from netlib.core.sandbox_plan import Membership, is_served, resolver_seats
 from netlib.daemon.gateways import Gateways
 from netlib.daemon.ports import HeldPorts
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.dns.server import DnsServer
 from netlib.dns.zone import View, Zone, build_view, build_zone
 from netlib.errors import NetlibError, StoreError
@@ -101,9 +101,9 @@ class Serving:
         """Serve all sandboxes of the store."""
         with self._store.read() as tx:
             sandboxes = [row.id for row in tx.all(Sandbox)]
-        self.changed(Change(sandboxes, ()))
+        self.changed(ChangedRecords(sandboxes, ()))
 
-    def changed(self, change: Change) -> list[NetlibError]:
+    def changed(self, change: ChangedRecords) -> list[NetlibError]:
         """Read the changed records and serve them; a failure does not stop the rest, and all failures are returned."""
         failures: list[NetlibError] = []
         with self._lock:
@@ -135,7 +135,14 @@ class Serving:
         unserved = list(self._unserved.values())
         return f"names are not answered in {len(unserved)} sandboxes: {unserved[0]}" if unserved else None
 
-    def reconcile(self) -> None:
+    def reconcile(self, *, store_changed: bool) -> None:
+        """Try again to bind port 53 of gateways where another process had it; find and serve what has changed in the store."""
+        with self._lock:
+            self._gateways.retry()
+        if store_changed:
+            self._find_changed()
+
+    def _find_changed(self) -> None:
         """Find and serve the records that changed without a call of :meth:`changed`, as when their writer was killed."""
         with self._lock, self._store.read() as tx:
             ready = tx.ready_ids()
@@ -149,25 +156,13 @@ class Serving:
         differing = present.keys() ^ known.keys()
         if differing:
             both = {**present, **known}
-            self.changed(Change({both[record] for record in differing}, ()))
-
-    def retry_ports(self) -> None:
-        """Try again to bind the ports that another process had, published ones and port 53 of gateways."""
-        with self._lock:
-            self._ports.retry()
-            self._gateways.retry()
+            self.changed(ChangedRecords({both[record] for record in differing}, ()))
 
     def stop(self) -> None:
         """Answer no more queries, and delete the firewall table that tells guests of gateways apart."""
         with self._lock:
             self._gateways.close()
         self._dns.close()
-
-    def served(self) -> list[str]:
-        """Return the ids of the sandboxes whose resolver listens on 127.0.0.11 in their netns."""
-        with self._lock:
-            sandboxes = [sandbox for sandbox in self._sandboxes.values() if sandbox.record.owned]
-            return [sandbox.record.id for sandbox in sandboxes if is_served(self._memberships(sandbox))]
 
     # --- from the store --------------------------------------------------------------------------------------------
 

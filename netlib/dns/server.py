@@ -6,7 +6,6 @@ is replaced, never edited, together with the answers cached from it. An open soc
 """
 
 import errno
-import ipaddress
 import logging
 import random
 import socket
@@ -29,13 +28,11 @@ from netlib.dns.zone import View
 from netlib.kernel.descriptors import lifted
 from netlib.kernel.netns import entered
 from netlib.kernel.translate import doing
-from netlib.model import IPAddress, NetnsRef
+from netlib.model import RESOLVER_ADDRESS, IPAddress, NetnsRef
 
-__all__ = ["RESOLVER_ADDRESS", "DnsServer", "DnsStats"]
+__all__ = ["DnsServer", "DnsStats"]
 
 logger = logging.getLogger(__name__)
-
-RESOLVER_ADDRESS = ipaddress.ip_address("127.0.0.11")
 
 # Datagrams answered from the cache before anything else is handled: half a millisecond, a turn.
 _BURST = 64

@@ -14,7 +14,7 @@ from netlib.model import HOST, NetnsRef
 from netlib.objects import load
 from netlib.plan import KernelObject
 
-__all__ = ["BACKEND", "Backend", "Notice", "RuleEvents", "Tagged", "backend", "firewall"]
+__all__ = ["BACKEND", "Backend", "RuleChange", "RuleEvents", "Tagged", "backend", "firewall"]
 
 BACKEND = "nftables"
 _BACKENDS = {"nftables": "netlib.firewall.nftables:Nftables"}
@@ -29,8 +29,8 @@ class Tagged(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-class Notice(Flag):
-    """The parts of the ruleset to compare with the store."""
+class RuleChange(Flag):
+    """The changes of rules after which a part of the ruleset is to be compared with the store."""
 
     NOTHING = 0
     TABLE = auto()  # something was deleted in a table of ours
@@ -44,7 +44,7 @@ class RuleEvents(Protocol):
         """The descriptor that can be read when something has happened."""
         ...
 
-    def read(self) -> Notice:
+    def read(self) -> RuleChange:
         """Read the pending events and return the parts to compare; never blocks. After lost events it returns all parts."""
         ...
 

@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Iterator
 
-from netlib.firewall.backend import Notice
+from netlib.firewall.backend import RuleChange
 from netlib.firewall.expressions import DELCHAIN, DELRULE, DELTABLE, NETFILTER, NEWCHAIN, NFTABLES
 from netlib.firewall.members import MemberTable
 from netlib.firewall.ruleset import TABLE
@@ -53,16 +53,16 @@ class NftEvents:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def read(self) -> Notice:
+    def read(self) -> RuleChange:
         """Read the pending events and return the parts to compare; never blocks. After lost events it returns all parts."""
-        notice = Notice.NOTHING
+        change = RuleChange.NOTHING
         while True:
             try:
-                notice |= meaning(self._socket.recv(_READ_SIZE))
+                change |= meaning(self._socket.recv(_READ_SIZE))
             except BlockingIOError:
-                return notice
+                return change
             except OSError:  # ENOBUFS: more came than the buffer holds
-                notice = Notice.TABLE | Notice.FOREIGN
+                change = RuleChange.TABLE | RuleChange.FOREIGN
 
     def close(self) -> None:
         self._socket.close()
@@ -74,16 +74,16 @@ class NftEvents:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
 
-def meaning(data: bytes) -> Notice:
+def meaning(data: bytes) -> RuleChange:
     """What one datagram of events means. Pure."""
-    notice = Notice.NOTHING
+    change = RuleChange.NOTHING
     for kind, family, table in _messages(data):
         if (family, table) in _TABLE_NAMES:
             if kind in (DELTABLE, DELCHAIN, DELRULE):
-                notice |= Notice.TABLE
+                change |= RuleChange.TABLE
         elif family in _FORWARDING and kind in (NEWCHAIN, DELTABLE, DELCHAIN, DELRULE):
-            notice |= Notice.FOREIGN
-    return notice
+            change |= RuleChange.FOREIGN
+    return change
 
 
 def meaningful_only() -> tuple[bpf.Instruction, ...]:

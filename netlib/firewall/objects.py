@@ -5,7 +5,6 @@ whole run of objects in one transaction.
 """
 
 import hashlib
-import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -14,7 +13,7 @@ from msgspec import Struct
 
 from netlib.errors import ConfigError
 from netlib.firewall.backend import backend, firewall
-from netlib.model import HOST, IPAddress, IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
+from netlib.model import HOST, RESOLVER_ADDRESS, IPAddress, IPInterface, IPNetwork, NetnsRef, PortMapping, Protocol
 from netlib.plan import KernelObject, Key
 from netlib.ports import port_runs
 
@@ -390,7 +389,7 @@ class DnsRedirect(FirewallObject, frozen=True, kw_only=True, tag="dns_redirect")
     """In a sandbox's netns, queries of its processes to port 53 of *address* reach *port*."""
 
     netns: NetnsRef = HOST
-    address: IPAddress = ipaddress.ip_address("127.0.0.11")
+    address: IPAddress = RESOLVER_ADDRESS
     port: int
 
     @cached_property

@@ -4,7 +4,7 @@ import struct
 
 from msgspec import Struct
 
-from netlib.kernel.netlink import Attributes, attributes_of, number, text
+from netlib.kernel.netlink import Attributes, attributes_of, number, number_of, text
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
@@ -41,7 +41,7 @@ def link_numbered(index: int) -> tuple[int, bytes, bytes]:
 
 def master_of(_header: bytes, found: Attributes) -> int:
     """The ifindex of the bridge or VRF that a link (one message) is in, or 0."""
-    return _number(found.get(IFLA_MASTER))
+    return number_of(found.get(IFLA_MASTER))
 
 
 class LinkInfo(Struct, frozen=True):
@@ -76,17 +76,17 @@ class LinkInfo(Struct, frozen=True):
             ifname=_text(found.get(IFLA_IFNAME)),
             kind=_text(info.get(INFO_KIND)) or "device",
             up=bool(flags & IFF_UP),
-            mtu=_number(found.get(IFLA_MTU)),
+            mtu=number_of(found.get(IFLA_MTU)),
             mac=found.get(IFLA_ADDRESS, b"").hex(":"),
             alias=_text(found.get(IFLA_IFALIAS)),
-            group=_number(found.get(IFLA_GROUP)),
-            master=_number(found.get(IFLA_MASTER)),
-            peer=_number(found.get(IFLA_LINK)),
+            group=number_of(found.get(IFLA_GROUP)),
+            master=number_of(found.get(IFLA_MASTER)),
+            peer=number_of(found.get(IFLA_LINK)),
             peer_nsid=None if nsid is None else struct.unpack("=i", nsid)[0],
             data=attributes_of(info.get(INFO_DATA, b"")),
             port=attributes_of(info.get(INFO_SLAVE_DATA, b"")),
             flags=flags,
-            txqlen=_number(found.get(IFLA_TXQLEN)),
+            txqlen=number_of(found.get(IFLA_TXQLEN)),
             permanent_mac=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
             family_settings=found.get(IFLA_AF_SPEC, b""),
         )
@@ -94,7 +94,3 @@ class LinkInfo(Struct, frozen=True):
 
 def _text(value: bytes | None) -> str:
     return (value or b"").rstrip(b"\0").decode(errors="replace")
-
-
-def _number(value: bytes | None) -> int:
-    return int(struct.unpack("=I", value)[0]) if value else 0

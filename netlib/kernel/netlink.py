@@ -33,6 +33,11 @@ def number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
 
 
+def number_of(value: bytes | None) -> int:
+    """The value of an attribute of 32 bits; 0 where there is none."""
+    return int(struct.unpack("=I", value)[0]) if value else 0
+
+
 def text(kind: int, value: str) -> bytes:
     """An attribute that ends in a zero byte."""
     return attribute(kind, value.encode() + b"\0")

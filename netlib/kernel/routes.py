@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.links import is_on
-from netlib.kernel.netlink import APPEND, CREATE, REPLACE, attribute, attributes_of, nest, number
+from netlib.kernel.netlink import APPEND, CREATE, REPLACE, attribute, attributes_of, nest, number, number_of
 from netlib.kernel.netns import command_in
 from netlib.kernel.translate import doing
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
@@ -218,10 +218,6 @@ class _Found(NamedTuple):
     advmss: int
 
 
-def _number(value: bytes | None) -> int:
-    return int(struct.unpack("=I", value)[0]) if value else 0
-
-
 def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
     """Every route of a family, of one table or (0) of all."""
     header = _RTMSG.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
@@ -237,11 +233,11 @@ def _routes(rtnl: "Rtnl", version: int, table: int = 0) -> list[_Found]:
         family, prefixlen, _, _, _, protocol, scope, kind, _ = _RTMSG.unpack(fixed)
         if family == _FAMILY[version]:  # where IPv6 is switched off, the kernel answers for all families
             destination = network((attributes.get(_RTA_DST, anywhere), prefixlen))
-            metric, link = _number(attributes.get(_RTA_PRIORITY)), _number(attributes.get(_RTA_OIF))
+            metric, link = number_of(attributes.get(_RTA_PRIORITY)), number_of(attributes.get(_RTA_OIF))
             metrics = attributes_of(attributes.get(_RTA_METRICS, b""))
-            mtu, advmss = _number(metrics.get(_RTAX_MTU)), _number(metrics.get(_RTAX_ADVMSS))
+            mtu, advmss = number_of(metrics.get(_RTAX_MTU)), number_of(metrics.get(_RTAX_ADVMSS))
             gateway, source = attributes.get(_RTA_GATEWAY), attributes.get(_RTA_PREFSRC)
-            place = _number(attributes.get(_RTA_TABLE))
+            place = number_of(attributes.get(_RTA_TABLE))
             found.append(_Found(place, destination, kind, metric, link, gateway, protocol, scope, source, mtu, advmss))
     return found
 
@@ -359,7 +355,7 @@ def route_link(kernel: "Kernel", address: IPAddress, netns: NetnsRef = HOST) -> 
         with doing(f"look up the way to {address} in {netns.label}"):
             _, found = rtnl.plain.get(_RTM_GETROUTE, question, attribute(_RTA_DST, address.packed))
             with kernel.entered(netns):
-                return socket.if_indextoname(_number(found.get(_RTA_OIF)))
+                return socket.if_indextoname(number_of(found.get(_RTA_OIF)))
     except KernelError:  # unreachable, or the link was deleted meanwhile
         return None
 

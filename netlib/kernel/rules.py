@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec.structs import replace
 
 from netlib.errors import KernelError, ObjectMissing
-from netlib.kernel.netlink import CREATE, EXCLUSIVE, Attributes, attribute, number, text
+from netlib.kernel.netlink import CREATE, EXCLUSIVE, Attributes, attribute, number, number_of, text
 from netlib.kernel.netns import command_in
 from netlib.model import HOST, IPAddress, IPNetwork, NetnsRef
 from netlib.plan import KernelObject, Key
@@ -138,12 +138,12 @@ def _rules(kernel: "Kernel", family: int, netns: NetnsRef) -> Iterator[PolicyRul
         kind, destination, source, *_ = _HEADER.unpack(header)
         if kind == _FAMILY[family]:  # a kernel without IPv6 answers for all families
             yield PolicyRule(
-                table=_number(found.get(_FRA_TABLE)),
+                table=number_of(found.get(_FRA_TABLE)),
                 family=family,
                 source=_network(found.get(_FRA_SRC), source),
                 destination=_network(found.get(_FRA_DST), destination),
                 iif=found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(),
-                priority=_number(found.get(_FRA_PRIORITY)),
+                priority=number_of(found.get(_FRA_PRIORITY)),
                 netns=netns,
             )
 
@@ -152,10 +152,6 @@ def _network(address: bytes | None, length: int) -> IPNetwork | None:
     if address is None:
         return None
     return ipaddress.IPv4Network((address, length)) if len(address) == 4 else ipaddress.IPv6Network((address, length))
-
-
-def _number(value: bytes | None) -> int:
-    return int(struct.unpack("=I", value)[0]) if value else 0
 
 
 def _selects(found: bytes | None, length: int, network: IPNetwork | None) -> bool:

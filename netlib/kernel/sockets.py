@@ -44,7 +44,7 @@ def hold_port(mapping: PortMapping) -> socket.socket:
         with suppress(OSError):
             return _bound(mapping, past_connections=True)
     holder = _first_holder(inodes) or "a process that cannot be seen from here"
-    raise PortTaken(f"{_place(mapping)} is held by {holder}; {_REMEDY}", holder=holder, **port_facts(mapping))
+    raise PortTaken(f"host {mapping.place} is held by {holder}; {_REMEDY}", holder=holder, **port_facts(mapping))
 
 
 def probe_port(mapping: PortMapping) -> None:
@@ -141,18 +141,15 @@ def _bound(mapping: PortMapping, *, past_connections: bool) -> socket.socket:
     return held
 
 
-def _place(mapping: PortMapping) -> str:
-    return f"host port {mapping.host_port}/{mapping.protocol}" + (f" on {mapping.host_ip}" if mapping.host_ip else "")
-
-
 def _refusal(mapping: PortMapping, error: OSError) -> NetlibError:
+    place = f"host {mapping.place}"
     if error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
         return ConfigError(
-            f"{_place(mapping)} cannot be published: no interface of this host has that address; leave it out or add it first"
+            f"{place} cannot be published: no interface of this host has that address; leave it out or add it first"
         )
     if error.errno == errno.EACCES:
-        return NotPermitted(f"{_place(mapping)} is privileged: run as root or choose a port from 1024 on")
-    return kernel_error(error.errno or 0, f"hold {_place(mapping)}", error.strerror or "")
+        return NotPermitted(f"{place} is privileged: run as root or choose a port from 1024 on")
+    return kernel_error(error.errno or 0, f"hold {place}", error.strerror or "")
 
 
 def _socket_inodes(protocol: Protocol, port: int, host_ip: IPAddress | None) -> list[int]:

@@ -345,14 +345,6 @@ class Runtime:
             finally:
                 os.close(memory)
 
-    def exec(self, container: Container, wanted: ExecSpec, *, stdio: tuple[int, int, int] = (0, 1, 2)) -> int:
-        """Run *wanted* in the container with these descriptors and return its exit code (126, 127: it cannot be started)."""
-        with self.exec_command(container, wanted) as (python, arguments), _spawn_actions(dict(enumerate(stdio))) as actions:
-            pid = os.posix_spawn(f"/proc/self/fd/{python}", arguments, {}, file_actions=actions)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
-
 
 @contextmanager
 def _protected_python() -> Iterator[int]:

@@ -22,7 +22,7 @@ from netlib.registry import ipam_driver
 if TYPE_CHECKING:
     from netlib.store.records import Row, Transaction
 
-__all__ = ["Kind", "in_order_of_removal", "kind_called", "kind_of", "recovered_names", "register"]
+__all__ = ["Kind", "in_order_of_removal", "kind_called", "kind_of", "lock_of", "recovered_names", "register"]
 
 _R = TypeVar("_R", bound="Row[Any]")
 
@@ -91,6 +91,11 @@ def kind_called(name: str) -> Kind:
 def kind_of(record: type[Any]) -> Kind:
     """The kind of records of that class."""
     return _BY_CLASS[record]
+
+
+def lock_of(row: "Row[Any]") -> str:
+    """The id of the record whose lock is held by who works on *row*: its own, or its sandbox's."""
+    return str(row.value.sandbox) if _KINDS[row.kind].locked_by_sandbox else row.id
 
 
 def recovered_names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import ipaddress
 import sqlite3
 from collections.abc import Iterator
 
-from netlib.ipamapi import Leased, Pool, Span
+from netlib.ipamapi import Leased, Pool, Span, span, usable_span
 from netlib.model import AUXILIARY, GATEWAY, IPAddress, IPInterface, IPNetwork
 from netlib.store.ranges import FreeRanges, packed, unpacked
 
@@ -31,7 +31,7 @@ class StoredLeases:
         ]
 
     def free_spans(self, within: IPNetwork) -> Iterator[Span]:
-        return FreeRanges(self._db, within.version).holes(_span(within))
+        return FreeRanges(self._db, within.version).holes(span(within))
 
     def overlapping(self, subnet: IPNetwork) -> tuple[str, IPNetwork] | None:
         # Pools are disjoint, so if any overlaps the subnet, it is the first one that ends at or after the subnet's beginning.
@@ -44,20 +44,20 @@ class StoredLeases:
         return row[0], ipaddress.ip_network(row[1])
 
     def add_pool(self, network: str, subnet: IPNetwork, dynamic: Span) -> Pool:
-        FreeRanges(self._db, subnet.version).take(_span(subnet))
-        values = (*_span(subnet), *dynamic, dynamic.first)
+        FreeRanges(self._db, subnet.version).take(span(subnet))
+        values = (*span(subnet), *dynamic, dynamic.first)
         (number,) = self._db.execute(
             "INSERT INTO pool (network, family, subnet, first, last, range_first, range_last, cursor)"
             " VALUES (?,?,?,?,?,?,?,?) RETURNING id",
             (network, subnet.version, str(subnet), *map(packed, values)),
         ).fetchone()
-        FreeRanges(self._db, number).give(_usable(subnet))
+        FreeRanges(self._db, number).give(usable_span(subnet))
         return Pool(number, network, subnet, dynamic)
 
     def remove_pools(self, network: str) -> None:
         for pool in self.pools(network):
             self._db.execute("DELETE FROM pool WHERE id=?", (pool.number,))  # by foreign keys its leases and free ranges too
-            FreeRanges(self._db, pool.subnet.version).give(_span(pool.subnet))
+            FreeRanges(self._db, pool.subnet.version).give(span(pool.subnet))
 
     # --- addresses -------------------------------------------------------------------------------------------------
 
@@ -145,19 +145,6 @@ class StoredLeases:
             return f"{owner[:12]} (without a record)"
         kind, name, sandbox = row
         return f'the {kind} of sandbox "{self._name(sandbox)}"' if sandbox else f'{kind} "{name}"'
-
-
-def _span(subnet: IPNetwork) -> Span:
-    return Span(int(subnet.network_address), int(subnet.broadcast_address))
-
-
-def _usable(subnet: IPNetwork) -> Span:
-    """Return the addresses for interfaces: without network and broadcast address; in IPv6 without the anycast address.
-
-    The anycast address is the first one of a subnet, by RFC 4291, 2.6.1.
-    """
-    first, last = _span(subnet)
-    return Span(first + 1, last - 1 if subnet.version == 4 else last)
 
 
 def _address(pool: Pool, number: int) -> IPAddress:

@@ -283,11 +283,6 @@ class Transaction:
         """Cross one object off *records*; the rest of what is written down for them stays."""
         self.db.executemany("DELETE FROM object WHERE key=? AND record=?", [(str(key), record) for record in records])
 
-    def all_objects(self) -> Iterator[tuple[str, KernelObject]]:
-        """Every object written down, with the id of its record."""
-        for record, key, body in self.db.execute("SELECT record, key, body FROM object ORDER BY record, seq"):
-            yield record, decode_object(body, key)
-
     # --- published ports -------------------------------------------------------------------------------------------
 
     def claim_ports(self, mappings: Iterable[PortMapping], owner: str) -> None:

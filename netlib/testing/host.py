@@ -14,9 +14,9 @@ from typing import Any
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import KernelError, NetlibError
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
+from netlib.testing.snapshot import differences, snapshot
 
 __all__ = ["Action", "Outside", "Stop", "TestedHost", "fail", "in_test_host"]
 

@@ -8,12 +8,12 @@ import pytest
 from netlib.codec import encode
 from netlib.core.controller import Controller
 from netlib.errors import ConfigError
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import HOST
 from netlib.plan import KernelObject, Plan
 from netlib.registry import driver as find_driver
 from netlib.store.objects import decode_object
 from netlib.testing.host import TestedHost
+from netlib.testing.snapshot import differences, snapshot
 from netlib.testing.suite import NETWORK, SANDBOX, Suite
 
 __all__ = ["NetworkDriverSuite"]

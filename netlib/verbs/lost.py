@@ -16,13 +16,13 @@ from pathlib import Path
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
+from netlib.core.host import require_root
 from netlib.core.traces import CONTAINER_ID, container_folders, container_of_minder, listed, minders, written_minder
 from netlib.errors import (
     ConfigError,
     DiskFull,
     KernelError,
     NetlibError,
-    NotPermitted,
     StoreDamaged,
     StoreLost,
     TeardownError,
@@ -64,8 +64,7 @@ def reset_lost(config: Config, stores: Sequence[str] = ()) -> Iterator[str]:
     for store in stores:
         if not _TAG.fullmatch(store):
             raise ConfigError(f"--store {store!r} is no store's tag: six hexadecimal digits, as in an alias netlib:1a2b3c:…")
-    if os.geteuid() != 0:
-        raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
+    require_root()
     tags, here = tags_of(config), current_identity()
     if any(place != here for place in tags.values()):
         raise WrongHost(

@@ -5,7 +5,6 @@ container is deleted. A record is kept where the kernel has an object with the t
 are gone, as after a boot. Objects without a record are left and listed.
 """
 
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -18,12 +17,13 @@ from msgspec.structs import replace
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.core.endpoints import connect
+from netlib.core.host import require_root
 from netlib.core.predefined import prepare_predefined
 from netlib.core.recovery import forget
 from netlib.core.sandbox_plan import is_served
 from netlib.core.sandboxes import DNS_PORTS
 from netlib.core.traces import container_folders, listed, minders
-from netlib.errors import KernelError, NetlibError, NotPermitted, ObjectMissing, StoreDamaged, WrongHost
+from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreDamaged, WrongHost
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
@@ -53,8 +53,7 @@ def restore(config: Config, backup: Path | None) -> Iterator[str]:
     Yields a line for each thing that was adopted, deleted or left. The former store is kept beside the new one. Raises
     NotPermitted, NotFound, ConfigError, WrongHost before anything is changed.
     """
-    if os.geteuid() != 0:
-        raise NotPermitted("netlib changes network namespaces: run it as root (sudo)")
+    require_root()
     store = Store(config.state_dir, boot=boot_id())
     if backup is not None:
         check_backup(backup)

@@ -9,8 +9,8 @@ import pytest
 from cni_plugins.protocol import Code
 from netlib.core.controller import Controller
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 
 BRIDGE = {

@@ -9,7 +9,7 @@ import pytest
 from cni_plugins.protocol import Code
 from netlib.core.controller import Controller
 from netlib.errors import KernelError
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 
 needs_vlans = pytest.mark.needs_link_kind("bridge_vlan_filtering")

@@ -9,7 +9,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 from tests.faults import interrupted
 

@@ -7,7 +7,7 @@ import pytest
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller
 from netlib.errors import InUse, NotFound
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.perform import perform
 from tests.cni.calling import Caller, run
 

@@ -12,9 +12,9 @@ from cni_plugins.protocol import CniError, Code
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.names import check_sandbox_name
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.perform import perform
 from netlib.wire.client import leave
 from tests.cni.calling import Caller, run

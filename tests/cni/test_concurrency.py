@@ -25,7 +25,7 @@ from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.dialects import Request
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from netlib.wire.client import leave, start_daemon
 from tests.cni.launching import environment, run, serving
 from tests.locks import abandoned

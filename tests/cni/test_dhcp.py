@@ -17,8 +17,8 @@ from netlib.core.controller import Controller, Unwatched
 from netlib.daemon import leases
 from netlib.daemon.leases import DhcpLeases
 from netlib.errors import DaemonError
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 from tests.cni.dhcp_server import ADDRESS, GRANTED, Heard, Server, grant
 from tests.faults import interrupted

@@ -28,8 +28,8 @@ from netlib.config import Config
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
-from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import Snapshot, differences, snapshot
 from netlib.verbs.call import call
 from netlib.wire.client import leave, start_daemon
 from tests.unit.test_cni_fuzz import check_error, mutated

@@ -19,6 +19,7 @@ from netlib.kernel.netns import entered
 from netlib.ports import parse_publish
 from tests.cni.calling import Caller
 from tests.kernel.firewall_world import Probe, World, probes
+from tests.stored import stored_objects
 
 ADDRESSES = {"fw-a1": ("10.1.0.2/24", "fd01::2/64"), "fw-a2": ("10.1.0.3/24", "fd01::3/64"), "fw-b1": ("10.2.0.2/24",)}
 UPLINK = ("192.168.9.1", "fd09::1")
@@ -188,7 +189,7 @@ def test_a_range_is_one_object(world: World, caller: Caller, controller: Control
     world.reached(Probe("lan", "tcp", "192.168.9.1", 7120))
     world.closed(Probe("lan", "tcp", "192.168.9.1", 7119))  # nobody listens on 79
     with controller.store.read() as tx:
-        keys = [str(item.key) for _, item in tx.all_objects() if "/port/" in str(item.key)]
+        keys = [str(item.key) for item in stored_objects(tx) if "/port/" in str(item.key)]
     assert keys == ["firewall/host/port/0.0.0.0:7100-7149/tcp", "firewall/host/port/[::]:7100-7149/tcp"]
 
 
@@ -319,7 +320,7 @@ def test_nothing_is_written_down_without_ports_or_addresses(world: World, caller
         caller.ok("CHECK", config, "fw-a1")
         caller.ok("DEL", config, "fw-a1")
     with controller.store.read() as tx:
-        assert list(tx.all_objects()) == []
+        assert list(stored_objects(tx)) == []
 
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])

@@ -9,8 +9,8 @@ from netlib.core.controller import Controller
 from netlib.kernel.handle import Kernel
 from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.routers import router_refusal_drift
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import HOST, NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 from tests.kernel.frames import (
     ADDRESS6,

@@ -15,8 +15,8 @@ from cni_plugins.install import Kind, install
 from cni_plugins.skel import Outcome
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import CniAttachment, NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.call import call
 from netlib.wire.client import start_daemon
 from tests.cni.launching import environment, run

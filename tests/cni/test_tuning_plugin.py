@@ -12,8 +12,8 @@ from cni_plugins.protocol import Code
 from netlib.core.controller import Controller
 from netlib.errors import KernelError
 from netlib.kernel.netns import identity_of_path
-from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import Snapshot, differences, snapshot
 from netlib.verbs.perform import perform
 from tests.cni.calling import Caller, run
 

@@ -8,7 +8,7 @@ import pytest
 from cni_plugins.protocol import Code
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller, run
 
 DUAL = ("10.22.0.{}/16", "fd00:22::{}/64")

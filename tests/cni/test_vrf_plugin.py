@@ -10,8 +10,8 @@ from cni_plugins.protocol import Code
 from netlib.core.controller import Controller
 from netlib.errors import KernelError
 from netlib.kernel.netns import identity_of_path
-from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import Snapshot, differences, snapshot
 from tests.cni.calling import Caller, run
 
 pytestmark = pytest.mark.needs_link_kind("vrf")

@@ -15,8 +15,8 @@ from typing import Any
 from cni_plugins.skel import Outcome
 from netlib.core.controller import Controller
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import Snapshot, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import Snapshot, snapshot
 from tests.cni.calling import Caller, run
 
 __all__ = ["REFERENCE", "Twin", "outcome_of"]

@@ -14,8 +14,8 @@ import pytest
 from netlib.cli.main import main
 from netlib.config import Config
 from netlib.core.controller import Controller
-from netlib.kernel.snapshot import snapshot
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import snapshot
 from netlib.wire.client import leave
 
 HELD_PORT = 8099

@@ -19,7 +19,7 @@ from netlib.cli.main import main
 from netlib.config import Config
 from netlib.errors import FeatureMissing
 from netlib.kernel.bridges import Bridge
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 
 Netlib = Callable[..., subprocess.CompletedProcess[str]]
 SECONDS = 20

@@ -12,8 +12,8 @@ from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 
 
 @pytest.fixture

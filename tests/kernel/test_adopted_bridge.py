@@ -12,7 +12,7 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import AddressTaken, Conflict
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 
 OPTIONS = {"com.docker.network.bridge.name": "br-lan"}
 

@@ -19,12 +19,12 @@ from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import LinkUp, Veth
 from netlib.kernel.netns import identity_of_path
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sysctl import Sysctl
 from netlib.model import CniNetwork, NetnsRef
 from netlib.names import veth_ifname
 from netlib.plan import Plan
 from netlib.store.records import Transaction
+from netlib.testing.snapshot import differences, snapshot
 from tests.faults import interrupted
 
 TABLES = {

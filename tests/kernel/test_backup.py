@@ -12,8 +12,8 @@ from netlib.cli.main import main
 from netlib.config import Config
 from netlib.core.attachments import Attachments
 from netlib.errors import ConfigError, NetlibError, NotFound, PoolExhausted
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.store.backup import copy_store
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.perform import perform
 from netlib.verbs.restore import restore
 from netlib.wire.client import leave, start_daemon

@@ -13,8 +13,8 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import NetlibError, NotFound
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 from tests.descriptors import open_descriptors
 from tests.locks import abandoned
 

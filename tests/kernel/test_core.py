@@ -24,10 +24,10 @@ from netlib.errors import (
     WrongHost,
 )
 from netlib.kernel.netns import create_netns, delete_netns, entered
-from netlib.kernel.snapshot import snapshot
 from netlib.model import NetnsRef, Protocol, ResolverConfig
 from netlib.ports import parse_publish
 from netlib.store.records import Transaction
+from netlib.testing.snapshot import snapshot
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.ports import HeldPorts
-from netlib.daemon.servants import Change
+from netlib.daemon.servants import ChangedRecords
 from netlib.daemon.serving import Serving
 from netlib.dns.server import DnsServer
 from netlib.errors import PortTaken
@@ -369,22 +369,22 @@ def test_changes_that_nobody_told_of_are_found(config: Config, serving: Serving)
         controller.create_network("web", internal=True)
         one, two = controller.create_sandbox("one"), controller.create_sandbox("two")
         first = controller.connect("web", "one", ports=parse_publish("8080:80"))
-        serving.reconcile()
+        serving.reconcile(store_changed=True)
         assert resolve(one.netns, "one") == [address(first)]
         assert held(8080)
         second = controller.connect("web", "two")
-        serving.reconcile()
+        serving.reconcile(store_changed=True)
         assert resolve(one.netns, "two") == [address(second)]
         assert resolve(two.netns, "one") == [address(first)]
         controller.remove_sandbox("one")
-        serving.reconcile()
+        serving.reconcile(store_changed=True)
         assert resolve(two.netns, "one") == "NXDOMAIN"
         assert not held(8080)
-        assert serving.served() == [two.id]
-        serving.reconcile()
+        assert [*serving._sandboxes] == [two.id]
+        serving.reconcile(store_changed=True)
         controller.reset()
-        serving.reconcile()
-        assert serving.served() == []
+        serving.reconcile(store_changed=True)
+        assert not serving._sandboxes
 
 
 def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config, serving: Serving) -> None:
@@ -396,11 +396,11 @@ def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config
             serving.start()
         assert not held(8080)
         assert "ports of 1 endpoints are not held: host port 8080/tcp is held by" in (serving._ports.health() or "")
-        serving.retry_ports()
+        serving._ports.reconcile(store_changed=False)
         assert held(8080)
         assert serving._ports.health() is None
         controller.reset()
-        serving.reconcile()
+        serving.reconcile(store_changed=True)
 
 
 def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config, serving: Serving) -> None:
@@ -415,7 +415,7 @@ def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config,
             controller.connect("web", boxes[-1].id)
             statements: list[str] = []
             store._connection().set_trace_callback(statements.append)
-            assert not serving.changed(Change([boxes[-1].id], ()))
+            assert not serving.changed(ChangedRecords([boxes[-1].id], ()))
             store._connection().set_trace_callback(None)
             counts.append(len(statements))
         assert len(set(counts[1:])) == 1, counts
@@ -423,7 +423,7 @@ def test_telling_of_one_member_costs_the_same_in_a_large_network(config: Config,
         for box in boxes:
             assert not Path(box.netns.path).is_symlink()
         controller.reset()
-        serving.reconcile()
+        serving.reconcile(store_changed=True)
 
 
 def test_addresses_resolve_back_to_names(config: Config, serving: Serving) -> None:
@@ -437,4 +437,4 @@ def test_addresses_resolve_back_to_names(config: Config, serving: Serving) -> No
             answer = dns.query.udp(dns.message.make_query(reverse, "PTR"), "127.0.0.11", timeout=SECONDS)
         assert [str(record) for rrset in answer.answer for record in rrset] == ["one.web."]
         controller.reset()
-        serving.reconcile()
+        serving.reconcile(store_changed=True)

@@ -19,7 +19,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.launching import environment, run
 from tests.kernel.former_world import FORMER, FormerHost, check_out
 from tests.processes import ended, pid_of

@@ -13,10 +13,10 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import AddressTaken, ConfigError, Conflict, KernelError
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 
 SUBNET = "192.168.7.0/24"
 

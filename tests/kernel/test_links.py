@@ -16,9 +16,9 @@ from netlib.kernel.linkinfo import IFLA_GROUP, IFLA_IFNAME, IFLA_LINKINFO, INFO_
 from netlib.kernel.links import LinkUp, Veth, remove_links
 from netlib.kernel.netlink import CREATE, EXCLUSIVE, attribute, nest, number, text
 from netlib.kernel.netns import create_netns, delete_netns
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
+from netlib.testing.snapshot import differences, snapshot
 
 TAG = "netlib:test:record"
 MAC = "02:42:0a:00:00:02"

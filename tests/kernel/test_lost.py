@@ -19,10 +19,10 @@ from netlib.core.pending_attachment import Wanted
 from netlib.errors import ConfigError, Conflict, StoreDamaged, StoreLost, TeardownError, WrongHost
 from netlib.firewall.objects import ContainerSubnet, FirewallBase
 from netlib.kernel.netns import NETNS_DIR
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.plan import Plan
 from netlib.runtime.lookup import find_container, runtime
 from netlib.store.tags import known_tags
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.call import call
 from netlib.verbs.lost import reset_lost, strays
 from netlib.verbs.perform import perform

@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.rules import restore_table
+from netlib.daemon.firewall import restore_table
 from netlib.firewall.members import MemberTable, PortSources
 from netlib.kernel.handle import Kernel
 from netlib.model import HOST, Endpoint, NetnsRef

@@ -17,8 +17,8 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.kernel import bridges
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 from tests.kernel.firewall_world import BRIDGE_NF
 
 _SECONDS = 2.5  # on an adopted bridge the first IPv6 packet is lost now and then, and sent again after one second

@@ -20,9 +20,9 @@ from netlib.core.controller import Controller
 from netlib.errors import FeatureMissing
 from netlib.kernel.links import kernel_has_ipv6
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 from netlib.wire.client import leave
 from tests.kernel.frames import Ears, datagram, send
 

@@ -12,8 +12,8 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import NotFound, PackageMissing, TeardownError
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.names import veth_ifname
+from netlib.testing.snapshot import differences, snapshot
 from tests.plugins_world import Service, installed
 
 VERBS = 50

@@ -9,11 +9,11 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import KernelError, TeardownError
 from netlib.firewall.objects import PublishedPort
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.ports import parse_publish
 from netlib.testing.host import Stop, TestedHost
+from netlib.testing.snapshot import differences, snapshot
 from tests.peers.surroundings import HOST_ADDRESS, answering, ask, uplink
 
 RP_FILTER = Path("/proc/sys/net/ipv4/conf/all/rp_filter")

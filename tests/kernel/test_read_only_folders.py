@@ -16,10 +16,10 @@ from netlib.cli.main import main
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import StoreError
-from netlib.kernel.snapshot import snapshot
 from netlib.runtime.lookup import find_container, runtime
 from netlib.store import read_only
 from netlib.store.backup import check_backup
+from netlib.testing.snapshot import snapshot
 from netlib.verbs.call import call
 from netlib.verbs.container import remove_all
 from netlib.wire.client import start_daemon

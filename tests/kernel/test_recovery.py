@@ -15,17 +15,17 @@ import pytest
 from netlib.config import Config
 from netlib.core import recovery
 from netlib.core.controller import Controller, Unwatched
-from netlib.daemon.rules import restore_table
+from netlib.daemon.firewall import restore_table
 from netlib.errors import AlreadyExists, ConfigError, KernelError, NetlibError, PoolExhausted, TeardownError
 from netlib.firewall.backend import firewall
 from netlib.firewall.libnftables import nft
 from netlib.firewall.objects import FirewallBase
 from netlib.kernel.netns import create_netns, delete_netns
 from netlib.kernel.owned_netns import OwnedNetns
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
 from netlib.plan import KernelObject
 from netlib.ports import parse_publish
+from netlib.testing.snapshot import differences, snapshot
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError, KernelError, TeardownError
 from netlib.kernel.handle import Kernel
 from netlib.kernel.links import Veth
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import Endpoint, Network, Sandbox
+from netlib.testing.snapshot import differences, snapshot
 
 
 @pytest.fixture

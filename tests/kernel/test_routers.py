@@ -15,11 +15,11 @@ from netlib.kernel.linkinfo import LinkInfo
 from netlib.kernel.links import Veth
 from netlib.kernel.netns import entered
 from netlib.kernel.routers import router_refusal_drift
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sublinks import Dummy, Ifb, Vlan
 from netlib.kernel.taps import Tap
 from netlib.model import HOST, NetnsRef
 from netlib.plan import KernelObject
+from netlib.testing.snapshot import differences, snapshot
 from tests.kernel.frames import (
     ADDRESS6,
     LEARNT,

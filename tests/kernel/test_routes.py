@@ -15,8 +15,8 @@ from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
 from netlib.kernel.routes import RouteEntry, host_routes
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 
 ANY4, ANY6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 GATEWAY4, GATEWAY6 = ip_address("10.22.0.1"), ip_address("fd00::1")

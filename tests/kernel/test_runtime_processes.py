@@ -19,7 +19,7 @@ from netlib.errors import CommandNotRun, Conflict, DeadlineExceeded, NotFound
 from netlib.runtime import attach, cgroups
 from netlib.runtime.container import LOST_CODE, Runtime
 from netlib.runtime.spec import Container, ExecSpec, Volume
-from tests.kernel.runtime_world import World
+from tests.kernel.runtime_world import World, execute
 
 pytestmark = pytest.mark.needs_cgroups
 
@@ -339,7 +339,7 @@ def test_exec_whose_reader_has_gone_ends_as_by_its_signal(runtime: Runtime, livi
     reader, writer = os.pipe()
     os.close(reader)
     with open(os.devnull, "rb") as nothing:
-        code = runtime.exec(living, ExecSpec(command=("echo", "heard")), stdio=(nothing.fileno(), writer, 2))
+        code = execute(runtime, living, ExecSpec(command=("echo", "heard")), (nothing.fileno(), writer, 2))
     os.close(writer)
     assert code == 128 + signal.SIGPIPE
 
@@ -352,7 +352,7 @@ def test_exec_detached_goes_on_by_itself(world: World, runtime: Runtime, living:
 def test_exec_in_an_ended_container_is_refused(world: World, runtime: Runtime, living: Container) -> None:
     runtime.stop(living, 0)
     with pytest.raises(Conflict, match="not running"):
-        runtime.exec(living, ExecSpec(command=("true",)))
+        execute(runtime, living, ExecSpec(command=("true",)))
 
 
 def test_what_was_executed_ends_with_the_container(world: World, runtime: Runtime, living: Container) -> None:

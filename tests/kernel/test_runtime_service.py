@@ -28,6 +28,7 @@ from netlib.runtime.spec import Container, ContainerSpec, ExecSpec
 from netlib.verbs.container import VERBS, remove_all
 from netlib.verbs.lost import reset_lost, strays
 from netlib.verbs.perform import perform
+from tests.kernel.runtime_world import execute
 
 pytestmark = pytest.mark.needs_cgroups
 
@@ -155,12 +156,8 @@ def test_connect_while_it_runs_is_seen_inside(controller: Controller) -> None:
     controller.connect("back", "box")
     box = lookup.find_container(controller, "box")
     read, write = os.pipe()
-    assert (
-        lookup.runtime(controller).exec(
-            box, ExecSpec(command=("sh", "-c", "ls /sys/class/net; cat /etc/hosts")), stdio=(0, write, 2)
-        )
-        == 0
-    )
+    wanted = ExecSpec(command=("sh", "-c", "ls /sys/class/net; cat /etc/hosts"))
+    assert execute(lookup.runtime(controller), box, wanted, (0, write, 2)) == 0
     os.close(write)
     with open(read) as pipe:
         out = pipe.read()

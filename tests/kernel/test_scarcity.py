@@ -17,10 +17,10 @@ from netlib.core.controller import Controller, Unwatched
 from netlib.daemon.dialects import Request
 from netlib.errors import HostExhausted, KernelError, NetlibError
 from netlib.kernel.scarcity import NO_MEMORY, NO_PROCESS
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.names import new_id
 from netlib.plan import KernelObject
 from netlib.runtime import cgroups
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.call import call
 from netlib.wire.client import start_daemon
 from tests.cni.launching import serving

@@ -10,9 +10,9 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ConfigError
 from netlib.firewall.objects import Masquerade
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import ResolverConfig
 from netlib.settings import settings_file
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.perform import perform
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from netlib.errors import KernelError
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 
 RULES = """
 table inet netlib {

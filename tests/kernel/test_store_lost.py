@@ -13,9 +13,9 @@ from cni_plugins.protocol import Code
 from netlib.config import Config
 from netlib.errors import StoreLost
 from netlib.kernel.netns import NETNS_DIR
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.runtime.leftovers import finish
 from netlib.store.backup import copy_store
+from netlib.testing.snapshot import differences, snapshot
 from netlib.verbs.restore import restore
 from netlib.wire.client import leave, start_daemon
 from tests.kernel.lost_world import LOSSES, delete_rows, host, netlib, put_older, run, running_pids, work_files

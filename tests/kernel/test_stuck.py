@@ -18,9 +18,9 @@ import pytest
 from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import DeadlineExceeded, NetlibError, Stuck
-from netlib.kernel.snapshot import snapshot
 from netlib.plan import KernelObject
 from netlib.store.locks import record_lock
+from netlib.testing.snapshot import snapshot
 from netlib.verbs.call import call
 from netlib.wire import notices
 from netlib.wire.client import DaemonWatcher, leave, start_daemon

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from netlib.errors import KernelError, ObjectMissing
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, read_sysctl, write_sysctl
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 
 FORWARD = "net/ipv4/ip_forward"
 

@@ -11,9 +11,10 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import ObjectMissing
 from netlib.firewall.members import MemberTable, PortSources
-from netlib.kernel.snapshot import differences, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import differences, snapshot
 from tests.cni.calling import Caller
+from tests.stored import stored_objects
 
 POD = {
     "cniVersion": "1.0.0",
@@ -41,7 +42,7 @@ def _make_former(controller: Controller) -> None:
 
 def _objects(controller: Controller, kind: type[MemberTable | PortSources]) -> int:
     with controller.store.read() as tx:
-        return sum(isinstance(item, kind) for _, item in tx.all_objects())
+        return sum(isinstance(item, kind) for item in stored_objects(tx))
 
 
 def test_what_was_made_before_is_protected_as_what_is_new(config: Config, netns_factory: Callable[[str], NetnsRef]) -> None:

@@ -10,7 +10,7 @@ from netlib.config import Config
 from netlib.core import network_record
 from netlib.core.controller import Controller, Unwatched
 from netlib.errors import FeatureMissing
-from netlib.kernel.snapshot import differences, snapshot
+from netlib.testing.snapshot import differences, snapshot
 
 _CONF = Path("/proc/sys/net/ipv6/conf")
 

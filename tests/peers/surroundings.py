@@ -11,8 +11,8 @@ from netlib.config import Config
 from netlib.core.attachments import Attachments
 from netlib.core.controller import Controller, Unwatched
 from netlib.kernel.netns import entered
-from netlib.kernel.snapshot import Snapshot, differences, snapshot
 from netlib.model import HOST, NetnsRef
+from netlib.testing.snapshot import Snapshot, differences, snapshot
 from tests.locks import abandoned
 
 __all__ = ["HOST_ADDRESS", "answering", "ask", "left_behind", "pings", "uplink"]

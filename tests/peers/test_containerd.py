@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.kernel.snapshot import snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import snapshot
 from tests.peers.conftest import install
 from tests.peers.containerd import PLUGINS, Containerd
 from tests.peers.libcni import Runtime

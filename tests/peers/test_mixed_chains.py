@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from netlib.config import Config
-from netlib.kernel.snapshot import snapshot
 from netlib.model import HOST, NetnsRef
+from netlib.testing.snapshot import snapshot
 from tests.peers.libcni import Runtime
 from tests.peers.surroundings import HOST_ADDRESS, answering, ask, left_behind, pings, run
 

@@ -8,8 +8,8 @@ import pytest
 
 from cni_plugins.types import plugin_types
 from netlib.config import Config
-from netlib.kernel.snapshot import snapshot
 from netlib.model import HOST, NetnsRef
+from netlib.testing.snapshot import snapshot
 from tests.kernel.dns_client import wait_until
 from tests.peers.podman import Podman
 from tests.peers.surroundings import HOST_ADDRESS, ask, left_behind, pings

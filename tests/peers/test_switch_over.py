@@ -8,8 +8,8 @@ import pytest
 
 from netlib.config import Config
 from netlib.kernel.netns import delete_netns
-from netlib.kernel.snapshot import Snapshot, snapshot
 from netlib.model import NetnsRef
+from netlib.testing.snapshot import Snapshot, snapshot
 from tests.peers.libcni import PluginError, Runtime
 from tests.peers.surroundings import HOST_ADDRESS, answering, ask, left_behind, pings
 from tests.peers.test_mixed_chains import PORTS, but_their_chains, conflist, forget_bridge

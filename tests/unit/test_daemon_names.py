@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netlib.daemon.serving import NetworkZone
 from netlib.dns.zone import build_zone
-from netlib.firewall.backend import Notice
+from netlib.firewall.backend import RuleChange
 from netlib.firewall.nft_events import meaning, meaningful_only
 from netlib.kernel.bpf import attach_filter
 from netlib.kernel.netlink import attribute
@@ -81,31 +81,31 @@ IPV4, INET, BRIDGE = 2, 1, 7
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (_event(DELTABLE, INET, "netlib"), Notice.TABLE),
-        (_event(DELRULE, INET, "netlib"), Notice.TABLE),
-        (_event(DELCHAIN, INET, "netlib"), Notice.TABLE),
-        (_event(DELSETELEM, INET, "netlib"), Notice.NOTHING),  # a port unpublished: ours, a thousand times a day
-        (_event(NEWSETELEM, INET, "netlib"), Notice.NOTHING),
-        (_event(NEWCHAIN, INET, "netlib"), Notice.NOTHING),
-        (_event(DELTABLE, INET, "netlib2"), Notice.FOREIGN),
-        (_event(DELTABLE, IPV4, "netlib"), Notice.FOREIGN),
-        (_event(NEWCHAIN, IPV4, "filter"), Notice.FOREIGN),
-        (_event(DELRULE, IPV4, "filter"), Notice.FOREIGN),
-        (_event(NEWRULE, IPV4, "filter"), Notice.NOTHING),
-        (_event(DELTABLE, BRIDGE, "filter"), Notice.NOTHING),
-        (_event(DELTABLE, BRIDGE, "netlib_members"), Notice.TABLE),
-        (_event(DELRULE, BRIDGE, "netlib"), Notice.TABLE),
-        (_event(DELSETELEM, BRIDGE, "netlib_members"), Notice.NOTHING),
-        (_event(NEWGEN, INET, ""), Notice.NOTHING),
+        (_event(DELTABLE, INET, "netlib"), RuleChange.TABLE),
+        (_event(DELRULE, INET, "netlib"), RuleChange.TABLE),
+        (_event(DELCHAIN, INET, "netlib"), RuleChange.TABLE),
+        (_event(DELSETELEM, INET, "netlib"), RuleChange.NOTHING),  # a port unpublished: ours, a thousand times a day
+        (_event(NEWSETELEM, INET, "netlib"), RuleChange.NOTHING),
+        (_event(NEWCHAIN, INET, "netlib"), RuleChange.NOTHING),
+        (_event(DELTABLE, INET, "netlib2"), RuleChange.FOREIGN),
+        (_event(DELTABLE, IPV4, "netlib"), RuleChange.FOREIGN),
+        (_event(NEWCHAIN, IPV4, "filter"), RuleChange.FOREIGN),
+        (_event(DELRULE, IPV4, "filter"), RuleChange.FOREIGN),
+        (_event(NEWRULE, IPV4, "filter"), RuleChange.NOTHING),
+        (_event(DELTABLE, BRIDGE, "filter"), RuleChange.NOTHING),
+        (_event(DELTABLE, BRIDGE, "netlib_members"), RuleChange.TABLE),
+        (_event(DELRULE, BRIDGE, "netlib"), RuleChange.TABLE),
+        (_event(DELSETELEM, BRIDGE, "netlib_members"), RuleChange.NOTHING),
+        (_event(NEWGEN, INET, ""), RuleChange.NOTHING),
         (
             _event(NEWGEN, INET, "") + _event(DELRULE, IPV4, "nat") + _event(DELTABLE, INET, "netlib"),
-            Notice.TABLE | Notice.FOREIGN,
+            RuleChange.TABLE | RuleChange.FOREIGN,
         ),
-        (b"", Notice.NOTHING),
-        (b"\0" * 40, Notice.NOTHING),
+        (b"", RuleChange.NOTHING),
+        (b"\0" * 40, RuleChange.NOTHING),
     ],
 )
-def test_what_an_event_means(data: bytes, expected: Notice) -> None:
+def test_what_an_event_means(data: bytes, expected: RuleChange) -> None:
     assert meaning(data) == expected
 
 
@@ -134,9 +134,9 @@ def test_the_kernel_wakes_nobody_for_events_without_a_meaning(data: bytes, arriv
             assert arrives
         except BlockingIOError:
             assert not arrives
-            assert meaning(data) is Notice.NOTHING
+            assert meaning(data) is RuleChange.NOTHING
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_mean_something(data: bytes) -> None:
-    assert isinstance(meaning(data), Notice)
+    assert isinstance(meaning(data), RuleChange)

@@ -22,7 +22,6 @@ from netlib.kernel.owned_netns import OwnedNetns
 from netlib.kernel.qdiscs import IngressRedirect, TokenBucket
 from netlib.kernel.routes import RouteAway, RouteEntry
 from netlib.kernel.rules import PolicyRule
-from netlib.kernel.snapshot import differences
 from netlib.kernel.sublinks import Dummy, Ifb, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import RouterAdvertisements, Sysctl, sysctl_path
 from netlib.kernel.taps import Tap
@@ -33,6 +32,7 @@ from netlib.kernel.vrfs import Enslaved, Vrf
 from netlib.model import HOST, NetnsRef
 from netlib.objects import object_class
 from netlib.plan import KernelObject, Overrides, ability
+from netlib.testing.snapshot import differences
 
 WEB = NetnsRef("/run/netns/web", "123456789abc:7")
 FAR = NetnsRef("/proc/4711/ns/net")

@@ -9,8 +9,8 @@ from netlib.kernel.addresses import Address
 from netlib.kernel.bridges import Bridge, BridgePort
 from netlib.kernel.links import Veth
 from netlib.model import NetnsRef
-from netlib.objects import object_class, object_tags
-from netlib.plan import Key, Plan, plan_change
+from netlib.objects import _OBJECTS, object_class
+from netlib.plan import BATCH_ORDER, Key, Plan, plan_change, removal_rank
 from netlib.store.objects import decode_object
 
 WEB = NetnsRef("/run/netns/web", "b00t:42")
@@ -43,6 +43,15 @@ def test_runs_keep_the_order_and_join_only_neighbours_of_one_batch() -> None:
     assert len(runs) == 3
 
 
+def test_every_batch_of_ours_has_its_place_in_a_removal_and_a_foreign_one_comes_after_them() -> None:
+    """A lease is released while its link and its way out exist, and a port is closed before the link behind it is deleted."""
+    assert {object_class(tag).batch for tag in _OBJECTS} == {"", *BATCH_ORDER}
+    assert sorted(["veth", "acme", "port sources", "zeta", "outward", "firewall", "dhcp"], key=removal_rank) == [
+        *("dhcp", "firewall", "outward", "port sources", "veth"),
+        *("acme", "zeta"),
+    ]
+
+
 def test_a_veth_carries_its_port_and_what_is_on_its_peer() -> None:
     assert VETH.carries(PORT)
     assert VETH.carries(ADDRESS)
@@ -55,7 +64,7 @@ def test_an_object_reads_back_as_it_was_written_down(item: object) -> None:
     assert decode_object(encode(item), "") == item
 
 
-@pytest.mark.parametrize("tag", object_tags())
+@pytest.mark.parametrize("tag", _OBJECTS)
 def test_every_tag_in_the_registry_leads_to_a_class_with_that_tag(tag: str) -> None:
     assert object_class(tag).__struct_config__.tag == tag
 

@@ -65,7 +65,7 @@ def test_ipam_driver_is_found_by_its_name(name: str) -> None:
     assert registry.ipam_driver(name).name == name
 
 
-@pytest.mark.parametrize("tag", objects.object_tags())
+@pytest.mark.parametrize("tag", objects._OBJECTS)
 def test_stored_tag_leads_to_its_class(tag: str) -> None:
     kind = objects.object_class(tag)
     assert issubclass(kind, KernelObject)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from netlib.daemon.servants import Change, Servants
+from netlib.daemon.servants import ChangedRecords, Servants
 from netlib.errors import Conflict, NetlibError, StoreError
 
 
@@ -20,9 +20,12 @@ class Recorded:
         if not self._starts:
             raise StoreError(f"{self.name} cannot start")
 
-    def changed(self, change: Change) -> list[NetlibError]:
+    def changed(self, change: ChangedRecords) -> list[NetlibError]:
         self._told.append(f"tell {self.name} {','.join(change.sandboxes)}")
         return [self._trouble] if self._trouble else []
+
+    def reconcile(self, *, store_changed: bool) -> None:
+        self._told.append(f"reconcile {self.name}")
 
     def health(self) -> str | None:
         return str(self._trouble) if self._trouble else None

@@ -23,6 +23,7 @@ from netlib.store.records import JOURNAL_ROWS, JournalEntry
 from netlib.store.reserve import RESERVE_BYTES
 from netlib.store.schema import MIGRATIONS
 from netlib.store.sqlite import Store
+from tests.stored import stored_objects
 
 NETWORK = Network(
     id="a" * 64,
@@ -95,7 +96,7 @@ def test_deleting_a_record_takes_its_objects_and_ports_along(store: Store) -> No
         assert tx.port_holder(mapping) == ENDPOINT.id
         tx.delete(ENDPOINT.id)
         assert tx.port_holder(mapping) is None
-        assert list(tx.all_objects()) == []
+        assert list(stored_objects(tx)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Restoring our firewall entries that another program deleted, and the rules that let our bridges pass other programs' chains.
 
-A notice of the backend (:class:`~netlib.firewall.backend.RuleEvents`) only triggers a comparison of the store with the kernel,
-and only a difference is repaired. So our own changes, which cause notices too, cause no work beyond that.
+A change that the backend reports (:class:`~netlib.firewall.backend.RuleChange`) only triggers a comparison of the store with
+the kernel, and only a difference is repaired. So our own changes, which are reported too, cause no work beyond that.
 """
 
 from contextlib import ExitStack

@@ -6,14 +6,14 @@ A type says which link. The parent of a link that has one is looked up before an
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from ipaddress import IPv4Address
-from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from cni_plugins import attaching
 from cni_plugins.addressing import Addressing
-from cni_plugins.interface import address_objects, checked_mtu, chosen_dns, remove_foreign_link, route_objects
+from cni_plugins.interface import address_objects, checked_mtu, chosen_dns, remove_foreign_link, requested_mac, route_objects
 from cni_plugins.netconf import NetConf
 from cni_plugins.node import Node
 from cni_plugins.protocol import CniError, Code
@@ -30,7 +30,17 @@ from netlib.names import check_ifname, endpoint_mac
 from netlib.plan import KernelObject, Plan
 from netlib.store.records import Transaction
 
-__all__ = ["LinkPlan", "MacRequest", "Parent", "ParentConf", "PreparedLink", "SingleLink", "checked_mode", "find_parent"]
+__all__ = [
+    "LinkPlan",
+    "MacRequest",
+    "Parent",
+    "ParentConf",
+    "PreparedLink",
+    "SingleLink",
+    "checked_mode",
+    "chosen_mac",
+    "find_parent",
+]
 
 C = TypeVar("C", bound=NetConf)
 M = TypeVar("M", bound=str)
@@ -40,6 +50,12 @@ class MacRequest(Struct, frozen=True):
     """The MAC address under ``runtimeConfig``."""
 
     mac: str = ""
+
+
+def chosen_mac(call: Call[Any]) -> str:
+    """``runtimeConfig.mac``, else ``MAC`` in CNI_ARGS, else ``mac``, of a configuration with both keys; "" for none."""
+    argument = call.arguments("MAC").get("MAC", "")
+    return requested_mac(call, call.config.mac, argument, call.config.runtime_config.mac)
 
 
 class ParentConf(NetConf, frozen=True, kw_only=True, rename="camel"):
