@@ -23,6 +23,8 @@ from benchmarks.record import RECORDS, RESULTS, RecordedRow, RecordError, git, m
 
 ROOT = Path(__file__).parents[1]
 _SIDE = Path(__file__).with_name("side.py")
+_CHECKOUTS = RESULTS
+"""Not below /run or the folder of temporary files, which a test host hides: this checkout would be measured twice."""
 _WARM_UP = 4
 _BLOCK = 2  # pairs: a, b, b, a
 LIMIT = 1.1
@@ -80,7 +82,10 @@ class Side:
         environ = {**os.environ, "PYTHONPATH": str(root)}
         command = [str(ROOT / "netlib" / "testing" / "testhost"), sys.executable, str(_SIDE), "/run/tmp/side"]
         self._process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.rows: list[str] = json.loads(self._line())
+        found, self.rows = Path(json.loads(self._line())), list[str](json.loads(self._line()))
+        if not found.is_relative_to(root):
+            self.close()
+            raise SystemExit(f"the side of {root} measured the netlib in {found.parent}")
 
     def sample(self, row: str) -> float:
         """Take one sample of *row*, in milliseconds."""
@@ -158,8 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RecordError as error:
         print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 2
+    RESULTS.mkdir(exist_ok=True)
+    _CHECKOUTS.mkdir(exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix="compare-", dir="/run" if os.geteuid() == 0 else None) as name,
+        tempfile.TemporaryDirectory(prefix="compare-", dir=_CHECKOUTS) as name,
         ExitStack() as stack,
     ):
         before = stack.enter_context(_checkout(base, Path(name)))
@@ -171,7 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = record_of(
         "compare", commit, [row.recorded(base) for row in rows], base=base, limit=given.limit, regressions=regressions
     )
-    RESULTS.mkdir(exist_ok=True)
     path = write(record, RECORDS if given.keep else RESULTS)
     figures = {"before": base, "rows": {row.name: {"before": row.before, "after": row.after} for row in rows}}
     (RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(figures) + "\n")

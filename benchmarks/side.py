@@ -1,7 +1,7 @@
 """One side of a comparison: a program that measures the netlib on its PYTHONPATH. :mod:`benchmarks.compare` runs two of it.
 
-``python side.py FOLDER`` prints the names of its rows. For each name on standard input it takes one sample and prints its
-milliseconds. It runs in its own test host, and uses only functions that every commit since 11f308c has.
+``python side.py FOLDER`` prints which netlib it is, and the names of its rows. For each name on standard input it takes one
+sample and prints its milliseconds. It runs in its own test host, and uses only functions that every commit since 11f308c has.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.pop(0)  # this file's own folder: netlib is to be found by PYTHONPATH
 
+import netlib
 from cni_plugins.install import install
 from netlib import Config, Controller
 from netlib.kernel.netns import NETNS_DIR, create_netns, delete_netns, entered
@@ -123,7 +124,7 @@ def _served(folder: Path) -> Iterator[dict[str, Sample]]:
         controller.create_sandbox("box")
         controller.create_sandbox("asker")
         controller.connect("net", "asker")
-        command = [sys.executable, "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}"]
+        command = [sys.executable, "-P", "-m", "netlib", f"--state-dir={config.state_dir}", f"--run-dir={config.run_dir}"]
         many = parse_publish("20000-20999:1-1000")
         args = {"network": "net", "container": "box"}
         _run(*command, "run", "-d", "--name", "living", "--network", "net", *_SLEEP)
@@ -260,9 +261,10 @@ def _cni(folder: Path, config: Config) -> Iterator[dict[str, Sample]]:
 
 
 def main() -> None:
-    """Print the names of the rows, then a sample for each line of standard input."""
+    """Print which netlib this is, the names of the rows, then a sample for each line of standard input."""
     folder = Path(sys.argv[1])
     with ExitStack() as stack:
+        print(json.dumps(netlib.__file__), flush=True)
         rows = stack.enter_context(_served(folder))
         print(json.dumps([*rows]), flush=True)
         for line in sys.stdin:

@@ -7,7 +7,6 @@ more.
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 from netlib.errors import PackageMissing, StoreError
@@ -73,6 +72,8 @@ def object_class(tag: str) -> type[KernelObject]:
     target = _OBJECTS.get(tag)
     if target is not None:
         return cast(type[KernelObject], load(target))
+    from importlib.metadata import entry_points  # 10 ms, only for what is not built in
+
     for point in entry_points(group=_GROUP, name=tag):
         return cast(type[KernelObject], point.load())
     package = tag.rpartition(".")[0]

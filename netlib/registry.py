@@ -5,8 +5,7 @@ which are read only for a name that is not built in.
 """
 
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec import Struct
 
@@ -16,6 +15,9 @@ from netlib.ipamapi import IpamDriver
 from netlib.model import Endpoint, Network, Sandbox, Scope
 from netlib.objects import load
 from netlib.plan import Plan
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = ["MissingDriver", "Side", "driver", "driver_of", "ipam_driver", "missing_package", "package_of"]
 
@@ -98,10 +100,16 @@ def _made(side: Side, name: str) -> Any:
         return load(builtin[name])()
     point = _entry_point(side, name)
     if point is None:
-        known = ", ".join(sorted({*builtin, *(found.name for found in entry_points(group=group))}))
+        known = ", ".join(sorted({*builtin, *(found.name for found in _entry_points(group))}))
         raise NotFound(f"{what} {name!r} not found; there are: {known}", kind=what, reference=name)
     return point.load()()
 
 
-def _entry_point(side: Side, name: str) -> EntryPoint | None:
-    return next(iter(entry_points(group=_TABLES[side][2], name=name)), None)
+def _entry_point(side: Side, name: str) -> "EntryPoint | None":
+    return next((point for point in _entry_points(_TABLES[side][2]) if point.name == name), None)
+
+
+def _entry_points(group: str) -> "EntryPoints":
+    from importlib.metadata import entry_points  # 10 ms, only for what is not built in
+
+    return entry_points(group=group)

@@ -293,7 +293,7 @@ def modelled() -> Iterator[None]:
             patch.setattr(module, "current_identity", lambda: f"{World.last.boot}:host")
         for module in (networks, sandboxes, endpoints, attachments, pending_attachment):
             patch.setattr(module, "time", SimpleNamespace(time=lambda: 0.0))
-        patch.setattr(sandboxes, "random", SimpleNamespace(choice=lambda numbers: numbers[0]))
+        patch.setattr(sandboxes, "random_dns_port", lambda: sandboxes.DNS_PORTS[0])
         patch.setattr(sandboxes, "netns_dir", lambda run_dir: NETNS_DIR)
         patch.setattr(networks, "read_host_state", lambda kernel, request, settings: HostState())
         patch.setattr(controller, "prepare_predefined", lambda lifecycle, host: None)

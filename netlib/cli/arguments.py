@@ -7,9 +7,9 @@ argparse costs 8 ms, click 31, typer 52 (medians); typer 0.29 imports pydantic t
 import argparse
 import os
 import re
-import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from netlib.cli.outcome import REFUSED
@@ -56,13 +56,16 @@ class _Place(NamedTuple):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal, up to _HELP_COLUMNS. Description and examples are printed as they are."""
+    """Description and examples are printed as they are. argparse makes a formatter for each argument, also without help."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_help_width())
+    def __init__(self, prog: str, width: int = _HELP_COLUMNS) -> None:
+        super().__init__(prog, width=width)
 
 
 def _help_width() -> int:
+    """As wide as the terminal, up to _HELP_COLUMNS."""
+    import shutil  # 2 ms, only for help
+
     return min(shutil.get_terminal_size().columns - 2, _HELP_COLUMNS)
 
 
@@ -116,7 +119,9 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         import textwrap  # as argparse does it, only for help
 
-        self.description = textwrap.fill(self.description or "", _help_width(), break_on_hyphens=False)
+        width = _help_width()
+        self.formatter_class = partial(_Help, width=width)
+        self.description = textwrap.fill(self.description or "", width, break_on_hyphens=False)
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:

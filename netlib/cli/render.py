@@ -6,12 +6,14 @@ Colours and progress are shown on a terminal only, and never with ``NO_COLOR`` s
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from threading import Event
 
 PROGRESS_AFTER_SECONDS, REFRESH_SECONDS = 0.4, 0.1
 SHORT_ID = 12
@@ -82,6 +84,8 @@ def progress(what: str) -> Iterator[Callable[[Any], None] | None]:
     if not coloured(sys.stderr):
         yield None
         return
+    import threading  # 1 ms, only for a spinner
+
     last: list[str] = []
     ended = threading.Event()
     shower = threading.Thread(target=_spin, args=(what, last, ended), daemon=True)
@@ -114,7 +118,7 @@ def _templated(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], tem
     return table_lines(headings.split("\t"), [line.split("\t") for line in lines])
 
 
-def _spin(what: str, last: Sequence[str], ended: threading.Event) -> None:
+def _spin(what: str, last: Sequence[str], ended: "Event") -> None:
     if ended.wait(PROGRESS_AFTER_SECONDS):
         return
     from rich.console import Console

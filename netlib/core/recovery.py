@@ -4,7 +4,6 @@ What is done with which record stands in :mod:`netlib.core.phases`. An in-flight
 read again under the lock. A sandbox that loses an endpoint by being recovered is planned anew.
 """
 
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -133,6 +132,8 @@ def forget_former_boot(store: Store, config: Config) -> None:
         if config.sandbox_dir.is_dir():
             for folder in config.sandbox_dir.iterdir():
                 if tx.by_id(folder.name) is None:
+                    import shutil  # 2 ms, after a boot only
+
                     shutil.rmtree(folder)
         tx.set_meta("netns", current_identity())  # last: after a crash before this line, the boot is forgotten again
 

@@ -10,14 +10,44 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.libnftables import nft
+from netlib.firewall.expressions import BRIDGE_HEADER, GETRULE, NETFILTER, comment_of
+from netlib.firewall.libnftables import leave_idle, nft, take_idle
+from netlib.kernel.netlink import NetlinkSocket, text
 from netlib.kernel.netns import command_in
+from netlib.kernel.translate import doing
+from netlib.model import NetnsRef
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
 __all__ = ["BridgeTable"]
+
+_RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA = 1, 2, 7  # NFTA_RULE_*
+_CHAIN = "prerouting"
+
+
+class _RuleReader:
+    """A netlink conversation that reads the rules of one netns."""
+
+    def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
+        self._is_hosts = netns.is_host
+        idle = take_idle(NetlinkSocket) if self._is_hosts else None
+        if idle is None:
+            with kernel.entered(netns), doing(f"open a netlink socket in {netns.label}"):
+                idle = NetlinkSocket(NETFILTER)
+        self._socket = idle
+
+    def has(self, wanted: "BridgeTable") -> bool:
+        """Whether the rules of the table are there, by their comments."""
+        table = wanted.table.removeprefix("bridge ")
+        with doing(f"list the rules of table {wanted.table}"):
+            found = self._socket.dump(GETRULE, BRIDGE_HEADER, text(_RULE_TABLE, table), text(_RULE_CHAIN, _CHAIN))
+        return [comment_of(rule.get(_RULE_USERDATA, b"")) for _, rule in found] == [comment for _, comment in wanted.rules]
+
+    def close(self) -> None:
+        if not (self._is_hosts and leave_idle(self._socket)):
+            self._socket.close()
 
 
 class BridgeTable(KernelObject, frozen=True, kw_only=True):
@@ -41,12 +71,20 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
         yield f"add table {self.table}"
         for name, kind in self.sets:
             yield f"add set {self.table} {name} {{ type {kind}; }}"
-        yield f"add chain {self.table} prerouting {{ type filter hook prerouting priority -300; policy accept; }}"
-        yield f"flush chain {self.table} prerouting"
+        yield f"add chain {self.table} {_CHAIN} {{ type filter hook prerouting priority -300; policy accept; }}"
+        yield f"flush chain {self.table} {_CHAIN}"
         for rule, comment in self.rules:
-            yield f'add rule {self.table} prerouting {rule} comment "{comment}"'
+            yield f'add rule {self.table} {_CHAIN} {rule} comment "{comment}"'
 
     def ensure(self, kernel: "Kernel") -> None:
+        """Make the table, unless all its rules are there.
+
+        To ask takes 0.1 ms, and to make it again 2 ms; rules that are replaced keep the kernel busy for some 10 ms afterwards.
+        """
+        if not kernel.kept(self.netns, _RuleReader).has(self):
+            self._make(kernel)
+
+    def _make(self, kernel: "Kernel") -> None:
         nft(kernel, self.netns).run("\n".join(self._lines), f"set up {self.table}")
 
     def remove(self, kernel: "Kernel") -> None:
@@ -55,12 +93,12 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
 
     def drift(self, kernel: "Kernel") -> str | None:
         try:
-            listing = nft(kernel, self.netns).listing(f"list chain {self.table} prerouting")
+            listing = nft(kernel, self.netns).listing(f"list chain {self.table} {_CHAIN}")
         except ObjectMissing:
             return f"nftables table {self.table} is gone"
         found = [entry["rule"].get("comment") for entry in listing if "rule" in entry]
         wanted = [comment for _, comment in self.rules]
-        return None if found == wanted else f"nftables chain {self.table} prerouting has other rules than ours"
+        return None if found == wanted else f"nftables chain {self.table} {_CHAIN} has other rules than ours"
 
     def commands(self) -> Iterator[str]:
         return (command_in(self.netns, f"nft {shlex.quote(line)}") for line in self._lines)

@@ -15,6 +15,7 @@ __all__ = [
     "DELRULE",
     "DELSETELEM",
     "DELTABLE",
+    "GETRULE",
     "IFNAME_SIZE",
     "NETFILTER",
     "NETWORK_HEADER",
@@ -25,6 +26,7 @@ __all__ = [
     "NEWTABLE",
     "NFTABLES",
     "TRANSPORT_HEADER",
+    "comment_of",
     "compare",
     "expression",
     "hooked_chain",
@@ -36,7 +38,7 @@ __all__ = [
 
 NETFILTER = 12  # NETLINK_NETFILTER
 NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
-NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = (NFTABLES << 8 | number for number in (0, 2, 3, 5, 6, 8))
+NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = (NFTABLES << 8 | number for number in (0, 2, 3, 5, 6, 7, 8))
 NEWSET, NEWSETELEM, DELSETELEM = (NFTABLES << 8 | number for number in (9, 12, 14))
 BRIDGE_HEADER = struct.pack("=BBH", 7, 0, 0)  # nfgenmsg of NFPROTO_BRIDGE
 IFNAME_SIZE = 16
@@ -64,6 +66,17 @@ def compare(value: bytes, register: int = 1) -> bytes:
 def expression(name: str, *attributes: bytes) -> bytes:
     """One expression of a rule."""
     return nest(1, text(1, name), nest(2, *attributes))
+
+
+def comment_of(user_data: bytes) -> str:
+    """The comment in a rule's user data: attributes of one byte each for type and length, of which nft's type 0 is a text."""
+    at = 0
+    while at + 2 <= len(user_data):
+        kind, length = user_data[at], user_data[at + 1]
+        if kind == 0:
+            return user_data[at + 2 : at + 2 + length].rstrip(b"\0").decode(errors="replace")
+        at += 2 + length
+    return ""
 
 
 def number(kind: int, value: int) -> bytes:

@@ -5,7 +5,6 @@ They are on disk: unlike all other kernel objects they survive a boot.
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -69,7 +68,7 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
 
     def _create(self) -> None:
         path = Path(self.path)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self.mode)
         try:
             with open(fd, "wb") as file:
@@ -240,6 +239,6 @@ def _empty(fd: int, mount: str, top: int, depth: int) -> bool:
                 os.close(child)
             os.rmdir(name, dir_fd=fd)
         else:
-            os.rename(name, secrets.token_hex(8), src_dir_fd=fd, dst_dir_fd=top)
+            os.rename(name, os.urandom(8).hex(), src_dir_fd=fd, dst_dir_fd=top)
             moved = True
     return moved

@@ -6,7 +6,6 @@ else's, and is neither changed nor deleted. (A handle without a tag leaves the m
 """
 
 import errno
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
@@ -406,6 +405,8 @@ def remove_links(kernel: "Kernel", ifnames: Iterable[str], netns: NetnsRef = HOS
 
 
 def _free_group(used: set[int]) -> int:
+    import secrets  # 2 ms, only for many links at once
+
     while (group := 1 + secrets.randbelow(2**31 - 2)) in used or group == NEW_LINK_GROUP:
         pass
     return group

@@ -353,3 +353,29 @@ def test_a_port_that_leaves_the_table_is_free_again(controller: Controller, ears
     hear = ears.open(controller.sandbox("victim").netns, PORT)
     words = heard_first(there, 4, address(there.victim, 4), PORT, there.victim.mac, hear)
     assert f"from {STRANGER[4]}" in words
+
+
+def _rules() -> list[str]:
+    """The rules of the table with their handles, which change when a rule is made again."""
+    listing = subprocess.run(
+        ["nft", "-a", "list", "chain", *MemberTable.table.split(), "prerouting"], check=True, capture_output=True, text=True
+    ).stdout
+    return [line.strip() for line in listing.splitlines() if "handle" in line]
+
+
+def test_a_whole_table_is_left_alone_and_a_broken_one_is_made_again() -> None:
+    with Kernel() as kernel:
+        table = MemberTable()
+        table.ensure(kernel)
+        whole = _rules()
+        table.ensure(kernel)
+        assert _rules() == whole
+        handle = whole[-1].rpartition("handle ")[2]
+        subprocess.run(["nft", "delete", "rule", *MemberTable.table.split(), "prerouting", "handle", handle], check=True)
+        table.ensure(kernel)
+        assert table.drift(kernel) is None
+        assert len(_rules()) == len(whole)
+        table.remove(kernel)
+        table.ensure(kernel)
+        assert table.drift(kernel) is None
+        table.remove(kernel)
