@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import field
 
-from drivers.parents import ParentedDriver, ParentedOptions, announcing_sysctls, parent_ifname, parent_plan, refuse_ports
+from drivers.parents import ParentedDriver, ParentedOptions, announcing_sysctls, parent_ifname, parent_plan
 from netlib.kernel.sublinks import Macvlan
 from netlib.model import Endpoint, Network, Sandbox
 from netlib.plan import Plan
@@ -39,7 +39,6 @@ class MacvlanDriver(ParentedDriver[MacvlanOptions]):
     def join_plan(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Plan:
         """A macvlan link in the sandbox."""
         options = self.options(network)
-        refuse_ports(network, endpoint)
         return Plan(
             Macvlan(
                 ifname=endpoint.ifname,

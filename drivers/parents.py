@@ -67,6 +67,10 @@ class ParentedDriver(Generic[_Options]):
         """The parent."""
         return options.get(PARENT_OPTION, "")
 
+    def why_no_ports(self, network: Network) -> str:
+        """Members are on the LAN themselves."""
+        return "its members have addresses on the LAN, where all their ports are reached"
+
 
 def parent_ifname(network: Network) -> str:
     """The parent of the network's links: the one named, or as in Docker ``dm-`` and the network's short id."""
@@ -96,12 +100,3 @@ def announcing_sysctls(endpoint: Endpoint, sandbox: Sandbox) -> list[KernelObjec
     """Have the kernel announce the endpoint's addresses on the LAN when its link comes up: others may know a former holder."""
     names = (f"net/ipv4/conf/{endpoint.ifname}/arp_notify", f"net/ipv6/conf/{endpoint.ifname}/ndisc_notify")
     return [Sysctl(name=name, value="1", optional=True, netns=sandbox.netns) for name in names]
-
-
-def refuse_ports(network: Network, endpoint: Endpoint) -> None:
-    """Raise ConfigError when *endpoint* is to publish ports: members are on the LAN themselves."""
-    if endpoint.ports:
-        raise ConfigError(
-            f"network {network.name!r} ({network.driver}) publishes no ports: its members have addresses on the LAN, where all "
-            "their ports are reached; leave -p out"
-        )

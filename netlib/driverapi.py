@@ -19,12 +19,30 @@ class NoOptions(Struct, frozen=True):
 
 
 class Driver(Protocol):
-    """The methods of every network driver. Its option structs name their fields by Docker's keys (``msgspec`` ``rename``)."""
+    """The methods of every network driver, and four attributes, which class attributes provide as well as properties.
 
-    name: str
-    scope: Scope
-    network_options: type[Struct]
-    endpoint_options: type[Struct]
+    Its option structs name their fields by Docker's keys (``msgspec`` ``rename``).
+    """
+
+    @property
+    def name(self) -> str:
+        """The name by which a network asks for this driver; the entry point has the same."""
+        ...
+
+    @property
+    def scope(self) -> Scope:
+        """How far the driver's networks reach; ``Scope.LOCAL`` is the only one yet."""
+        ...
+
+    @property
+    def network_options(self) -> type[Struct]:
+        """The struct of a network's options."""
+        ...
+
+    @property
+    def endpoint_options(self) -> type[Struct]:
+        """The struct of an endpoint's options."""
+        ...
 
     def network_plan(self, network: Network) -> Plan:
         """Return the objects of the network itself, which exist as long as its record."""
@@ -126,6 +144,15 @@ class NamesLinks(Protocol):
 
     def ifname_prefix(self, network: Network) -> str:
         """Return the prefix, to which the core adds the lowest free number."""
+        ...
+
+
+@runtime_checkable
+class RefusesPorts(Protocol):
+    """A driver that publishes no ports and says why. A driver without PublishesPorts refuses them without a reason."""
+
+    def why_no_ports(self, network: Network) -> str:
+        """Return why no ports of members are published, as the end of a sentence."""
         ...
 
 

@@ -28,6 +28,7 @@
     │   ├── StoreDamaged             the records cannot be read any more; the message says how to go on
     │   ├── StoreLost                the store is new or an older copy, and there are newer objects; nothing was changed
     │   └── WrongHost                the store describes another network namespace than this one
+    ├── PackageFailed                a driver, or a kernel object, of another package failed by a defect of its own
     └── DaemonError                  netlibd could not be started or reached, or ended during a request
 """
 
@@ -51,6 +52,7 @@ __all__ = [
     "NotFound",
     "NotPermitted",
     "ObjectMissing",
+    "PackageFailed",
     "PackageMissing",
     "PoolExhausted",
     "PortTaken",
@@ -227,11 +229,18 @@ class HostExhausted(NetlibError):
 
 
 class TeardownError(NetlibError):
-    """A removal tried everything and failed in part; ``failures`` holds the errors, in their order."""
+    """A removal tried everything and failed in part; ``failures`` holds the errors, in their order.
 
-    def __init__(self, failures: Sequence[NetlibError]) -> None:
-        super().__init__("; ".join(str(failure) for failure in failures))
+    ``subject`` ("network 'web'") is the record that is removed except for the objects in the failures, or empty.
+    """
+
+    facts = ("subject",)
+
+    def __init__(self, failures: Sequence[NetlibError], *, subject: str = "") -> None:
+        begin = f"{subject} is removed except for an object that the next command tries to remove again: " if subject else ""
+        super().__init__(begin + "; ".join(str(failure) for failure in failures))
         self.failures = tuple(failures)
+        self.subject = subject
 
 
 class StoreError(NetlibError):
@@ -267,6 +276,21 @@ class StoreLost(StoreError):
 
 class WrongHost(StoreError):
     """The store describes another network namespace than the one it was opened from."""
+
+
+class PackageFailed(NetlibError):
+    """A driver, or a kernel object (its ``kind`` and ``reference``), of a ``package`` raised an error that is none of netlib's.
+
+    The cause is that error, except where netlibd did the work: the traceback is in its log then.
+    """
+
+    facts = ("kind", "reference", "package")
+
+    def __init__(self, message: str, *, kind: str = "", reference: str = "", package: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reference = reference
+        self.package = package
 
 
 class DaemonError(NetlibError):

@@ -142,7 +142,10 @@ class Leases(Protocol):
 class IpamDriver(Protocol):
     """The methods of every IPAM driver."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which a network asks for this driver; the entry point has the same."""
+        ...
 
     def request_pool(self, leases: Leases, network: str, request: PoolRequest, avoid: Sequence[IPNetwork]) -> AddressPool:
         """Reserve a subnet for *network* (an id), with its gateway and auxiliary addresses.

@@ -5,11 +5,13 @@ class begins with the package's name (``acme-net.tunnel``), so that an error can
 more.
 """
 
+import sys
 from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
-from netlib.errors import PackageMissing, StoreError
+from netlib.errors import PackageFailed, PackageMissing, StoreError
+from netlib.packages import failed, loaded
 from netlib.plan import KernelObject
 
 _GROUP = "netlib.objects"
@@ -68,19 +70,31 @@ _OBJECTS = {
 
 @cache
 def object_class(tag: str) -> type[KernelObject]:
-    """Return the class with that *tag*. Raises PackageMissing when its package is not installed, StoreError for another tag."""
+    """Return the class with that *tag*. Raises PackageMissing when its package is not installed.
+
+    Raises PackageFailed when its package cannot be loaded, StoreError for another tag.
+    """
     target = _OBJECTS.get(tag)
     if target is not None:
         return cast(type[KernelObject], load(target))
     from importlib.metadata import entry_points  # 10 ms, only for what is not built in
 
     for point in entry_points(group=_GROUP, name=tag):
-        return cast(type[KernelObject], point.load())
+        return cast(type[KernelObject], loaded(point, "kernel object"))
     package = tag.rpartition(".")[0]
     if not package:
         raise StoreError(f"the store holds an object of type {tag!r}, which this netlib does not know; upgrade netlib")
-    text = f"the package {package} is not installed, which an object of type {tag!r} needs; install it again"
+    where = f"not installed where netlib runs ({sys.prefix})"
+    text = f"the package {package} is {where}, which an object of type {tag!r} needs; install it again"
     raise PackageMissing(text, kind="kernel object", reference=tag, package=package)
+
+
+def failed_object(item: KernelObject, error: Exception) -> PackageFailed | None:
+    """Return the error to raise for *error* of an object whose class is another package's; None for a built-in class."""
+    package = str(type(item).__struct_config__.tag).rpartition(".")[0]
+    if not package or isinstance(error, MemoryError):
+        return None
+    return failed(error, "kernel object", str(item.key), package, "failed")
 
 
 def load(target: str) -> Any:

@@ -29,7 +29,7 @@ from netlib.plan import Plan
 from netlib.settings import Settings
 from netlib.store import records
 from netlib.store.locks import Locks
-from netlib.store.records import Transaction
+from netlib.store.records import Row, Transaction
 from netlib.store.sqlite import Store
 from tests.model_kernel import NETNS_DIR, NOWHERE, ModelKernel, ModelLink, ModelNetns, ModelSwitch, ModelThing, World, here
 from tests.schedules import Choice, Process, Run, Way
@@ -259,6 +259,7 @@ class ModelController(Controller):
         self.engine = Engine(ModelStore(world), self.locks, "model")
         self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
         self.watcher = Unwatched()
+        self._finished: list[Row[Any]] = []
 
     @property
     def store(self) -> Store:
@@ -269,6 +270,9 @@ class ModelController(Controller):
         if not is_recovered:
             self.recover()
         yield SimpleNamespace(finish=lambda tx: None)
+
+    def publish(self, verb: str, subject: str, *events: Event) -> None:
+        """Nothing: the model has no journal."""
 
     def _plan_sandbox(self, tx: Transaction, sandbox: Sandbox) -> Plan:
         """A netns, and a default route by the first of its networks."""

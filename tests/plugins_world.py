@@ -1,5 +1,6 @@
 """Somebody else's package (``tests/plugins``), as it is installed: on the path, or not on it any more."""
 
+import importlib
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from netlib import objects, registry
+from netlib import objects, packages, registry
 
-__all__ = ["INSTALLED", "Service", "forget_drivers", "installed"]
+__all__ = ["INSTALLED", "Service", "forget_drivers", "installed", "write_tiny_net"]
 
 INSTALLED = Path(sys.prefix) / "plugins"
 """Where ``scripts/install`` put it."""
@@ -24,10 +25,52 @@ _QUESTION_SECONDS = 30
 _CACHES: tuple[Any, ...] = (registry.driver, registry.ipam_driver, objects.object_class)
 
 
+_TINY = """
+from netlib.driverapi import NoOptions
+from netlib.kernel.links import Veth
+from netlib.model import Scope
+from netlib.names import veth_ifname
+from netlib.plan import Plan
+
+
+class Tiny:
+    name = "tiny"
+    scope = Scope.LOCAL
+    network_options = NoOptions
+    endpoint_options = NoOptions
+
+    def network_plan(self, network):
+        return Plan()
+
+    def join_plan(self, network, endpoint, sandbox):
+        return Plan(Veth(ifname=veth_ifname(endpoint.id), peer=endpoint.ifname, peer_netns=sandbox.netns, mac=endpoint.mac))
+"""
+
+
+def write_tiny_net(folder: Path, source: str = _TINY, **changed: str) -> None:
+    """Write the package tiny-net into *folder*, as pip installs it: a network driver that publishes no ports.
+
+    *changed* replaces a method's statement (``network_plan="raise RuntimeError('boom')"``).
+    """
+    for method, statement in changed.items():
+        before, head, rest = source.partition(f"    def {method}(")
+        line, _, rest = rest.partition("\n")
+        source = f"{before}{head}{line}\n        {statement}\n{rest}"
+    info = folder / "tiny_net-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-net\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[netlib.drivers]\ntiny = tiny_net:Tiny\n")
+    (folder / "tiny_net.py").write_text(source)
+    importlib.invalidate_caches()
+    sys.modules.pop("tiny_net", None)
+    forget_drivers()
+
+
 def forget_drivers() -> None:
     """Have netlib look for drivers and kernel objects again, as a new process would."""
     for found in _CACHES:
         found.cache_clear()
+    packages._read.clear()
 
 
 class Service:
@@ -85,9 +128,9 @@ class Service:
 
 
 @contextmanager
-def installed(syspath_prepend: Callable[[str], None]) -> Iterator[None]:
-    """Have the package installed in the block, as far as this process goes."""
-    syspath_prepend(str(INSTALLED))
+def installed(syspath_prepend: Callable[[str], None], folder: Path = INSTALLED) -> Iterator[None]:
+    """Have the packages in *folder* installed in the block, as far as this process goes."""
+    syspath_prepend(str(folder))
     forget_drivers()
     try:
         yield

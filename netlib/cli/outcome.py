@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from netlib.config import Config
-from netlib.errors import NetlibError
+from netlib.errors import NetlibError, PackageFailed
 from netlib.kernel.folders import PRIVATE, make_folder, open_private
 from netlib.wire.notices import shown_by
 
@@ -41,6 +41,10 @@ def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str
             code = command()
         finally:
             sys.stdout.flush()
+    except PackageFailed as error:
+        details = _log_traceback(config, arguments) if error.__cause__ else f"its details are in {config.log_file}"
+        complain(f"{error}; {details}")
+        return error.exit_code
     except NetlibError as error:
         complain(str(error))
         return error.exit_code

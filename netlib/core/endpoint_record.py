@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from msgspec.structs import replace
 
-from netlib.driverapi import NamesLinks, PublishesPorts, SharesMac
+from netlib.driverapi import NamesLinks, PublishesPorts, RefusesPorts, SharesMac
 from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
 from netlib.facts import Facts
 from netlib.kernel.sockets import port_candidates, port_facts, probe_port
@@ -27,7 +27,7 @@ from netlib.names import check_alias, check_ifname, check_mac, endpoint_mac
 from netlib.options import decoded_options
 from netlib.plan import ability
 from netlib.ports import PortRequest
-from netlib.registry import driver_of, ipam_driver
+from netlib.registry import driver_of, ipam_driver_of
 from netlib.requests import ConnectRequest
 from netlib.store.records import Transaction
 
@@ -148,7 +148,7 @@ def _address(
     tx: Transaction, owner: Endpoint, network: Network, pools: Sequence[AddressPool], wanted: IPAddress | None
 ) -> IPInterface:
     """Lease *wanted*, or else any address, from the first of *pools* with a free one; PoolExhausted is the last pool's."""
-    ipam, facts = ipam_driver(network.ipam_driver), owner.facts.get("ipam", {})
+    ipam, facts = ipam_driver_of(network), owner.facts.get("ipam", {})
     *others, last = pools
     for pool in others:
         try:
@@ -159,11 +159,18 @@ def _address(
 
 
 def _ports(tx: Transaction, network: Network, endpoint: Endpoint, requests: Sequence[PortRequest]) -> tuple[PortMapping, ...]:
-    """Choose a host port for each of *requests* that no record publishes and no process on the host has bound."""
+    """Choose a host port for each of *requests* that no record publishes and no process on the host has bound.
+
+    Raises ConfigError where the network's driver publishes no ports.
+    """
     if not requests:
         return ()
     known = ability(driver_of(network), PublishesPorts)
-    default = known.default_host_ip(network) if known else None
+    if known is None:
+        refusing = ability(driver_of(network), RefusesPorts)
+        reason = f": {refusing.why_no_ports(network)}" if refusing else ""
+        raise ConfigError(f"network {network.name!r} (driver {network.driver}) publishes no ports{reason}; leave -p out")
+    default = known.default_host_ip(network)
     chosen: list[PortMapping] = []
     places: _Places = {}
     fixed = {

@@ -10,11 +10,11 @@ from netlib.core.repair import leave_with_repair, with_repair
 from netlib.core.sandbox_plan import inside_plan, is_served
 from netlib.core.session import Session, membership_event
 from netlib.driverapi import Addressless
-from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound
+from netlib.errors import AlreadyExists, ConfigError, InUse, NetlibError, NotFound, PackageFailed
 from netlib.facts import AddressesAsked, EndpointAsked, Facts
 from netlib.model import Endpoint, Network, Sandbox
 from netlib.plan import Plan, ability
-from netlib.registry import driver_of, ipam_driver
+from netlib.registry import driver_of, ipam_driver_of, usable_driver_of
 from netlib.requests import ConnectRequest
 from netlib.store.records import Transaction
 
@@ -113,7 +113,7 @@ def _questions(endpoint_id: str, network: Network, box: Sandbox, request: Connec
         (
             "ipam",
             network.ipam_driver,
-            ipam_driver(network.ipam_driver) if network.pools else None,
+            ipam_driver_of(network) if network.pools else None,
             lambda: AddressesAsked(record=endpoint_id, network=network, sandbox=box, preferred=preferred),
         ),
     )
@@ -154,8 +154,14 @@ def _draft(
     links: Collection[str],
     facts: Mapping[str, Facts] | None,
 ) -> tuple[Endpoint, Plan]:
-    known = driver_of(network)
+    known = usable_driver_of(network)
     linked = ability(known, Addressless) is None
     endpoint = endpoint_record(tx, endpoint_id, time.time(), network, box, request, linked=linked, links=links, facts=facts)
     plan = known.join_plan(network, endpoint, box)
-    return endpoint, plan + inside_plan(endpoint, box.netns) if linked else plan
+    if not linked:
+        return endpoint, plan
+    try:
+        return endpoint, plan + inside_plan(endpoint, box.netns)
+    except ValueError as error:  # two objects with one key
+        text = f"network driver {network.driver!r} plans what the core plans for every driver: {error}; leave that out"
+        raise PackageFailed(text, kind="network driver", reference=network.driver) from error

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import IdleSockets, Kernel
+from netlib.objects import failed_object
 from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change, removal_rank
 from netlib.store.locks import Locks
 from netlib.store.records import Transaction
@@ -161,7 +162,7 @@ class Engine:
                 except NetlibError as error:
                     failures.append(error)
                 except Exception as error:  # noqa: BLE001 - a defect in one class must not keep the objects of others
-                    failures.append(_defect(run[0], error))
+                    failures.append(failed_object(run[0], error) or _defect(run[0], error))
         try:  # another record holds these carriers now, so the objects on them do not vanish: remove those too
             if staying:
                 self.remove(kernel, records, [item for item in items if any(carrier.carries(item) for carrier in staying)])
@@ -186,10 +187,17 @@ class Engine:
 
     def _apply(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
         self.tell("ensure", run)
-        if len(run) == 1:
-            run[0].ensure(kernel)
-        else:
-            type(run[0]).ensure_many(kernel, run)
+        try:
+            if len(run) == 1:
+                run[0].ensure(kernel)
+            else:
+                type(run[0]).ensure_many(kernel, run)
+        except NetlibError:
+            raise
+        except Exception as error:
+            if (failure := failed_object(run[0], error)) is not None:
+                raise failure from error
+            raise
         self.trail += [f"+ {item.key}" for item in run]
         self.tell("ensured", run)
 

@@ -5,19 +5,19 @@ says that it is true (or that it is gone). They are the arrows of the picture in
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from netlib.core.engine import Engine
 from netlib.core.phases import Action, Found, is_there, what_happens
 from netlib.core.port_handover import hand_over_attachment_ports, hand_over_endpoint_ports
 from netlib.core.preparing import DriverQuestion, Prepared, ask_world
-from netlib.errors import Conflict, NetlibError, ObjectMissing, StoreError, TeardownError
+from netlib.errors import Conflict, NetlibError, ObjectMissing, PackageFailed, PackageMissing, StoreError, TeardownError
 from netlib.firewall.objects import PublishedPort
 from netlib.kernel.handle import Kernel
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Phase, Sandbox
 from netlib.plan import KernelObject, Key, Plan, plan_change
-from netlib.registry import MissingDriver, driver_of
+from netlib.registry import driver_of
 from netlib.store.kinds import in_order_of_removal, kind_called
 from netlib.store.locks import record_lock
 from netlib.store.records import Row, Transaction
@@ -115,10 +115,15 @@ class Lifecycle:
                 raise
 
     def _refuse_links_of_others(self, tx: Transaction, plan: Plan) -> None:
-        """Raise Conflict when *plan* has a link that belongs to a network whose objects are not applied yet."""
+        """Raise Conflict when *plan* has a link that belongs to a network whose objects are not applied yet.
+
+        A network that its driver cannot plan (no package, a defect) concerns its own verbs only, and is passed over here.
+        """
         links = {key for key in plan.keys if key.kind == "link"}
         for row in tx.all(Network):
-            if not self.is_materialised(row) and not isinstance(driver_of(row.value), MissingDriver):
+            if self.is_materialised(row):
+                continue
+            with suppress(PackageMissing, PackageFailed):
                 common = links.intersection(driver_of(row.value).network_plan(row.value).keys)
                 if common:
                     raise Conflict(f"{next(iter(common))} belongs to network {row.name!r}; use another name")

@@ -5,7 +5,7 @@ import time
 from netlib.core.network_record import HostState, network_draft, network_record, pool_requests, read_host_state
 from netlib.core.preparing import DriverQuestion, Prepared, prepared_facts, questions
 from netlib.core.session import Session
-from netlib.errors import ConfigError, InUse
+from netlib.errors import ConfigError, InUse, TeardownError
 from netlib.facts import NetworkAsked, PoolsAsked
 from netlib.model import Endpoint, Event, Network, Phase
 from netlib.names import new_id
@@ -66,18 +66,18 @@ def remove_network(session: Session, reference: str | Network) -> None:
 
     Raises InUse with the sandboxes in the network, ConfigError for a predefined network, NotFound, TeardownError.
     """
-    session.finish_removal(Network, reference)
+    done = session.finish_removal(Network, reference)
+    if done is not None:
+        session.publish("network rm", done.name, _destroyed(done))
+        return
     with session.store.read() as tx:
         network = session.find_network(tx, reference).value
     if network.predefined:
         raise ConfigError(
             f"network {network.name!r} is predefined, as in Docker, and cannot be removed; choose another network"
         )
-    destroyed = Event(
-        type="network", action="destroy", id=network.id, attributes={"name": network.name, "type": network.driver}
-    )
     with (
-        session.operation("network rm", network.name, destroyed) as operation,
+        session.operation("network rm", network.name, _destroyed(network)) as operation,
         session.lifecycle.working_on([network.id], f"removing network {network.name}"),
     ):
         with session.store.write(clearing=True) as tx:
@@ -91,7 +91,15 @@ def remove_network(session: Session, reference: str | Network) -> None:
                     users=sorted(users),
                 )
             tx.set_phase(network.id, Phase.REMOVING)  # from here on no sandbox can join
-        session.lifecycle.take_down([row], finish=operation.finish)
+        try:
+            session.lifecycle.take_down([row], finish=operation.finish)
+        except TeardownError as error:
+            raise TeardownError(error.failures, subject=f"network {network.name!r}") from error
+
+
+def _destroyed(network: Network) -> Event:
+    about = {"name": network.name, "type": network.driver}
+    return Event(type="network", action="destroy", id=network.id, attributes=about)
 
 
 def _sandbox_name(tx: Transaction, endpoint: Endpoint) -> str:

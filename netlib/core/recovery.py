@@ -49,10 +49,11 @@ def check_host(store: Store) -> bool:
     return known is not None
 
 
-def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
+def finish_in_flight(lifecycle: Lifecycle, finished: list[Row[Any]]) -> list[NetlibError]:
     """Take down every record that a dead process left in flight, as the table says.
 
-    Return the errors of objects that could not be removed.
+    Return the errors of objects that could not be removed; append to *finished* the records whose removal was begun before
+    and is done now.
     """
     with lifecycle.store.read() as tx:
         rows = tx.in_flight()
@@ -61,15 +62,15 @@ def finish_in_flight(lifecycle: Lifecycle) -> list[NetlibError]:
     for record, kind, sandbox in sorted(rows, key=lambda row: kind_called(row[1]).order):
         lock = record_lock(sandbox if kind_called(kind).locked_by_sandbox else record)
         with lifecycle.engine.locks.attempt(lock, _PURPOSE) as held:
-            action = _settle(lifecycle, record, failures) if held else Action.LEAVE_ALONE  # somebody works on it
+            action = _settle(lifecycle, record, failures, finished) if held else Action.LEAVE_ALONE  # somebody works on it
             found = found or action is Action.TAKE_DOWN
     if found:
         lifecycle.engine.locks.sweep()  # the dead process also held locks of shared keys
     return failures
 
 
-def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> Action:
-    """Act on an in-flight record whose lock is held, as the table says; append the errors to *failures*."""
+def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError], finished: list[Row[Any]]) -> Action:
+    """Act on an in-flight record whose lock is held, as the table says; append to *failures* and *finished*."""
     with lifecycle.store.read() as tx:
         row = tx.by_id(record)
         if row is None:
@@ -78,7 +79,10 @@ def _settle(lifecycle: Lifecycle, record: str, failures: list[NetlibError]) -> A
         is_used = outlives_boot and any(user.phase is not Phase.REMOVING for user in tx.users_of(record))
     action = what_happens(row.phase, Found.ABANDONED, outlives_boot=outlives_boot, is_used=is_used)
     if action is Action.TAKE_DOWN:
-        failures += _take_down(lifecycle, row)
+        failed = _take_down(lifecycle, row)
+        failures += failed
+        if not failed and row.phase is Phase.REMOVING:
+            finished.append(row)
     elif action is Action.CALL_READY:
         with lifecycle.engine.locks.attempt(RESET_LOCK, _PURPOSE) as no_reset:
             if not no_reset:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+
+from msgspec import Struct
 
 from netlib.config import Config
 from netlib.core import recovery
@@ -30,6 +32,8 @@ from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 
 __all__ = ["ReportsHealth", "Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
+
+_R = TypeVar("_R", bound=Struct)
 
 _CLOSED = 0  # no thread has this number
 _AT_ONCE = 200  # how many records are removed together: each lock is an open file
@@ -108,6 +112,7 @@ class Session:
         if watcher is None:
             watcher = self._own_watcher = DaemonWatcher(self.config)
         self.watcher = watcher
+        self._finished: list[Row[Any]] = []  # removed by the last recovery: their removal had failed, or its process died
         self.recover()
         if self.host.lost is None:
             bring_up_to_date(self.lifecycle)
@@ -146,7 +151,8 @@ class Session:
 
         One indexed query when there is nothing.
         """
-        return recovery.finish_in_flight(self.lifecycle) if self.host.lost is None else []
+        self._finished = []
+        return recovery.finish_in_flight(self.lifecycle, self._finished) if self.host.lost is None else []
 
     # --- operations ------------------------------------------------------------------------------------------------
 
@@ -219,14 +225,34 @@ class Session:
         if failures:
             raise TeardownError(failures)
 
-    def finish_removal(self, kind: type[Any], reference: str | Network) -> None:
-        """Try again to remove a record whose removal failed; TeardownError lists the objects that still cannot be removed."""
+    def finish_removal(self, kind: type[_R], reference: str | Network) -> _R | None:
+        """Try again to remove a record whose removal failed, and return the record that is removed now.
+
+        None for a record whose removal was not begun before, which the caller then removes. A record is also returned when the
+        recovery at this session's opening, or at its former verb, finished the removal. Each is returned once.
+
+        TeardownError lists the objects that still cannot be removed.
+        """
         with self.store.read() as tx:
             row = tx.find(kind, reference_of(reference))
-        if row is not None and what_happens(row.phase, Found.TO_GO) is Action.RECOVER_FIRST:
-            failures = self.recover()
-            if failures:
-                raise TeardownError(failures)
+        if row is None:
+            return self._take_finished(kind, reference_of(reference))
+        if what_happens(row.phase, Found.TO_GO) is not Action.RECOVER_FIRST:
+            return None
+        failures = self.recover()
+        with self.store.read() as tx:
+            is_left = tx.by_id(row.id) is not None
+        if is_left and failures:
+            raise TeardownError(failures, subject=f"{row.kind} {row.name!r}")
+        return self._take_finished(kind, row.id)
+
+    def _take_finished(self, kind: type[_R], reference: str) -> _R | None:
+        """Return the removed record of that name or id, if the last recovery finished its removal, and forget it."""
+        for row in self._finished:
+            if isinstance(row.value, kind) and reference in (row.name, row.id):
+                self._finished.remove(row)
+                return row.value
+        return None
 
     # --- what people refer to --------------------------------------------------------------------------------------
 

@@ -48,8 +48,16 @@ _ERROR_EVENTS = select.EPOLLHUP | select.EPOLLERR
 logger = logging.getLogger(__name__)
 
 
+_BEFORE_ALL = "0"
+"""A version that is older than any other: what an Outdated netlibd says it is."""
+
+
 class Refused(Exception):
     """This netlibd cannot perform the request; it answers "not mine", and nothing of the verb was begun."""
+
+
+class Outdated(Refused):
+    """This netlibd runs code that was replaced on the disk; the caller has another one started, as after an upgrade."""
 
 
 Handler = Callable[[Request], Any]
@@ -289,6 +297,8 @@ class ControlServer:
     def _outcome(self, request: Request) -> bytes:
         try:
             return dialects.result(request, self._handle(request))
+        except Outdated as refused:
+            return dialects.not_mine(request, str(refused), _BEFORE_ALL)
         except Refused as refused:
             return dialects.not_mine(request, str(refused), self._version)
         except NetlibError as error:

@@ -22,7 +22,7 @@ from netlib import __version__
 from netlib.config import Config
 from netlib.core.controller import Controller
 from netlib.daemon.dialects import Request
-from netlib.daemon.fastpath import BACKLOG, ControlServer, Refused
+from netlib.daemon.fastpath import BACKLOG, ControlServer, Outdated, Refused
 from netlib.daemon.keeper import Keeper
 from netlib.daemon.leases import DhcpLeases
 from netlib.daemon.ports import HeldPorts
@@ -34,6 +34,7 @@ from netlib.kernel.descriptors import raise_limit
 from netlib.kernel.folders import open_private
 from netlib.kernel.netns import boot_id
 from netlib.model import Sandbox
+from netlib.packages import changed_package
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
 from netlib.verbs.call import Progress, progress_observer
@@ -144,6 +145,8 @@ class Service:
         if not request.from_here:
             raise Refused("it runs in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
+        if package := changed_package():
+            raise Outdated(f"the package {package} was upgraded or uninstalled after this netlibd loaded it")
         try:
             self._controller().host.refuse_loss()
         except StoreLost as lost:

@@ -17,10 +17,10 @@ from netlib.core.endpoints import connect
 from netlib.core.sandboxes import create_sandbox
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict
-from netlib.model import Endpoint, Phase, Sandbox
+from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
 from netlib.ports import PortRequest
-from netlib.registry import driver
+from netlib.registry import usable_driver_of
 from netlib.requests import Join, SandboxRequest
 from netlib.runtime.ending import delete_container, kill_and_wait, remove_sandboxes
 from netlib.runtime.leftovers import finish, refuse_unknown
@@ -37,7 +37,7 @@ def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
     if not spec.publish or not spec.networks:
         return []
     name = spec.networks[0].network
-    if not isinstance(driver(controller.network(name).driver), Addressless):
+    if not isinstance(usable_driver_of(controller.network(name)), Addressless):
         return []
     return [f"published ports are discarded on network {name!r}: there is nothing to map"]
 
@@ -108,7 +108,7 @@ def _new_record(controller: Controller, spec: ContainerSpec) -> Container:
         network = controller.network(attachment.network)
         for alias in attachment.aliases:
             check_alias(alias)
-        if _shared_netns(network.driver) == "" and not spec.hostname:
+        if _shared_netns(network) == "" and not spec.hostname:
             hostname = os.uname().nodename
     return Container(id=container_id + RECORD_SUFFIX, name=spec.name, created=time.time(), spec=spec, hostname=hostname)
 
@@ -123,9 +123,9 @@ def _check_free(tx: Transaction, name: str) -> None:
             )
 
 
-def _shared_netns(driver_name: str) -> str | None:
-    """Return the path of the netns that all sandboxes in networks of this driver use; None where each has its own."""
-    known = driver(driver_name)
+def _shared_netns(network: Network) -> str | None:
+    """Return the path of the netns that all sandboxes in networks of *network*'s driver use; None where each has its own."""
+    known = usable_driver_of(network)
     return known.sandbox_netns() if isinstance(known, Addressless) else None
 
 
@@ -171,7 +171,7 @@ def _make_sandbox(controller: Controller, container: Container, *, again: bool) 
         if not runtime(controller).state(other).running:
             raise Conflict(f"container {other.name!r}, whose network {container.name!r} uses, is not running; start it first")
         return write_record(controller, replace(container, netns=other.netns, files_dir=other.files_dir, owns_sandbox=False))
-    shared = _shared_netns(controller.network(spec.networks[0].network).driver) if spec.networks else None
+    shared = _shared_netns(controller.network(spec.networks[0].network)) if spec.networks else None
     request = SandboxRequest(
         name=container.name,
         netns=shared,
@@ -196,7 +196,7 @@ def _publishing_network(controller: Controller, spec: ContainerSpec, *, again: b
     If there is none, it is the first network with a link, whose driver then refuses the ports with its reason. A container
     that is started *again* gets no such refusal: it may have been disconnected from the network that published its ports.
     """
-    drivers = [(item, driver(controller.network(item.network).driver)) for item in spec.networks]
+    drivers = [(item, usable_driver_of(controller.network(item.network))) for item in spec.networks]
     publishing = [item for item, known in drivers if isinstance(known, PublishesPorts)]
     linked = [item for item, known in drivers if not isinstance(known, Addressless) and not again]
     return next(iter([*publishing, *linked]), None)

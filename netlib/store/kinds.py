@@ -14,7 +14,7 @@ kind registered with ``recovered`` is taken down by the core after a crash.
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from netlib.errors import NotFound
+from netlib.errors import NotFound, PackageFailed
 from netlib.ipamapi import IpamDriver
 from netlib.model import CniAttachment, CniNetwork, Endpoint, Network, Sandbox
 from netlib.registry import ipam_driver
@@ -57,10 +57,10 @@ def _give_back_pools(tx: "Transaction", network: Network) -> None:
 
 
 def _ipam(network: Network) -> IpamDriver | None:
-    """The network's IPAM driver; None where its package is not installed: what is written down is given back anyway."""
+    """The network's IPAM driver; None where its package is missing or cannot be loaded: the leases are given back anyway."""
     try:
         return ipam_driver(network.ipam_driver)
-    except NotFound:
+    except (NotFound, PackageFailed):
         return None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from msgspec import Struct
 
 from netlib.codec import decode, encode
-from netlib.errors import PackageMissing
+from netlib.errors import PackageFailed, PackageMissing
 from netlib.objects import object_class
 from netlib.plan import KernelObject, Key
 
@@ -31,7 +31,7 @@ class _WrittenKey(Key):
 
 
 class Unreadable(KernelObject, frozen=True, kw_only=True, tag="unreadable"):
-    """An object whose class belongs to a package that is not installed: its row is kept unchanged, and it cannot be removed."""
+    """An object whose class's package is not installed or cannot be loaded: its row is kept unchanged; it cannot be removed."""
 
     written: str  # the key in the row
     body: bytes
@@ -52,7 +52,7 @@ class Unreadable(KernelObject, frozen=True, kw_only=True, tag="unreadable"):
         return self.why
 
     def commands(self) -> Iterable[str]:
-        return ()
+        yield f"# {self.written}: {self.why}"
 
     def _missing(self) -> PackageMissing:
         return PackageMissing(f"{self.written}: {self.why}", kind="kernel object", reference=self.written, package=self.package)
@@ -74,7 +74,7 @@ def decode_object(body: bytes, key: str) -> KernelObject:
     """Decode an object from the row with *key*, by the class that its ``type`` names; Unreadable without that class."""
     try:
         kind: Any = object_class(_tag(body))
-    except PackageMissing as missing:
-        return Unreadable(written=key, body=body, why=str(missing), package=missing.package)
+    except (PackageMissing, PackageFailed) as error:
+        return Unreadable(written=key, body=body, why=str(error), package=error.package)
     found: KernelObject = decode(body, kind)
     return found

@@ -8,7 +8,9 @@ import pytest
 
 from netlib.core.controller import Controller
 from netlib.errors import ConfigError, NetlibError
+from netlib.ipamapi import IpamDriver
 from netlib.model import Endpoint
+from netlib.registry import ipam_driver
 from netlib.testing.host import TestedHost
 from netlib.testing.suite import NETWORK, Suite
 
@@ -26,6 +28,9 @@ class IpamDriverSuite(Suite):
 
     def network_keywords(self) -> Mapping[str, Any]:
         return {"driver": self.driver, "ipam_driver": self.ipam_driver, **self.network}
+
+    def find_driver(self) -> IpamDriver:
+        return ipam_driver(self.ipam_driver)
 
     def _members(self, controller: Controller, count: int) -> list[Endpoint]:
         names = [f"member{number}" for number in range(count)]

@@ -7,10 +7,11 @@ import pytest
 
 from netlib.codec import encode
 from netlib.core.controller import Controller
+from netlib.driverapi import Addressless, Driver, PublishesPorts
 from netlib.errors import ConfigError
 from netlib.model import HOST
 from netlib.plan import KernelObject, Plan
-from netlib.registry import driver as find_driver
+from netlib.registry import driver
 from netlib.store.objects import decode_object
 from netlib.testing.host import TestedHost
 from netlib.testing.snapshot import differences, snapshot
@@ -27,13 +28,16 @@ class NetworkDriverSuite(Suite):
     def network_keywords(self) -> Mapping[str, Any]:
         return {"driver": self.driver, **self.network}
 
+    def find_driver(self) -> Driver:
+        return driver(self.driver)
+
     def _connected(self, host: TestedHost) -> None:
         host.perform([self.create_network, self.create_sandbox, self.connect])
 
     def _plans(self, controller: Controller) -> Iterator[Plan]:
         network, sandbox = controller.network(NETWORK), controller.sandbox(SANDBOX)
         (endpoint,) = controller.endpoints(network=NETWORK)
-        known = find_driver(self.driver)
+        known = self.find_driver()
         yield known.network_plan(network)
         yield known.join_plan(network, endpoint, sandbox)
 
@@ -86,6 +90,25 @@ class NetworkDriverSuite(Suite):
         keys = {item.key for plan in self._plans(controller) for item in plan}
         written = (*controller.plan_of(NETWORK), *controller.plan_of(SANDBOX))
         return [item for item in written if item.key in keys and not item.shared]
+
+    def test_ports_are_published_or_refused(self, host: TestedHost) -> None:
+        """A driver without PublishesPorts must not seem to publish: the request is refused, and nothing is left."""
+        host.perform([self.create_network, self.create_sandbox])
+        before, known = host.state(), self.find_driver()
+        if isinstance(known, Addressless):
+            pytest.skip("its sandboxes have no addresses, so there is nothing to publish")
+        keywords = {**self.endpoint, "ports": ["18080:80"]}
+        with host.controller() as controller:
+            if isinstance(known, PublishesPorts):
+                endpoint, network = controller.connect(NETWORK, SANDBOX, **keywords), controller.network(NETWORK)
+                plans = [known.publish_plan(network, address.ip, endpoint.ports) for address in endpoint.addresses]
+                wanted = {item.key for plan in plans for item in plan}
+                assert wanted, "publish_plan has no object for a port that was asked for"
+                assert wanted <= set(controller.plan_of(SANDBOX).keys)
+                return
+            with pytest.raises(ConfigError, match="publishes no ports"):
+                controller.connect(NETWORK, SANDBOX, **keywords)
+        host.assert_same(before, "refused ports")
 
     def test_an_option_that_it_does_not_have_is_refused(self, host: TestedHost) -> None:
         before = host.state()

@@ -8,6 +8,7 @@ import pytest
 
 from netlib.config import Config
 from netlib.core.controller import Controller
+from netlib.errors import NetlibError
 from netlib.testing.host import TestedHost, in_test_host
 
 __all__ = ["NETWORK", "SANDBOX", "Suite"]
@@ -27,6 +28,17 @@ class Suite:
         """What each network of the tests is made with: *network*, and the driver."""
         raise NotImplementedError
 
+    def find_driver(self) -> object:
+        """Return the driver that is tested; NotFound, PackageFailed where there is none that can be used."""
+        raise NotImplementedError
+
+    def require_driver(self) -> None:
+        """Fail the test with one sentence where the suite names a driver that cannot be found or loaded."""
+        try:
+            self.find_driver()
+        except NetlibError as error:
+            pytest.fail(f"{type(self).__name__}: {error}", pytrace=False)
+
     def set_up(self) -> None:
         """Make what the driver needs of the host: a parent link, a server. Called once a test, in a host without networks."""
 
@@ -45,6 +57,7 @@ class Suite:
         """
         if not in_test_host():
             pytest.fail("this changes the network: run it by `python -m netlib.testing pytest …`", pytrace=False)
+        self.require_driver()
         host = TestedHost(Config(state_dir=tmp_path / "state", run_dir=tmp_path / "run"), self.outside)
         self.set_up()
         try:

@@ -23,7 +23,7 @@ from netlib.core.recovery import forget
 from netlib.core.sandbox_plan import is_served
 from netlib.core.sandboxes import DNS_PORTS
 from netlib.core.traces import container_folders, listed, minders
-from netlib.errors import KernelError, NetlibError, ObjectMissing, StoreDamaged, WrongHost
+from netlib.errors import KernelError, NetlibError, ObjectMissing, PackageFailed, PackageMissing, StoreDamaged, WrongHost
 from netlib.kernel.addresses import addresses_of
 from netlib.kernel.bridges import Bridge
 from netlib.kernel.handle import Kernel
@@ -326,11 +326,11 @@ def _unknown_endpoints(
 
 def _by_bridge(controller: Controller) -> dict[str, Network]:
     """Return the networks that have a bridge, by the bridge's name."""
-    return {
-        bridge.ifname: network
-        for network in controller.networks()
-        for bridge in driver_of(network).network_plan(network).of(Bridge)
-    }
+    found: dict[str, Network] = {}
+    for network in controller.networks():
+        with suppress(PackageMissing, PackageFailed):  # a network whose package is missing keeps no other from being restored
+            found |= {bridge.ifname: network for bridge in driver_of(network).network_plan(network).of(Bridge)}
+    return found
 
 
 # --- what is left --------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from netlib.core.controller import Controller
 from netlib.core.session import ReportsHealth
 from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.firewall.backend import BACKEND
-from netlib.model import Network, Sandbox
+from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
 from netlib.settings import settings_file
 from netlib.store.backup import copy_store
+from netlib.store.objects import Unreadable
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
 from netlib.verbs.verb import Verb
@@ -98,8 +99,21 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Netlibd": condition(controller.config),
         "SettingsFile": settings_file(controller.config),
         "SettingsWithoutEffect": list(controller.host.settings.without_effect),
+        "PendingRemovals": _pending_removals(controller),
         "Servants": controller.watcher.health() if isinstance(controller.watcher, ReportsHealth) else {},
     }
+
+
+def _pending_removals(controller: Controller) -> dict[str, str]:
+    """Return what is left of each record that is being removed, or whose removal failed: the next command tries again."""
+    with controller.store.read() as tx:
+        rows = [row for record, _, _ in tx.in_flight() if (row := tx.by_id(record)) is not None and row.phase is Phase.REMOVING]
+        return {
+            f"{row.kind} {row.id[:12] if isinstance(row.value, Endpoint) else row.name}": ", ".join(
+                item.written if isinstance(item, Unreadable) else str(item.key) for item in tx.objects(row.id)
+            )
+            for row in rows
+        }
 
 
 def version(_: Controller, _request: NoRequest) -> dict[str, str]:

@@ -101,7 +101,7 @@ def error_from_json(answer: dict[str, Any]) -> NetlibError:
     kind: type[NetlibError] = getattr(errors, name) if name in errors.__all__ else NetlibError
     facts = {fact: value for fact, value in answer.get("facts", {}).items() if fact in kind.facts}
     if issubclass(kind, TeardownError):
-        error: NetlibError = kind([error_from_json(failure) for failure in answer["failures"]])
+        error: NetlibError = kind([error_from_json(failure) for failure in answer["failures"]], **facts)
     elif "what" in kind.facts:  # the class makes its message from it
         error = kind(facts.get("what", answer["message"]))
     else:

@@ -19,14 +19,16 @@ import pytest
 from netlib import __version__
 from netlib.config import Config
 from netlib.core.controller import Controller
-from netlib.errors import DaemonError, DeadlineExceeded, WrongHost
+from netlib.errors import DaemonError, DeadlineExceeded, PackageFailed, WrongHost
 from netlib.kernel.netns import entered
 from netlib.model import NetnsRef
 from netlib.verbs.call import call
+from netlib.wire import starting
 from netlib.wire.client import DaemonWatcher, leave, start_daemon
 from netlib.wire.protocol import LENGTH, at_socket, frame
 from tests.folders import take_away
 from tests.kernel.dns_client import wait_until
+from tests.plugins_world import write_tiny_net
 from tests.processes import ended, pid_of
 from tests.stopping import stopped_netlibd
 
@@ -290,6 +292,27 @@ def test_after_an_upgrade_the_next_client_replaces_the_older_daemon(
     assert (version, int(served_by)) == ("99.0", pid_of(daemon))
     assert pid_of(daemon) != first
     assert daemons_of(daemon) == [pid_of(daemon)]
+
+
+def test_after_an_upgrade_of_a_drivers_package_the_next_client_replaces_the_daemon(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "packages"
+    write_tiny_net(folder)
+    environment = {**starting._environment(), "PYTHONPATH": f"{ROOT}:{folder}"}
+    monkeypatch.setattr(starting, "_environment", lambda: environment)
+    start_daemon(config)
+    first = pid_of(config)
+    call(config, "network.create", {"name": "line", "driver": "tiny"})
+    assert pid_of(config) == first
+    write_tiny_net(folder, network_plan="raise RuntimeError('boom')")
+    (folder / "tiny_net-1.0.dist-info" / "RECORD").write_text("")  # pip writes the folder anew
+    with pytest.raises(PackageFailed, match="network driver 'tiny' of the package tiny-net failed: RuntimeError: boom"):
+        call(config, "network.create", {"name": "again", "driver": "tiny"})
+    assert pid_of(config) != first
+    assert daemons_of(config) == [pid_of(config)]
+    assert "RuntimeError: boom" in config.log_file.read_text().partition("Traceback")[2]
+    call(config, "network.rm", {"name": "line"})
 
 
 def test_an_older_client_leaves_the_daemon_alone(daemon: Config, other_version: Callable[[str], Path]) -> None:

@@ -11,13 +11,14 @@ from drivers.macvlan import MacvlanDriver
 from netlib.core.network_record import HostState, pool_requests
 from netlib.core.sandbox_plan import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
+from netlib.driverapi import PublishesPorts
 from netlib.errors import ConfigError
 from netlib.kernel.links import LinkUp
 from netlib.kernel.parents import ParentLink
 from netlib.kernel.routes import RouteEntry
 from netlib.kernel.sublinks import Dummy, Ipvlan, Macvlan, Vlan
 from netlib.kernel.sysctl import Sysctl
-from netlib.model import AddressPool, Endpoint, NetnsRef, Network, PortMapping, Sandbox
+from netlib.model import AddressPool, Endpoint, NetnsRef, Network, Sandbox
 from netlib.plan import Plan
 from netlib.requests import NetworkRequest
 
@@ -142,9 +143,12 @@ def test_a_mode_that_is_none_is_refused_by_name(driver: Any, option: str) -> Non
 
 @pytest.mark.parametrize("driver", [MacvlanDriver(), IpvlanDriver()])
 def test_ports_are_refused(driver: Any) -> None:
-    endpoint = replace(ENDPOINT, ports=(PortMapping(container_port=80, host_port=80),))
-    with pytest.raises(ConfigError, match=r"network 'lan' \(\w+\) publishes no ports"):
-        driver.join_plan(network(driver.name, parent="lan0"), endpoint, BOX)
+    assert not isinstance(driver, PublishesPorts)
+    assert "addresses on the LAN" in driver.why_no_ports(network(driver.name, parent="lan0"))
+
+
+@pytest.mark.parametrize("driver", [MacvlanDriver(), IpvlanDriver()])
+def test_a_network_without_addresses_is_refused(driver: Any) -> None:
     with pytest.raises(ConfigError, match="needs IPv4 or IPv6"):
         driver.validate_network(replace(network(driver.name, parent="lan0"), ipv4=False))
 

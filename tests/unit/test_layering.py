@@ -113,7 +113,7 @@ def test_only_contracts_stand_loose_in_netlib() -> None:
     loose = {path.stem for path in (ROOT / "netlib").glob("*.py")}
     assert loose == {
         "__init__", "__main__", "codec", "config", "driverapi", "errors", "facts", "ipamapi", "model", "names", "objects",
-        "options",
+        "options", "packages",
         "plan", "ports", "registry", "requests", "settings", "structs",
     }  # fmt: skip
 

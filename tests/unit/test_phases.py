@@ -139,7 +139,7 @@ def test_recovery_settles_what_is_abandoned(case: Case) -> None:
     with host.controller.locks.attempt(record_lock(host.subject.id), "recovering") as held:
         assert held
         failures: list[NetlibError] = []
-        assert recovery._settle(host.controller.lifecycle, host.subject.id, failures) is case.action
+        assert recovery._settle(host.controller.lifecycle, host.subject.id, failures, []) is case.action
         assert failures == []
     match case.action:
         case Action.TAKE_DOWN:

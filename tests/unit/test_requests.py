@@ -1,6 +1,7 @@
 """What a Python program asks for, read before anything is done: a text where a list is meant, and other wrong types."""
 
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -118,14 +119,30 @@ with netlib.Controller() as controller:
 """
 
 
-@pytest.mark.timeout(240)  # without its cache, it reads everything that netlib imports
-def test_a_type_checker_refuses_a_wrong_keyword() -> None:
-    cache = Path(__file__).parents[2] / ".mypy_cache"
-    program = cache / "wrong_keyword.py"  # the cache keeps its path
+ROOT = Path(__file__).parents[2]
+
+
+def _complaints(program: str, text: str) -> list[str]:
+    """The errors that mypy finds in *text*, each from its line's number on."""
+    cache = ROOT / ".mypy_cache"
+    path = cache / program  # the cache keeps its path
     cache.mkdir(exist_ok=True)
-    program.write_text(WRONG)
-    command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={cache}", "--no-error-summary", str(program)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache.parent).stdout
-    lines = [line.partition("wrong_keyword.py:")[2] for line in found.splitlines() if ": error:" in line]
+    path.write_text(text)
+    command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={cache}", "--no-error-summary", str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout
+    return [line.partition(f"{program}:")[2] for line in found.splitlines() if ": error:" in line]
+
+
+@pytest.mark.timeout(240)  # without its cache, it reads everything that netlib imports
+def test_a_type_checker_accepts_the_documented_driver() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
+    (documented,) = [block for block in blocks if "class PointToPoint:" in block]
+    contract = "from netlib.driverapi import Driver\n\nchecked: Driver = PointToPoint()\n"
+    assert _complaints("documented_driver.py", documented + contract) == []
+
+
+@pytest.mark.timeout(240)
+def test_a_type_checker_refuses_a_wrong_keyword() -> None:
+    lines = _complaints("wrong_keyword.py", WRONG)
     assert [line.partition(":")[0] for line in lines] == ["5", "7"]
     assert 'Unexpected keyword argument "subnet" for "create_network" of "Controller"' in lines[0]
