@@ -61,6 +61,7 @@ class Service:
         self._started = time.time()
         self._local = threading.local()
         self._files: list[tuple[int, int] | None] | None = None  # None until the sockets exist
+        self._stopping = False
         store = Store(config.state_dir, boot=boot_id())
         store.require_writable()
         ports, leases = HeldPorts(), DhcpLeases(self._controller)
@@ -88,6 +89,7 @@ class Service:
 
     def stop(self) -> None:
         """Make :meth:`run` return; any thread or signal handler may call this."""
+        self._stopping = True
         if self._present_files() == self._files:  # else the sockets are another netlibd's
             for path in (self._config.former_socket_path, self._config.socket_path):
                 path.unlink(missing_ok=True)  # clients take a socket without a listener for a crash
@@ -114,6 +116,8 @@ class Service:
 
         The next command that needs a netlibd starts another one.
         """
+        if self._stopping:  # we delete them ourselves
+            return
         if self._files is not None and (self._present_files() != self._files or None in self._files):
             logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
             self.stop()
