@@ -37,6 +37,7 @@ from netlib.model import Sandbox
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
 from netlib.verbs.call import Progress, progress_observer
+from netlib.wire.notices import shown_by
 from netlib.wire.protocol import PROTOCOL, at_socket, release, store_identity
 
 __all__ = ["Service"]
@@ -148,6 +149,10 @@ class Service:
         if not request.from_here:
             raise Refused("it runs in other namespaces (network, mount or user) than the caller")
         self._check_store(request)
+        with shown_by(request.notices.append):
+            return self._perform(request)
+
+    def _perform(self, request: Request) -> Any:
         try:
             self._controller().host.refuse_loss()
         except StoreLost as lost:
