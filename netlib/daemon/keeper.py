@@ -203,6 +203,7 @@ class Keeper:
             self._version = version
             self._controller.host.refuse_loss()  # records in flight of an older copy of the store are not left by a crash
             self._leases.reload()
+            self._controller.follow_settings()
             self._controller.recover()
             self._serving.reconcile()
 

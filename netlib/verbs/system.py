@@ -14,7 +14,6 @@ from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.firewall.backend import BACKEND
 from netlib.model import Network, Sandbox
 from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
-from netlib.settings import settings_file
 from netlib.store.backup import copy_store
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
@@ -96,8 +95,9 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Architecture": platform.machine(),
         "ServedBy": os.getpid(),
         "Netlibd": condition(controller.config),
-        "SettingsFile": settings_file(controller.config),
-        "SettingsWithoutEffect": list(controller.host.settings.without_effect),
+        "SettingsFile": controller.host.settings_file.path,
+        "SettingsFault": str(controller.host.settings_fault or ""),
+        "SettingsWithoutEffect": list(controller.host.settings_file.known.without_effect),
         "Servants": controller.watcher.health() if isinstance(controller.watcher, ReportsHealth) else {},
     }
 
