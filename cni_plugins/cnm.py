@@ -129,6 +129,7 @@ class CnmPlugin:
         attaching.collect(self._node, call, NAME)
 
     def status(self, call: Call[CnmConf]) -> None:
+        self._node.controller.require_settings()
         network = self._network(call.config)
         probe = Sandbox(id=new_id(), name="status", created=time.time(), netns=NetnsRef("/nowhere"), owned=False)
         with self._node.controller.store.rehearsal() as tx:

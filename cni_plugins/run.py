@@ -70,12 +70,12 @@ def do_without(call: LauncherCall, reason: NotBegun) -> Answer:
     """Do a launcher's call that netlibd has not begun: start a netlibd that does it, or do it in this process."""
     told: list[str] = []
     with shown_by(told.append):
-        stdout, code, stderr = _do_without(call, reason, told)
-    notices = "".join(f"{sentence}\n" for sentence in told[:1])  # the others are about the same netlibd
+        stdout, code, stderr = _do_without(call, reason)
+    notices = "".join(f"{sentence}\n" for sentence in told)
     return stdout, code, notices.encode(errors="backslashreplace") + stderr
 
 
-def _do_without(call: LauncherCall, reason: NotBegun, told: list[str]) -> Answer:
+def _do_without(call: LauncherCall, reason: NotBegun) -> Answer:
     try:
         config = Config.from_environment(state_dir=os.fsdecode(call.state_dir), run_dir=os.fsdecode(call.run_dir))
     except NetlibError as error:  # the folder is relative to a working directory that is gone
@@ -89,11 +89,11 @@ def _do_without(call: LauncherCall, reason: NotBegun, told: list[str]) -> Answer
     except (NotBegun, Unsent):  # the netlibd that was started cannot do this call either
         pass
     except (Silent, NetlibError, OSError) as error:  # OSError: no process or descriptor is left for it
-        told.append(f"netlibd is not used: {error}")
+        notice(f"netlibd is not used: {error}", subject="netlibd")
     silent = known_pid(config) if reason.is_silent else 0
     if reason.is_silent:
         meet(silent)
-        notice(f"netlibd is not used: {trouble(silent) if silent else reason}")
+        notice(f"netlibd is not used: {trouble(silent) if silent else reason}", subject="netlibd")
     outcome = _do_here(call, config, silent)
     return outcome.stdout, outcome.code, outcome.stderr
 

@@ -24,9 +24,13 @@ __all__ = [
     "check_mac",
     "check_mtu",
     "check_network_name",
+    "check_resolver_option",
     "check_sandbox_name",
+    "check_search_domain",
     "endpoint_mac",
     "host_end_mac",
+    "is_domain",
+    "is_resolver_option",
     "new_id",
     "parse_address",
     "parse_labels",
@@ -45,6 +49,8 @@ _HOSTNAME_LENGTH = 64  # sethostname(2) takes no more
 _DOMAIN_LENGTH = 253
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?")
+_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_RESOLVER_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:[0-9]+)?")
 _IFNAME = re.compile(r"[a-zA-Z0-9_.@+][a-zA-Z0-9_.@+-]*")
 _PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}|[0-9a-f]{2}(-[0-9a-f]{2}){5}")
@@ -105,6 +111,33 @@ def _check_labels(what: str, name: str, longest: int) -> str:
     return name
 
 
+# --- words of resolv.conf ----------------------------------------------------------------------------------------------
+
+
+def is_domain(name: str) -> bool:
+    """Whether *name* is a domain, of a host or to search in, that one word of a file can be."""
+    return len(name) <= _DOMAIN_LENGTH and _DOMAIN.fullmatch(name) is not None
+
+
+def is_resolver_option(text: str) -> bool:
+    """Whether *text* is an option of resolv.conf(5): a word, or a word and a number."""
+    return _RESOLVER_OPTION.fullmatch(text) is not None
+
+
+def check_search_domain(name: str, what: str = "search domain") -> str:
+    """Check a search domain, or "." for none; *what* names it in the ConfigError."""
+    if name != "." and not is_domain(name):
+        raise ConfigError(f'{what} "{name}": letters, digits, "-" and "_" in labels of 1 to 63, or "." for none')
+    return name
+
+
+def check_resolver_option(text: str, what: str = "resolver option") -> str:
+    """Check an option of resolv.conf(5); *what* names it in the ConfigError."""
+    if not is_resolver_option(text):
+        raise ConfigError(f'{what} "{text}": a word such as rotate, or a word with a number such as timeout:2')
+    return text
+
+
 # --- links -------------------------------------------------------------------------------------------------------------
 
 
@@ -134,16 +167,16 @@ def check_mac(text: str) -> str:
     return mac
 
 
-def check_mtu(value: int | str, *, ipv6: bool) -> int:
-    """Check an MTU in bytes, given as a number or as an option's text."""
+def check_mtu(value: int | str, *, ipv6: bool, what: str = "MTU") -> int:
+    """Check an MTU in bytes, given as a number or as an option's text; *what* names it in the ConfigError."""
     lowest = _LOWEST_MTU[ipv6]
     try:
         mtu = int(value)
     except ValueError:
-        raise ConfigError(f"MTU {value!r} is no number; choose one between {lowest} and {_HIGHEST_MTU}") from None
+        raise ConfigError(f"{what} {value!r} is no number; choose one between {lowest} and {_HIGHEST_MTU}") from None
     if not lowest <= mtu <= _HIGHEST_MTU:
         reason = " because IPv6 needs 1280" if ipv6 and 68 <= mtu < lowest else ""
-        raise ConfigError(f"MTU {mtu} is not possible{reason}; choose one between {lowest} and {_HIGHEST_MTU}")
+        raise ConfigError(f"{what} {mtu} is not possible{reason}; choose one between {lowest} and {_HIGHEST_MTU}")
     return mtu
 
 

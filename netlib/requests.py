@@ -259,10 +259,16 @@ class DisconnectRequest(Request, frozen=True, kw_only=True, forbid_unknown_field
     container: Text
 
 
-def read(kind: type[_R], values: Mapping[str, Any], *, spelled: Callable[[str], str] = str) -> _R:
+def read(
+    kind: type[_R],
+    values: Mapping[str, Any],
+    *,
+    spelled: Callable[[str], str] = str,
+    written: Callable[[Any], str] = repr,
+) -> _R:
     """Make a request of class *kind* from *values*. ConfigError names the first value that is wrong, missing or unknown.
 
-    *spelled* returns the name that a field has at the source of the values.
+    *spelled* returns the name that a field has at the source of the values, *written* the text that a value has there.
     """
     fields = _fields(kind)
     given: dict[str, Any] = {}
@@ -278,7 +284,7 @@ def read(kind: type[_R], values: Mapping[str, Any], *, spelled: Callable[[str], 
             try:
                 convert(value, fields[name].type)
             except ValidationError:
-                text = f"{spelled(name)}={values[name]!r} must be {fields[name].asked.words}"
+                text = f"{spelled(name)}={written(values[name])} must be {fields[name].asked.words}"
                 raise ConfigError(text) from error
         missing = next(field.name for field in structs.fields(kind) if field.required and field.name not in given)
         raise ConfigError(f"no {spelled(missing)} given") from error

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from netlib import facts, objects, registry
 from netlib.config import Config
-from netlib.core import attachments, controller, endpoints, engine, networks, pending_attachment, recovery, sandboxes
+from netlib.core import attachments, endpoints, engine, networks, pending_attachment, recovery, sandboxes
 from netlib.core.controller import Controller, Unwatched
 from netlib.core.engine import Engine
 from netlib.core.lifecycle import Lifecycle
@@ -254,7 +254,8 @@ class ModelController(Controller):
 
     def __init__(self, world: World) -> None:
         self.config = Config(NOWHERE, NOWHERE / "run")
-        self.host: Any = SimpleNamespace(lost=None, settings=Settings())
+        self.host: Any = SimpleNamespace(lost=None, settings=Settings(), require_settings=Settings)
+        self.former_bridge = ""
         self.locks = ModelLocks(world)
         self.engine = Engine(ModelStore(world), self.locks, "model")
         self.lifecycle = Lifecycle(self.engine, self._plan_sandbox)
@@ -264,6 +265,15 @@ class ModelController(Controller):
     @property
     def store(self) -> Store:
         return self.engine.store
+
+    def follow_settings(self) -> None:
+        """Do nothing: the model has no file of settings."""
+
+    def prepare_networks(self) -> None:
+        """Do nothing: the model has no predefined networks."""
+
+    def require_settings(self) -> Settings:
+        return Settings()
 
     @contextmanager
     def operation(self, verb: str, subject: str, *events: Event, is_recovered: bool = False) -> Iterator[Any]:
@@ -300,6 +310,5 @@ def modelled() -> Iterator[None]:
         patch.setattr(sandboxes, "random_dns_port", lambda: sandboxes.DNS_PORTS[0])
         patch.setattr(sandboxes, "netns_dir", lambda run_dir: NETNS_DIR)
         patch.setattr(networks, "read_host_state", lambda kernel, request, settings: HostState())
-        patch.setattr(controller, "prepare_predefined", lambda lifecycle, host: None)
         patch.setattr(endpoints, "inside_plan", _inside_plan)
         yield

@@ -213,8 +213,8 @@ def stop(config: Config, given: Namespace) -> int:
     return _for_each(given.names, lambda name: _stop_one(config, given, name))
 
 
-def _stop_one(config: Config, given: Namespace, name: str) -> None:
-    args = {"name": name, "seconds": given.timeout, "signal": given.signal}
+def _stop_one(config: Config, given: Namespace, name: str, *, again: bool = False) -> None:
+    args = {"name": name, "seconds": given.timeout, "signal": given.signal, "again": again}
     call(config, "container.stop", args, deadline=DEADLINE_SECONDS + (given.timeout or 0))
 
 
@@ -231,7 +231,7 @@ def restart(config: Config, given: Namespace) -> int:
     """Restart containers; print their names."""
 
     def restart_one(name: str) -> None:
-        _stop_one(config, given, name)
+        _stop_one(config, given, name, again=True)
         run.start_detached(config, name)
 
     return _for_each(given.names, restart_one)

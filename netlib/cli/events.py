@@ -46,6 +46,7 @@ def events(config: Config, given: Namespace) -> int:
     since = parse_moment(given.since, now) if given.since else None
     until = parse_moment(given.until, now, "--until") if given.until else None
     with translated_scarcity(), Controller(config, watcher=Unwatched()) as controller:
+        controller.tell_fault()
         for item in controller.events(since=since, until=until, follow=until is None or until > now):
             row = event_row(item.event, item.time)
             if all(any(_PASSES[key](row, value) for value in values) for key, values in wanted.items()):

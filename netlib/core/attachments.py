@@ -55,6 +55,7 @@ class Attachments:
         """
         purpose = f"attaching container {key.container} to network {key.network}"
         with self._alone(key, purpose), self.controller.operation("cni add", key.name, _event("add", key)) as operation:
+            self.controller.host.require_settings()
             self._remove_predecessors(key, netns)
             with self.store.read() as tx:
                 record = tx.new_link_id()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from netlib.core import endpoints, events, networks, recovery, reports, sandboxes
-from netlib.core.predefined import prepare_predefined
 from netlib.core.session import Session, Unwatched, Watcher, chunks, reference_of
 from netlib.errors import ConfigError
 from netlib.kernel.netns import entered
@@ -242,8 +241,7 @@ class Controller(Session):
                 attachments = [row.id for row in tx.all(CniAttachment)]
             self.take_down([*chunks(boxes), *chunks(attachments), *chunks(found)], "resetting")
         self.watcher.changed(sandboxes=boxes, networks=[], needed=False)
-        if self.host.lost is None:
-            prepare_predefined(self.lifecycle, self.host)
+        self.prepare_networks()
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,11 @@ def connect(session: Session, request: ConnectRequest, *, endpoint_id: str = "")
     """
     lifecycle = session.lifecycle
     with session.looking() as tx:
+        session.host.require_settings()
         home, box = session.find_network(tx, request.network), session.find_sandbox(tx, request.container)
         endpoint_id = endpoint_id or tx.new_link_id()
+
+    session.tell_of_bridge(home.value)
 
     def draft(tx: Transaction, facts: Mapping[str, Facts] | None = None) -> tuple[Endpoint, Plan]:
         network, sandbox = session.find_network(tx, home.id).value, session.find_sandbox(tx, box.id).value

@@ -9,11 +9,11 @@ import os
 from netlib.config import Config
 from netlib.core import recovery
 from netlib.core.traces import traces
-from netlib.errors import NotPermitted, StoreLost
+from netlib.errors import ConfigError, NetlibError, NotPermitted, StoreLost
 from netlib.kernel.folders import PRIVATE, make_folder
 from netlib.kernel.netns import boot_id, current_identity
 from netlib.names import new_id
-from netlib.settings import read_settings
+from netlib.settings import Settings, SettingsFile
 from netlib.store.generation import Generation
 from netlib.store.locks import Locks, run_folder_refusal
 from netlib.store.sqlite import Store
@@ -36,12 +36,16 @@ class Host:
     def __init__(self, config: Config, *, despite_loss: bool = False) -> None:
         """Open the store of *config*, and forget the records of a former boot.
 
-        Raises NotPermitted without root, and WrongHost in another netns than the store's. Raises StoreLost where the store is
-        new or older than what it made; with *despite_loss*, ``lost`` is that error instead, and nothing is forgotten.
+        Raises NotPermitted without root, WrongHost in another netns than the store's, and ConfigError where the state folder
+        is no folder; not for faults of ``daemon.json``. Raises StoreLost where the store is new or older than what it made;
+        with *despite_loss*, ``lost`` is that error instead, and nothing is forgotten.
         """
         require_root()
         self.config = config
-        self.settings = read_settings(config)
+        if config.state_dir.exists() and not config.state_dir.is_dir():
+            raise ConfigError(f"state folder {config.state_dir} is no folder; pass --state-dir, or set NETLIB_STATE_DIR")
+        self.settings_file = SettingsFile(config)
+        self.unfollowed: NetlibError | None = None  # why the predefined networks could not be made as the settings say
         self.locks = Locks(config.lock_dir)  # refuses another user's folder
         self._memory = config.memory_dir
         try:
@@ -63,6 +67,22 @@ class Host:
         self.tag = self._tag()
         for folder in (config.state_dir, self._memory):
             remember_tag(folder, self.tag, current_identity())
+
+    @property
+    def settings_fault(self) -> NetlibError | None:
+        """Why the settings cannot be used now, or None: a fault of the file, or a network that cannot be as the file says."""
+        return self.settings_file.fault or self.unfollowed
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as of the last look at the file, for what is to be made by them; raises :attr:`settings_fault`."""
+        self.require_settings()
+        return self.settings_file.known
+
+    def require_settings(self) -> None:
+        """Raise :attr:`settings_fault` if there is one."""
+        if (fault := self.settings_fault) is not None:
+            raise fault
 
     def refuse_loss(self) -> None:
         """Raise StoreLost where somebody has replaced the store by an older copy, or by a new one, since it was opened."""

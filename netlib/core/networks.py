@@ -21,6 +21,7 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
 
     Raises ConfigError, AlreadyExists, Conflict, PoolExhausted, KernelError.
     """
+    session.require_settings()
     network_id, lifecycle = new_id(), session.lifecycle
     about = {"name": request.name, "type": request.driver}
     with (

@@ -1,7 +1,7 @@
 """Docker's predefined networks, which every host has: ``bridge``, by the host's settings, ``host`` and ``none``.
 
 The first opening of a store writes their records; their objects are applied at their first use. When the settings of ``bridge``
-change, the next opening at which no sandbox is in ``bridge`` removes it and writes a new record.
+change, the next verb before which no sandbox is in ``bridge`` removes it and writes a new record.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ from netlib.names import BRIDGE_NAME_OPTION, new_id
 from netlib.requests import NetworkRequest
 from netlib.settings import Settings
 from netlib.store.records import Row
-from netlib.wire.notices import notice
 
 __all__ = ["DEFAULT_BRIDGE", "DEFAULT_SUBNET", "predefined", "prepare_predefined"]
 
 DEFAULT_SUBNET = ip_network("172.17.0.0/16")
 DEFAULT_BRIDGE = "netlib0"
+_FORMER = "network bridge still has its former settings"
+_IN_USE = f"{_FORMER}, because containers are in it; it is made anew when they are removed"
 _MARK = "predefined"  # the key in the store's table ``meta`` with a digest of the settings that ``bridge`` was made by
 
 
@@ -56,52 +57,65 @@ def _bridge(settings: Settings) -> NetworkRequest:
     )
 
 
-def prepare_predefined(lifecycle: Lifecycle, host: Host) -> None:
+def prepare_predefined(lifecycle: Lifecycle, host: Host) -> str:
     """Write the records of missing predefined networks, and replace ``bridge`` where the settings for it have changed.
 
-    A store without the digest is from before there were settings: its ``bridge`` was made by the defaults.
+    Return "", or a sentence on why ``bridge`` still has its former settings. While the settings file has a fault, no network is
+    replaced, and missing ones are written by the settings before that fault. Raises Conflict, PoolExhausted and ConfigError for
+    a ``bridge`` that cannot be as the settings say, and what writing raises.
     """
-    wanted = predefined(host.settings)
-    digest, store = hashlib.blake2b(encode((wanted[0], host.settings.ip_forward)), digest_size=8).hexdigest(), lifecycle.store
-    with store.read() as tx:
+    wanted = predefined(host.settings_file.known)
+    digest = _digest(host.settings_file.known)
+    with lifecycle.store.read() as tx:
         found = {request.name: tx.find_named(Network, request.name) for request in wanted}
-        mark = tx.meta(_MARK)
-    bridge = found["bridge"]
-    if bridge is not None and mark != digest and not (mark is None and host.settings == Settings()):
-        if not _remove_former_bridge(lifecycle, bridge):
-            return
+        # A store without the digest is from before there were settings: its ``bridge`` was made by the defaults.
+        mark = tx.meta(_MARK) or _digest(Settings())
+        bridge = found["bridge"]
+        is_former = bridge is not None and mark != digest and host.settings_file.fault is None
+        if bridge is not None and is_former and tx.endpoints_of_network(bridge.id):
+            return _IN_USE
+    if bridge is not None and is_former:
+        if reason := _remove_former_bridge(lifecycle, bridge):
+            return reason
         found["bridge"] = None
     missing = [request for request in wanted if found[request.name] is None]
     if missing:
         _write_missing(lifecycle, host, missing, digest)
+    return ""
 
 
-def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> bool:
-    """Remove the network ``bridge`` of former settings; return whether it is removed.
+def _digest(settings: Settings) -> str:
+    """Return a short text that is another one for settings that ask for another ``bridge``."""
+    return hashlib.blake2b(encode((_bridge(settings), settings.ip_forward)), digest_size=8).hexdigest()
 
-    It stays, with a notice to the user, where a sandbox is in it, another process works on it, or objects cannot be removed.
+
+def _remove_former_bridge(lifecycle: Lifecycle, bridge: Row[Network]) -> str:
+    """Remove the network ``bridge`` of former settings; return "", or a sentence on why it stays.
+
+    It stays where a sandbox is in it, or objects of it cannot be removed.
     """
     with lifecycle.working_on([bridge.id], "following the settings of the network bridge"):
         with lifecycle.store.write(clearing=True) as tx:
             row = tx.by_id(bridge.id)
             if row is None:
-                return True
-            if row.phase is not Phase.READY or tx.endpoints_of_network(bridge.id):
-                notice("the network bridge keeps its former settings because containers are in it; remove them first")
-                return False
+                return ""
+            if tx.endpoints_of_network(bridge.id):
+                return _IN_USE
+            if row.phase is not Phase.READY:
+                return f"{_FORMER}, because objects of it could not be removed; `netlib log` shows which"
             tx.set_phase(bridge.id, Phase.REMOVING)
         try:
             lifecycle.take_down([row])
         except TeardownError as error:  # the record stays, in phase ``removing``, and the next command tries again
-            notice(f"the network bridge of the former settings could not be removed: {error}")
-            return False
-    return True
+            return f"{_FORMER}, because it could not be removed: {error}"
+    return ""
 
 
 def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkRequest], digest: str) -> None:
-    """Write the records of the *missing* networks and the digest of the settings, in one transaction."""
+    """Write the records of the *missing* networks and the *digest* of the settings of ``bridge``, in one transaction."""
+    settings = host.settings_file.known
     with Kernel() as kernel:
-        states = {request.name: read_host_state(kernel, request, host.settings) for request in missing}
+        states = {request.name: read_host_state(kernel, request, settings) for request in missing}
     with lifecycle.store.write() as tx:
         for request in missing:
             if tx.find_named(Network, request.name) is not None:  # another process was first
@@ -109,12 +123,15 @@ def _write_missing(lifecycle: Lifecycle, host: Host, missing: list[NetworkReques
             network_id, now = new_id(), time.time()
             try:
                 network = network_record(tx, network_id, now, request, states[request.name], predefined=True)
-            except (Conflict, ConfigError):
-                if host.settings.bip is not None:  # the administrator chose this subnet
-                    raise
+            except (Conflict, ConfigError) as error:
+                if settings.bip is not None:  # the administrator chose this subnet
+                    kind = Conflict if isinstance(error, Conflict) else ConfigError
+                    text = f"{host.settings_file.path}: network bridge cannot be made with bip={settings.bip}: {error}"
+                    raise kind(text) from error
                 # A route of the host overlaps 172.17.0.0/16: take the next free pool.
                 free = NetworkRequest(name=request.name, options=request.options)
                 network = network_record(tx, network_id, now, free, states[request.name], predefined=True)
             tx.insert(network, name=network.name, phase=Phase.READY)
             tx.stamp(network_id, "")
-        tx.set_meta(_MARK, digest)
+            if request.name == "bridge":
+                tx.set_meta(_MARK, digest)

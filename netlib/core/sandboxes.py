@@ -35,6 +35,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
         session.lifecycle.working_on([sandbox_id], f"creating sandbox {name}"),
         session.engine.kernel(sandbox_id) as kernel,
     ):
+        resolver = session.host.settings.resolver(request.resolver)
         sandbox = Sandbox(
             id=sandbox_id,
             name=name,
@@ -45,7 +46,7 @@ def create_sandbox(session: Session, request: SandboxRequest) -> Sandbox:
             owned=netns is None,
             hostname=request.hostname or sandbox_id[:12],
             domainname=request.domainname,
-            resolver=session.host.settings.resolver(request.resolver),
+            resolver=resolver,
             dns_port=random_dns_port(),
             files_dir=str(session.config.sandbox_dir / sandbox_id),
             sysctls=tuple(settings.items()),

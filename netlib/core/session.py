@@ -26,16 +26,19 @@ from netlib.errors import ConfigError, HostExhausted, NetlibError, NotFound, Sto
 from netlib.kernel.scarcity import exhaustion
 from netlib.model import CniNetwork, Event, Network, Sandbox
 from netlib.plan import Plan
+from netlib.settings import Settings
 from netlib.store.locks import Locks
 from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
+from netlib.wire.notices import notice
 
 __all__ = ["ReportsHealth", "Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
 
 _R = TypeVar("_R", bound=Struct)
 
 _CLOSED = 0  # no thread has this number
+_MISSED = "settings told"  # the key in the store's table ``meta`` with the settings that a notice has named
 _AT_ONCE = 200  # how many records are removed together: each lock is an open file
 
 
@@ -113,10 +116,12 @@ class Session:
             watcher = self._own_watcher = DaemonWatcher(self.config)
         self.watcher = watcher
         self._finished: list[Row[Any]] = []  # removed by the last recovery: their removal had failed, or its process died
+        self.former_bridge = ""  # why the network bridge still has its former settings, if it does
+        self._told_missed: tuple[str, ...] = ()
         self.recover()
         if self.host.lost is None:
             bring_up_to_date(self.lifecycle)
-            prepare_predefined(self.lifecycle, self.host)
+        self.prepare_networks()
 
     @property
     def store(self) -> Store:
@@ -154,11 +159,66 @@ class Session:
         self._finished = []
         return recovery.finish_in_flight(self.lifecycle, self._finished) if self.host.lost is None else []
 
+    # --- settings ----------------------------------------------------------------------------------------------------
+
+    def follow_settings(self) -> None:
+        """Look at ``daemon.json`` (one stat), and do what the opening of a session does where it has changed.
+
+        Every verb begins with it. No error is raised: :attr:`Host.settings_fault` is met by verbs that need settings.
+        """
+        if self.host.settings_file.look() or self.former_bridge or self.host.unfollowed is not None:
+            self.prepare_networks()
+
+    def prepare_networks(self) -> None:
+        """Write missing predefined networks, and replace ``bridge`` where its settings have changed; remember why it stays."""
+        if self.host.lost is not None:
+            return
+        self.host.unfollowed, self.former_bridge = None, ""
+        try:
+            self.former_bridge = prepare_predefined(self.lifecycle, self.host)
+        except NetlibError as error:
+            self.host.unfollowed = error
+
+    def require_settings(self) -> Settings:
+        """Return the present settings, for a verb that a person asked for; raises :attr:`Host.settings_fault`.
+
+        Keys without effect that ask for something else than what netlib does are worth one notice in the life of a store.
+        """
+        self.follow_settings()
+        settings = self.host.settings
+        if settings.missed != self._told_missed:
+            self._tell_missed(settings.missed)
+            self._told_missed = settings.missed
+        return settings
+
+    def _tell_missed(self, missed: tuple[str, ...]) -> None:
+        known = ", ".join(missed)
+        with self.store.read() as tx:
+            was_told = (tx.meta(_MISSED) or "") == known
+        if was_told:
+            return
+        with suppress(StoreError, HostExhausted, Stuck), self.store.write() as tx:
+            tx.set_meta(_MISSED, known)
+        if missed:
+            have = "have" if len(missed) > 1 else "has"
+            notice(f"{self.host.settings_file.path}: {known} {have} no effect; netlib does what it does without")
+
+    def tell_fault(self) -> None:
+        """Show a notice where the settings cannot be used now, after a verb that did without them."""
+        if (fault := self.host.settings_fault) is not None:
+            notice(f"{fault}; nothing is made until that is corrected")
+
+    def tell_of_bridge(self, network: Network | None = None) -> None:
+        """Show a notice where ``bridge`` still has its former settings, in a verb that uses or shows *network*, or all."""
+        if self.former_bridge and (network is None or (network.predefined and network.name == "bridge")):
+            notice(self.former_bridge)
+
     # --- operations ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def looking(self) -> Iterator[Transaction]:
-        """A read transaction of a verb, after recovery where dead processes may have left something in flight."""
+        """A read transaction of a verb, after the settings are followed, and what dead processes left in flight is finished."""
+        self.follow_settings()
         with self.store.read() as tx:
             if not tx.in_flight():  # in the same transaction: another one costs 0.05 ms
                 yield tx
@@ -169,7 +229,7 @@ class Session:
 
     @contextmanager
     def operation(self, verb: str, subject: str, *events: Event, is_recovered: bool = False) -> Iterator["Operation"]:
-        """Recover first, then write one journal line with what was made and removed, and how it ended.
+        """Follow the settings and recover first, then write one journal line with what was made and removed, and how it ended.
 
         *events* have happened when the block ends without an error, and are published with that line. The verb's last
         transaction may write the line (:meth:`Operation.finish`); else it is a transaction of its own. *is_recovered* says that
@@ -180,6 +240,7 @@ class Session:
             place = f"this thread is in the netns of {self.entered_sandbox!r}"
             raise ConfigError(f"{verb}: {place}; leave the block of inside() first")
         if not is_recovered:
+            self.follow_settings()
             self.recover()
         self.engine.trail.clear()
         operation = Operation(verb, subject, events, self.engine.trail)
@@ -194,6 +255,7 @@ class Session:
                 # The operation is finished even if its line cannot be written (full disk, no memory, locked store).
                 with suppress(StoreError, HostExhausted, Stuck), store.write() as tx:
                     tx.log(operation.entry(outcome))
+        self.tell_fault()
 
     def publish(self, verb: str, subject: str, *events: Event) -> None:
         """Write a journal line for what has just been done without objects of the kernel, with its *events*."""

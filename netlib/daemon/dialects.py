@@ -37,6 +37,7 @@ class Request(Struct, frozen=True):
     from_here: bool  # the caller is in our net, mnt and user namespaces
     tell: Callable[[Any], None] | None
     is_awaited: Callable[[], bool]  # whether the caller is still there
+    notices: list[str] = []  # for the caller, besides the answer; grows while the verb is performed
     from_launcher: bool = False  # a CNI call: request and answer are written in fields
 
     @property
@@ -103,16 +104,16 @@ def _read_launchers(body: bytes, fds: Sequence[int], is_awaited: Callable[[], bo
 
 def result(request: Request, value: Any) -> bytes:
     """Write the answer for a verb that returned *value*, an Outcome for a launcher's call."""
-    return _outcome(value) if request.from_launcher else frame({"result": value})
+    return _outcome(request, value) if request.from_launcher else frame({"result": value, **_notices(request)})
 
 
 def refusal(request: Request, error: NetlibError) -> bytes:
     """Write the answer for a verb that raised *error*."""
     if not request.from_launcher:
-        return frame({"error": error_to_json(error)})
+        return frame({"error": error_to_json(error), **_notices(request)})
     from cni_plugins.run import failed  # imported here, so that the start need not wait; the keeper imports it ahead
 
-    return _outcome(failed(error))
+    return _outcome(request, failed(error))
 
 
 def not_mine(request: Request, reason: str, version: str) -> bytes:
@@ -122,8 +123,13 @@ def not_mine(request: Request, reason: str, version: str) -> bytes:
     return frame({"not_mine": reason, "version": version})
 
 
-def _outcome(outcome: Any) -> bytes:
-    return _fields(launchers.DONE, bytes([outcome.code]), outcome.stdout, outcome.stderr)
+def _notices(request: Request) -> dict[str, list[str]]:
+    return {"notices": request.notices} if request.notices else {}
+
+
+def _outcome(request: Request, outcome: Any) -> bytes:
+    stderr = "".join(f"{sentence}\n" for sentence in request.notices).encode(errors="backslashreplace") + outcome.stderr
+    return _fields(launchers.DONE, bytes([outcome.code]), outcome.stdout, stderr)
 
 
 def _fields(*fields: bytes) -> bytes:

@@ -202,6 +202,7 @@ class Keeper:
         store_changed, self._version = version != self._version, version
         if store_changed:
             self._controller.host.refuse_loss()  # records in flight of an older copy of the store are not left by a crash
+            self._controller.follow_settings()
             self._controller.recover()
         for servant in self._others:
             servant.reconcile(store_changed=store_changed)

@@ -38,6 +38,7 @@ from netlib.packages import changed_package
 from netlib.plan import KernelObject
 from netlib.store.sqlite import Store
 from netlib.verbs.call import Progress, progress_observer
+from netlib.wire.notices import shown_by
 from netlib.wire.protocol import PROTOCOL, at_socket, release, store_identity
 
 __all__ = ["Service"]
@@ -62,6 +63,7 @@ class Service:
         self._started = time.time()
         self._local = threading.local()
         self._files: list[tuple[int, int] | None] | None = None  # None until the sockets exist
+        self._stopping = False
         store = Store(config.state_dir, boot=boot_id())
         store.require_writable()
         ports = HeldPorts()
@@ -89,6 +91,7 @@ class Service:
 
     def stop(self) -> None:
         """Make :meth:`run` return; any thread or signal handler may call this."""
+        self._stopping = True
         if self._present_files() == self._files:  # else the sockets are another netlibd's
             for path in (self._config.former_socket_path, self._config.socket_path):
                 path.unlink(missing_ok=True)  # clients take a socket without a listener for a crash
@@ -115,6 +118,8 @@ class Service:
 
         The next command that needs a netlibd starts another one.
         """
+        if self._stopping:  # we delete them ourselves
+            return
         if self._files is not None and (self._present_files() != self._files or None in self._files):
             logger.warning("the run folder %s was deleted or replaced, so this netlibd ends", self._config.run_dir)
             self.stop()
@@ -147,6 +152,10 @@ class Service:
         self._check_store(request)
         if package := changed_package():
             raise Outdated(f"the package {package} was upgraded or uninstalled after this netlibd loaded it")
+        with shown_by(request.notices.append):
+            return self._perform(request)
+
+    def _perform(self, request: Request) -> Any:
         try:
             self._controller().host.refuse_loss()
         except StoreLost as lost:

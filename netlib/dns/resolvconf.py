@@ -5,13 +5,13 @@ so a value that could become several words or lines is refused.
 """
 
 import ipaddress
-import re
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
 from netlib.errors import ConfigError
 from netlib.model import IPAddress, ResolverConfig
+from netlib.names import check_resolver_option, check_search_domain, is_domain, is_resolver_option
 
 __all__ = [
     "UPLINK_RESOLV_CONF",
@@ -28,9 +28,6 @@ _FALLBACK = {4: ("8.8.8.8", "8.8.4.4"), 6: ("2001:4860:4860::8888", "2001:4860:4
 UPLINK_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
 _SYSTEMD_STUB = ipaddress.ip_address("127.0.0.53")
 _NDOTS = "ndots:0"  # as in Docker: a bare name is asked for before any search domain is added
-_MAX_DOMAIN = 253
-_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
-_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(:[0-9]+)?")
 _LOCALHOST = """\
 127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -72,32 +69,26 @@ def parse_resolv_conf(text: str) -> HostResolver:
             except ValueError:
                 continue
         elif keyword in ("search", "domain"):
-            search = tuple(value for value in values if _is_domain(value))
+            search = tuple(filter(is_domain, values))
         elif keyword == "options":
-            options += filter(_OPTION.fullmatch, values)
+            options += filter(is_resolver_option, values)
     return HostResolver(tuple(servers), search, tuple(options))
 
 
 def check_resolver(resolver: ResolverConfig) -> None:
     """Raise ConfigError for a search domain, option or extra host that the files cannot have."""
     for domain in resolver.search:
-        if domain != "." and not _is_domain(domain):
-            raise ConfigError(f'search domain "{domain}": letters, digits, "-" and "_" in labels of 1 to 63, or "." for none')
+        check_search_domain(domain)
     for option in resolver.options:
-        if not _OPTION.fullmatch(option):
-            raise ConfigError(f'resolver option "{option}": a word such as rotate, or a word with a number such as timeout:2')
+        check_resolver_option(option)
     for name, _ in resolver.extra_hosts:
         check_host_name(name)
 
 
 def check_host_name(name: str) -> None:
     """Raise ConfigError for a text that cannot be a host's name."""
-    if not _is_domain(name):
+    if not is_domain(name):
         raise ConfigError(f'host name "{name}": letters, digits, "-" and "_" in labels of 1 to 63')
-
-
-def _is_domain(name: str) -> bool:
-    return len(name) <= _MAX_DOMAIN and _DOMAIN.fullmatch(name) is not None
 
 
 def sandbox_resolv_conf(

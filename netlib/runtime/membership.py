@@ -28,6 +28,7 @@ def connect_container(controller: Controller, reference: str, wanted: Join) -> E
     :meth:`Controller.connect`; AlreadyExists when the container is in that network, Conflict when it shares the network of
     another container.
     """
+    controller.require_settings()
     network = controller.network(wanted.network)
     container = _find(controller, reference)
     if container is None:

@@ -50,6 +50,7 @@ def run_container(
     *client* and *size* are as for :meth:`netlib.runtime.container.Runtime.launch`. Raises the errors of that method and of the
     controller's verbs.
     """
+    controller.require_settings()
     refuse_unknown(controller)
     finish(controller)
     container = _new_record(controller, spec)
@@ -74,6 +75,7 @@ def run_container(
 
 def create_container(controller: Controller, spec: ContainerSpec) -> Container:
     """Check *spec* and write the container's record, without a sandbox and without a process."""
+    controller.require_settings()
     refuse_unknown(controller)
     finish(controller)
     return _insert_record(controller, _new_record(controller, spec), Phase.READY)
@@ -136,6 +138,7 @@ def start_container(
 
     A no-op for a running container.
     """
+    controller.require_settings()
     container = find_container(controller, reference)
     with controller.locks.hold(record_lock(container.id), f"starting container {container.name}"):
         container = find_again(controller, container)

@@ -138,6 +138,7 @@ class StopRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Text
     seconds: Annotated[float | None, Asked("a number of seconds, or None")] = None
     signal: Annotated[int | None, Asked("a signal", _signal)] = None
+    again: Flag = False  # the caller will start it again: refused where it could not be
 
 
 class KillRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

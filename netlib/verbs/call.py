@@ -56,7 +56,7 @@ def call(
             silent = error.pid
             if verb.startswith(ABOUT_ITSELF):
                 raise Stuck(str(error)) from error
-            notice(trouble(silent, WITHOUT))
+            notice(trouble(silent, WITHOUT), subject="netlibd")
             break
         if connection is None:
             break

@@ -52,6 +52,8 @@ def _lent(fds: Sequence[int]) -> Iterator[socket.socket | None]:
 
 def container_stop(controller: Controller, request: StopRequest) -> dict[str, int]:
     """Stop a container; answer with its exit code."""
+    if request.again:
+        controller.require_settings()
     state = ending.stop_container(controller, request.name, seconds=request.seconds, number=request.signal)
     return {"ExitCode": state.code}
 

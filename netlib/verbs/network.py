@@ -22,6 +22,7 @@ def network_create(controller: Controller, request: NetworkRequest) -> dict[str,
 
 def network_ls(controller: Controller, request: FilterRequest) -> list[dict[str, str]]:
     """List the networks that pass the filters, sorted by name."""
+    controller.tell_of_bridge()
     used = _used(controller) if any(text.startswith("dangling") for text in request.filters) else set()
     of_cni, attached = cni.networks(controller)
     networks = sorted([*controller.networks(), *of_cni], key=lambda network: network.name)
@@ -41,6 +42,7 @@ def network_inspect(controller: Controller, request: NamesRequest) -> list[dict[
         except NotFound:
             found.append(cni.inspect_network(controller, name))
             continue
+        controller.tell_of_bridge(network)
         endpoints = controller.endpoints(network=network.id)
         members: list[Member] = [(item, sandboxes[item.sandbox]) for item in endpoints if item.sandbox in sandboxes]
         found.append(network_details(network, members))

@@ -22,7 +22,10 @@ def perform(controller: Controller, verb: str, args: Mapping[str, Any], *, fds: 
     """Perform *verb* with *args* and the lent descriptors *fds*, and return its result; ConfigError for an unknown verb."""
     known = find_verb(verb)
     request = read(known.request, {**args, "fds": tuple(fds)} if fds else args)
-    return known.perform(controller, request)
+    controller.follow_settings()
+    result = known.perform(controller, request)
+    controller.tell_fault()
+    return result
 
 
 def find_verb(name: str) -> Verb:

@@ -18,7 +18,6 @@ from netlib.config import Config
 from netlib.core.controller import Controller, Unwatched
 from netlib.core.endpoints import connect
 from netlib.core.host import require_root
-from netlib.core.predefined import prepare_predefined
 from netlib.core.recovery import forget
 from netlib.core.sandbox_plan import is_served
 from netlib.core.sandboxes import DNS_PORTS
@@ -135,7 +134,7 @@ def _adopt(controller: Controller) -> Iterator[str]:
     if forgotten:
         yield f"forgotten, because nothing of them exists any more: {listed(forgotten)}"
     controller.recover()
-    prepare_predefined(controller.lifecycle, controller.host)
+    controller.prepare_networks()
     yield from _adopt_sandboxes(controller, present, running)
     yield from _adopt_endpoints(controller)
 

@@ -14,7 +14,6 @@ from netlib.errors import ConfigError, Conflict, NotFound
 from netlib.firewall.backend import BACKEND
 from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
-from netlib.settings import settings_file
 from netlib.store.backup import copy_store
 from netlib.store.objects import Unreadable
 from netlib.verbs import cni
@@ -97,8 +96,9 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Architecture": platform.machine(),
         "ServedBy": os.getpid(),
         "Netlibd": condition(controller.config),
-        "SettingsFile": settings_file(controller.config),
-        "SettingsWithoutEffect": list(controller.host.settings.without_effect),
+        "SettingsFile": controller.host.settings_file.path,
+        "SettingsFault": str(controller.host.settings_fault or ""),
+        "SettingsWithoutEffect": list(controller.host.settings_file.known.without_effect),
         "PendingRemovals": _pending_removals(controller),
         "Servants": controller.watcher.health() if isinstance(controller.watcher, ReportsHealth) else {},
     }

@@ -181,7 +181,7 @@ class DaemonWatcher:
                 raise Stuck(f"names and ports are not served: {error}") from error
             if pid != self._told:  # else an error has said it
                 kept = f"names and held ports stay as they were: {error}"
-                notice(trouble(pid, WITHOUT) if isinstance(error, Silent) else kept)
+                notice(trouble(pid, WITHOUT) if isinstance(error, Silent) else kept, subject="netlibd")
         except NetlibError:
             self.close()
             if needed:

@@ -18,6 +18,7 @@ from netlib.config import Config
 from netlib.errors import DaemonError, DeadlineExceeded, Stuck
 from netlib.kernel.waiting import LOOK_SECONDS, holders, is_stopped, meet, trouble
 from netlib.wire.frames import Frames, FrameTooLong
+from netlib.wire.notices import notice
 from netlib.wire.protocol import (
     ABOUT_ITSELF,
     GREETING_SECONDS,
@@ -150,6 +151,8 @@ class Connection:
         self._send(frame(request), () if verb.startswith(ABOUT_ITSELF) else NAMESPACES, fds, until)
         while True:
             answer = self._receive(verb, until, repeatable=repeatable)
+            for sentence in answer.get("notices", ()):
+                notice(sentence)
             if "progress" in answer:
                 if progress is not None:
                     progress(answer["progress"])

@@ -133,6 +133,7 @@ def test_it_leaves_on_sigterm_and_when_asked(daemon: Config) -> None:
     assert leave(daemon) is True
     start_daemon(daemon)  # at once: by the answer, the place was free
     assert ping(daemon)["pid"] == pid_of(daemon)
+    assert "WARNING" not in daemon.log_file.read_text()  # of its run folder: it deletes its sockets itself
 
 
 def test_its_log_says_where_a_library_ended_it(daemon: Config) -> None:
