@@ -1,5 +1,6 @@
 """``netlib ps``, ``stop``, ``rm``, ``logs`` and the other commands for containers that exist."""
 
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +9,27 @@ from typing import Any
 
 from netlib.cli import run
 from netlib.cli.arguments import Command, Parser
-from netlib.cli.outcome import each
+from netlib.cli.outcome import each, only_watching
 from netlib.cli.render import SHORT_ID, Column, print_objects, print_rows
 from netlib.config import Config
 from netlib.errors import ConfigError, NetlibError, NotFound
 from netlib.verbs.call import call
 from netlib.wire.client import DEADLINE_SECONDS
+
+HELP = """\
+usage: netlib container COMMAND …
+
+  run      run a command in a new container   exec     run one more command in it
+  ls       list containers                    inspect  show them in JSON
+  start    start what has ended               stop     end its command, gently first
+  restart  stop and start                     kill     send its command a signal
+  wait     wait for its end                   attach   connect your terminal to it
+  logs     show its output                    port     show its published ports
+  rm       remove it
+
+Each is a command without the word `container` as well; `ls` is `netlib ps` then.
+`netlib container COMMAND --help` shows more.
+"""
 
 _COLUMNS = (
     Column("CONTAINER ID", "ID"),
@@ -25,6 +41,7 @@ _COLUMNS = (
     Column("NAMES", "Names"),
 )
 _COMMAND_WIDTH = 20
+_PORT = re.compile(r"[0-9]{1,5}/(tcp|udp|sctp)")
 
 
 # --- showing -----------------------------------------------------------------------------------------------------------
@@ -129,13 +146,15 @@ def port_parser() -> Parser:
 
 def port(config: Config, given: Namespace) -> int:
     """Print published ports: all, or the host's side of one."""
+    wanted = given.private if "/" in given.private else f"{given.private}/tcp"
+    if given.private and not _PORT.fullmatch(wanted):
+        raise ConfigError(f"{given.private!r} is no port of a container; write a number, or one with its protocol: 53/udp")
     published = call(config, "container.inspect", {"names": [given.name]})[0]["NetworkSettings"]["Ports"]
     if not given.private:
         for key, places in published.items():
             for place in places:
                 print(f"{key} -> {_place(place)}")
         return 0
-    wanted = given.private if "/" in given.private else f"{given.private}/tcp"
     if wanted not in published:
         raise NotFound(f"container {given.name!r} publishes no port {wanted}; `netlib port {given.name}` lists what it does")
     for place in published[wanted]:
@@ -160,11 +179,12 @@ def logs_parser() -> Parser:
     parser.switch("-f", "--follow", purpose="wait for more, until it ends")
     parser.switch("-t", "--timestamps", purpose="with the time of each line")
     parser.value("-n", "--tail", metavar="LINES", default="all", purpose="the last ones only")
-    parser.value("--since", metavar="TIME", purpose="only from a time on (2024-05-01T10:00:00), or that long ago (10m)")
+    parser.value("--since", metavar="TIME", purpose="only from a time on like 2024-05-01T10:00:00, or from so long ago: 10m")
     parser.positional("name", "CONTAINER")
     return parser
 
 
+@only_watching
 def logs(config: Config, given: Namespace) -> int:
     """Print a container's log."""
     if given.tail != "all" and not given.tail.isdecimal():
@@ -257,6 +277,7 @@ def wait_parser() -> Parser:
     return parser
 
 
+@only_watching
 def wait(config: Config, given: Namespace) -> int:
     """Wait for containers, one after the other."""
     _, code = each(given.names, lambda name: print(_exit_code(config, name)))

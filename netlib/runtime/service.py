@@ -39,7 +39,9 @@ def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
     name = spec.networks[0].network
     if not isinstance(usable_driver_of(controller.network(name)), Addressless):
         return []
-    return [f"published ports are discarded on network {name!r}: there is nothing to map"]
+    is_host = _shared_netns(controller.network(name)) == ""
+    reason = "the container has the host's own ports" if is_host else "the container has no address"
+    return [f"-p has no effect on network {name!r}: {reason}"]
 
 
 def run_container(

@@ -17,6 +17,7 @@ from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
 from netlib.settings import settings_file
 from netlib.store.backup import copy_store
 from netlib.store.objects import Unreadable
+from netlib.store.schema import MIGRATIONS
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
 from netlib.verbs.verb import Verb
@@ -92,6 +93,7 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Endpoints": len(controller.endpoints()),
         "StateDir": str(controller.config.state_dir),
         "RunDir": str(controller.config.run_dir),
+        "StoreSchema": len(MIGRATIONS),
         "FirewallBackend": BACKEND,
         "KernelVersion": platform.release(),
         "Architecture": platform.machine(),
