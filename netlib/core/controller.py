@@ -197,14 +197,17 @@ class Controller(Session):
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def plan_of(self, reference: str | Network | Sandbox) -> Plan:
-        """The plan of a network, or of a sandbox with its endpoints, as the store has it.
+        """The plan of a network, or of a sandbox with its endpoints, as the store has it, in an order to apply it in.
 
         For a network that was not used in this boot, it is the plan that the first use will apply.
         """
         return reports.plan_of(self, reference)
 
     def explain(self, reference: str | Network | Sandbox) -> list[str]:
-        """The commands that a person would type to make a network or a sandbox with its endpoints."""
+        """The commands that a person would type to make a network or a sandbox with its endpoints, in that order.
+
+        A line that begins with ``#`` says why there is no command.
+        """
         return reports.explain(self, reference)
 
     def check(self, reference: str | Network | Sandbox) -> list[tuple[str, str]]:

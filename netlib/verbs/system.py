@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from netlib import __version__
+from netlib.core import reports
 from netlib.core.controller import Controller
 from netlib.core.session import ReportsHealth
 from netlib.errors import ConfigError, Conflict, NotFound
@@ -30,7 +31,7 @@ def explain(controller: Controller, request: NameRequest) -> list[dict[str, Any]
     """Return the kernel objects of a network or a container, each with the shell commands that would make it."""
     record = _in_kernel(controller, request.name)
     plan = controller.plan_of(record) if record else cni.plan(controller, request.name)
-    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
+    return [{"Object": str(item.key), "Commands": lines} for item, lines in reports.commands_of(controller, plan)]
 
 
 def check(controller: Controller, request: NameRequest) -> list[dict[str, str]]:
