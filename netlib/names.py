@@ -17,6 +17,7 @@ __all__ = [
     "NAME_LENGTH",
     "bridge_ifname",
     "check_alias",
+    "check_container_name",
     "check_domainname",
     "check_hostname",
     "check_ifname",
@@ -62,7 +63,12 @@ def check_network_name(name: str) -> str:
 
 
 def check_sandbox_name(name: str) -> str:
-    """Check the name of a sandbox, which a container shares."""
+    """Check the name of a sandbox."""
+    return _check_name("sandbox", name)
+
+
+def check_container_name(name: str) -> str:
+    """Check the name of a container, which its sandbox shares."""
     return _check_name("container", name)
 
 

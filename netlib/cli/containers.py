@@ -40,6 +40,7 @@ _COLUMNS = (
     Column("PORTS", "Ports"),
     Column("NAMES", "Names"),
 )
+_INSPECTED = ("container", "network", "sandbox")
 _COMMAND_WIDTH = 20
 _PORT = re.compile(r"[0-9]{1,5}/(tcp|udp|sctp)")
 
@@ -97,37 +98,32 @@ def inspect_parser() -> Parser:
     """The arguments of ``inspect``."""
     parser = Parser(
         "inspect",
-        "Show containers and networks in JSON.",
+        "Show containers, networks and sandboxes of Python programs in JSON.",
         "web",
         "-f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web",
         usage="[-f FORMAT] NAME …",
     )
     parser.format_option()
-    parser.choice("--type", choices=("container", "network"), purpose="what the names are of (either)")
+    parser.choice("--type", choices=_INSPECTED, purpose="what the names are of (any)")
     parser.names("NAME")
     return parser
 
 
 def inspect(config: Config, given: Namespace) -> int:
-    """Show the containers of these names, or the networks where there is no such container."""
+    """Show the containers of these names; where there is none, the network or else the sandbox of the name."""
     found, code = each(given.names, lambda name: _inspect_one(config, name, given.type))
     print_objects(found, given.template)
     return code
 
 
 def _inspect_one(config: Config, name: str, kind: str | None) -> Any:
-    if kind != "network":
+    for noun in [kind] if kind else _INSPECTED:
         try:
-            return call(config, "container.inspect", {"names": [name]})[0]
+            return call(config, f"{noun}.inspect", {"names": [name]})[0]
         except NotFound:
             if kind:
                 raise
-    try:
-        return call(config, "network.inspect", {"names": [name]})[0]
-    except NotFound:
-        if kind:
-            raise
-        raise NotFound(f"there is no container or network {name!r}; `netlib ps -a` and `netlib network ls` list them") from None
+    raise NotFound(f"there is no container or network {name!r}; `netlib ps -a` and `netlib network ls` list them")
 
 
 def port_parser() -> Parser:

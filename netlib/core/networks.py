@@ -106,6 +106,7 @@ def remove_network(session: Session, reference: str | Network) -> None:
                     f"network {network.name!r} has active endpoints: {', '.join(sorted(users))}; "
                     "disconnect them by `netlib network disconnect`, or remove them",
                     holder=network.name,
+                    holder_kind="network",
                     users=sorted(users),
                 )
             tx.set_phase(network.id, Phase.REMOVING)  # from here on no sandbox can join

@@ -244,4 +244,6 @@ def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
         if (holder := tx.port_holder(port)) is not None:
             name = port_publisher(tx, holder)
             text = f"host {port.place} is published by {name}; choose another, or take that one down"
-            raise PortTaken(text, holder=name.strip("'"), **port_facts(port))
+            is_cni = not name.startswith("'")
+            holder = name.strip("'").removeprefix("container ").removesuffix(" of a CNI network")
+            raise PortTaken(text, holder=holder, holder_kind="container" if is_cni else "sandbox", **port_facts(port))

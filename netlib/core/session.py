@@ -31,7 +31,17 @@ from netlib.store.records import JournalEntry, Row, Transaction
 from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 
-__all__ = ["ReportsHealth", "Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
+__all__ = [
+    "ReportsHealth",
+    "Session",
+    "Unwatched",
+    "Watcher",
+    "chunks",
+    "no_container",
+    "no_network",
+    "no_sandbox",
+    "reference_of",
+]
 
 _R = TypeVar("_R", bound=Struct)
 
@@ -275,7 +285,7 @@ class Session:
         reference = reference_of(reference)
         row = tx.find(Sandbox, reference)
         if row is None or not is_there(row.phase):
-            raise no_container(reference)
+            raise no_sandbox(reference)
         return row
 
     def find_subject(self, tx: Transaction, reference: str | Network | Sandbox) -> Row[Network] | Row[Sandbox]:
@@ -316,6 +326,11 @@ def no_network(reference: str) -> NotFound:
     return NotFound(f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference)
 
 
+def no_sandbox(reference: str) -> NotFound:
+    """The error for a sandbox that does not exist."""
+    return NotFound(f"sandbox {reference!r} not found; `Controller.sandboxes` lists them", kind="sandbox", reference=reference)
+
+
 def no_container(reference: str) -> NotFound:
-    """The error for a container, or a sandbox, that does not exist."""
+    """The error for a container that does not exist."""
     return NotFound(f"container {reference!r} not found; `netlib ps -a` lists them", kind="container", reference=reference)

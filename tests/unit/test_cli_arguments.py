@@ -118,7 +118,7 @@ def test_values_that_look_like_truths_are_values() -> None:
         (
             CONTAINER_COMMANDS["inspect"][0],
             ["--type", "x", "web"],
-            r"--type: 'x' is not possible; choose container or network;",
+            r"--type: 'x' is not possible; choose container or network or sandbox;",
         ),
         (stop_parser, ["-t", "soon", "web"], r"'soon' is no number of seconds"),
         (stop_parser, ["-t", "-1", "web"], r"'-1' is no length of time"),
