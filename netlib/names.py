@@ -157,7 +157,7 @@ def parse_link(text: str) -> Link:
     """Read ``--link NAME[:ALIAS]``; without an alias the name is its own."""
     name, _, alias = text.partition(":")
     if not name or ":" in alias:
-        raise ConfigError(f"--link {text!r} is malformed; write it like NAME or NAME:ALIAS")
+        raise ConfigError(f"link {text!r} is malformed; write it like NAME or NAME:ALIAS")
     return Link(name, alias or name)
 
 

@@ -131,13 +131,21 @@ class Session:
     @property
     def store(self) -> Store:
         """The store. ConfigError when this session is closed, or another thread's: each opens its own."""
-        if self._thread != threading.get_ident():
-            raise ConfigError(
-                "this Controller is closed; open another one"
-                if self._thread == _CLOSED
-                else "a Controller serves the thread that opened it, and this is another one; open one in each thread"
-            )
+        if self._thread != threading.get_ident():  # not by require_usable(): a connect asks for the store often
+            raise self._unusable()
         return self._store
+
+    def require_usable(self) -> None:
+        """Raise ConfigError when this session is closed, or another thread's."""
+        if self._thread != threading.get_ident():
+            raise self._unusable()
+
+    def _unusable(self) -> ConfigError:
+        return ConfigError(
+            "this Controller is closed; open another one"
+            if self._thread == _CLOSED
+            else "a Controller serves the thread that opened it, and this is another one; open one in each thread"
+        )
 
     def close(self) -> None:
         """Close the store's connection of this thread, and the one to netlibd; to close it again is a no-op."""
@@ -151,6 +159,7 @@ class Session:
         store.close()
 
     def __enter__(self) -> Self:
+        self.require_usable()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

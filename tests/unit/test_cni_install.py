@@ -238,5 +238,5 @@ def test_nothing_to_uninstall_is_no_failure_but_a_folder_that_is_not_there_is(
     assert (code, out) == (1, "")
     assert f"there is no folder {folder}" in err
     assert not folder.exists()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     assert command(capsys, "cni", "uninstall", str(folder)) == (0, "FILE   ACTION\n", "")
