@@ -130,7 +130,6 @@ def info(config: Config, given: Namespace) -> int:
             facts["ServedBy"] = "this command"
         if not facts["Servants"]:
             facts["Servants"] = f"none, {'netlibd is ' if facts['Netlibd'] == NOT_RUNNING else ''}{facts['Netlibd']}"
-        facts["SettingsWithoutEffect"] = ", ".join(facts["SettingsWithoutEffect"]) or "none"
     return _print_facts(facts, given.template)
 
 
@@ -239,17 +238,21 @@ def restore(config: Config, given: Namespace) -> int:
     return 0
 
 
+def _listed(value: Any) -> Any:
+    return (", ".join(value) or "none") if isinstance(value, list | dict) else value
+
+
 def _print_facts(facts: dict[str, Any], template: str) -> int:
     if template:
         print_objects([facts], template)
         return 0
     for key, value in facts.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             print(f"{key}:")
             for name, fact in value.items():
-                print(f"  {name}: {fact}")
+                print(f"  {name}: {_listed(fact)}")
         else:
-            print(f"{key}: {value}")
+            print(f"{key}: {_listed(value)}")
     return 0
 
 

@@ -14,7 +14,13 @@ from netlib.cli import containers, run, system
 from netlib.cli.main import main
 from netlib.errors import CommandNotRun
 
-FACTS = {"ServedBy": 0, "Netlibd": "pid 9", "SettingsWithoutEffect": [], "Servants": {"dhcp leases": "ok", "names": "ok"}}
+FACTS = {
+    "PendingRemovals": {},
+    "ServedBy": 0,
+    "Netlibd": "pid 9",
+    "SettingsWithoutEffect": [],
+    "Servants": {"dhcp leases": "ok", "names": "ok"},
+}
 
 
 @pytest.fixture
@@ -72,8 +78,8 @@ def test_a_noun_lists_its_commands(words: list[str], heading: str, capsys: pytes
 def test_info_lists_servants_below_a_heading(answered: Callable[[Any], None], capsys: pytest.CaptureFixture[str]) -> None:
     answered(FACTS)
     assert main(["info"]) == 0
-    lines = "ServedBy: 0\nNetlibd: pid 9\nSettingsWithoutEffect: none\nServants:\n  dhcp leases: ok\n  names: ok\n"
-    assert capsys.readouterr().out == lines
+    facts = "PendingRemovals: none\nServedBy: 0\nNetlibd: pid 9\nSettingsWithoutEffect: none\n"
+    assert capsys.readouterr().out == f"{facts}Servants:\n  dhcp leases: ok\n  names: ok\n"
     answered({**FACTS, "ServedBy": os.getpid(), "Netlibd": "not running", "Servants": {}})
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
