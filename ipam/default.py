@@ -133,7 +133,7 @@ class DefaultIpam:
             if not leases.lease(pool, address, owner):
                 name, holder = leases.network_name(network), leases.holder(pool, address)
                 text = f'address {address} of network "{name}" is taken by {holder}; choose another one'
-                raise AddressTaken(text, holder=holder, address=str(address), network=name)
+                raise AddressTaken(text, holder=holder.name, holder_kind=holder.kind, address=str(address), network=name)
         return ipaddress.ip_interface((address, subnet.prefixlen))
 
     def release_address(self, leases: Leases, network: str, owner: str) -> None:
@@ -196,8 +196,10 @@ def _refuse_without_subnet(request: PoolRequest) -> None:
 def _refuse_overlap(leases: Leases, network: str, subnet: IPNetwork, avoid: Iterable[IPNetwork]) -> None:
     wanted, taken = span(subnet), leases.overlapping(subnet)
     if taken is not None:
-        whose = "the same network" if taken[0] == network else f'network "{leases.network_name(taken[0])}"'
-        raise Conflict(f"subnet {subnet} overlaps subnet {taken[1]} of {whose}; choose another one", holder=whose)
+        name = leases.network_name(taken[0])
+        whose = "the same network" if taken[0] == network else f'network "{name}"'
+        text = f"subnet {subnet} overlaps subnet {taken[1]} of {whose}; choose another one"
+        raise Conflict(text, holder=name, holder_kind="network")
     for route in avoid:
         if is_specific(route) and route.version == subnet.version and overlap(wanted, span(route)):
             raise Conflict(f"subnet {subnet} overlaps route {route} of this host; choose another one")

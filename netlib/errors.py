@@ -4,16 +4,16 @@
 
     NetlibError                      an error that a caller can act on; .exit_code for commands (1)
     ├── ConfigError                  the request is wrong: a value, an option, a name
-    │   └── UnknownOption            an option that the driver does not have
-    ├── NotFound                     no such network, sandbox, endpoint, container, driver
-    │   └── PackageMissing           a record needs a package that is not installed any more
-    ├── Conflict                     the request contradicts something that exists
-    │   ├── AlreadyExists            the name is taken
-    │   ├── InUse                    it has users, which the message lists
-    │   ├── AddressTaken             the address is leased to the holder in the message
-    │   └── PortTaken                the host port is held by the holder in the message
-    ├── PoolExhausted                no address (or no subnet) is left
-    ├── KernelError                  the kernel refused; .errno is its reason
+    │   └── UnknownOption            an option that the driver does not have: .option, .known
+    ├── NotFound                     no such network, sandbox, endpoint, container, driver: .kind, .reference
+    │   └── PackageMissing           a record needs a package that is not installed any more: .package, too
+    ├── Conflict                     the request contradicts something that exists: .holder, .holder_kind
+    │   ├── AlreadyExists            the name is taken: .name; for a sandbox that is in a network: .network, .sandbox
+    │   ├── InUse                    it has users: .users
+    │   ├── AddressTaken             the address is leased to the holder: .address, .network
+    │   └── PortTaken                the host port is the holder's: .port, .protocol, .host_ip
+    ├── PoolExhausted                no address (or no subnet) is left: .network, .subnet
+    ├── KernelError                  the kernel refused: .errno
     │   ├── FeatureMissing           this kernel lacks a feature that the request needs
     │   ├── ObjectMissing            a link, route or netns that an action needs does not exist
     │   └── NeedsRecreate            an attribute of an existing object cannot be changed
@@ -22,14 +22,18 @@
     ├── DeadlineExceeded             a lock or an answer did not come in time; the message names the holder
     │   └── Stuck                    netlibd, or the holder of a lock, is stopped or does not answer
     ├── HostExhausted                too little memory, or no more processes; nothing was changed, and it can be tried again
-    ├── TeardownError                a removal tried everything, and could not remove the objects in the message
+    ├── TeardownError                a removal tried everything, and could not remove the objects in the message: .failures
     ├── StoreError                   the state folder cannot be read or written
     │   ├── DiskFull                 no space is left on its disk
-    │   ├── StoreDamaged             the records cannot be read any more; the message says how to go on
-    │   ├── StoreLost                the store is new or an older copy, and there are newer objects; nothing was changed
+    │   ├── StoreDamaged             the records cannot be read any more: .what; the message says how to go on
+    │   ├── StoreLost                the store is new or an older copy, and there are newer objects: .what; nothing was changed
     │   └── WrongHost                the store describes another network namespace than this one
     ├── PackageFailed                a driver, or a kernel object, of another package failed by a defect of its own
     └── DaemonError                  netlibd could not be started or reached, or ended during a request
+
+A ``holder`` is a plain name, and ``holder_kind`` says of what: "network", "sandbox", "container" (of CNI, or of the runtime),
+"process" (a program of the host: ``python3 (pid 123)``), "auxiliary" (an address that a network keeps free), or "gateway" (then
+the holder is the network that has it).
 """
 
 from collections.abc import Sequence
@@ -117,53 +121,70 @@ class PackageMissing(NotFound):
 
 
 class Conflict(NetlibError):
-    """The request contradicts something that exists: ``holder`` describes it."""
+    """The request contradicts something that exists: the thing of kind ``holder_kind`` that is called ``holder``."""
 
-    facts: tuple[str, ...] = ("holder",)
+    facts: tuple[str, ...] = ("holder", "holder_kind")
 
-    def __init__(self, message: str, *, holder: str = "") -> None:
+    def __init__(self, message: str, *, holder: str = "", holder_kind: str = "") -> None:
         super().__init__(message)
         self.holder = holder
+        self.holder_kind = holder_kind
 
 
 class AlreadyExists(Conflict):
-    """A thing with this ``name`` exists already."""
+    """A thing with this ``name`` exists already, or ``sandbox`` is in ``network`` already."""
 
-    facts = ("holder", "name")
+    facts = ("holder", "holder_kind", "name", "network", "sandbox")
 
-    def __init__(self, message: str, *, holder: str = "", name: str = "") -> None:
-        super().__init__(message, holder=holder)
+    def __init__(
+        self, message: str, *, holder: str = "", holder_kind: str = "", name: str = "", network: str = "", sandbox: str = ""
+    ) -> None:
+        super().__init__(message, holder=holder, holder_kind=holder_kind)
         self.name = name
+        self.network = network
+        self.sandbox = sandbox
 
 
 class InUse(Conflict):
     """The thing has users; ``users`` are their names."""
 
-    facts = ("holder", "users")
+    facts = ("holder", "holder_kind", "users")
 
-    def __init__(self, message: str, *, holder: str = "", users: Sequence[str] = ()) -> None:
-        super().__init__(message, holder=holder)
+    def __init__(self, message: str, *, holder: str = "", holder_kind: str = "", users: Sequence[str] = ()) -> None:
+        super().__init__(message, holder=holder, holder_kind=holder_kind)
         self.users = tuple(users)
 
 
 class AddressTaken(Conflict):
     """The ``address`` of ``network`` is leased to ``holder``."""
 
-    facts = ("holder", "address", "network")
+    facts = ("holder", "holder_kind", "address", "network")
 
-    def __init__(self, message: str, *, holder: str = "", address: str = "", network: str = "") -> None:
-        super().__init__(message, holder=holder)
+    def __init__(self, message: str, *, holder: str = "", holder_kind: str = "", address: str = "", network: str = "") -> None:
+        super().__init__(message, holder=holder, holder_kind=holder_kind)
         self.address = address
         self.network = network
 
 
 class PortTaken(Conflict):
-    """The host ``port`` of ``protocol`` is held by ``holder``, on ``host_ip`` or, where that is empty, on every address."""
+    """The host ``port`` of ``protocol`` is held by ``holder``, on ``host_ip`` or, where that is empty, on every address.
 
-    facts = ("holder", "port", "protocol", "host_ip")
+    A holder whose kind is not given is a sandbox.
+    """
 
-    def __init__(self, message: str, *, holder: str = "", port: int = 0, protocol: str = "", host_ip: str = "") -> None:
-        super().__init__(message, holder=holder)
+    facts = ("holder", "holder_kind", "port", "protocol", "host_ip")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        holder: str = "",
+        holder_kind: str = "",
+        port: int = 0,
+        protocol: str = "",
+        host_ip: str = "",
+    ) -> None:
+        super().__init__(message, holder=holder, holder_kind=holder_kind or ("sandbox" if holder else ""))
         self.port = port
         self.protocol = protocol
         self.host_ip = host_ip

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from netlib.model import AddressPool, IPAddress, IPInterface, IPNetwork
 
-__all__ = ["IpamDriver", "Leased", "Leases", "Pool", "PoolRequest", "Span", "span", "usable_span"]
+__all__ = ["Holder", "IpamDriver", "Leased", "Leases", "Pool", "PoolRequest", "Span", "span", "usable_span"]
 
 
 class Span(NamedTuple):
@@ -67,6 +67,17 @@ class Pool(NamedTuple):
     dynamic: Span  # the addresses for endpoints that request no certain one
 
 
+class Holder(NamedTuple):
+    """Who has an address: the ``kind`` and plain ``name`` of a record's sandbox, say. As a text it is ``description``."""
+
+    kind: str  # "sandbox", "auxiliary", "gateway" (then ``name`` is the network's)
+    name: str
+    description: str
+
+    def __str__(self) -> str:
+        return self.description
+
+
 class Leased(NamedTuple):
     """One leased address: ``owner`` is the value given at the request, ``holder`` a description for people."""
 
@@ -114,8 +125,8 @@ class Leases(Protocol):
         """Release all addresses of *network* that *owner* has; a no-op when it has none."""
         ...
 
-    def holder(self, pool: Pool, address: IPAddress) -> str:
-        """Return a description of the holder of *address*."""
+    def holder(self, pool: Pool, address: IPAddress) -> Holder:
+        """Return the holder of *address*; as a text it is a description for a message."""
         ...
 
     def count(self, pool: Pool, within: Span) -> int:

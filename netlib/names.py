@@ -17,6 +17,7 @@ __all__ = [
     "NAME_LENGTH",
     "bridge_ifname",
     "check_alias",
+    "check_container_name",
     "check_domainname",
     "check_hostname",
     "check_ifname",
@@ -68,7 +69,12 @@ def check_network_name(name: str) -> str:
 
 
 def check_sandbox_name(name: str) -> str:
-    """Check the name of a sandbox, which a container shares."""
+    """Check the name of a sandbox."""
+    return _check_name("sandbox", name)
+
+
+def check_container_name(name: str) -> str:
+    """Check the name of a container, which its sandbox shares."""
     return _check_name("container", name)
 
 
@@ -184,7 +190,7 @@ def parse_link(text: str) -> Link:
     """Read ``--link NAME[:ALIAS]``; without an alias the name is its own."""
     name, _, alias = text.partition(":")
     if not name or ":" in alias:
-        raise ConfigError(f"--link {text!r} is malformed; write it like NAME or NAME:ALIAS")
+        raise ConfigError(f"link {text!r} is malformed; write it like NAME or NAME:ALIAS")
     return Link(name, alias or name)
 
 

@@ -151,6 +151,15 @@ class ExplainsConflict(Protocol):
 
 
 @runtime_checkable
+class ExplainsByKernel(Protocol):
+    """An object whose commands depend on what other programs have in the kernel now."""
+
+    def commands_here(self, kernel: "Kernel") -> Iterable[str]:
+        """Return the shell commands by which a person would make this object beside what is in the kernel."""
+        ...
+
+
+@runtime_checkable
 class Overrides(Protocol):
     """An object that changes a setting which an object of another record has set before."""
 

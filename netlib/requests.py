@@ -43,6 +43,7 @@ __all__ = [
     "Texts",
     "address_or_none",
     "each",
+    "keyword_address",
     "read",
 ]
 
@@ -91,7 +92,11 @@ def _ports(value: Any) -> Any:
     """Read texts like those of ``-p``, each of which may stand for many ports; other items are returned unchanged."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         return value
-    return tuple(port for item in value for port in (parse_publish(item) if isinstance(item, str) else (item,)))
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, str | PortRequest | Mapping):
+            raise ConfigError(f'{item!r} in ports must be a text like "8080:80"')
+    return tuple(port for item in items for port in (parse_publish(item) if isinstance(item, str) else (item,)))
 
 
 def _link(value: Any) -> Any:
@@ -128,6 +133,16 @@ def _extra_host(value: Any) -> Any:
 def address_or_none(flag: str) -> Callable[[Any], Any]:
     """Return a function that reads an address, or None from an empty text; its errors name *flag*."""
     return lambda value: parse_address(value, flag) if value else None
+
+
+def keyword_address(name: str, value: Any) -> IPAddress | None:
+    """Read the address that a Python program gave as the keyword *name*; None or an empty text is none."""
+    if value is None or value == "":
+        return None
+    try:
+        return parse_address(value)
+    except ConfigError:
+        raise ConfigError(f"{name}={value!r} is no IP address; write it like 172.18.0.10 or fd00::10") from None
 
 
 Text = Annotated[str, Asked("a text")]

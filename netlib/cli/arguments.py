@@ -82,6 +82,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Help,
             allow_abbrev=False,
             add_help=False,
+            exit_on_error=False,
         )
         self._options: dict[str, argparse.Action] = {}  # by each flag
         self._fields: list[str] = []
@@ -95,7 +96,10 @@ class Parser(argparse.ArgumentParser):
         A field with a dot (``resolver.servers``) belongs to a struct within the request.
         """
         options, rest = self._split(words)
-        given = self.parse_args(options)
+        try:
+            given = self.parse_args(options)
+        except argparse.ArgumentError as error:
+            self.error(f"{max((error.argument_name or '').split('/'), key=len)}: {error.message}")
         for place in self._places:
             if not rest and place.is_needed:
                 raise self._refusal(f"no {place.metavar.lower().replace('|', ' or ')} given")
@@ -103,7 +107,9 @@ class Parser(argparse.ArgumentParser):
             setattr(given, place.name, value)
             rest = [] if place.takes_all else rest[1:]
         if rest:
-            raise self._refusal(f"unrecognized arguments: {' '.join(rest)}")
+            raise self._refusal(
+                f"{', '.join(map(repr, rest))}: too many arguments; leave {'it' if len(rest) == 1 else 'them'} out"
+            )
         given.asked = self._asked(given)
         return given
 
@@ -122,6 +128,8 @@ class Parser(argparse.ArgumentParser):
         width = _help_width()
         self.formatter_class = partial(_Help, width=width)
         self.description = textwrap.fill(self.description or "", width, break_on_hyphens=False)
+        if any((action.help or "").endswith(")") for action in self._options.values()):
+            self._optionals.title = "options (the default in parentheses)"
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
@@ -160,7 +168,14 @@ class Parser(argparse.ArgumentParser):
 
     def choice(self, *flags: str, purpose: str, choices: Sequence[str]) -> None:
         """Add an option whose value is one of *choices*; None where it is not given."""
-        self._add(flags, type=_text, choices=choices, help=purpose)
+
+        def chosen(value: str) -> str:
+            text = _text(value)
+            if text not in choices:
+                raise argparse.ArgumentTypeError(f"{text!r} is not possible; choose {' or '.join(choices)}")
+            return text
+
+        self._add(flags, type=chosen, metavar=f"{{{','.join(choices)}}}", help=purpose)
 
     def format_option(self) -> None:
         """Add ``--format``, as ``template``."""
@@ -207,7 +222,9 @@ class Parser(argparse.ArgumentParser):
                 others.append(word)
                 if self._ends_options:
                     return options, [*others, *words[at:]]
-            elif (flag := self._flag_before_value(word)) and at < len(words):
+            elif flag := self._flag_before_value(word):
+                if at == len(words):
+                    self.error(f"{flag} needs a value, {self._options[flag].metavar}, after it")
                 if not word.startswith("--") and len(word) > 2:  # switches before it, as in -dp
                     options.append(word[:-1])
                 options.append(f"{flag}={_for_argparse(words[at])}")
@@ -237,6 +254,8 @@ class Parser(argparse.ArgumentParser):
             with_value = (at for at, flag in enumerate(letters, 1) if flag in known and known[flag].nargs != 0)
             flags = letters[: next(with_value, len(letters))]
         for flag in flags:
+            if flag in known and word.startswith(f"{flag}=") and known[flag].nargs == 0 and self._truth(word) is None:
+                self.error(f"{flag} takes no value but true or false, and {word.partition('=')[2]!r} is neither")
             if flag not in known:
                 self.error(f"unknown option {flag}" + (f" in {word}" if len(flags) > 1 else ""))
 

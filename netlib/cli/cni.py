@@ -9,7 +9,7 @@ from netlib.cli.arguments import Command, Parser, WrongOption
 from netlib.cli.outcome import complain, each
 from netlib.cli.render import SHORT_ID, Column, confirm, print_objects, print_rows, progress
 from netlib.config import Config, whole_path
-from netlib.errors import ConfigError
+from netlib.errors import ConfigError, NotFound
 from netlib.verbs.call import call
 from netlib.wire.client import DEADLINE_SECONDS
 
@@ -100,7 +100,10 @@ def uninstall(_config: Config, given: Namespace) -> int:
     """Remove executables and print what was removed."""
     from cni_plugins import install as files
 
-    print_rows([_row(entry) for entry in files.uninstall(_folder(given.folder))], _COLUMNS, given.template)
+    folder = _folder(given.folder)
+    if not folder.is_dir():
+        raise NotFound(f"there is no folder {folder}; name the one of `netlib cni install`")
+    print_rows([_row(entry) for entry in files.uninstall(folder)], _COLUMNS, given.template)
     return 0
 
 
@@ -114,7 +117,7 @@ def ls_parser() -> Parser:
         "--format '{{.Container}} {{.Addresses}}'",
         usage="[-q] [--no-trunc] [OPTION …]",
     )
-    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose=f"{', '.join(_FILTERS)} ({', '.join(_STATUSES)})")
+    parser.values("-f", "--filter", metavar="KEY=VALUE", purpose=f"{', '.join(_FILTERS)}={' or '.join(_STATUSES)}")
     parser.value("--format", metavar="FORMAT", purpose="json, or a template like '{{.Container}}'")
     parser.switch("-q", "--quiet", purpose="ids of containers only")
     parser.switch("--no-trunc", purpose="ids and paths in full")

@@ -1,5 +1,6 @@
 """``netlib ps``, ``stop``, ``rm``, ``logs`` and the other commands for containers that exist."""
 
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +9,27 @@ from typing import Any
 
 from netlib.cli import run
 from netlib.cli.arguments import Command, Parser
-from netlib.cli.outcome import each
+from netlib.cli.outcome import each, only_watching
 from netlib.cli.render import SHORT_ID, Column, print_objects, print_rows
 from netlib.config import Config
 from netlib.errors import ConfigError, NetlibError, NotFound
 from netlib.verbs.call import call
 from netlib.wire.client import DEADLINE_SECONDS
+
+HELP = """\
+usage: netlib container COMMAND …
+
+  run      run a command in a new container   exec     run one more command in it
+  ls       list containers                    inspect  show them in JSON
+  start    start what has ended               stop     end its command, gently first
+  restart  stop and start                     kill     send its command a signal
+  wait     wait for its end                   attach   connect your terminal to it
+  logs     show its output                    port     show its published ports
+  rm       remove it
+
+Each is a command without the word `container` as well; `ls` is `netlib ps` then.
+`netlib container COMMAND --help` shows more.
+"""
 
 _COLUMNS = (
     Column("CONTAINER ID", "ID"),
@@ -24,7 +40,9 @@ _COLUMNS = (
     Column("PORTS", "Ports"),
     Column("NAMES", "Names"),
 )
+_INSPECTED = ("container", "network", "sandbox")
 _COMMAND_WIDTH = 20
+_PORT = re.compile(r"[0-9]{1,5}/(tcp|udp|sctp)")
 
 
 # --- showing -----------------------------------------------------------------------------------------------------------
@@ -80,37 +98,32 @@ def inspect_parser() -> Parser:
     """The arguments of ``inspect``."""
     parser = Parser(
         "inspect",
-        "Show containers and networks in JSON.",
+        "Show containers, networks and sandboxes of Python programs in JSON.",
         "web",
         "-f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web",
         usage="[-f FORMAT] NAME …",
     )
     parser.format_option()
-    parser.choice("--type", choices=("container", "network"), purpose="what the names are of (either)")
+    parser.choice("--type", choices=_INSPECTED, purpose="what the names are of (any)")
     parser.names("NAME")
     return parser
 
 
 def inspect(config: Config, given: Namespace) -> int:
-    """Show the containers of these names, or the networks where there is no such container."""
+    """Show the containers of these names; where there is none, the network or else the sandbox of the name."""
     found, code = each(given.names, lambda name: _inspect_one(config, name, given.type))
     print_objects(found, given.template)
     return code
 
 
 def _inspect_one(config: Config, name: str, kind: str | None) -> Any:
-    if kind != "network":
+    for noun in [kind] if kind else _INSPECTED:
         try:
-            return call(config, "container.inspect", {"names": [name]})[0]
+            return call(config, f"{noun}.inspect", {"names": [name]})[0]
         except NotFound:
             if kind:
                 raise
-    try:
-        return call(config, "network.inspect", {"names": [name]})[0]
-    except NotFound:
-        if kind:
-            raise
-        raise NotFound(f"there is no container or network {name!r}; `netlib ps -a` and `netlib network ls` list them") from None
+    raise NotFound(f"there is no container or network {name!r}; `netlib ps -a` and `netlib network ls` list them")
 
 
 def port_parser() -> Parser:
@@ -129,13 +142,15 @@ def port_parser() -> Parser:
 
 def port(config: Config, given: Namespace) -> int:
     """Print published ports: all, or the host's side of one."""
+    wanted = given.private if "/" in given.private else f"{given.private}/tcp"
+    if given.private and not _PORT.fullmatch(wanted):
+        raise ConfigError(f"{given.private!r} is no port of a container; write a number, or one with its protocol: 53/udp")
     published = call(config, "container.inspect", {"names": [given.name]})[0]["NetworkSettings"]["Ports"]
     if not given.private:
         for key, places in published.items():
             for place in places:
                 print(f"{key} -> {_place(place)}")
         return 0
-    wanted = given.private if "/" in given.private else f"{given.private}/tcp"
     if wanted not in published:
         raise NotFound(f"container {given.name!r} publishes no port {wanted}; `netlib port {given.name}` lists what it does")
     for place in published[wanted]:
@@ -160,11 +175,12 @@ def logs_parser() -> Parser:
     parser.switch("-f", "--follow", purpose="wait for more, until it ends")
     parser.switch("-t", "--timestamps", purpose="with the time of each line")
     parser.value("-n", "--tail", metavar="LINES", default="all", purpose="the last ones only")
-    parser.value("--since", metavar="TIME", purpose="only from a time on (2024-05-01T10:00:00), or that long ago (10m)")
+    parser.value("--since", metavar="TIME", purpose="only from a time on like 2024-05-01T10:00:00, or from so long ago: 10m")
     parser.positional("name", "CONTAINER")
     return parser
 
 
+@only_watching
 def logs(config: Config, given: Namespace) -> int:
     """Print a container's log."""
     if given.tail != "all" and not given.tail.isdecimal():
@@ -257,6 +273,7 @@ def wait_parser() -> Parser:
     return parser
 
 
+@only_watching
 def wait(config: Config, given: Namespace) -> int:
     """Wait for containers, one after the other."""
     _, code = each(given.names, lambda name: print(_exit_code(config, name)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netlib.cli.arguments import Parser
+from netlib.cli.outcome import only_watching
 from netlib.config import Config
 from netlib.errors import ConfigError
 
@@ -28,12 +29,13 @@ def events_parser() -> Parser:
         usage="[--since TIME] [--until TIME] [-f KEY=VALUE] [--format FORMAT]",
     )
     parser.values("-f", "--filter", metavar="KEY=VALUE", purpose="container, event, id, label, network, sandbox, type")
-    parser.value("--since", metavar="TIME", purpose="from a time (2024-05-01T10:00:00), or that long ago (10m); else from now")
-    parser.value("--until", metavar="TIME", purpose="up to a time, or that long ago (0s: what there is); else for ever")
+    parser.value("--since", metavar="TIME", purpose="from a time like 2024-05-01T10:00:00, or from so long ago: 10m (now)")
+    parser.value("--until", metavar="TIME", purpose="up to a time, or so long ago; 0s: what there is (for ever)")
     parser.value("--format", metavar="FORMAT", default="json", purpose="json, or a template like '{{.Action}}'")
     return parser
 
 
+@only_watching
 def events(config: Config, given: Namespace) -> int:
     """Print events until the time of ``--until``, or until a signal ends the command."""
     from netlib.cli.template import Template
@@ -42,6 +44,8 @@ def events(config: Config, given: Namespace) -> int:
     from netlib.runtime.logs import parse_moment
 
     wanted, now = _filters(given.filter), time.time()
+    if given.format.partition(" ")[0] == "table":
+        raise ConfigError("events has no table, for it prints each event when it happens; pass --format json, or a template")
     template = None if given.format == "json" else Template(given.format)
     since = parse_moment(given.since, now) if given.since else None
     until = parse_moment(given.until, now, "--until") if given.until else None

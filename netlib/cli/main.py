@@ -21,10 +21,11 @@ on one Linux host.
 networks:
   network create   make a network             network ls        list them
   network inspect  show them in JSON          network rm        remove them
-  network connect  join a container to one    network disconnect  take it out
+  network connect  connect a container to one
+  network disconnect  disconnect it
   network prune    remove those without members
 
-containers:
+containers (also as `netlib container COMMAND`):
   run       run a command in a new container  exec      run one more command in it
   ps        list containers                   inspect   show containers or networks in JSON
   start     start what has ended              stop      end its command, gently first
@@ -97,9 +98,11 @@ def _dispatch(config: Config, rest: list[str]) -> int:
         from netlib.cli import system
 
         return _choose(config, system.SYSTEM_COMMANDS, system.HELP, "system ", words)
-    if command == "container" and words:
-        command, *words = words
-        command = _CONTAINER_WORDS.get(command, command)
+    if command == "container":
+        from netlib.cli import containers
+
+        commands = containers.COMMANDS | {word: containers.COMMANDS[short] for word, short in _CONTAINER_WORDS.items()}
+        return _choose(config, commands, containers.HELP, "container ", words)
     if command in _CONTAINERS:
         from netlib.cli import containers
 
@@ -110,7 +113,7 @@ def _dispatch(config: Config, rest: list[str]) -> int:
 
 
 def _choose(config: Config, commands: Mapping[str, Command], usage: str, noun: str, words: Sequence[str]) -> int:
-    if not words or words[0] in ("--help", "-h"):
+    if not words or words[0] in ("--help", "-h", "help"):
         print(usage, end="")
         return 0
     if words[0] not in commands:

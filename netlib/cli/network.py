@@ -15,8 +15,8 @@ usage: netlib network COMMAND …
   create      create a network and print its id
   ls          list networks
   inspect     show networks with their members in JSON
-  connect     join a container to a network, while it runs
-  disconnect  take a container out of a network
+  connect     connect a container to a network, while it runs
+  disconnect  disconnect a container from a network
   rm          remove networks that no container is in
   prune       remove all networks of yours that no container is in
 
@@ -45,8 +45,8 @@ def create_parser() -> Parser:
     parser.values("--ip-range", metavar="CIDR", field="ip_ranges", purpose="where in a subnet containers get addresses")
     parser.values("--aux-address", metavar="NAME=IP", field="auxiliary", purpose="address that no container is to get")
     parser.switch("--internal", field="internal", purpose="nothing leads out of it, nor into it")
-    parser.switch("--ipv4", on=True, field="ipv4", purpose="IPv4 addresses")
-    parser.switch("--ipv6", field="ipv6", purpose="IPv6 addresses")
+    parser.switch("--ipv4", on=True, field="ipv4", purpose="give members IPv4 addresses (yes)")
+    parser.switch("--ipv6", field="ipv6", purpose="give members IPv6 addresses (no)")
     parser.values("-o", "--opt", metavar="KEY=VALUE", field="options", purpose="option of the driver")
     parser.values("--label", metavar="KEY=VALUE", field="labels", purpose="label to find it by")
     parser.value(
@@ -54,7 +54,7 @@ def create_parser() -> Parser:
     )
     parser.values("--ipam-opt", metavar="KEY=VALUE", field="ipam_options", purpose="option of the IPAM driver")
     parser.value("--scope", metavar="SCOPE", default="local", field="scope", purpose="how far it reaches: local, this host")
-    parser.switch("--attachable", purpose="accepted; networks of this host always are")
+    parser.switch("--attachable", purpose="for Docker's sake; has no effect")
     parser.positional("name", "NETWORK", field=True)
     return parser
 
@@ -76,7 +76,7 @@ def ls_parser() -> Parser:
         "-f",
         "--filter",
         metavar="KEY=VALUE",
-        purpose="driver, id, label, name, scope, type (custom, builtin), dangling (true, false)",
+        purpose="driver, id, label, name, scope, type=custom or builtin, dangling=true or false",
     )
     parser.value("--format", metavar="FORMAT", purpose="json, or a template like '{{.Name}}'")
     parser.switch("-q", "--quiet", purpose="ids only")
@@ -119,7 +119,7 @@ def connect_parser() -> Parser:
     """The arguments of ``network connect``."""
     parser = Parser(
         "network connect",
-        "Join a container to a network, while it runs or before.",
+        "Connect a container to a network, while it runs or before.",
         "--alias database web db",
         "--ip 172.28.0.10 web db",
         usage="[OPTION …] NETWORK CONTAINER",
@@ -137,7 +137,7 @@ def connect_parser() -> Parser:
 
 
 def connect(config: Config, given: Namespace) -> int:
-    """Join a container to a network."""
+    """Connect a container to a network."""
     with progress(f"connecting {given.container} to {given.network}") as tell:
         call(config, "network.connect", given.asked, progress=tell)
     return 0
@@ -145,7 +145,7 @@ def connect(config: Config, given: Namespace) -> int:
 
 def disconnect_parser() -> Parser:
     """The arguments of ``network disconnect``."""
-    parser = Parser("network disconnect", "Take a container out of a network.", "web db", usage="[-f] NETWORK CONTAINER")
+    parser = Parser("network disconnect", "Disconnect a container from a network.", "web db", usage="[-f] NETWORK CONTAINER")
     parser.switch("-f", "--force", purpose="no error when the container is not in it")
     parser.positional("network", "NETWORK", field=True)
     parser.positional("container", "CONTAINER", field=True)
@@ -153,7 +153,7 @@ def disconnect_parser() -> Parser:
 
 
 def disconnect(config: Config, given: Namespace) -> int:
-    """Take a container out of a network."""
+    """Disconnect a container from a network."""
     with progress(f"disconnecting {given.container} from {given.network}") as tell:
         try:
             call(config, "network.disconnect", given.asked, progress=tell)

@@ -4,8 +4,10 @@ import errno
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TypeVar
 
 from netlib.config import Config
@@ -68,6 +70,19 @@ def _guarded(command: Callable[[], int], config: Config, arguments: Sequence[str
             os.write(2, _NO_MEMORY)  # a constant, for composing a sentence takes memory
         return REFUSED
     return code
+
+
+def only_watching(command: Callable[[Config, Namespace], int]) -> Callable[[Config, Namespace], int]:
+    """Have *command*, which changes nothing, end without a word at ctrl-c: nothing was under way."""
+
+    @wraps(command)
+    def watch(config: Config, given: Namespace) -> int:
+        try:
+            return command(config, given)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+    return watch
 
 
 @contextmanager

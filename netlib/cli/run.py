@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from netlib.cli.arguments import Parser, environment
-from netlib.cli.outcome import complain, each, refusals_exit_125
+from netlib.cli.outcome import complain, each, only_watching, refusals_exit_125
 from netlib.config import Config, whole_path
 from netlib.errors import CommandNotRun, ConfigError, Conflict, NetlibError
 from netlib.verbs.call import call
+
+NOT_FOUND = 127  # as in shells: there is no such command
 
 
 def run_parser() -> Parser:
@@ -86,7 +88,13 @@ def run(config: Config, given: Namespace) -> int:
     """Run a command in a new container; return its exit code, or 0 when it is detached."""
     _check_terminal(given)
     with refusals_exit_125():
-        return _run(config, given)
+        try:
+            return _run(config, given)
+        except CommandNotRun as error:
+            if error.exit_code != NOT_FOUND or "/" in given.command[0]:
+                raise
+            text = f"{error}; netlib has no images yet: leave an image's name out"
+            raise CommandNotRun(text, error.exit_code) from error
 
 
 def _run(config: Config, given: Namespace) -> int:
@@ -169,6 +177,7 @@ def attach_parser() -> Parser:
     return parser
 
 
+@only_watching
 def attach(config: Config, given: Namespace) -> int:
     """Attach to a running container until it ends, or until the keys to detach are pressed, which counts as a failure."""
     from netlib.runtime.attach import DETACHED, Detached, connect, parse_detach_keys

@@ -1,5 +1,6 @@
 """``netlib explain``, ``check``, ``log``, ``info``, ``version`` and ``netlib system …``: inspection, backups and reset."""
 
+import os
 import re
 from argparse import Namespace
 from typing import Any
@@ -11,7 +12,7 @@ from netlib.cli.render import SHORT_ID, confirm, print_objects, progress
 from netlib.config import Config, whole_path
 from netlib.errors import ConfigError, DiskFull
 from netlib.verbs.call import call
-from netlib.wire.client import leave, refuse_silent
+from netlib.wire.client import NOT_RUNNING, leave, refuse_silent
 
 HELP = """\
 usage: netlib system COMMAND …
@@ -19,7 +20,7 @@ usage: netlib system COMMAND …
   info     show what there is, and where
   events   show what happens, as it happens
   backup   copy the store into a file, also while it is in use
-  restore  replace the store by a backup, or accept the present store
+  restore  use a backup as the store, or go on with the present one
   reset    remove every container, network and firewall rule that netlib made
 
 `netlib system COMMAND --help` shows more.
@@ -85,7 +86,7 @@ def log_parser() -> Parser:
         "log", "Show what netlib did, one line per operation, the latest last.", "-n 5 -v", usage="[-n N] [-v] [-f FORMAT]"
     )
     parser.number("-n", "--number", default=50, purpose="how many, the last ones (50)")
-    parser.switch("-v", "--verbose", purpose="with every object made (+) and removed (-)")
+    parser.switch("-v", "--verbose", purpose="with every object: + made, - removed")
     parser.format_option()
     return parser
 
@@ -123,7 +124,13 @@ def info_parser() -> Parser:
 
 def info(config: Config, given: Namespace) -> int:
     """Print facts about this netlib's host."""
-    return _print_facts(call(config, "system.info", {}), given.template)
+    facts = call(config, "system.info", {})
+    if not given.template:
+        if facts["ServedBy"] == os.getpid():
+            facts["ServedBy"] = "this command"
+        if not facts["Servants"]:
+            facts["Servants"] = f"none, {'netlibd is ' if facts['Netlibd'] == NOT_RUNNING else ''}{facts['Netlibd']}"
+    return _print_facts(facts, given.template)
 
 
 def version_parser() -> Parser:
@@ -202,8 +209,9 @@ def restore_parser() -> Parser:
     """The arguments of ``system restore``."""
     parser = Parser(
         "system restore",
-        "Replace the store by a backup, or accept the present store although objects were made after it. Nothing that runs is "
-        "stopped. Records are kept for objects whose tags prove them; objects without a record are listed.",
+        "Use a backup as the store; without FILE, go on with the present store although it is older than what is in the "
+        "kernel. Nothing that runs is stopped. Records are kept for objects whose tags prove them; objects without a record "
+        "are listed.",
         "/var/backups/netlib.db",
         "-f",
         usage="[-f] [FILE]",
@@ -217,9 +225,12 @@ def restore(config: Config, given: Namespace) -> int:
     """Restore, once confirmed; print what was done and what is left."""
     from pathlib import Path
 
+    from netlib.store.backup import check_backup
     from netlib.verbs.restore import restore as put_back
 
     path = Path(whole_path(given.file)) if given.file else None
+    if path:
+        check_backup(path)
     if not given.force:
         confirm(f"This replaces the store by {path}. Go on?" if path else "This accepts the store as it is. Go on?")
     for line in put_back(config, path):
@@ -227,16 +238,21 @@ def restore(config: Config, given: Namespace) -> int:
     return 0
 
 
+def _listed(value: Any) -> Any:
+    return (", ".join(value) or "none") if isinstance(value, list | dict) else value
+
+
 def _print_facts(facts: dict[str, Any], template: str) -> int:
     if template:
         print_objects([facts], template)
         return 0
     for key, value in facts.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
+            print(f"{key}:")
             for name, fact in value.items():
-                print(f"{key} {name}: {fact}")
+                print(f"  {name}: {_listed(fact)}")
         else:
-            print(f"{key}: {value}")
+            print(f"{key}: {_listed(value)}")
     return 0
 
 

@@ -249,6 +249,7 @@ class Attachments:
                     f"CNI network {network.name!r} has containers attached: {', '.join(users) or 'one by now'}; "
                     "their runtime detaches them, or `netlib cni prune --stale` those that are gone",
                     holder=network.name,
+                    holder_kind="network",
                     users=users,
                 )
         return network

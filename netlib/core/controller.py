@@ -5,8 +5,10 @@ change nothing in the kernel. A verb's keywords are the fields of its request in
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from netlib.core import endpoints, events, networks, recovery, reports, sandboxes
@@ -28,7 +30,7 @@ from netlib.model import (
 )
 from netlib.plan import Plan
 from netlib.ports import PortRequest
-from netlib.requests import ConnectRequest, NetworkRequest, SandboxRequest, read
+from netlib.requests import ConnectRequest, NetworkRequest, SandboxRequest, keyword_address, read
 from netlib.store.records import JournalEntry, Published
 
 __all__ = ["Controller", "Unwatched", "Watcher"]
@@ -170,6 +172,7 @@ class Controller(Session):
         """
         given = _given(locals())
         given |= {"network": reference_of(given["network"]), "container": reference_of(given.pop("sandbox"))}
+        given |= {name: keyword_address(name, given[name]) for name in ("ip", "ip6")}
         return endpoints.connect(self, read(ConnectRequest, given))
 
     def disconnect(self, network: str | Network, sandbox: str | Sandbox, *, keep_ports: bool = False) -> None:
@@ -196,14 +199,17 @@ class Controller(Session):
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def plan_of(self, reference: str | Network | Sandbox) -> Plan:
-        """The plan of a network, or of a sandbox with its endpoints, as the store has it.
+        """The plan of a network, or of a sandbox with its endpoints, as the store has it, in an order to apply it in.
 
         For a network that was not used in this boot, it is the plan that the first use will apply.
         """
         return reports.plan_of(self, reference)
 
     def explain(self, reference: str | Network | Sandbox) -> list[str]:
-        """The commands that a person would type to make a network or a sandbox with its endpoints."""
+        """The commands that a person would type to make a network or a sandbox with its endpoints, in that order.
+
+        A line that begins with ``#`` says why there is no command.
+        """
         return reports.explain(self, reference)
 
     def check(self, reference: str | Network | Sandbox) -> list[tuple[str, str]]:
@@ -211,16 +217,28 @@ class Controller(Session):
         return reports.check(self, reference)
 
     def journal(self, limit: int = 50) -> list[JournalEntry]:
-        """The journal's newest *limit* operations, with the objects that each made and removed, oldest first."""
+        """The journal's newest *limit* operations, with the objects that each made and removed, oldest first.
+
+        Raises ConfigError for a *limit* below 1.
+        """
+        if type(limit) is not int or limit < 1:
+            raise ConfigError(f"limit={limit!r} must be a whole number of at least 1")
         with self.store.read() as tx:
-            return tx.journal(limit)
+            return tx.journal(min(limit, sys.maxsize))  # SQLite's largest number
 
     def events(self, *, since: float | None = None, until: float | None = None, follow: bool = False) -> Iterator[Published]:
         """Yield the events of all processes on this store, oldest first; with *follow*, also each new one when it happens.
 
-        *since* and *until* are moments in seconds since the epoch; *since* None is now. Raises StoreError when another store
-        replaces this one meanwhile.
+        *since* and *until* are moments in seconds since the epoch; *since* None is now. Raises ConfigError for another value at
+        the call, StoreError, at an event, when another store replaces this one meanwhile.
         """
+        for name, moment in (("since", since), ("until", until)):
+            is_number = isinstance(moment, int | float) and not isinstance(moment, bool) and isfinite(moment)
+            if moment is not None and not is_number:
+                raise ConfigError(
+                    f"{name}={moment!r} must be seconds since the epoch, as time.time() and datetime.timestamp() say"
+                )
+        self.require_usable()
         return events.published(self, since=since, until=until, follow=follow)
 
     def reset(self) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from netlib.driverapi import NamesLinks, PublishesPorts, RefusesPorts, SharesMac
 from netlib.errors import AlreadyExists, ConfigError, PoolExhausted, PortTaken
 from netlib.facts import Facts
+from netlib.ipamapi import Holder
 from netlib.kernel.sockets import port_candidates, port_facts, probe_port
 from netlib.model import (
     AddressPool,
@@ -121,7 +122,11 @@ def _mac(tx: Transaction, network: Network, endpoint: Endpoint, wanted: str) -> 
             owner = tx.by_id(row.value.sandbox)
             name = owner.name if owner else row.value.sandbox[:12]
             raise AlreadyExists(
-                f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another", name=mac, holder=name
+                f"MAC address {mac} is in use in network {network.name!r} by {name!r}; choose another",
+                name=mac,
+                holder=name,
+                holder_kind="sandbox",
+                network=network.name,
             )
     return mac
 
@@ -225,18 +230,20 @@ def _port(tx: Transaction, request: PortRequest, chosen: _Places) -> PortMapping
         raise PortTaken(
             f"no port is free between {numbers[0]} and {numbers[-1]} for container port {request.container_port}: {refusal}",
             holder=refusal.holder,
+            holder_kind=refusal.holder_kind,
             **port_facts(request.mapping(numbers[-1])),
         )
     raise refusal
 
 
-def port_publisher(tx: Transaction, holder: str) -> str:
-    """Name the publisher of a port for a message, by the id *holder* of its record: 'box' for a sandbox, or a CNI container."""
+def port_publisher(tx: Transaction, holder: str) -> Holder:
+    """Who publishes a port, by the id *holder* of its record: a sandbox, or a container of CNI."""
     row = tx.by_id(holder)
     if row is not None and isinstance(row.value, CniAttachment):
-        return f"container {row.value.container} of a CNI network"
+        return Holder("container", row.value.container, f"container {row.value.container} of a CNI network")
     sandbox = tx.by_id(row.value.sandbox) if row else None
-    return repr(sandbox.name if sandbox else holder[:12])
+    name = sandbox.name if sandbox else holder[:12]
+    return Holder("sandbox", name, repr(name))
 
 
 def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
@@ -245,10 +252,11 @@ def _check_port(tx: Transaction, mapping: PortMapping, chosen: _Places) -> None:
         raise PortTaken(f"{mapping.place} is asked for twice in this request; publish it once", **port_facts(mapping))
     holder = tx.port_holder(mapping)
     if holder is not None:
-        name = port_publisher(tx, holder)
+        publisher = port_publisher(tx, holder)
         raise PortTaken(
-            f"{mapping.place} is already published by {name}; choose another host port, or disconnect that one",
-            holder=name.strip("'"),
+            f"{mapping.place} is already published by {publisher}; choose another host port, or disconnect that one",
+            holder=publisher.name,
+            holder_kind=publisher.kind,
             **port_facts(mapping),
         )
     probe_port(mapping)

@@ -134,10 +134,10 @@ def _check(tx: Transaction, endpoint_id: str, network: Network, box: Sandbox) ->
         text = (
             f"{box.name!r} is half disconnected from network {network.name!r}: an object could not be removed; see `netlib log`"
         )
-        raise InUse(text, users=[box.name])
+        raise InUse(text, holder=network.name, holder_kind="network", users=[box.name])
     if Action.REFUSE in actions:
         text = f"{box.name!r} is already connected to network {network.name!r}; disconnect it first to change how"
-        raise AlreadyExists(text, name=box.name)
+        raise AlreadyExists(text, holder=box.name, holder_kind="sandbox", name=box.name, network=network.name, sandbox=box.name)
     linkless = ability(driver_of(network), Addressless)
     host_wanted = linkless is not None and linkless.sandbox_netns() == ""
     if host_wanted != box.netns.is_host:

@@ -86,8 +86,9 @@ class Engine:
                 item = replace(item, **noted)
             if holder is not None and theirs is not None and theirs != item:
                 other = tx.by_id(holder)
-                name = f"{other.kind} {other.name!r}" if other else holder
-                raise Conflict(_disagreement(item, theirs, name), holder=name)
+                words = f"{other.kind} {other.name!r}" if other else holder
+                kind, name = (other.kind, other.name) if other else ("", holder)
+                raise Conflict(_disagreement(item, theirs, words), holder=name, holder_kind=kind)
             result.append(item)
         return Plan(*result)
 

@@ -109,7 +109,7 @@ class Host:
                 with self.store.read() as tx:
                     self.generation.settle(tx.generation())
             return None
-        return StoreLost(f"{self.store.path} {what}, and there are {', '.join(found)} that it may not know")
+        return StoreLost(f"{self.store.path} {what}; found: {', '.join(found)}, which it may not know")
 
     def _suspected_loss(self, known: int) -> str | None:
         """StoreLost's words for a store that is new, or has fewer operations than *known*, its generation; None otherwise."""

@@ -155,7 +155,7 @@ def network_draft(
             if taken.value.predefined
             else f"{what}; choose another name, or remove it by `netlib network rm`"
         )
-        raise AlreadyExists(text, name=request.name, holder=request.name)
+        raise AlreadyExists(text, name=request.name, holder=request.name, holder_kind="network")
     check_labels(request.labels)
     decoded_options(known.network_options, request.options, f"network {request.name!r}")
     wanted = pool_requests(request, host)

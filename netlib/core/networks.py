@@ -1,14 +1,18 @@
 """Creating and removing networks."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from netlib.core.network_record import HostState, network_draft, network_record, pool_requests, read_host_state
 from netlib.core.preparing import DriverQuestion, Prepared, prepared_facts, questions
 from netlib.core.session import Session
-from netlib.errors import ConfigError, InUse, TeardownError
+from netlib.driverapi import JoinsLan
+from netlib.errors import ConfigError, FeatureMissing, InUse, TeardownError
 from netlib.facts import NetworkAsked, PoolsAsked
 from netlib.model import Endpoint, Event, Network, Phase
 from netlib.names import new_id
+from netlib.plan import ability
 from netlib.registry import driver, ipam_driver
 from netlib.requests import NetworkRequest
 from netlib.store.records import Transaction
@@ -39,13 +43,27 @@ def create_network(session: Session, request: NetworkRequest) -> Network:
             )
             prepared = lifecycle.prepare(kernel, stub, asked, lambda tx: network_draft(tx, network_id, now, request, host))
         facts = prepared_facts(prepared)
-        return lifecycle.create_network(
-            kernel,
-            network_id,
-            lambda tx: network_record(tx, network_id, now, request, host, facts=facts),
-            prepared,
-            finish=operation.finish,
-        )
+        with _suggesting_parent(request):
+            return lifecycle.create_network(
+                kernel,
+                network_id,
+                lambda tx: network_record(tx, network_id, now, request, host, facts=facts),
+                prepared,
+                finish=operation.finish,
+            )
+
+
+@contextmanager
+def _suggesting_parent(request: NetworkRequest) -> Iterator[None]:
+    """Add to FeatureMissing, for a network that could be on a link of the host, that a link can be named."""
+    try:
+        yield
+    except FeatureMissing as error:
+        lan = ability(driver(request.driver), JoinsLan)
+        if lan is None or lan.lan_link(request.options):
+            raise
+        text = f"{error}; without a parent the network is on a dummy link; name one by -o parent=LINK"
+        raise FeatureMissing(text, error.errno) from error
 
 
 def _questions(network_id: str, request: NetworkRequest, host: HostState) -> list[DriverQuestion]:
@@ -89,6 +107,7 @@ def remove_network(session: Session, reference: str | Network) -> None:
                     f"network {network.name!r} has active endpoints: {', '.join(sorted(users))}; "
                     "disconnect them by `netlib network disconnect`, or remove them",
                     holder=network.name,
+                    holder_kind="network",
                     users=sorted(users),
                 )
             tx.set_phase(network.id, Phase.REMOVING)  # from here on no sandbox can join

@@ -242,6 +242,6 @@ def _refuse_taken_ports(tx: Transaction, ports: Iterable[PortMapping]) -> None:
     """Raise PortTaken, with the holder's name, where a record has published one of *ports*."""
     for port in ports:
         if (holder := tx.port_holder(port)) is not None:
-            name = port_publisher(tx, holder)
-            text = f"host {port.place} is published by {name}; choose another, or take that one down"
-            raise PortTaken(text, holder=name.strip("'"), **port_facts(port))
+            publisher = port_publisher(tx, holder)
+            text = f"host {port.place} is published by {publisher}; choose another, or take that one down"
+            raise PortTaken(text, holder=publisher.name, holder_kind=publisher.kind, **port_facts(port))

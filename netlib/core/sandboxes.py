@@ -95,9 +95,10 @@ def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
     taken = tx.find_named(Sandbox, sandbox.name)
     if taken is not None:
         raise AlreadyExists(
-            f"the name {sandbox.name!r} is in use by container {taken.id[:12]}; choose another, or remove that one",
+            f"the name {sandbox.name!r} is in use by sandbox {taken.id[:12]}; choose another, or remove that one",
             name=sandbox.name,
             holder=taken.name,
+            holder_kind="sandbox",
         )
     if sandbox.owned and Path(sandbox.netns.path).exists():
         raise AlreadyExists(
@@ -107,8 +108,9 @@ def _check_free(tx: Transaction, sandbox: Sandbox) -> None:
     other = None if sandbox.owned or sandbox.netns.is_host else tx.sandbox_in(sandbox.netns.identity)
     if other is not None:
         raise AlreadyExists(
-            f"the network namespace at {sandbox.netns.path} is that of container {other.name!r}; use that one",
+            f"the network namespace at {sandbox.netns.path} is that of sandbox {other.name!r}; use that one",
             holder=other.name,
+            holder_kind="sandbox",
         )
 
 

@@ -33,7 +33,17 @@ from netlib.store.sqlite import Store
 from netlib.wire.client import DaemonWatcher
 from netlib.wire.notices import notice
 
-__all__ = ["ReportsHealth", "Session", "Unwatched", "Watcher", "chunks", "no_container", "no_network", "reference_of"]
+__all__ = [
+    "ReportsHealth",
+    "Session",
+    "Unwatched",
+    "Watcher",
+    "chunks",
+    "no_container",
+    "no_network",
+    "no_sandbox",
+    "reference_of",
+]
 
 _R = TypeVar("_R", bound=Struct)
 
@@ -126,13 +136,21 @@ class Session:
     @property
     def store(self) -> Store:
         """The store. ConfigError when this session is closed, or another thread's: each opens its own."""
-        if self._thread != threading.get_ident():
-            raise ConfigError(
-                "this Controller is closed; open another one"
-                if self._thread == _CLOSED
-                else "a Controller serves the thread that opened it, and this is another one; open one in each thread"
-            )
+        if self._thread != threading.get_ident():  # not by require_usable(): a connect asks for the store often
+            raise self._unusable()
         return self._store
+
+    def require_usable(self) -> None:
+        """Raise ConfigError when this session is closed, or another thread's."""
+        if self._thread != threading.get_ident():
+            raise self._unusable()
+
+    def _unusable(self) -> ConfigError:
+        return ConfigError(
+            "this Controller is closed; open another one"
+            if self._thread == _CLOSED
+            else "a Controller serves the thread that opened it, and this is another one; open one in each thread"
+        )
 
     def close(self) -> None:
         """Close the store's connection of this thread, and the one to netlibd; to close it again is a no-op."""
@@ -146,6 +164,7 @@ class Session:
         store.close()
 
     def __enter__(self) -> Self:
+        self.require_usable()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -337,7 +356,7 @@ class Session:
         reference = reference_of(reference)
         row = tx.find(Sandbox, reference)
         if row is None or not is_there(row.phase):
-            raise no_container(reference)
+            raise no_sandbox(reference)
         return row
 
     def find_subject(self, tx: Transaction, reference: str | Network | Sandbox) -> Row[Network] | Row[Sandbox]:
@@ -378,6 +397,11 @@ def no_network(reference: str) -> NotFound:
     return NotFound(f"network {reference!r} not found; `netlib network ls` lists them", kind="network", reference=reference)
 
 
+def no_sandbox(reference: str) -> NotFound:
+    """The error for a sandbox that does not exist."""
+    return NotFound(f"sandbox {reference!r} not found; `Controller.sandboxes` lists them", kind="sandbox", reference=reference)
+
+
 def no_container(reference: str) -> NotFound:
-    """The error for a container, or a sandbox, that does not exist."""
+    """The error for a container that does not exist."""
     return NotFound(f"container {reference!r} not found; `netlib ps -a` lists them", kind="container", reference=reference)

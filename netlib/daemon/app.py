@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
+from netlib import __version__
 from netlib.config import Config
 from netlib.errors import NetlibError, NotPermitted, Stuck
 from netlib.kernel.folders import own_folder
@@ -24,14 +26,28 @@ from netlib.wire.conversation import START_SECONDS
 from netlib.wire.protocol import error_to_json
 
 _REPORT_FD = 3
+_REFUSED = 125
+_EXAMPLES = """\
+examples:
+  netlibd
+  netlibd --state-dir /srv/netlib --run-dir /run/netlib-srv
+"""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run netlibd until SIGTERM; return the exit code. A second one on the same run folder ends at once, with success."""
-    parser = argparse.ArgumentParser(prog="netlibd", description="Serves names, holds published ports, answers commands.")
-    parser.add_argument("--state-dir", help="folder of the store (NETLIB_STATE_DIR, else /var/lib/netlib)")
-    parser.add_argument("--run-dir", help="folder of the socket and of the log (NETLIB_RUN_DIR, else /run/netlib)")
+    parser = _Parser(
+        prog="netlibd",
+        description="Serves names, holds published ports, answers commands. A command starts it when it is needed.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"netlibd {__version__}", help="print the version")
+    parser.add_argument("--state-dir", metavar="DIR", help="folder of the store (NETLIB_STATE_DIR, else /var/lib/netlib)")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="folder of the socket and of the log (NETLIB_RUN_DIR, else /run/netlib)"
+    )
     parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)  # by netlib.wire.starting
     options = parser.parse_args(argv)
     config = Config.from_environment(state_dir=options.state_dir, run_dir=options.run_dir)
@@ -48,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"netlibd: {reported}", file=sys.stderr)
         return reported.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses wrong arguments as ``netlib`` does: in one sentence, with its exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_REFUSED, f"netlibd: {message}; see `netlibd --help`\n")
 
 
 def _serve(config: Config, *, detached: bool) -> int:

@@ -93,7 +93,8 @@ class HeldPorts:
     def health(self) -> str | None:
         """Return a sentence with the number of endpoints that lack a port and the reason of the first one, or None."""
         missing = list(self._missing.values())
-        return f"ports of {len(missing)} endpoints are not held: {missing[0][1]}" if missing else None
+        count = f"{len(missing)} endpoint{'' if len(missing) == 1 else 's'}"
+        return f"ports of {count} are not held: {missing[0][1]}" if missing else None
 
     def stop(self) -> None:
         """Close all sockets."""

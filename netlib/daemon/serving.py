@@ -133,7 +133,8 @@ class Serving:
     def health(self) -> str | None:
         """Return a sentence with the number of sandboxes without a resolver and the reason of the first one, or None."""
         unserved = list(self._unserved.values())
-        return f"names are not answered in {len(unserved)} sandboxes: {unserved[0]}" if unserved else None
+        count = f"{len(unserved)} sandbox{'' if len(unserved) == 1 else 'es'}"
+        return f"names are not answered in {count}: {unserved[0]}" if unserved else None
 
     def reconcile(self, *, store_changed: bool) -> None:
         """Try again to bind port 53 of gateways where another process had it; find and serve what has changed in the store."""

@@ -82,6 +82,10 @@ class Backend(Protocol):
         """The command lines that make *item*, for a person; the kernel is not asked."""
         ...
 
+    def allowance_commands(self, item: KernelObject) -> Sequence[str]:
+        """The command lines that make *item*, an Allowance, in the chains that other programs have now; else a comment."""
+        ...
+
     def listing(self) -> str:
         """All our rules, as the backend's own tool shows them to a person; empty where there are none."""
         ...

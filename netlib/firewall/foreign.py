@@ -7,6 +7,7 @@ alone, and a person is told the line to type instead.
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -91,6 +92,16 @@ def allowance_commands(tables: Mapping[str, Sequence[Mapping[str, Any]]], subjec
     for hook in hooks(tables):
         if not hook.owner and hook.chain not in present:
             yield from _accepts(hook, subject, tag)
+
+
+def explained_allowance(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str) -> Iterator[str]:
+    """The commands that accept *subject*'s packets in foreign hooks, also in those that do so already; else a comment. Pure."""
+    found = hooks(tables)
+    for hook in found:
+        lines = [f"nft {shlex.quote(line)}" for line in _accepts(hook, subject, "")]
+        yield from [f"# left to {hook.owner}: {line}" for line in lines] if hook.owner else lines
+    if not found:
+        yield f"# no other program drops what {named(subject)} by default, so no rule of ours is needed among theirs"
 
 
 def lacking(tables: Mapping[str, Sequence[Mapping[str, Any]]], subject: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from netlib.errors import Conflict, FeatureMissing, KernelError, NetlibError, ObjectMissing, TeardownError
 from netlib.firewall.backend import RuleEvents, Tagged
 from netlib.firewall.dnstable import DnsTable
-from netlib.firewall.foreign import allowance_commands, foreign_tables, lacking, our_rules
+from netlib.firewall.foreign import allowance_commands, explained_allowance, foreign_tables, lacking, our_rules
 from netlib.firewall.legacy import LegacyTables
 from netlib.firewall.libnftables import Nft, keeping, nft
 from netlib.firewall.members import MemberTable
@@ -82,6 +82,11 @@ class Nftables:
     def commands(item: KernelObject) -> Sequence[str]:
         """The ``nft`` command lines that make *item*."""
         return commands(item)
+
+    def allowance_commands(self, item: KernelObject) -> Sequence[str]:
+        """The ``nft`` command lines for the foreign chains of now that drop by default; a comment where there are none."""
+        assert isinstance(item, Allowance)
+        return list(explained_allowance(foreign_tables(self.nft), item.subject))
 
     @staticmethod
     def tables() -> tuple[KernelObject, ...]:

@@ -321,6 +321,9 @@ class Allowance(FirewallObject, frozen=True, kw_only=True):
         """A bridge, or ``MARKED``."""
         raise NotImplementedError
 
+    def commands_here(self, kernel: "Kernel") -> Iterable[str]:
+        return firewall(kernel, self.netns).allowance_commands(self)
+
     @cached_property
     def key(self) -> Key:
         return self._named(f"forward/{self.subject}")

@@ -422,7 +422,8 @@ def commands(item: KernelObject) -> Sequence[str]:
         case ContainerSubnet() | PortCondition():
             lines = list(chain_commands(item))
         case Allowance():
-            lines = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.subject)]
+            rules = [f"add rule ip filter FORWARD {rule}" for rule in allowance_rules(item.subject)]
+            return [f"# where a chain of others drops by default, as FORWARD may: nft {shlex.quote(rule)}" for rule in rules]
         case _:
             lines = list(add_elements(elements(item)))
     return [command_in(item.netns, f"nft {shlex.quote(line)}") for line in lines]

@@ -5,6 +5,7 @@ They are on disk: unlike all other kernel objects they survive a boot.
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -119,7 +120,12 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
         return _mode_drift(self.path, found.st_mode, self.mode)
 
     def commands(self) -> Iterable[str]:
-        yield f"install -m {self.mode:o} /dev/stdin {self.path}  # {len(self.content.splitlines())} lines"
+        yield f"printf {shlex.quote(_as_format(self.content))} | install -m {self.mode:o} /dev/stdin {shlex.quote(self.path)}"
+
+
+def _as_format(text: str) -> str:
+    """*text* on one line, as printf(1) takes it."""
+    return text.replace("\\", r"\\").replace("%", "%%").replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _read(fd: int, size: int) -> bytes:

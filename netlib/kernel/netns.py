@@ -73,7 +73,8 @@ def identity_of(fd: int) -> str:
 
 def identity_of_path(path: str) -> str:
     """The identity of the netns pinned at *path*; ObjectMissing when there is none."""
-    with opened(NetnsRef(path)) as fd:
+    netns = NetnsRef(path)
+    with opened(netns) as fd, recognising(netns):
         return identity_of(fd)
 
 

@@ -42,8 +42,9 @@ def hold_port(mapping: PortMapping) -> socket.socket:
         # A server that has just ended leaves connections in TIME-WAIT for a minute; those are nobody's.
         with suppress(OSError):
             return _bound(mapping, past_connections=True)
-    holder = _first_holder(inodes) or "a process that cannot be seen from here"
-    raise PortTaken(f"host {mapping.place} is held by {holder}; {_REMEDY}", holder=holder, **port_facts(mapping))
+    holder = _first_holder(inodes) or ""
+    text = f"host {mapping.place} is held by {holder or 'a process that cannot be seen from here'}; {_REMEDY}"
+    raise PortTaken(text, holder=holder, holder_kind="process", **port_facts(mapping))
 
 
 def probe_port(mapping: PortMapping) -> None:

@@ -3,14 +3,14 @@
 from netlib.core.controller import Controller
 from netlib.core.session import no_container
 from netlib.errors import NotFound
-from netlib.model import Event, Phase
+from netlib.model import Event, Phase, Sandbox
 from netlib.runtime.container import Runtime
 from netlib.runtime.spec import Container
 from netlib.store.kinds import Kind, register
 
 register(Kind("container", Container, -1, recovered=False))
 
-__all__ = ["containers", "event", "find_again", "find_container", "runtime", "write_record"]
+__all__ = ["containers", "described", "event", "find_again", "find_container", "runtime", "write_record"]
 
 
 def runtime(controller: Controller) -> Runtime:
@@ -37,9 +37,21 @@ def find_container(controller: Controller, reference: str, *, half_removed: bool
     """
     with controller.store.read() as tx:
         row = tx.find(Container, reference)
+        sandbox = tx.find(Sandbox, reference) if row is None else None
+    if sandbox is not None:
+        raise NotFound(
+            f"container {reference!r} not found, only {described(sandbox.value)}", kind="container", reference=reference
+        )
     if row is None or (row.phase is Phase.REMOVING and not half_removed):
         raise no_container(reference)
     return row.value
+
+
+def described(sandbox: Sandbox) -> str:
+    """Describe, in an error, a sandbox without a container of this runtime: whose it is, and what removes it."""
+    if sandbox.cni_container:
+        return f"sandbox {sandbox.name!r} of CNI container {sandbox.cni_container[:12]} (its runtime removes it)"
+    return f"sandbox {sandbox.name!r} of a Python program (`Controller.remove_sandbox`)"
 
 
 def find_again(controller: Controller, container: Container) -> Container:

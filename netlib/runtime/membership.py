@@ -8,6 +8,7 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from netlib.core.controller import Controller
+from netlib.core.session import no_container
 from netlib.driverapi import PublishesPorts
 from netlib.errors import AlreadyExists, Conflict, NotFound
 from netlib.model import Endpoint, Network
@@ -32,14 +33,19 @@ def connect_container(controller: Controller, reference: str, wanted: Join) -> E
     network = controller.network(wanted.network)
     container = _find(controller, reference)
     if container is None:
-        return join_network(controller, reference, wanted)
+        return join_network(controller, _sandbox(controller, reference), wanted)
     with controller.locks.hold(record_lock(container.id), f"connecting container {container.name}"):
         container = _require_own_networks(controller, container)
         spec = container.spec
         if any(_is_network(controller, item, network) for item in spec.networks):
             raise AlreadyExists(
                 f"container {container.name!r} is in network {network.name!r} already; "
-                "disconnect it first to connect it with other options"
+                "disconnect it first to connect it with other options",
+                holder=container.name,
+                holder_kind="container",
+                name=container.name,
+                network=network.name,
+                sandbox=container.name,
             )
         for alias in wanted.aliases:
             check_alias(alias)
@@ -58,7 +64,7 @@ def disconnect_container(controller: Controller, reference: str, network_referen
     network = controller.network(network_reference)
     container = _find(controller, reference)
     if container is None:
-        controller.disconnect(network.id, reference)
+        controller.disconnect(network.id, _sandbox(controller, reference))
         return
     with controller.locks.hold(record_lock(container.id), f"disconnecting container {container.name}"):
         container = _require_own_networks(controller, container)
@@ -82,6 +88,14 @@ def _find(controller: Controller, reference: str) -> Container | None:
         return find_container(controller, reference)
     except NotFound:
         return None
+
+
+def _sandbox(controller: Controller, reference: str) -> str:
+    """Return the id of a sandbox without a container; the error for an unknown container where there is none."""
+    try:
+        return controller.sandbox(reference).id
+    except NotFound:
+        raise no_container(reference) from None
 
 
 def _ports_to_publish(controller: Controller, container: Container, network: Network) -> tuple[PortRequest, ...]:

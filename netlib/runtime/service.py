@@ -18,13 +18,13 @@ from netlib.core.sandboxes import create_sandbox
 from netlib.driverapi import Addressless, PublishesPorts
 from netlib.errors import AlreadyExists, ConfigError, Conflict
 from netlib.model import Endpoint, Network, Phase, Sandbox
-from netlib.names import check_alias, check_domainname, check_hostname, check_sandbox_name, new_id
+from netlib.names import check_alias, check_container_name, check_domainname, check_hostname, new_id
 from netlib.ports import PortRequest
 from netlib.registry import usable_driver_of
 from netlib.requests import Join, SandboxRequest
 from netlib.runtime.ending import delete_container, kill_and_wait, remove_sandboxes
 from netlib.runtime.leftovers import finish, refuse_unknown
-from netlib.runtime.lookup import event, find_again, find_container, runtime, write_record
+from netlib.runtime.lookup import described, event, find_again, find_container, runtime, write_record
 from netlib.runtime.spec import RECORD_SUFFIX, Container, ContainerSpec, check_spec, generate_name
 from netlib.store.locks import record_lock
 from netlib.store.records import Transaction
@@ -39,7 +39,9 @@ def warnings(controller: Controller, spec: ContainerSpec) -> list[str]:
     name = spec.networks[0].network
     if not isinstance(usable_driver_of(controller.network(name)), Addressless):
         return []
-    return [f"published ports are discarded on network {name!r}: there is nothing to map"]
+    is_host = _shared_netns(controller.network(name)) == ""
+    reason = "the container has the host's own ports" if is_host else "the container has no address"
+    return [f"-p has no effect on network {name!r}: {reason}"]
 
 
 def run_container(
@@ -95,7 +97,7 @@ def _new_record(controller: Controller, spec: ContainerSpec) -> Container:
     """Check *spec* and return a new record for it, which is not written; ConfigError, NotFound for options that cannot hold."""
     check_spec(spec)
     if spec.name:
-        check_sandbox_name(spec.name)
+        check_container_name(spec.name)
     if spec.hostname:
         check_hostname(spec.hostname)
     if spec.domainname:
@@ -116,13 +118,14 @@ def _new_record(controller: Controller, spec: ContainerSpec) -> Container:
 
 
 def _check_free(tx: Transaction, name: str) -> None:
-    for taken in (tx.find(Container, name), tx.find(Sandbox, name)):
-        if taken is not None and taken.name == name:
-            raise AlreadyExists(
-                f"the name {name!r} is in use by container {taken.id[:12]}; choose another, or remove that one",
-                name=name,
-                holder=taken.name,
-            )
+    whose = kind = ""
+    if (container := tx.find_named(Container, name)) is not None:
+        whose, kind = f"container {container.id[:12]}", "container"
+    elif (sandbox := tx.find_named(Sandbox, name)) is not None:
+        whose, kind = described(sandbox.value), "sandbox"
+    if whose:
+        text = f"the name {name!r} is in use by {whose}; choose another, or remove that one"
+        raise AlreadyExists(text, name=name, holder=name, holder_kind=kind)
 
 
 def _shared_netns(network: Network) -> str | None:

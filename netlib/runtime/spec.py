@@ -211,8 +211,9 @@ def check_spec(spec: ContainerSpec) -> None:
             raise ConfigError("a command and its environment cannot contain the character NUL")
     names = [attachment.network for attachment in spec.networks]
     if spec.netns_of and (spec.publish or spec.hostname):
-        what = "publish ports (-p)" if spec.publish else "have a hostname (-h) of its own"
-        raise ConfigError(f"a container on the network of container {spec.netns_of!r} cannot {what}: both are that container's")
+        what, remedy = ("publish ports", "publish them on") if spec.publish else ("have a hostname of its own", "give it to")
+        owner = repr(spec.netns_of)
+        raise ConfigError(f"a container on the network of container {owner} cannot {what}: {remedy} {owner}")
     shared = f"container {spec.netns_of!r}" if spec.netns_of else "host" if "host" in names else ""
     if spec.sysctls and shared:
         name = sysctl_name(next(iter(spec.sysctls)))

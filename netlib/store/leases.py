@@ -8,7 +8,7 @@ import ipaddress
 import sqlite3
 from collections.abc import Iterator
 
-from netlib.ipamapi import Leased, Pool, Span, span, usable_span
+from netlib.ipamapi import Holder, Leased, Pool, Span, span, usable_span
 from netlib.model import AUXILIARY, GATEWAY, IPAddress, IPInterface, IPNetwork
 from netlib.store.ranges import FreeRanges, packed, unpacked
 
@@ -100,11 +100,11 @@ class StoredLeases:
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
-    def holder(self, pool: Pool, address: IPAddress) -> str:
+    def holder(self, pool: Pool, address: IPAddress) -> Holder:
         row = self._db.execute(
             "SELECT owner FROM lease WHERE pool=? AND address=?", (pool.number, packed(int(address)))
         ).fetchone()
-        return self._holder_name(row[0]) if row else "nobody"
+        return self._holder(row[0], pool.network) if row else Holder("", "", "nobody")
 
     def count(self, pool: Pool, within: Span) -> int:
         (count,) = self._db.execute(
@@ -114,7 +114,7 @@ class StoredLeases:
 
     def listed(self, network: str) -> list[Leased]:
         return [
-            Leased(_interface(pool, unpacked(address)), owner, self._holder_name(owner))
+            Leased(_interface(pool, unpacked(address)), owner, str(self._holder(owner, network)))
             for pool in self.pools(network)
             for address, owner in self._db.execute(
                 "SELECT address, owner FROM lease WHERE pool=? ORDER BY address", (pool.number,)
@@ -135,16 +135,20 @@ class StoredLeases:
         row = self._db.execute("SELECT name FROM record WHERE id=?", (record,)).fetchone()
         return str(row[0]) if row else record[:12]
 
-    def _holder_name(self, owner: str) -> str:
+    def _holder(self, owner: str, network: str) -> Holder:
         if owner == GATEWAY:
-            return "the gateway"
+            return Holder("gateway", self._name(network), "the gateway")
         if owner.startswith(AUXILIARY):
-            return f'auxiliary address "{owner.removeprefix(AUXILIARY)}"'
+            name = owner.removeprefix(AUXILIARY)
+            return Holder("auxiliary", name, f'auxiliary address "{name}"')
         row = self._db.execute("SELECT kind, name, sandbox FROM record WHERE id=?", (owner,)).fetchone()
         if row is None:
-            return f"{owner[:12]} (without a record)"
+            return Holder("", owner[:12], f"{owner[:12]} (without a record)")
         kind, name, sandbox = row
-        return f'the {kind} of sandbox "{self._name(sandbox)}"' if sandbox else f'{kind} "{name}"'
+        if sandbox:
+            home = self._name(sandbox)
+            return Holder("sandbox", home, f'the {kind} of sandbox "{home}"')
+        return Holder(kind, name, f'{kind} "{name}"')
 
 
 def _address(pool: Pool, number: int) -> IPAddress:

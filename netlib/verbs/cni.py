@@ -204,6 +204,10 @@ def drift(controller: Controller, reference: str) -> list[tuple[str, str]]:
     return Attachments(controller).drift_of(records)
 
 
+_UNKNOWN = "there is no container or network {}; `netlib ps -a`, `cni ls` and `network ls` list them"
+_UNATTACHED = "no CNI plugin has attached a container {}; `netlib cni ls` lists the containers that are attached"
+
+
 def _records(controller: Controller, reference: str) -> tuple[list[str], list[Attached]]:
     """Return the record ids that *reference* stands for, and their attachments, which are empty for a network.
 
@@ -219,7 +223,7 @@ def _records(controller: Controller, reference: str) -> tuple[list[str], list[At
     return [part.id for item in items for part in item.parts], items
 
 
-def _of_container(controller: Controller, reference: str) -> list[Attached]:
+def _of_container(controller: Controller, reference: str, unknown: str = _UNKNOWN) -> list[Attached]:
     """Return the attachments of the container whose id is *reference* or begins with it; NotFound for none or for several."""
     attachments = Attachments(controller)
     items = attached(attachments.networks(), attachments.attachments())
@@ -229,7 +233,7 @@ def _of_container(controller: Controller, reference: str) -> list[Attached]:
     if len(containers) > 1:
         raise NotFound(f"{len(containers)} attached containers have ids that begin with {reference!r}; give more of the id")
     if not containers:
-        raise NotFound(f"there is no container or network {reference!r}; `netlib ps -a`, `cni ls` and `network ls` list them")
+        raise NotFound(unknown.format(repr(reference)), kind="container", reference=reference)
     return [item for item in items if item.container in containers]
 
 
@@ -275,7 +279,7 @@ def cni_inspect(controller: Controller, request: NameRequest) -> list[dict[str, 
             "Result": item.answer,
             "Drift": [{"Object": key, "Drift": difference} for key, difference in _drift(controller, item)],
         }
-        for item in _of_container(controller, request.name)
+        for item in _of_container(controller, request.name, _UNATTACHED)
     ]
 
 

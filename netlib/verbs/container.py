@@ -13,7 +13,7 @@ from typing import Any
 
 from netlib.codec import to_builtins
 from netlib.core.controller import Controller
-from netlib.errors import NotFound, TeardownError
+from netlib.errors import Conflict, NotFound, TeardownError
 from netlib.model import Endpoint
 from netlib.requests import NameRequest, NamesRequest
 from netlib.runtime import ending, leftovers, lookup, service
@@ -64,9 +64,22 @@ def container_kill(controller: Controller, request: KillRequest) -> None:
 
 
 def container_rm(controller: Controller, request: RemoveRequest) -> None:
-    """Remove the named containers; when one name is unknown, none is removed."""
-    containers = [lookup.find_container(controller, name, half_removed=True) for name in request.names]
+    """Remove the named containers; when one name is unknown, or a sandbox's without a container, none is removed."""
+    containers = [_to_remove(controller, name) for name in request.names]
     ending.remove_containers(controller, containers, force=request.force)
+
+
+def _to_remove(controller: Controller, name: str) -> Container:
+    """Find a container. Conflict for a sandbox without one: NotFound would be success to a caller with *force*."""
+    try:
+        return lookup.find_container(controller, name, half_removed=True)
+    except NotFound as error:
+        try:
+            sandbox = controller.sandbox(name)
+        except NotFound:
+            raise error from None
+        text = f"no container is removed: {name!r} is {lookup.described(sandbox)}"
+        raise Conflict(text, holder=sandbox.name, holder_kind="sandbox") from error
 
 
 def container_reap(controller: Controller, request: NameRequest) -> None:

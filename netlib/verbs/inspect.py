@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netlib.core.sandbox_plan import Membership, publishing_membership
+from netlib.kernel.sysctl import sysctl_name
 from netlib.model import AddressPool, Endpoint, IPInterface, Network, Sandbox
 from netlib.store.records import JournalEntry
 
@@ -76,6 +77,26 @@ def network_settings(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: 
         "IPv6Gateway": default.get("IPv6Gateway", ""),
         "MacAddress": default.get("MacAddress", ""),
         "Networks": shown,
+    }
+
+
+def sandbox_details(sandbox: Sandbox, endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> dict[str, Any]:
+    """Return what ``inspect`` shows of a sandbox; Docker has none, and the part ``NetworkSettings`` is as a container's."""
+    resolver = sandbox.resolver
+    return {
+        "Name": sandbox.name,
+        "Id": sandbox.id,
+        "Created": timestamp(sandbox.created),
+        "OwnsNetns": sandbox.owned,
+        "CNIContainer": sandbox.cni_container,
+        "Hostname": sandbox.hostname,
+        "Domainname": sandbox.domainname,
+        "Dns": [str(server) for server in resolver.servers],
+        "DnsSearch": list(resolver.search),
+        "DnsOptions": list(resolver.options),
+        "ExtraHosts": [f"{name}:{address}" for name, address in resolver.extra_hosts],
+        "Sysctls": {sysctl_name(path): value for path, value in sandbox.sysctls},
+        "NetworkSettings": network_settings(sandbox, endpoints, networks),
     }
 
 

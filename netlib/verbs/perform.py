@@ -15,7 +15,7 @@ from netlib.verbs.verb import Verb
 
 __all__ = ["find_verb", "perform"]
 
-_NOUNS = {"network", "container", "cni"}
+_NOUNS = {"network", "container", "sandbox", "cni"}
 
 
 def perform(controller: Controller, verb: str, args: Mapping[str, Any], *, fds: Sequence[int] = ()) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from netlib import __version__
+from netlib.core import reports
 from netlib.core.controller import Controller
 from netlib.core.session import ReportsHealth
 from netlib.errors import ConfigError, Conflict, NotFound
@@ -16,6 +17,7 @@ from netlib.model import Endpoint, Network, Phase, Sandbox
 from netlib.requests import BackupRequest, LogRequest, NameRequest, NoRequest
 from netlib.store.backup import copy_store
 from netlib.store.objects import Unreadable
+from netlib.store.schema import MIGRATIONS
 from netlib.verbs import cni
 from netlib.verbs.inspect import journal_row
 from netlib.verbs.verb import Verb
@@ -28,7 +30,7 @@ def explain(controller: Controller, request: NameRequest) -> list[dict[str, Any]
     """Return the kernel objects of a network or a container, each with the shell commands that would make it."""
     record = _in_kernel(controller, request.name)
     plan = controller.plan_of(record) if record else cni.plan(controller, request.name)
-    return [{"Object": str(item.key), "Commands": list(item.commands())} for item in plan]
+    return [{"Object": str(item.key), "Commands": lines} for item, lines in reports.commands_of(controller, plan)]
 
 
 def check(controller: Controller, request: NameRequest) -> list[dict[str, str]]:
@@ -91,6 +93,7 @@ def system_info(controller: Controller, _: NoRequest) -> dict[str, Any]:
         "Endpoints": len(controller.endpoints()),
         "StateDir": str(controller.config.state_dir),
         "RunDir": str(controller.config.run_dir),
+        "StoreSchema": len(MIGRATIONS),
         "FirewallBackend": BACKEND,
         "KernelVersion": platform.release(),
         "Architecture": platform.machine(),

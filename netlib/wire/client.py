@@ -32,6 +32,7 @@ __all__ = [
 
 DEADLINE_SECONDS = 120.0  # two locks of 60 s, the longest that a verb may wait
 TELL_SECONDS = 30.0
+NOT_RUNNING = "not running"
 _NEEDED_SECONDS = 3.0  # for the greeting of a netlibd that is needed and only slow
 WITHOUT = ", so names and held ports stay as they were"
 
@@ -80,7 +81,7 @@ def condition(config: Config) -> str:
     """Say for a person whether netlibd runs, by its pid file and without asking it."""
     pid = known_pid(config)
     if not pid:
-        return "not running"
+        return NOT_RUNNING
     return trouble(pid) if is_stopped(pid) else f"pid {pid}"
 
 

@@ -53,7 +53,7 @@ def test_inspect_says_which_plugin_holds_what_and_what_differs(caller: Caller, c
     assert (shown["Status"], shown["Drift"]) == ("stale", [{"Object": "netns//run/netns/c1", "Drift": "gone"}])
     with pytest.raises(NotFound, match="2 attached containers have ids that begin with 'c'"):
         perform(controller, "cni.inspect", {"name": "c"})
-    with pytest.raises(NotFound, match="no container or network 'x'"):
+    with pytest.raises(NotFound, match="no CNI plugin has attached a container 'x'"):
         perform(controller, "cni.inspect", {"name": "x"})
 
 

@@ -135,6 +135,10 @@ NETWORKS = [
     ("network inspect nosuch", ["nosuch"]),
     ("network ls -f colour=red", ["colour=red"]),
     ("explain nosuch", ["nosuch"]),
+    ("cni inspect nosuch", ["nosuch", "netlib cni ls"]),
+    ("cni uninstall /nosuch", ["/nosuch", "netlib cni install"]),
+    ("port box http", ["'http'", "53/udp"]),
+    ("events --format table", ["events has no table", "json"]),
     ("check nosuch", ["nosuch"]),
     ("log -n 0", ["0"]),
 ]

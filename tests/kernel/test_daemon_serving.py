@@ -395,7 +395,7 @@ def test_a_port_that_somebody_else_had_is_held_when_it_comes_free(config: Config
         with socket.create_server(("0.0.0.0", 8080)):
             serving.start()
         assert not held(8080)
-        assert "ports of 1 endpoints are not held: host port 8080/tcp is held by" in (serving._ports.health() or "")
+        assert "ports of 1 endpoint are not held: host port 8080/tcp is held by" in (serving._ports.health() or "")
         serving._ports.reconcile(store_changed=False)
         assert held(8080)
         assert serving._ports.health() is None

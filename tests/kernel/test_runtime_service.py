@@ -109,7 +109,7 @@ def test_host_network(controller: Controller) -> None:
 
 def test_published_ports_on_the_host_network_are_warned_of(controller: Controller) -> None:
     answer = perform(controller, "container.run", {"command": ["true"], "networks": ["host"], "publish": ["80:80"]})
-    assert "discarded" in answer["Warnings"][0]
+    assert "-p has no effect on network" in answer["Warnings"][0]
     assert perform(controller, "container.run", {"command": ["true"], "publish": ["80:80"]})["Warnings"] == []
 
 

@@ -112,12 +112,19 @@ def test_values_that_look_like_truths_are_values() -> None:
         (CONTAINER_COMMANDS["logs"][0], ["-fqt", "job"], r"logs: unknown option -q in -fqt;"),
         (CONTAINER_COMMANDS["logs"][0], ["-x", "job"], r"logs: unknown option -x;"),
         (OTHER_COMMANDS["check"][0], [], r"check: no network or container given;"),
-        (run_parser, ["--name"], r"--name: expected one argument"),
+        (run_parser, ["--name"], r"run: --name needs a value, NAME, after it;"),
+        (run_parser, ["-dp"], r"run: --publish needs a value, PORT, after it;"),
+        (rm_parser, ["--force=maybe", "web"], r"rm: --force takes no value but true or false, and 'maybe' is neither;"),
+        (
+            CONTAINER_COMMANDS["inspect"][0],
+            ["--type", "x", "web"],
+            r"--type: 'x' is not possible; choose container or network or sandbox;",
+        ),
         (stop_parser, ["-t", "soon", "web"], r"'soon' is no number of seconds"),
         (stop_parser, ["-t", "-1", "web"], r"'-1' is no length of time"),
         (stop_parser, ["-t", "nan", "web"], r"'nan' is no length of time"),
         (stop_parser, [], r"stop: no container given"),
-        (connect_parser, ["web", "db", "more"], r"network connect: unrecognized arguments: more"),
+        (connect_parser, ["web", "db", "more"], r"network connect: 'more': too many arguments; leave it out;"),
         (connect_parser, ["--gw-priority", "high", "web", "db"], r"'high' is no whole number"),
     ],
 )
@@ -176,9 +183,9 @@ def test_environment_refuses_what_has_no_name_and_files_it_cannot_read(tmp_path:
 
 
 def test_words_too_many_are_named_without_our_own() -> None:
-    with pytest.raises(ConfigError, match="unrecognized arguments: b c;"):
+    with pytest.raises(ConfigError, match="'b', 'c': too many arguments;"):
         CONTAINER_COMMANDS["logs"][0]().read(["a", "b", "c"])
-    with pytest.raises(ConfigError, match="unrecognized arguments: a;"):
+    with pytest.raises(ConfigError, match="'a': too many arguments;"):
         NETWORK_COMMANDS["ls"][0]().read(["a"])
 
 

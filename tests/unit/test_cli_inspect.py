@@ -157,7 +157,7 @@ def test_links() -> None:
     assert parse_link("db:mysql") == Link("db", "mysql")
     assert parse_link("db") == Link("db", "db")
     for text in ("", ":x", "a:b:c"):
-        with pytest.raises(ConfigError, match="--link"):
+        with pytest.raises(ConfigError, match="^link "):
             parse_link(text)
 
 

@@ -93,7 +93,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["stop", "-t", "soon", "web"], 125, "'soon' is no number of seconds"),
         (["network", "create"], 1, "network create: no network given"),
         (["network", "rm", "-f"], 1, "network rm: no network given"),
-        (["ps", "web"], 1, "ps: unrecognized arguments: web"),
+        (["ps", "web"], 1, "ps: 'web': too many arguments; leave it out"),
         (["run"], 1, "run: no command given"),
         (["run", "-e", "=x", "true"], 125, "'=x' has no name"),
         (["ps", "--filter", "colour=red"], 1, "filter 'colour=red' is not understood"),

@@ -231,6 +231,12 @@ def test_bad_arguments_get_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_nothing_to_uninstall_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(capsys, "cni", "uninstall", str(folder)) == (0, "FILE   ACTION\n", "")
+def test_nothing_to_uninstall_is_no_failure_but_a_folder_that_is_not_there_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = command(capsys, "cni", "uninstall", str(folder))
+    assert (code, out) == (1, "")
+    assert f"there is no folder {folder}" in err
     assert not folder.exists()
+    folder.mkdir(parents=True)
+    assert command(capsys, "cni", "uninstall", str(folder)) == (0, "FILE   ACTION\n", "")

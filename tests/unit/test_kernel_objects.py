@@ -305,7 +305,7 @@ EXPLAINED: list[tuple[KernelObject, str, list[str]]] = [
     (
         TextFile(path="/etc/netns/web/hosts", content="a\nb\n"),
         "file/host//etc/netns/web/hosts",
-        ["install -m 644 /dev/stdin /etc/netns/web/hosts  # 2 lines"],
+        ["printf 'a\\nb\\n' | install -m 644 /dev/stdin /etc/netns/web/hosts"],
     ),
     (Folder(path="/etc/netns/web", mode=0o755), "folder/host//etc/netns/web", ["mkdir -p -m 755 /etc/netns/web"]),
     (

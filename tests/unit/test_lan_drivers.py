@@ -9,10 +9,11 @@ from msgspec.structs import replace
 from drivers.ipvlan import IpvlanDriver
 from drivers.macvlan import MacvlanDriver
 from netlib.core.network_record import HostState, pool_requests
+from netlib.core.networks import _suggesting_parent
 from netlib.core.sandbox_plan import sandbox_plan
 from netlib.dns.resolvconf import HostResolver
 from netlib.driverapi import PublishesPorts
-from netlib.errors import ConfigError
+from netlib.errors import ConfigError, FeatureMissing
 from netlib.kernel.links import LinkUp
 from netlib.kernel.parents import ParentLink
 from netlib.kernel.routes import RouteEntry
@@ -198,3 +199,14 @@ def test_without_a_router_there_is_no_gateway() -> None:
     assert (pool.gateway, pool.wants_gateway, pool.auxiliary) == (None, False, {})
     (automatic,) = pool_requests(NetworkRequest(name="lan", driver="macvlan"), LAN)
     assert (automatic.subnet, automatic.wants_gateway) == (None, False)
+
+
+@pytest.mark.parametrize("driver_name", ["macvlan", "ipvlan"])
+def test_where_a_dummy_cannot_be_made_a_parent_is_suggested(driver_name: str) -> None:
+    refusal = FeatureMissing("cannot create dummy dm-1: this kernel lacks the feature", 95)
+    with pytest.raises(FeatureMissing, match="name one by -o parent=LINK") as caught:
+        with _suggesting_parent(NetworkRequest(name="lan", driver=driver_name)):
+            raise refusal
+    assert caught.value.errno == 95
+    with pytest.raises(FeatureMissing, match="lacks the feature$"), _suggesting_parent(NetworkRequest(name="lan")):
+        raise refusal

@@ -42,7 +42,7 @@ def test_names_that_are_refused(name: str) -> None:
         ConfigError, match=rf"^network name {re.escape(repr(name))} is not allowed; begin with a letter or digit"
     ):
         check_network_name(name)
-    with pytest.raises(ConfigError, match=r"^container name"):
+    with pytest.raises(ConfigError, match=r"^sandbox name"):
         check_sandbox_name(name)
 
 
