@@ -104,8 +104,8 @@ def _filters(texts: Sequence[str]) -> dict[str, list[str]]:
     """Read ``KEY=VALUE`` filters into values by key; an event passes if it has any of a key's values, as with Docker."""
     found: dict[str, list[str]] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if key not in _PASSES or not equals:
+        key, _, value = text.partition("=")
+        if key not in _PASSES or not value:  # an empty one would be the beginning of every name
             raise ConfigError(
                 f"filter {text!r} is not understood; write KEY=VALUE, the key one of {', '.join(sorted(_PASSES))}"
             )

@@ -97,6 +97,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run"], 1, "run: no command given"),
         (["run", "-e", "=x", "true"], 125, "'=x' has no name"),
         (["ps", "--filter", "colour=red"], 1, "filter 'colour=red' is not understood"),
+        (["events", "--filter", "network="], 1, "filter 'network=' is not understood"),
         (["logs", "--tail", "some", "web"], 1, "--tail 'some' is no number"),
         (["start", "-a", "one", "two"], 1, "one container at a time"),
     ],
