@@ -180,14 +180,16 @@ class Engine:
 
     def _ensure_run(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
         """Apply objects of one run under the locks of those that are shared."""
-        if keys := _shared_keys(run):
-            with self._holding(keys):
+        shared = [item for item in run if item.shared]
+        if shared:
+            with self._locked(shared):
                 self._apply(kernel, run)
         else:
             self._apply(kernel, run)
 
     def _apply(self, kernel: Kernel, run: Sequence[KernelObject]) -> None:
-        self.tell("ensure", run)
+        if self.observer is not None:
+            self.tell("ensure", run)
         try:
             if len(run) == 1:
                 run[0].ensure(kernel)
@@ -199,8 +201,10 @@ class Engine:
             if (failure := failed_object(run[0], error)) is not None:
                 raise failure from error
             raise
-        self.trail += [f"+ {item.key}" for item in run]
-        self.tell("ensured", run)
+        for item in run:
+            self.trail.append(f"+ {item.key}")
+        if self.observer is not None:
+            self.tell("ensured", run)
 
     def _restore(self, kernel: Kernel, record: str, old: Plan, new: Plan) -> None:
         self.remove(kernel, [record], plan_change(new, old).remove)
@@ -218,7 +222,7 @@ class Engine:
 
     def _locked(self, run: Iterable[KernelObject]) -> AbstractContextManager[object]:
         """Hold the locks of the shared objects of *run*; most have none."""
-        keys = _shared_keys(run)
+        keys = sorted([str(item.key) for item in run if item.shared])
         return self._holding(keys) if keys else _NO_LOCKS
 
     @contextmanager
@@ -256,10 +260,6 @@ def _defect(item: KernelObject, error: Exception) -> NetlibError:
     logging.getLogger(__name__).error("removing %s", item.key, exc_info=error)
     kind = type(item)
     return NetlibError(f"{item.key} cannot be removed: a defect in {kind.__module__}.{kind.__name__}: {error!r}")
-
-
-def _shared_keys(run: Iterable[KernelObject]) -> list[str]:
-    return sorted([str(item.key) for item in run if item.shared])
 
 
 def _notes(known: KernelObject, item: KernelObject) -> dict[str, Any]:

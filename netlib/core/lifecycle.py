@@ -5,7 +5,7 @@ says that it is true (or that it is gone). They are the arrows of the picture in
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 from netlib.core.engine import Engine
@@ -39,9 +39,15 @@ class Lifecycle:
         self.store = engine.store
         self._plan_sandbox = plan_sandbox
 
-    @contextmanager
-    def working_on(self, records: Iterable[str], purpose: str) -> Iterator[None]:
+    def working_on(self, records: Collection[str], purpose: str) -> AbstractContextManager[None]:
         """Hold the locks of *records* (ids), so that recovery leaves them alone and nobody else works on them."""
+        if len(records) == 1:
+            (record,) = records
+            return self.engine.locks.hold(record_lock(record), purpose)
+        return self._working_on_several(records, purpose)
+
+    @contextmanager
+    def _working_on_several(self, records: Collection[str], purpose: str) -> Iterator[None]:
         with ExitStack() as stack:
             for record in sorted(set(records)):
                 stack.enter_context(self.engine.locks.hold(record_lock(record), purpose))

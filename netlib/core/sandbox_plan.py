@@ -214,12 +214,11 @@ def _gateway(network: Network, endpoint: Endpoint, family: int) -> IPAddress | N
 
 def _constant_files(sandbox: Sandbox) -> list[KernelObject]:
     """The folders of a sandbox's files, and its hostname."""
-    folder = Path(sandbox.files_dir)
-    seen_by_ip = _folder_of_ip(sandbox)
+    folder, seen_by_ip = sandbox.files_dir, _folder_of_ip(sandbox)
     return [
-        Folder(path=str(folder)),
-        TextFile(path=str(folder / "hostname"), content=f"{sandbox.hostname}\n"),
-        *([Folder(path=str(seen_by_ip), mode=0o755)] if seen_by_ip else []),
+        Folder(path=folder),
+        TextFile(path=f"{folder}/hostname", content=f"{sandbox.hostname}\n"),
+        *([Folder(path=seen_by_ip, mode=0o755)] if seen_by_ip else []),
     ]
 
 
@@ -240,10 +239,10 @@ def _files(sandbox: Sandbox, memberships: Sequence[Membership], host: HostResolv
             yield TextFile(path=f"{folder}/hosts", content=hosts)
 
 
-def _folder_of_ip(sandbox: Sandbox) -> Path | None:
-    """The folder whose files `ip netns exec NAME` binds over the host's; None where the netns has no name for ip."""
-    netns = Path(sandbox.netns.path)
-    return NETNS_FILES_DIR / netns.name if sandbox.owned and netns.parent == NETNS_DIR else None
+def _folder_of_ip(sandbox: Sandbox) -> str:
+    """The folder whose files `ip netns exec NAME` binds over the host's; empty where the netns has no name for ip."""
+    folder, _, name = sandbox.netns.path.rpartition("/")  # texts: a sandbox is planned at every connect
+    return f"{NETNS_FILES_DIR}/{name}" if sandbox.owned and folder == str(NETNS_DIR) else ""
 
 
 def host_resolver() -> HostResolver:

@@ -60,10 +60,10 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
                 self._create()
                 return
             try:
-                mode = os.fstat(fd).st_mode
-                if not stat.S_ISREG(mode):
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode):
                     raise OSError(errno.EEXIST, "it is no regular file")
-                self._rewrite(fd, stat.S_IMODE(mode))
+                self._rewrite(fd, found)
             finally:
                 os.close(fd)
 
@@ -80,14 +80,14 @@ class TextFile(KernelObject, frozen=True, kw_only=True, tag="file"):
             temporary.unlink(missing_ok=True)
             raise
 
-    def _rewrite(self, fd: int, mode: int) -> None:
+    def _rewrite(self, fd: int, found: os.stat_result) -> None:
         text = self.content.encode()
-        if _read(fd, len(text)) != text:
+        if found.st_size != len(text) or _read(fd, len(text)) != text:
             done = 0
             while done < len(text):
                 done += os.pwrite(fd, text[done:], done)
             os.ftruncate(fd, len(text))
-        if mode != self.mode:
+        if stat.S_IMODE(found.st_mode) != self.mode:
             os.fchmod(fd, self.mode)
 
     def remove(self, kernel: "Kernel") -> None:

@@ -88,9 +88,7 @@ class Transaction:
 
     def set_phase(self, record: str, phase: Phase) -> None:
         """Set a record's phase and stamp the record with this boot."""
-        self.db.execute("UPDATE record SET phase=? WHERE id=?", (phase, record))
-        # Apart: SQLite writes the index of a column that is set, also where its value stays the same.
-        self.db.execute("UPDATE record SET boot=? WHERE id=? AND boot<>?", (self.boot, record, self.boot))
+        self.db.execute("UPDATE record SET phase=?, boot=? WHERE id=?", (phase, self.boot, record))
 
     def give_up_joining(self, sandbox: str, *, besides: str = "") -> None:
         """Call ``removing`` the endpoints of a sandbox that are in creation, *besides* one (ids); the caller holds its lock.

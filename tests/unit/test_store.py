@@ -189,6 +189,7 @@ def test_an_older_file_is_brought_forward(store: Store) -> None:
     with store.write() as tx:
         tx.insert(box, name=box.name)
         tx.db.execute("DROP INDEX record_netns")
+        tx.db.execute("CREATE INDEX record_boot ON record (boot)")
         tx.db.execute("ALTER TABLE journal DROP COLUMN events")
         tx.db.execute("INSERT INTO record VALUES ('c.container','container','c','ready',NULL,NULL,'',?)", (_OLD_CONTAINER,))
         tx.db.execute("PRAGMA user_version=1")
