@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from netlib.errors import Conflict, NetlibError, TeardownError
 from netlib.kernel.handle import IdleSockets, Kernel
+from netlib.kernel.scarcity import exhaustion
 from netlib.objects import failed_object
 from netlib.plan import Carrier, Coexists, ExplainsConflict, KernelObject, Key, Plan, ability, plan_change, removal_rank
 from netlib.store.locks import Locks
@@ -162,7 +163,9 @@ class Engine:
                     failures.extend(error.failures)
                 except NetlibError as error:
                     failures.append(error)
-                except Exception as error:  # noqa: BLE001 - a defect in one class must not keep the objects of others
+                except Exception as error:  # a defect in one class must not keep the objects of others
+                    if exhaustion(error) is not None:
+                        raise
                     failures.append(failed_object(run[0], error) or _defect(run[0], error))
         try:  # another record holds these carriers now, so the objects on them do not vanish: remove those too
             if staying:

@@ -57,11 +57,17 @@ def create(group: str, where: dict[str, str]) -> dict[str, str]:
 
 def _create_one(path: str) -> bool:
     """Make a group; False where it existed."""
+    is_new = True
     try:
         os.mkdir(path, 0o755)
+        os.chmod(path, 0o755)  # noqa: S103 - the usual mode, which the umask must not change, since the container sees the group
     except FileExistsError:
-        return False
-    os.chmod(path, 0o755)  # noqa: S103 - the usual mode, which the umask must not change, since the container sees the group
+        is_new = False
+    _fill_cpuset(path)  # also of a group that existed: another process may have made it just now
+    return is_new
+
+
+def _fill_cpuset(path: str) -> None:
     for name in ("cpuset.cpus", "cpuset.mems"):  # v1: empty in a new group, which no process can join before they are set
         try:
             fd = os.open(f"{path}/{name}", os.O_RDWR)
@@ -73,7 +79,6 @@ def _create_one(path: str) -> bool:
                     os.write(fd, parent.read())
         finally:
             os.close(fd)
-    return True
 
 
 def join(pid: int, group: dict[str, str]) -> None:

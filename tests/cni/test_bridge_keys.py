@@ -172,10 +172,11 @@ def test_every_step_that_fails_undoes_all(
     config = bridge(macspoofchk=True, promiscMode=True, **more)
     before = snapshot()
     steps: list[str] = []
-    monkeypatch.setattr(controller.engine, "tell", lambda moment, item: steps.append(moment))
+    monkeypatch.setattr(controller.engine, "observer", lambda moment, item: steps.append(moment))
     caller.ok("ADD", config)
     caller.ok("DEL", config)
     controller.reset()
+    assert steps.count("ensured") > 5
     for fatal in range(steps.count("ensured")):
         seen = 0
 
@@ -185,7 +186,7 @@ def test_every_step_that_fails_undoes_all(
             if moment == "ensured" and seen > fatal:
                 raise KernelError("a failure that was asked for")
 
-        monkeypatch.setattr(controller.engine, "tell", fail)
+        monkeypatch.setattr(controller.engine, "observer", fail)
         assert "asked for" in caller.error("ADD", config)[1]
         assert differences(before, snapshot()) == []
 

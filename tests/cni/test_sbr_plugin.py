@@ -275,7 +275,7 @@ def test_every_step_that_fails_undoes_all(
             if moment == "ensured" and seen > fatal:
                 raise KernelError("a failure that was asked for")
 
-        monkeypatch.setattr(controller.engine, "tell", fail)
+        monkeypatch.setattr(controller.engine, "observer", fail)
         assert "asked for" in caller.error("ADD", sbr(first))[1]
         assert differences(before, inside()) == []
 

@@ -196,7 +196,7 @@ def test_every_step_that_fails_undoes_all(
             if moment == "ensured" and item.__struct_config__.tag == fatal:
                 raise KernelError("a failure that was asked for")
 
-        monkeypatch.setattr(controller.engine, "tell", fail)
+        monkeypatch.setattr(controller.engine, "observer", fail)
         assert "asked for" in caller.error("ADD", vrf(first))[1]
         assert differences(before, inside()) == []
 

@@ -35,9 +35,17 @@ def running_pids(config: Config) -> dict[str, int]:
     found = {}
     for path in config.container_dir.iterdir():
         pid = json.loads((path / "pid.json").read_text())["pid"]
-        if Path(f"/proc/{pid}").exists():
+        if _runs(pid):
             found[path.name[:12]] = pid
     return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which waits for its minder."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def work_files(config: Config) -> list[str]:

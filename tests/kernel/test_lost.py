@@ -185,7 +185,7 @@ def test_after_the_state_folder_was_deleted_the_store_is_named_by_hand(used: Con
     with pytest.raises(StoreLost, match=r"\d running containers?, 2 links"):
         call(used, "system.reset", {})
     take_away(used.memory_dir)
-    with pytest.raises(StoreLost, match=r"\d running containers? that"):  # whose the links are is known no more
+    with pytest.raises(StoreLost, match=r"\d running containers?, which"):  # whose the links are is known no more
         call(used, "system.reset", {})
     assert len([line for line in strays(used) if line.startswith("left: links") and tag in line]) == 1
     lines = list(reset_lost(used))

@@ -153,3 +153,18 @@ def test_minders_whose_group_is_taken_away_while_they_join_make_it_again(number:
 def test_a_hierarchy_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         cgroups.create("mine", {"": str(tmp_path / "none")})
+
+
+def test_a_parent_that_another_process_is_just_making_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a hierarchy of version 1 it has no processors yet, and a process cannot join a group without processors."""
+    monkeypatch.setattr(cgroups, "PARENT", f"netlib-test-{os.getpid()}")
+    where = cgroups.own_hierarchies()
+    for mountpoint in where.values():
+        os.mkdir(f"{mountpoint}/{cgroups.PARENT}")
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            cgroups.join(process.pid, cgroups.create("box", where))
+        finally:
+            cgroups.remove("box", where)  # which kills what is in it
+            cgroups.remove_unused(where)
+    assert not any(os.path.exists(f"{mountpoint}/{cgroups.PARENT}") for mountpoint in where.values())
