@@ -50,7 +50,11 @@ class Prepares(Protocol):
         ...
 
     def release(self, record: str, facts: Mapping[str, Any], kernel: "Kernel") -> None:
-        """Release what :meth:`prepare` got for *record*; a no-op when that was done. *facts* are empty if none were noted."""
+        """Release what :meth:`prepare` got for *record*; a no-op when that was done. *facts* are empty if none were noted.
+
+        The next command after a crash calls it, whatever that command is, and waits: give what you ask a deadline of seconds,
+        and raise a NetlibError when it passes. The record then stays, and the release is tried again.
+        """
         ...
 
 
