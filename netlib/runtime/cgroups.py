@@ -68,15 +68,18 @@ def _create_one(path: str) -> bool:
 
 
 def _fill_cpuset(path: str) -> None:
-    for name in ("cpuset.cpus", "cpuset.mems"):  # v1: empty in a new group, which no process can join before they are set
+    """Give a group of version 1 the processors and memory of its parent: it has none at first, and no process can join it."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
         try:
             fd = os.open(f"{path}/{name}", os.O_RDWR)
         except OSError:
-            break
+            return
         try:
             if not os.read(fd, 4096).strip():
                 with open(f"{os.path.dirname(path)}/{name}", "rb") as parent:
                     os.write(fd, parent.read())
+        except FileNotFoundError:  # version 2, in which the root has no such file, and an empty one inherits
+            return
         finally:
             os.close(fd)
 
