@@ -21,33 +21,41 @@ from netlib.plan import KernelObject, Key
 if TYPE_CHECKING:
     from netlib.kernel.handle import Kernel
 
-__all__ = ["BridgeTable"]
+__all__ = ["BridgeConversation", "BridgeTable"]
 
 _RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA = 1, 2, 7  # NFTA_RULE_*
 _CHAIN = "prerouting"
 
 
-class _RuleReader:
-    """A netlink conversation that reads the rules of one netns."""
+class BridgeConversation:
+    """A netlink conversation about tables of one netns; opened at first use, and kept as libnftables' are."""
 
     def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
-        self._is_hosts = netns.is_host
-        idle = take_idle(NetlinkSocket) if self._is_hosts else None
-        if idle is None:
-            with kernel.entered(netns), doing(f"open a netlink socket in {netns.label}"):
-                idle = NetlinkSocket(NETFILTER)
-        self._socket = idle
+        self.netns = netns
+        self._kernel = kernel
+        self._socket: NetlinkSocket | None = None
+
+    def opened(self, action: str) -> NetlinkSocket:
+        """The socket; *action* is a verb phrase for the error where there can be none."""
+        if self._socket is None:
+            self._socket = take_idle(NetlinkSocket) if self.netns.is_host else None
+        if self._socket is None:
+            with self._kernel.entered(self.netns), doing(action):
+                self._socket = NetlinkSocket(NETFILTER)
+        return self._socket
 
     def has(self, wanted: "BridgeTable") -> bool:
         """Whether the rules of the table are there, by their comments."""
-        table = wanted.table.removeprefix("bridge ")
-        with doing(f"list the rules of table {wanted.table}"):
-            found = self._socket.dump(GETRULE, BRIDGE_HEADER, text(_RULE_TABLE, table), text(_RULE_CHAIN, _CHAIN))
+        action, table = f"list the rules of table {wanted.table}", wanted.table.removeprefix("bridge ")
+        sock = self.opened(action)
+        with doing(action):
+            found = sock.dump(GETRULE, BRIDGE_HEADER, text(_RULE_TABLE, table), text(_RULE_CHAIN, _CHAIN))
         return [comment_of(rule.get(_RULE_USERDATA, b"")) for _, rule in found] == [comment for _, comment in wanted.rules]
 
     def close(self) -> None:
-        if not (self._is_hosts and leave_idle(self._socket)):
+        if self._socket is not None and not (self.netns.is_host and leave_idle(self._socket)):
             self._socket.close()
+        self._socket = None
 
 
 class BridgeTable(KernelObject, frozen=True, kw_only=True):
@@ -81,7 +89,7 @@ class BridgeTable(KernelObject, frozen=True, kw_only=True):
 
         To ask takes 0.1 ms, and to make it again 2 ms; rules that are replaced keep the kernel busy for some 10 ms afterwards.
         """
-        if not kernel.kept(self.netns, _RuleReader).has(self):
+        if not kernel.kept(self.netns, BridgeConversation).has(self):
             self._make(kernel)
 
     def _make(self, kernel: "Kernel") -> None:

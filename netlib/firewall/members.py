@@ -21,23 +21,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from netlib.errors import ObjectMissing
-from netlib.firewall.bridgetable import BridgeTable
+from netlib.firewall.bridgetable import BridgeConversation, BridgeTable
 from netlib.firewall.expressions import (
     AT_ONCE,
     BRIDGE_HEADER,
     DELSETELEM,
-    NETFILTER,
     NEWSETELEM,
     NFTABLES,
     ifname_key,
     set_elements,
 )
-from netlib.firewall.libnftables import leave_idle, nft, take_idle
+from netlib.firewall.libnftables import nft
 from netlib.firewall.ruleset import checked_ifname
-from netlib.kernel.netlink import CREATE, NetlinkSocket
+from netlib.kernel.netlink import CREATE
 from netlib.kernel.netns import command_in
 from netlib.kernel.translate import doing
-from netlib.model import IPAddress, NetnsRef
+from netlib.model import IPAddress
 from netlib.plan import KernelObject, Key
 
 if TYPE_CHECKING:
@@ -68,31 +67,16 @@ _RULES = (
 )
 
 
-class MemberConversation:
-    """A netlink conversation about members of one netns; opened at first use, and kept as libnftables' are."""
-
-    def __init__(self, kernel: "Kernel", netns: NetnsRef) -> None:
-        self.netns = netns
-        self._kernel = kernel
-        self._socket: NetlinkSocket | None = None
+class MemberConversation(BridgeConversation):
+    """A conversation about members of one netns."""
 
     def change(self, verbs: Sequence[int], ports: Sequence["PortSources"]) -> None:
         """Do each of *verbs* (add, delete) with the elements of *ports* in one transaction; ObjectMissing without a table."""
         action = f"change whose addresses {', '.join(item.port for item in ports[:3])} may send from in {self.netns.label}"
-        if self._socket is None:
-            self._socket = take_idle(NetlinkSocket) if self.netns.is_host else None
-        if self._socket is None:
-            with self._kernel.entered(self.netns), doing(action):
-                self._socket = NetlinkSocket(NETFILTER)
-        holders = _by_set(ports)
+        sock, holders = self.opened(action), _by_set(ports)
         messages = [(verb, CREATE if verb == NEWSETELEM else 0, payload) for verb in verbs for payload in holders]
         with doing(action):
-            self._socket.transact(NFTABLES, messages)
-
-    def close(self) -> None:
-        if self._socket is not None and not (self.netns.is_host and leave_idle(self._socket)):
-            self._socket.close()
-        self._socket = None
+            sock.transact(NFTABLES, messages)
 
 
 def _by_set(ports: Sequence["PortSources"]) -> list[bytes]:
