@@ -61,10 +61,12 @@ def events(config: Config, given: Namespace) -> int:
 
 def event_row(event: Any, moment: float) -> dict[str, Any]:
     """Return an event (:class:`netlib.model.Event`) in the form of Docker's API."""
+    from netlib.cli.template import FreeTexts
+
     return {
         "Type": event.type,
         "Action": event.action,
-        "Actor": {"ID": event.id, "Attributes": dict(event.attributes)},
+        "Actor": {"ID": event.id, "Attributes": FreeTexts(event.attributes)},
         "scope": "local",
         "time": int(moment),
         "timeNano": int(moment * _NANO),

@@ -181,11 +181,18 @@ class Template:
     def _fields(self, value: Any, fields: str) -> Any:
         """Follow a dotted path of *fields* from *value*."""
         for field in filter(None, fields.split(".")):
+            if isinstance(value, FreeTexts):
+                value = value.get(field, "")
+                continue
             if not isinstance(value, dict) or field not in value:
                 known = _keys_of(value) if isinstance(value, dict) else "none"
                 raise self._refusal(f"there is no field {field!r}; there are: {known}")
             value = value[field]
         return value
+
+
+class FreeTexts(dict[str, str]):
+    """Texts by names that each row chooses, such as an event's attributes: one that a row lacks is empty, as in Go's maps."""
 
 
 def _split(text: str) -> Iterator[tuple[bool, str]]:

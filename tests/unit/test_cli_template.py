@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from netlib.cli.template import Template
+from netlib.cli.template import FreeTexts, Template
 from netlib.errors import ConfigError
 
 CONTAINER = {
@@ -83,3 +83,8 @@ def test_what_is_no_template_is_refused_in_one_sentence(text: str, sentence: str
     with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
         Template(text).render(CONTAINER)
     assert "\n" not in str(caught.value)
+
+
+def test_of_free_names_one_that_a_row_lacks_is_empty() -> None:
+    row = {"Attributes": FreeTexts({"name": "web"})}
+    assert Template("{{.Attributes.name}}/{{.Attributes.exitCode}}").render(row) == "web/"
